@@ -1,0 +1,32 @@
+# Everything runs in .venv, which is made when missing. PYTHON picks the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+BIN := .venv/bin
+FILES ?= $(wildcard examples/*)
+OUT ?= out
+
+.PHONY: setup test lint reconstruct clean
+
+setup: .venv/.dev
+
+.venv/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/.dev: .venv/.base
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+reconstruct: .venv/.base
+	$(BIN)/atoken reconstruct $(FILES) -o $(OUT)
+
+clean:
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,250 @@
+"""Weights in and out: our own folders, the published AToken files, and SigLIP2 vision towers.
+
+Every foreign layout is one key map, and loading is strict: a key that is missing, extra or of another shape is an error
+that names it. Files of weights are never unpickled freely: safetensors, or ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.utils import logging
+
+from atoken.errors import CheckpointError
+from atoken.model import ATokenConfig, ATokenModel
+from atoken.presets import FSQ_LEVELS
+
+StateDict = Mapping[str, Tensor]
+
+# The published files: a pattern in their keys, ours; applied in order.
+OFFICIAL_KEYS = {
+    r"^encoder\.head\.attention\.to_": "pool.",
+    r"^encoder\.head\.layernorm\.": "pool.norm.",
+    r"^encoder\.head\.": "pool.",
+    r"\.pos_embedder\.position_embedding\.": ".position.",
+    r"\.input_layer\.": ".inputs.",
+    r"\.attn\.to_": ".attention.",
+    r"\.attn\.([qk])_rms_norm\.gamma$": r".attention.\1_norm.gain_HK",
+    r"\.mlp\.mlp\.0\.": ".mlp.up.",
+    r"\.mlp\.mlp\.2\.": ".mlp.down.",
+    r"\.(post_layernorm|out_norm)\.": ".norm.",
+    r"^decoder\.out_layer\.": "to_patch.",
+    r"^proj\.": "to_latent.",
+}
+# What the published architecture fixes; a file that asks for anything else is refused rather than misread.
+OFFICIAL_FIXED = {
+    "in_channels": 3072,
+    "out_channels": 3072,
+    "encoder_attn_mode": "full",
+    "encoder_pe_mode": "joint",
+    "encoder_qk_rms_norm": False,
+    "encoder_use_bias": True,
+    "encoder_use_rms_norm": False,
+    "decoder_attn_mode": "full",
+    "decoder_pe_mode": "joint",
+    "decoder_qk_rms_norm": True,
+    "decoder_use_bias": False,
+    "decoder_use_rms_norm": True,
+    "use_decoder": True,
+    "quantizer_type": "fsq",
+    "quantizer_codebook_size": 4096,
+    "quantizer_num_codebooks": 8,
+    "quantizer_chunk_size": 1,
+}
+OFFICIAL_SIZES = {"model_channels": "width", "num_blocks": "layers", "num_heads": "heads", "mlp_channels": "mlp"}
+# SigLIP2's vision tower as transformers names it: a pattern in its keys, ours; applied in order.
+SIGLIP2_KEYS = {
+    r"^embeddings\.patch_embedding\.": "encoder.inputs.",
+    r"^embeddings\.position_embedding\.": "encoder.position.",
+    r"^post_layernorm\.": "encoder.norm.",
+    r"^head\.attention\.out_proj\.": "pool.out.",
+    r"^head\.layernorm\.": "pool.norm.",
+    r"^head\.": "pool.",
+    r"^encoder\.layers\.": "encoder.blocks.",
+    r"\.layer_norm([12])\.": r".norm\1.",
+    r"\.self_attn\.out_proj\.": ".attention.out.",
+    r"\.mlp\.fc1\.": ".mlp.up.",
+    r"\.mlp\.fc2\.": ".mlp.down.",
+}
+
+
+def load_official(weights: str | Path | StateDict, config: str | Path | Mapping[str, Any]) -> ATokenModel:
+    """The published tokenizer (continuous, discrete or early stage) as an ``ATokenModel``, in fp32 on the CPU.
+
+    weights: a ``.pt`` or ``.safetensors`` path, or a state dict. config: the published YAML's path, or its ``arch_cfg``
+    block. The files hold no ``logit_scale`` and ``logit_bias``; the config's values stand in.
+    Raises: CheckpointError naming every key that is missing, extra or of another shape.
+    """
+    ours = official_config(config)
+    state = {_renamed(key, OFFICIAL_KEYS): value for key, value in _state_dict(weights).items()}
+    state.setdefault("logit_scale", torch.tensor(ours.logit_scale_init))
+    state.setdefault("logit_bias", torch.tensor(ours.logit_bias_init))
+    with torch.device("meta"):
+        model = ATokenModel(ours)
+    return fill(model, state, "the published checkpoint")
+
+
+def official_config(config: str | Path | Mapping[str, Any]) -> ATokenConfig:
+    """The published ``arch_cfg`` (a YAML path, or the block itself) as ours. Raises: CheckpointError."""
+    arch = dict(config if isinstance(config, Mapping) else _arch_block(Path(config)))
+    try:
+        sizes = {
+            f"{side}_{ours}": int(arch.pop(f"{side}_{theirs}"))
+            for side in ("encoder", "decoder")
+            for theirs, ours in OFFICIAL_SIZES.items()
+        }
+        latents, patch = int(arch.pop("latent_channels")), tuple(arch.pop("patch_size"))
+    except KeyError as missing:
+        raise CheckpointError(f"The published configuration lacks {missing}; is this the arch_cfg block?") from missing
+    levels = FSQ_LEVELS if arch.pop("use_quantizer", False) else None
+    known = OFFICIAL_FIXED | {"quantizer_feature_dim": latents}
+    odd = {key: value for key, value in arch.items() if key not in known or known[key] != value}
+    if odd:
+        raise CheckpointError(f"The published configuration asks for what this model does not have: {odd}.")
+    return ATokenConfig(patch_size=patch, latent_channels=latents, fsq_levels=levels, **sizes)
+
+
+def from_siglip2(siglip2_vision_model: torch.nn.Module, config: ATokenConfig) -> ATokenModel:
+    """A tokenizer whose encoder and pooling head are a transformers ``Siglip2VisionModel`` (naflex, patch 16).
+
+    The patch weights of frames 1 to 3 are zero, so that a picture enters as in SigLIP2 (paper section 3.2); the latent
+    projection and the decoder start from scratch. With ``config.rope`` off, features and pooled vector of a picture are
+    SigLIP2's. Raises: CheckpointError where the tower and ``config`` do not fit.
+    """
+    model = ATokenModel(config)
+    state = _siglip2_state(siglip2_vision_model.state_dict(), config)
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith(("encoder.", "pool."))}
+    return fill(model, own | state, "the SigLIP2 vision tower")
+
+
+def _siglip2_state(theirs: StateDict, config: ATokenConfig) -> dict[str, Tensor]:
+    parts = {key.removeprefix("vision_model."): value for key, value in theirs.items()}
+    for kind in ("weight", "bias"):
+        for layer in {key.rsplit(".self_attn.", 1)[0] for key in parts if ".self_attn.q_proj." in key}:
+            attention = [parts.pop(f"{layer}.self_attn.{name}_proj.{kind}", None) for name in "qkv"]
+            parts |= _joined(f"{layer}.attention.qkv.{kind}", attention)
+        q_and_kv = parts.pop(f"head.attention.in_proj_{kind}", None)
+        if q_and_kv is not None:
+            width = len(q_and_kv) // 3
+            parts |= {f"head.q.{kind}": q_and_kv[:width], f"head.kv.{kind}": q_and_kv[width:]}
+    state = {_renamed(key, SIGLIP2_KEYS): value for key, value in parts.items()}
+    if "pool.probe" in state:
+        state["pool.probe"] = state["pool.probe"].flatten()
+    if "encoder.inputs.weight" in state:
+        one_frame = state["encoder.inputs.weight"]
+        later = one_frame.new_zeros(len(one_frame), max(0, config.patch_values - one_frame.shape[1]))
+        state["encoder.inputs.weight"] = torch.cat([one_frame, later], dim=1)
+    return state
+
+
+def _joined(key: str, parts: list[Tensor | None]) -> dict[str, Tensor]:
+    """q, k and v as one matrix; nothing where a part is missing, so that the strict check names the key."""
+    present = [part for part in parts if part is not None]
+    return {key: torch.cat(present)} if len(present) == len(parts) else {}
+
+
+def fill(model: ATokenModel, state: StateDict, source: str) -> ATokenModel:
+    """Put ``state`` into ``model`` (which may be on the meta device), strictly. Raises: CheckpointError."""
+    expected = model.state_dict()
+    wrong = [f"missing {key}" for key in sorted(expected.keys() - state.keys())]
+    wrong += [f"unexpected {key}" for key in sorted(state.keys() - expected.keys())]
+    wrong += [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & state.keys())
+        if state[key].shape != expected[key].shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise CheckpointError(f"The weights of {source} do not fit the model: {', '.join(wrong[:8])}{more}.")
+    model.load_state_dict({key: value.detach().clone() for key, value in state.items()}, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def load_folder(folder: str | Path, **options: Any) -> ATokenModel:
+    """A folder or hub id that ``save_pretrained`` made, strictly. ``options``: as ``from_pretrained`` takes them.
+
+    Raises: CheckpointError for a folder without a model, a damaged file, or weights that do not fit.
+    """
+    try:
+        with quiet_transformers():
+            model, info = ATokenModel.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"Cannot load a model from {folder}: {_first_line(error)}") from error
+    wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)}
+    if wrong:
+        raise CheckpointError(f"The weights in {folder} do not fit its config.json: {wrong}.")
+    return model.eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Switch off the progress bars of transformers, which it draws into files and pipes, too."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def fingerprint(model: ATokenModel) -> str:
+    """SHA-256 (hex) of architecture and weights, these rounded to bf16 so that the dtype in use does not count."""
+    config = model.config.to_dict()
+    sizes = {key: config[key] for key in sorted(ATokenConfig.__annotations__) if key in config}
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _renamed(key: str, patterns: Mapping[str, str]) -> str:
+    for theirs, ours in patterns.items():
+        key = re.sub(theirs, ours, key)
+    return key
+
+
+def _state_dict(weights: str | Path | StateDict) -> StateDict:
+    if isinstance(weights, Mapping):
+        return weights
+    path = Path(weights)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"Cannot read weights from {path}: {_first_line(error)}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} does not hold a flat dictionary of tensors; pass the published weight file.")
+    return state
+
+
+def _arch_block(path: Path) -> Mapping[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text())["model"]["model_cfg"]["arch_cfg"]
+    except OSError as error:
+        raise CheckpointError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is not a published configuration (no model.model_cfg.arch_cfg in it)."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,129 @@
+"""The command line: ``atoken reconstruct | encode | decode | info | doctor | convert``.
+
+Exit codes: 0 done, 1 some inputs failed (listed, the others done), 2 usage. Only what parsing needs is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from atoken import __version__
+from atoken.errors import AtokenError, AtokenWarning
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        from atoken import commands
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", AtokenWarning)
+            warnings.showwarning = _say_warning
+            commands.silence_transformers()
+            return int(getattr(commands, options.command)(options))
+    except AtokenError as error:
+        print(f"atoken: {error}", file=sys.stderr)  # noqa: T201 - the program's voice
+        return 1
+    except KeyboardInterrupt:
+        print("atoken: interrupted.", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Say warnings that are meant for a person; those of libraries about themselves are not."""
+    if issubclass(category, AtokenWarning):
+        print(f"atoken: note: {message}", file=sys.stderr)  # noqa: T201
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="atoken", description="Pictures and clips to tokens and back.")
+    top.add_argument("--version", action="version", version=f"atoken {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    reconstruct = commands.add_parser("reconstruct", help="through the tokenizer and back, with a table of figures")
+    reconstruct.add_argument("files", nargs="+", metavar="FILE")
+    reconstruct.add_argument("-o", "--out", default="out", help="folder for the results (default: out)")
+    _add_model(reconstruct)
+    _add_media(reconstruct)
+    _add_dtype_of_latents(reconstruct)
+
+    encode = commands.add_parser("encode", help="pictures and clips to one token file")
+    encode.add_argument("files", nargs="+", metavar="FILE")
+    encode.add_argument("-o", "--out", help="token file (default, for one input: its name with .atok)")
+    _add_model(encode)
+    _add_media(encode)
+    _add_dtype_of_latents(encode)
+
+    decode = commands.add_parser("decode", help="a token file back to pictures and clips")
+    decode.add_argument("file", metavar="FILE.atok")
+    decode.add_argument("-o", "--out", default="out", help="folder, or a .png or .mp4 name for one item (default: out)")
+    decode.add_argument("--item", type=int, action="append", help="number of an item, from 0; may be given again")
+    decode.add_argument("--frames", type=_frame_range, help="of a clip: FIRST:LAST, from 0, LAST not included")
+    _add_model(decode, default=None, shown="the bundled one that the file names, else nano")
+
+    info = commands.add_parser("info", help="what a token file holds")
+    info.add_argument("file", metavar="FILE.atok")
+    info.add_argument("--json", action="store_true", help="machine-readable results")
+
+    doctor = commands.add_parser("doctor", help="check the promises on this machine and this model")
+    _add_model(doctor)
+
+    convert = commands.add_parser("convert", help="foreign weights to a folder that atoken loads")
+    convert.add_argument("source", help="a published .pt or .safetensors file, or a SigLIP2 folder of transformers")
+    convert.add_argument("-o", "--out", required=True, help="folder to write")
+    convert.add_argument("--config", help="the published YAML (default: the name of the file, with .yaml)")
+    convert.add_argument("--preset", default="so400m-c", help="for SigLIP2: the size to build around it")
+    return top
+
+
+def _add_model(command: argparse.ArgumentParser, default: str | None = "nano", shown: str = "nano") -> None:
+    command.add_argument(
+        "--model", default=default, help=f"bundled name, folder, weight file or hub id (default: {shown})"
+    )
+    command.add_argument("--config", help="of a published weight file: its YAML")
+    command.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
+    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the model")
+    command.add_argument("--json", action="store_true", help="machine-readable results")
+
+
+def _add_media(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--frames", type=_frame_range, help="of clips: FIRST:LAST, from 0, LAST not included")
+    command.add_argument("--fps", type=_fps, help="of clips: take so many frames a second")
+    command.add_argument("--max-pixels", type=int, help="of a picture or frame (default: 64 million)")
+    command.add_argument("--max-side", type=int, help="in pixels (default: 16384)")
+    command.add_argument("--max-seconds", type=float, help="of a clip (default: 3600)")
+    command.add_argument("--max-frames", type=int, help="of a clip (default: 216000)")
+
+
+def _add_dtype_of_latents(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--latents", default="float32", choices=["float32", "float16"],
+        help="how a continuous model's latents are stored; float16 is half the size and rounds them",
+    )  # fmt: skip
+
+
+def _frame_range(text: str) -> tuple[int | None, int | None]:
+    first, colon, last = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return int(first) if first else None, int(last) if last else None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, such as 0:48 or 16:") from None
+
+
+def _fps(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, such as 8 or 30000/1001") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

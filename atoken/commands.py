@@ -1,0 +1,394 @@
+"""What the commands do; each takes the parsed options and gives an exit code. Clips stream in constant memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from atoken.errors import AtokenError, CheckpointError, MediaError
+from atoken.io import Clip, Image, Limits, VideoReader, VideoWriter, load_media
+from atoken.io.sniff import sniff
+from atoken.io.token_file import Item, TokenFile, TokenFileWriter, read_items
+from atoken.io.tokens_record import TILE, Tokens
+from atoken.io.video import clock_slack
+from atoken.metrics import psnr_of, squared_error, ssim
+from atoken.presets import BUNDLED, PRESETS
+from atoken.tokenizer import Tokenizer, load
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``reconstruct``'s table. PSNR is of the mean squared error over all frames, SSIM the mean of them.
+
+    ``bytes`` is the whole token file. Encode seconds: reading, encoding and writing tokens; decode seconds: reading
+    tokens, decoding and writing the result.
+    """
+
+    file: str
+    size: str
+    tokens: int
+    bytes: int
+    bits_per_pixel: float
+    psnr: float
+    ssim: float
+    encode_seconds: float
+    decode_seconds: float
+
+    def cells(self) -> list[str]:
+        """For a person."""
+        quality = [f"{self.bits_per_pixel:.3f}", f"{self.psnr:.2f}", f"{self.ssim:.4f}"]
+        seconds = [f"{self.encode_seconds:.2f}", f"{self.decode_seconds:.2f}"]
+        return [self.file, self.size, f"{self.tokens:,}", f"{self.bytes:,}", *quality, *seconds]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it: an infinite PSNR is null."""
+        return asdict(self) | {"psnr": self.psnr if math.isfinite(self.psnr) else None}
+
+
+HEAD = ["file", "size", "tokens", "bytes", "bits/pixel", "PSNR dB", "SSIM", "encode s", "decode s"]
+
+
+def reconstruct(options: argparse.Namespace) -> int:
+    """Every file to a token file and back; a table of figures, the results, and side-by-side pictures."""
+    tokenizer, out = _tokenizer(options), _folder(options.out)
+    jobs = list(zip(options.files, _unique(Path(file).name for file in options.files), strict=True))
+    rows, failed = _each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options))
+    _say(rows, [HEAD, *(row.cells() for row in rows)], options, [row.plain() for row in rows])
+    return failed
+
+
+def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argparse.Namespace) -> Row:
+    token_file = target.with_name(f"{target.name}.atok")
+    start = perf_counter()
+    with TokenFileWriter(token_file) as writer:
+        _add(tokenizer, writer, file, options)
+    encoded = perf_counter()
+    with TokenFile(token_file) as tokens, _Originals(file, options) as originals:
+        item = tokens.items[0]
+        comparison = _Comparison(originals)
+        _write_item(tokenizer, tokens, 0, _result_path(target, item), seen=comparison.add)
+    decode_seconds = perf_counter() - encoded - comparison.seconds
+    Image(comparison.side_by_side).save(target.with_name(f"{target.name}.compare.png"))
+    height, width = item.size
+    size = f"{width}x{height}" + (f"x{item.frames}" if item.kind == "clip" else "")
+    stored = token_file.stat().st_size
+    bits = 8 * stored / (height * width * item.frames)
+    error, similarity = comparison.error / item.frames, comparison.similarity / item.frames
+    return Row(file, size, item.tokens, stored, bits, psnr_of(error), similarity, encoded - start, decode_seconds)
+
+
+class _Originals:
+    """The frames of a file as the encoder saw them, read a second time."""
+
+    def __init__(self, file: str, options: argparse.Namespace) -> None:
+        self._stack = ExitStack()
+        self._file, self._options = file, options
+
+    def __enter__(self) -> Iterator[np.ndarray]:
+        if sniff(self._file).media != "clip":
+            media = load_media(self._file, limits=_limits(self._options))
+            return iter([media.pixels] if isinstance(media, Image) else [])
+        reader = self._stack.enter_context(_reader(self._file, self._options))
+        return (frame for _, frame in reader)
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+class _Comparison:
+    """Sums of squared error and similarity over frames, and the first frames side by side."""
+
+    def __init__(self, originals: Iterator[np.ndarray]) -> None:
+        self.error = self.similarity = self.seconds = 0.0
+        self._originals = originals
+        self.side_by_side = np.zeros((1, 1, 3), np.uint8)
+
+    def add(self, piece: Image | Clip) -> None:
+        start = perf_counter()
+        for ours in [piece.pixels] if isinstance(piece, Image) else piece.frames:
+            theirs = next(self._originals)
+            if not self.error and not self.similarity:
+                self.side_by_side = np.concatenate([theirs, ours], axis=1)
+            self.error += squared_error(ours, theirs)
+            self.similarity += ssim(ours, theirs)
+        self.seconds += perf_counter() - start
+
+
+def encode(options: argparse.Namespace) -> int:
+    """All files to one token file, item by item."""
+    if options.out is None and len(options.files) > 1:
+        raise AtokenError("Several inputs go into one token file: name it with -o set.atok.")
+    target = Path(options.out or Path(options.files[0]).with_suffix(".atok").name)
+    tokenizer = _tokenizer(options)
+    with TokenFileWriter(target) as writer:
+        done, failed = _each(options.files, lambda file: _add(tokenizer, writer, file, options))
+        if not done:
+            raise AtokenError(f"None of the inputs could be encoded; {target} was not written.")
+    return _describe(target, options) or failed
+
+
+def _add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argparse.Namespace) -> None:
+    if sniff(file).media == "clip":
+        with _reader(file, options) as reader:
+            pieces = _progress(tokenizer.encode_stream(reader, fps=options.fps), reader.expected_frames, "encode")
+            slack = float(clock_slack(reader.info.time_base))
+            writer.add(pieces, dtype=options.latents, clock_slack=slack)
+        return
+    tokens = tokenizer.encode(load_media(file, limits=_limits(options)))
+    writer.add(replace(tokens, name=Path(file).name), dtype=options.latents)
+
+
+def decode(options: argparse.Namespace) -> int:
+    """Items of a token file to pictures and clips."""
+    if options.model is None:
+        named = read_items(options.file)[0].model
+        options.model = named if named in PRESETS and (BUNDLED / named).is_dir() else "nano"
+    tokenizer = _tokenizer(options)
+    with TokenFile(options.file) as tokens:
+        chosen = options.item or range(len(tokens))
+        for index in chosen:
+            if not 0 <= index < len(tokens):
+                raise AtokenError(f"{options.file} has no item {index}; it holds 0 to {len(tokens) - 1}.")
+        jobs = list(zip(chosen, _decode_targets(tokens, list(chosen), options), strict=True))
+        done, failed = _each(jobs, lambda job: _write_item(tokenizer, tokens, *job, frames=options.frames))
+    _say(done, [["wrote"], *([str(path)] for path in done)], options, [str(path) for path in done])
+    return failed
+
+
+def _decode_targets(tokens: TokenFile, chosen: list[int], options: argparse.Namespace) -> list[Path]:
+    if Path(options.out).suffix.lower() in (".png", ".mp4"):
+        if len(chosen) > 1:
+            raise AtokenError(f"{options.file} holds {len(chosen)} items; give a folder with -o, or one --item.")
+        return [Path(options.out)]
+    out = _folder(options.out)
+    items = [tokens.items[index] for index in chosen]
+    names = _unique(item.name or f"item-{index}" for index, item in zip(chosen, items, strict=True))
+    return [_result_path(out / name, item) for name, item in zip(names, items, strict=True)]
+
+
+def _result_path(target: Path, item: Item) -> Path:
+    return target.with_name(target.name + (".png" if item.kind == "image" else ".mp4"))
+
+
+def _write_item(
+    tokenizer: Tokenizer,
+    tokens: TokenFile,
+    index: int,
+    path: Path,
+    *,
+    frames: tuple[int | None, int | None] | None = None,
+    seen: Callable[[Image | Clip], None] = lambda _: None,
+) -> Path:
+    """Decode one item piece by piece into ``path``; ``seen`` gets every decoded piece before any video codec."""
+    item = tokens.items[index]
+    if item.kind == "image":
+        picture = tokenizer.decode(tokens.read(index))
+        picture.save(path)
+        seen(picture)
+        return path
+    first, last = _wanted_frames(item, frames)
+    start = item.first_frame if tokenizer.model.config.cache_frames else first
+    pieces = tokenizer.decode_stream(_pieces(tokens, index, start, last))
+    with VideoWriter(path, item.fps or 24, size=item.size) as writer:
+        at = start // TILE * TILE
+        for clip in _progress(pieces, last - first, "decode"):
+            keep = slice(max(first - at, 0), max(last - at, 0))
+            if len(clip.frames[keep]):
+                writer.write(clip.frames[keep], None if clip.timestamps is None else clip.timestamps[keep])
+            seen(clip)
+            at += len(clip.frames)
+    return path
+
+
+def _wanted_frames(item: Item, frames: tuple[int | None, int | None] | None) -> tuple[int, int]:
+    """The first frame wanted and the one behind the last, counted over the whole clip."""
+    end = item.first_frame + item.frames
+    first, last = frames or (None, None)
+    first, last = item.first_frame if first is None else first, end if last is None else min(last, end)
+    if not item.first_frame <= first < last:
+        raise AtokenError(f"{item.name} has frames {item.first_frame} to {end - 1}; --frames selects none of them.")
+    return first, last
+
+
+def _pieces(tokens: TokenFile, index: int, first: int, last: int) -> Iterator[Tokens]:
+    """The tiles that hold the frames from ``first`` to before ``last``, one by one."""
+    for start in range(first // TILE * TILE, last, TILE):
+        yield tokens.read(index, (start, min(start + TILE, last)))
+
+
+def info(options: argparse.Namespace) -> int:
+    """Say what a token file holds."""
+    return _describe(Path(options.file), options)
+
+
+def _describe(path: Path, options: argparse.Namespace) -> int:
+    items = read_items(path)
+    head = ["item", "name", "kind", "size", "frames", "fps", "tokens", "bytes", "stored as", "model"]
+    cells = [
+        [f"{i}", item.name, item.kind, f"{item.size[1]}x{item.size[0]}", f"{item.frames}", f"{item.fps or '-'}",
+         f"{item.tokens:,}", f"{item.stored_bytes:,}", item.dtype, f"{item.model} {item.fingerprint[:8]}"]
+        for i, item in enumerate(items)
+    ]  # fmt: skip
+    plain = [
+        {"name": item.name, "kind": item.kind, "height": item.size[0], "width": item.size[1], "frames": item.frames,
+         "fps": None if item.fps is None else float(item.fps), "tokens": item.tokens, "bytes": item.stored_bytes,
+         "stored_as": item.dtype, "model": item.model, "fingerprint": item.fingerprint}
+        for item in items
+    ]  # fmt: skip
+    _say(cells, [head, *cells], options, plain)
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Run the promises on this machine and this model."""
+    from atoken.doctor import examine
+
+    findings = []
+    for finding in examine(_tokenizer(options)):
+        findings.append(finding)
+        if not options.json:
+            _out(finding.line())
+    if options.json:
+        _out(json.dumps([asdict(finding) for finding in findings], indent=1))
+    return 0 if all(finding.passed for finding in findings) else 1
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Foreign weights to a folder that ``atoken.load`` reads."""
+    from atoken import checkpoint
+    from atoken.presets import preset
+
+    source = Path(options.source)
+    if source.is_dir():
+        try:
+            config = preset(options.preset)
+        except ValueError as error:
+            raise AtokenError(str(error)) from error
+        model = checkpoint.from_siglip2(_siglip2(source), config)
+    else:
+        model = checkpoint.load_official(source, options.config or source.with_suffix(".yaml"))
+    _save(model, _folder(options.out))
+    _out(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights")
+    return 0
+
+
+def _siglip2(folder: Path) -> Any:
+    from transformers import PreTrainedConfig, Siglip2VisionModel
+
+    try:
+        kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+        if kind not in ("siglip2", "siglip2_vision_model"):
+            raise ValueError(f"its config.json is that of a model of type {kind}.")
+        tower, info = Siglip2VisionModel.from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder} holds no SigLIP2 vision tower: {reason}") from error
+    if info["missing_keys"]:  # transformers would draw these at random
+        raise CheckpointError(f"{folder} holds no SigLIP2 vision tower: it lacks {min(info['missing_keys'])}.")
+    return tower
+
+
+def _save(model: Any, folder: Path) -> None:
+    """Write a model into ``folder``; nothing is left of it if that fails."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as part:
+            model.save_pretrained(part)
+            for file in Path(part).iterdir():
+                file.replace(folder / file.name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"Cannot write {folder}: {reason}.") from error
+
+
+def silence_transformers() -> None:
+    """Neither its progress bars nor its remarks: what matters becomes an exit code and one sentence."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _tokenizer(options: argparse.Namespace) -> Tokenizer:
+    return load(options.model, device=options.device, dtype=options.dtype, config=options.config)
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    names = ("max_pixels", "max_side", "max_seconds", "max_frames")
+    return replace(Limits(), **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+
+
+def _reader(file: str, options: argparse.Namespace) -> VideoReader:
+    return VideoReader(file, frames=options.frames, fps=options.fps, limits=_limits(options))
+
+
+def _folder(path: str) -> Path:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"Cannot make the folder {path}: {error.strerror or error}.") from error
+    return Path(path)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    """Names with -2, -3, ... behind those that came before, no two the same."""
+    result: dict[str, None] = {}
+    for name in names:
+        tries = chain([name], (f"{name}-{number}" for number in count(2)))
+        result[next(one for one in tries if one not in result)] = None
+    return list(result)
+
+
+def _each(jobs: Iterable[Any], work: Callable[[Any], T]) -> tuple[list[T], int]:
+    """Results of the jobs that went well, and exit code 1 if some did not; those are listed, the others done."""
+    results, failed = [], 0
+    for job in jobs:
+        try:
+            results.append(work(job))
+        except AtokenError as error:
+            failed = 1
+            print(f"atoken: {error}", file=sys.stderr)  # noqa: T201 - the program's voice
+    return results, failed
+
+
+def _progress(pieces: Iterator[T], frames: int | None, what: str) -> Iterator[T]:
+    """A bar over frames for what takes more than two seconds; silent where nobody watches."""
+    with tqdm(total=frames, desc=what, unit=" frames", delay=2, disable=None, leave=False) as bar:
+        for piece in pieces:
+            yield piece
+            bar.update(piece.frames if isinstance(piece, Tokens) else len(piece.frames))  # type: ignore[attr-defined]
+
+
+def _say(results: list[Any], lines: list[list[str]], options: argparse.Namespace, plain: list[Any]) -> None:
+    if options.json:
+        _out(json.dumps(plain, indent=1))
+    elif results:
+        _out(_columns(lines))
+
+
+def _columns(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = (
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        for line in lines
+    )
+    return "\n".join("  ".join(row).rstrip() for row in rows)
+
+
+def _out(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the program's voice

@@ -1,0 +1,61 @@
+"""Procedural training data: pictures and clips with captions, made from nothing but a seed.
+
+No photograph is read. The content has what patches of photographs have: occlusion by leaves of power-law sizes, 1/f
+spectra, luminance stronger than chroma, texture, shading, soft edges, some darkness and some sensor noise, besides
+drawings, text and flat colour. ``scenes.FAMILIES`` gives the families and their shares; ``motion`` makes things move.
+A sample is a pure function of its arguments, the same in every process, for given versions of NumPy and Pillow on one
+kind of processor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from atoken.data import motion, scenes
+from atoken.data.textures import Surface
+
+_PICTURE, _CLIP = 0, 1  # keeps the random streams of pictures and clips apart
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``frames`` (T, H, W, 3) uint8 RGB, with T = 1 for a picture, and a lower-case English ``caption`` of them."""
+
+    frames: np.ndarray
+    caption: str
+
+
+def picture(seed: int, index: int, height: int, width: int) -> Sample:
+    """Picture ``index`` of the series ``seed``: frames (1, height, width, 3)."""
+    rng = _generator(seed, index, _PICTURE)
+    family, surface = scenes.choose(rng), Surface(rng, height, width)
+    canvas, caption = family(surface)
+    frames = np.array(scenes.develop(canvas, surface))[None]
+    return Sample(_with_sensor_noise(rng, frames), caption)
+
+
+def clip(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
+    """Clip ``index`` of the series ``seed``: frames (frames, height, width, 3)."""
+    rng = _generator(seed, index, _CLIP)
+    shot, caption = motion.moving(rng, frames, height, width)
+    return Sample(_with_sensor_noise(rng, shot), caption)
+
+
+def _generator(seed: int, index: int, kind: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, kind])))
+
+
+def _with_sensor_noise(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
+    """Add mild noise to a quarter of the samples; each frame takes its noise from another place of one sheet."""
+    strength = float(rng.uniform(0.5, 5)) if rng.random() < 0.25 else 0.0
+    if not strength:
+        return np.ascontiguousarray(frames)
+    _, height, width, _ = frames.shape
+    sheet = (strength * rng.standard_normal((height + 16, width + 16, 3), np.float32)).round().astype(np.int16)
+    noisy = np.empty_like(frames)
+    for frame, out in zip(frames, noisy, strict=True):
+        top, left = rng.integers(0, 17, 2)
+        out[:] = np.clip(frame + sheet[top : top + height, left : left + width], 0, 255)
+    return noisy

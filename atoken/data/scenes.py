@@ -1,0 +1,48 @@
+"""The families of pictures with their shares, and what a camera adds to what they paint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from atoken.data import made, natural
+from atoken.data.natural import Painted
+from atoken.data.textures import Surface, to_image
+
+Family = Callable[[Surface], Painted]
+
+FAMILIES: tuple[tuple[Family, float], ...] = (  # and the share of the pictures that each paints
+    (natural.leaves, 0.36),
+    (natural.fabric, 0.10),
+    (natural.clouds, 0.08),
+    (natural.night, 0.06),
+    (natural.vessels, 0.06),
+    (natural.smooth, 0.05),
+    (made.wires, 0.07),
+    (made.still_life, 0.07),
+    (made.drawing, 0.05),
+    (made.text, 0.05),
+    (made.wall, 0.04),
+    (made.flat, 0.01),
+)
+
+
+def choose(rng: np.random.Generator) -> Family:
+    """One of the families, drawn by their shares."""
+    return FAMILIES[int(rng.choice(len(FAMILIES), p=[share for _, share in FAMILIES]))][0]
+
+
+def develop(canvas: Image.Image, surface: Surface) -> Image.Image:
+    """What a camera adds to most pictures: a slight blur, a tone curve and a slope of light."""
+    rng = surface.rng
+    if rng.random() < 0.55:
+        canvas = canvas.filter(ImageFilter.BoxBlur(rng.uniform(0.1, 0.9)))
+    if rng.random() < 0.6:
+        curve = (np.arange(256) / 255.0) ** np.exp(rng.normal(0, 0.25)) * rng.uniform(215, 265)
+        canvas = canvas.point(np.clip(curve, 0, 255).astype(int).tolist() * 3)
+    if rng.random() < 0.4:
+        slope = surface.ramp(rng.uniform(0, 2 * np.pi)) * np.float32(rng.uniform(0, 0.9) / surface.side)
+        canvas = to_image(np.asarray(canvas) * (1 + slope[..., None]))
+    return canvas

@@ -1,0 +1,219 @@
+"""``atoken doctor``: the promises, run on this machine and on this model, each with its figure.
+
+Inputs are made here from a fixed seed. A limit is an absolute difference of latents or of [-1, 1] pixels unless the
+line says otherwise; bf16 and accelerators are judged by the PSNR between two reconstructions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from atoken.checkpoint import fingerprint
+from atoken.data.procedural import clip, picture
+from atoken.errors import TokenFileError
+from atoken.io import Clip, Image
+from atoken.io.tokens_record import Tokens
+from atoken.metrics import psnr
+from atoken.presets import BUNDLED
+from atoken.tokenizer import Tokenizer
+
+FP32, BF16_DB, DEVICE_DB = 1e-5, 30.0, 45.0
+BF16 = 2e-2  # of latents, relative to their largest, where the model itself runs in bf16
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One promise, what was measured, what was allowed."""
+
+    promise: str
+    figure: str
+    passed: bool
+
+    def line(self) -> str:
+        """For a person."""
+        return f"{'ok  ' if self.passed else 'FAIL'}  {self.promise:<58} {self.figure}"
+
+
+def examine(tokenizer: Tokenizer) -> Iterator[Finding]:
+    """Run every check, one after another."""
+    checks: list[Callable[[Tokenizer], Finding | None]] = [
+        weights, sizes, alpha_and_rate, twice, batch, streaming, strided, files, other_model, bfloat16, accelerator,
+    ]  # fmt: skip
+    for check in checks:
+        try:
+            finding = check(tokenizer)
+        except Exception as error:  # noqa: BLE001 - whatever it raises, the promise is broken and the others go on
+            finding = Finding(str(check.__doc__).splitlines()[0], f"{type(error).__name__}: {error}", False)
+        if finding is not None:
+            yield finding
+
+
+def weights(tokenizer: Tokenizer) -> Finding:
+    """Bundled weights are those that were published; others at least hold no NaN."""
+    known = BUNDLED / "fingerprints.txt"
+    expected = dict(line.split() for line in known.read_text().splitlines()) if known.exists() else {}
+    finite = all(bool(torch.isfinite(value).all()) for value in tokenizer.model.state_dict().values())
+    right = expected.get(tokenizer.name, tokenizer.fingerprint) == tokenizer.fingerprint
+    what = "weights: finite, and of the published fingerprint" if tokenizer.name in expected else "weights: finite"
+    return Finding(what, f"{tokenizer.name} {tokenizer.fingerprint[:8]}", finite and right)
+
+
+def sizes(tokenizer: Tokenizer) -> Finding:
+    """Any size and length comes back at its size."""
+    shapes = [(1, 1, 1), (1, 17, 33), (1, 16, 70), (5, 18, 1), (17, 3, 40)]
+    right = 0
+    for frames, height, width in shapes:
+        pixels = clip(0, 0, frames, height, width).frames
+        back = tokenizer.decode(tokenizer.encode(Image(pixels[0]) if frames == 1 else Clip(pixels)))
+        right += (back.pixels[None] if isinstance(back, Image) else back.frames).shape == pixels.shape
+    return Finding(
+        "nothing lost: every size and length comes back", f"{right} of {len(shapes)} shapes", right == len(shapes)
+    )
+
+
+def alpha_and_rate(tokenizer: Tokenizer) -> Finding:
+    """Alpha, rate and time stamps come back as they were."""
+    alpha = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
+    image = tokenizer.decode(tokenizer.encode(Image(picture(0, 1, 20, 30).frames[0], alpha)))
+    times = np.array([0.0, 0.1, 0.35, 0.4, 1.0])
+    timed = tokenizer.decode(tokenizer.encode(Clip(clip(0, 1, 5, 16, 16).frames, Fraction(30000, 1001), times)))
+    assert isinstance(image, Image)
+    assert isinstance(timed, Clip)
+    pairs = ((image.alpha, alpha), (timed.timestamps, times))
+    same = timed.fps == Fraction(30000, 1001) and all(a is not None and np.array_equal(a, b) for a, b in pairs)
+    return Finding("nothing lost: alpha, frame rate, time stamps", "equal" if same else "changed", same)
+
+
+def twice(tokenizer: Tokenizer) -> Finding:
+    """The same input gives the same tokens and pixels."""
+    image = _image()
+    tokens = [tokenizer.encode(image) for _ in range(2)]
+    pixels = [_pixels(tokenizer.decode(one)) for one in tokens]
+    difference = _difference(*tokens) + float(np.abs(pixels[0].astype(int) - pixels[1]).max())
+    return Finding("twice = the same", f"max difference {difference:.1e}", difference == 0)
+
+
+def batch(tokenizer: Tokenizer) -> Finding:
+    """A sample does not depend on its batch mates."""
+    tokenizer = _before_the_quantiser(tokenizer)
+    media = [_image(), _clip(), Image(picture(0, 3, 9, 50).frames[0])]
+    together = tokenizer.encode_batch(media)
+    difference = max(_difference(tokenizer.encode(one), many) for one, many in zip(media, together, strict=True))
+    return _numeric("alone = in a batch (latents)", difference, tokenizer)
+
+
+def streaming(tokenizer: Tokenizer) -> Finding:
+    """A clip tile by tile gives what the whole call gives."""
+    tokenizer = _before_the_quantiser(tokenizer)
+    whole, pieces = tokenizer.encode(_clip()), list(tokenizer.encode_stream(_clip()))
+    difference = _difference(whole, Tokens.join(pieces))
+    difference = max(difference, _largest(whole.pooled, pieces[-1].pooled))
+    frames = np.concatenate([piece.frames for piece in tokenizer.decode_stream(pieces)])
+    off = int(np.abs(frames.astype(int) - _pixels(tokenizer.decode(whole))).max())
+    finding = _numeric("streaming = whole (latents, pooled; pixels)", difference, tokenizer)
+    return Finding(finding.promise, f"{finding.figure}; {off} of 255", finding.passed and off <= 1)
+
+
+def strided(tokenizer: Tokenizer) -> Finding:
+    """How an array lies in memory does not matter."""
+    pixels = _image().pixels
+    views = [
+        pixels.swapaxes(0, 1).copy().swapaxes(0, 1),
+        np.asfortranarray(pixels),
+        np.flip(np.flip(pixels, 0).copy(), 0),
+    ]
+    plain = tokenizer.encode(Image(pixels))
+    difference = max(_difference(plain, tokenizer.encode(Image(view))) for view in views)
+    return Finding("contiguous = strided input", f"max difference {difference:.1e}", difference == 0)
+
+
+def files(tokenizer: Tokenizer) -> Finding:
+    """Decoding a saved file gives the very pixels that decoding the tokens gives."""
+    tokens = tokenizer.encode(_image())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "check.atok"
+        tokens.save(path)
+        same = np.array_equal(_pixels(tokenizer.decode(Tokens.load(path))), _pixels(tokenizer.decode(tokens)))
+    return Finding("decode(load(save(tokens))) = decode(tokens)", "equal" if same else "changed", same)
+
+
+def other_model(tokenizer: Tokenizer) -> Finding:
+    """Tokens of another model are refused."""
+    changed = copy.deepcopy(tokenizer.model)
+    with torch.no_grad():
+        changed.to_patch.weight.mul_(1.5)
+    try:
+        Tokenizer(changed, "another").decode(tokenizer.encode(_image()))
+    except TokenFileError:
+        return Finding("tokens of another model are refused", "refused", fingerprint(changed) != tokenizer.fingerprint)
+    return Finding("tokens of another model are refused", "decoded", False)
+
+
+def bfloat16(tokenizer: Tokenizer) -> Finding | None:
+    """The reconstruction in bf16 is that of fp32 but for rounding."""
+    twins = [
+        Tokenizer(copy.deepcopy(tokenizer.model).to(dtype), tokenizer.name) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    return _same_picture("fp32 = bf16 (between reconstructions)", twins, BF16_DB)
+
+
+def accelerator(tokenizer: Tokenizer) -> Finding | None:
+    """The CPU and this machine's accelerator give the same picture in fp32; no line where there is none."""
+    if not torch.accelerator.is_available():
+        return None
+    device = torch.accelerator.current_accelerator()
+    twins = [Tokenizer(copy.deepcopy(tokenizer.model).float().to(where), tokenizer.name) for where in ("cpu", device)]
+    return _same_picture(f"cpu = {device} (fp32, between reconstructions)", twins, DEVICE_DB)
+
+
+def _before_the_quantiser(tokenizer: Tokenizer) -> Tokenizer:
+    """The same model without rounding: a value on a rounding boundary may fall on either side of it, rightly."""
+    if tokenizer.model.quantiser is None:
+        return tokenizer
+    model = copy.deepcopy(tokenizer.model)
+    model.quantiser, model.config.fsq_levels = None, None
+    return Tokenizer(model, tokenizer.name)
+
+
+def _same_picture(promise: str, twins: list[Tokenizer], least: float) -> Finding:
+    first, second = (_pixels(twin.decode(twin.encode(_image()))) for twin in twins)
+    figure = psnr(first, second)
+    return Finding(promise, f"{figure:.1f} dB, at least {least:.0f}", figure >= least)
+
+
+def _numeric(promise: str, difference: float, tokenizer: Tokenizer) -> Finding:
+    limit = FP32 if tokenizer.model.dtype == torch.float32 else BF16
+    return Finding(promise, f"max difference {difference:.1e}, at most {limit:.0e}", difference <= limit)
+
+
+def _difference(ours: Tokens, theirs: Tokens) -> float:
+    """Largest difference of latents, relative to their size where that is above 1."""
+    return _largest(ours.latents, theirs.latents)
+
+
+def _largest(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> float:
+    if ours is None or theirs is None:
+        return float("inf")
+    difference = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+    return float("inf") if math.isnan(difference) else difference  # max() may pass a NaN over
+
+
+def _image() -> Image:
+    return Image(picture(0, 0, 45, 70).frames[0])
+
+
+def _clip() -> Clip:
+    return Clip(clip(0, 0, 37, 33, 48).frames)
+
+
+def _pixels(media: Image | Clip) -> np.ndarray:
+    return media.pixels if isinstance(media, Image) else media.frames

@@ -1,0 +1,32 @@
+"""The errors that a user can meet: one sentence each, what is wrong and what to do.
+
+Every failure that depends on what a user passed in (a file, an array, an option, a weight file) is raised as an
+``AtokenError``; exceptions of other packages are translated where they arise and never reach the caller.
+"""
+
+
+class AtokenError(Exception):
+    """Base of all errors that AToken raises on purpose; ``str(error)`` is one sentence for a person."""
+
+
+class MediaError(AtokenError):
+    """A picture, clip or array that cannot be read, is not supported, or is over a limit."""
+
+
+class TokenFileError(AtokenError):
+    """A token file that is damaged, newer than this program, or made by another model."""
+
+
+class CheckpointError(AtokenError):
+    """Model weights or a model configuration that are missing, damaged, or do not fit."""
+
+
+class MissingExtraError(AtokenError):
+    """An optional package that is not installed; the message holds the install command."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'atoken[{extra}]'.")
+
+
+class AtokenWarning(UserWarning):
+    """Something of the input that the result will not hold, said aloud (an audio track, further pages)."""

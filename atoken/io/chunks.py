@@ -1,0 +1,154 @@
+"""Arrays to the bytes of a chunk and back: a reversible layout by dtype, then the smallest of three codecs.
+
+The layouts put alike bytes side by side so that the entropy coder has something to find; ``docs/token-file.md`` gives
+them byte by byte. What comes in from a file is untrusted: no input makes ``decode`` allocate more than ``MAX_RAW``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import math
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from atoken.errors import TokenFileError
+
+MAX_RAW = 256 << 20  # bytes of one chunk before its codec
+CODECS = ("raw", "deflate", "lzma")
+DIGITS = "digits"  # the dtype of codes: the digits of each code, one dimension after the other
+Levels = tuple[int, ...]
+
+# A decoder needs these numbers, so they belong to the format. Contexts of literals only hurt: every byte of a plane
+# already holds four digits of one dimension, or one byte of one channel.
+_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Where an array lies in the file: ``stored`` bytes at ``offset``, its codec, its shape, its SHA-256 as stored."""
+
+    offset: int
+    stored: int
+    codec: str
+    shape: tuple[int, ...]
+    sha256: bytes
+
+
+def raw_size(shape: tuple[int, ...], dtype: str, levels: Levels | None) -> int:
+    """Bytes of an array in its layout, before the codec."""
+    if dtype == DIGITS:
+        return (math.prod(shape) * sum(_bits(levels or ())) + 7) // 8
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def encode(array: np.ndarray, dtype: str, levels: Levels | None, offset: int) -> tuple[Chunk, bytes]:
+    """Lay out ``array`` as ``dtype`` and give it to the codec that makes it smallest; ``offset`` is where it will lie.
+
+    Raises: TokenFileError for NaN or infinity, for a value too large for float16, for a chunk over ``MAX_RAW``.
+    """
+    if (size := raw_size(array.shape, dtype, levels)) > MAX_RAW:
+        raise TokenFileError(
+            f"An array of {size:,} bytes is over the {MAX_RAW:,} that a token file holds in one chunk; "
+            "split the picture, or lower its resolution."
+        )
+    raw = _to_digits(array, levels or ()) if dtype == DIGITS else _shuffle(_rounded(array, dtype))
+    deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+    candidates = (
+        raw,
+        deflate.compress(raw) + deflate.flush(),
+        lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_LZMA),
+    )
+    codec, data = min(zip(CODECS, candidates, strict=True), key=lambda pair: len(pair[1]))
+    return Chunk(offset, len(data), codec, tuple(array.shape), hashlib.sha256(data).digest()), data
+
+
+def decode(chunk: Chunk, data: bytes, dtype: str, levels: Levels | None) -> np.ndarray:
+    """Give back the array of ``encode`` from the stored bytes.
+
+    Raises: TokenFileError for bytes of another SHA-256, of another size than the shape says, or with impossible values.
+    """
+    if hashlib.sha256(data).digest() != chunk.sha256:
+        raise TokenFileError("the check sum of a chunk is wrong.")
+    raw = _expand(data, chunk.codec, raw_size(chunk.shape, dtype, levels))
+    if dtype == DIGITS:
+        return _from_digits(raw, chunk.shape, levels or ())
+    array = _unshuffle(raw, chunk.shape, dtype)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise TokenFileError("a chunk holds NaN or infinity.")
+    return array
+
+
+def _expand(data: bytes, codec: str, size: int) -> bytes:
+    if codec == "raw":
+        raw, whole = data, True
+    else:
+        decoder = zlib.decompressobj(-zlib.MAX_WBITS) if codec == "deflate" else _lzma_decoder()
+        try:  # one byte more than expected is enough to see a bomb, and to reach the end mark otherwise
+            raw = decoder.decompress(data, size + 1)
+        except (zlib.error, lzma.LZMAError) as error:
+            raise TokenFileError("a chunk does not decompress.") from error
+        whole = decoder.eof and not decoder.unused_data
+    if len(raw) != size or not whole:
+        raise TokenFileError(f"a chunk does not hold the {size:,} bytes that its shape says.")
+    return raw
+
+
+def _lzma_decoder() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_LZMA)
+
+
+def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise TokenFileError("Tokens with NaN or infinity are not saved; look for the fault in the input or the model.")
+    with np.errstate(over="ignore"):
+        rounded = array.astype(dtype, copy=False)
+    if rounded.dtype.kind == "f" and not np.isfinite(rounded).all():
+        raise TokenFileError(f"Some latents are too large for {dtype}; save them as float32.")
+    return rounded
+
+
+def _shuffle(array: np.ndarray) -> bytes:
+    """Column after column, then the first byte of every value, the second byte of every value, and so on."""
+    if array.dtype == np.int32:  # coordinates: from row to row they hardly change; the difference wraps, losslessly
+        array = np.diff(array, axis=0, prepend=np.zeros((1, *array.shape[1:]), np.int32))
+    columns = np.ascontiguousarray(array.T, dtype=array.dtype.newbyteorder("<"))
+    return columns.view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
+
+
+def _unshuffle(raw: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    little = np.dtype(dtype).newbyteorder("<")
+    values = np.ascontiguousarray(np.frombuffer(raw, np.uint8).reshape(little.itemsize, -1).T).view(little)
+    array = np.array(values.reshape(shape[::-1]).T, dtype=dtype, order="C")  # a copy: torch wants it writable
+    return np.cumsum(array, axis=0, dtype=np.int32) if array.dtype == np.int32 else array
+
+
+def _bits(levels: Levels) -> list[int]:
+    return [(level - 1).bit_length() for level in levels]
+
+
+def _to_digits(codes_NG: np.ndarray, levels: Levels) -> bytes:
+    planes = []
+    for codes in codes_NG.T:
+        for level, bits in zip(levels, _bits(levels), strict=True):
+            codes, digits = np.divmod(codes, level)
+            planes.append((digits[:, None] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8).ravel())
+    return np.packbits(np.concatenate(planes)).tobytes()
+
+
+def _from_digits(raw: bytes, shape: tuple[int, ...], levels: Levels) -> np.ndarray:
+    tokens, groups = shape
+    stream, at = np.unpackbits(np.frombuffer(raw, np.uint8)), 0
+    codes = np.zeros((groups, tokens), np.int64)
+    for group in range(groups):
+        basis = 1
+        for level, bits in zip(levels, _bits(levels), strict=True):
+            plane = stream[at : at + tokens * bits].reshape(tokens, bits)
+            digits = plane @ (1 << np.arange(bits - 1, -1, -1))
+            if (digits >= level).any():
+                raise TokenFileError("a code has a digit that its levels do not have.")
+            codes[group] += digits * basis
+            at, basis = at + tokens * bits, basis * level
+    return np.ascontiguousarray(codes.T)

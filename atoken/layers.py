@@ -1,0 +1,260 @@
+"""The parts of both transformers: norms, attention, MLP, block, position table, pooling head (paper section 3.2).
+
+Shape letters: see ``atoken/tokens.py``; ``S`` is a time step of the decoder's cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from atoken.attention import Bounds, varlen_attention
+from atoken.rope import rotate, rotation
+from atoken.tokens import SparseTokens
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Places:
+    """What attention must know of where tokens are: sample bounds and rotations, of queries and of keys.
+
+    ``merge`` (kv tokens,) puts cached and new keys into sample order; None where there is no cache.
+    """
+
+    bounds: Bounds
+    rotation: Tensor | None
+    kv_bounds: Bounds
+    kv_rotation: Tensor | None
+    merge: Tensor | None = None
+
+    @staticmethod
+    def of(tokens: SparseTokens, head_width: int, base: float | None) -> Places:
+        """Places of tokens that attend to one another; ``base`` None switches the rotary embedding off."""
+        turn = None if base is None else rotation(tokens.coords, head_width, base)
+        return Places(tokens.bounds, turn, tokens.bounds, turn)
+
+
+class QKNorm(nn.Module):
+    """Queries or keys on the unit sphere, times a learned gain for each head and channel, times sqrt(K)."""
+
+    def __init__(self, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.gain_HK = nn.Parameter(torch.ones(heads, head_width))
+
+    def forward(self, x_NHK: Tensor) -> Tensor:
+        """(N, H, K) -> (N, H, K), in fp32, dtype as it came."""
+        unit_NHK = F.normalize(x_NHK.float(), dim=-1)
+        return (unit_NHK * (self.gain_HK.float() * x_NHK.shape[-1] ** 0.5)).to(x_NHK.dtype)
+
+
+class Attention(nn.Module):
+    """Self-attention inside each sample; with a cache, also to the last time steps of the tile before."""
+
+    def __init__(self, width: int, heads: int, *, bias: bool, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.q_norm = QKNorm(heads, width // heads) if qk_norm else nn.Identity()
+        self.k_norm = QKNorm(heads, width // heads) if qk_norm else nn.Identity()
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x_ND: Tensor, places: Places, cache: LayerCache | None = None) -> Tensor:
+        """(N, D) -> (N, D). Keys enter the cache after QK-norm and before rotation."""
+        q_NHK, k_NHK, v_NHK = self.qkv(x_ND).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        q_NHK, k_NHK = self.q_norm(q_NHK), self.k_norm(k_NHK)
+        if cache is not None:
+            k_NHK, v_NHK = cache.extend(k_NHK, v_NHK, places.merge)
+        if places.rotation is not None and places.kv_rotation is not None:
+            q_NHK, k_NHK = rotate(q_NHK, places.rotation), rotate(k_NHK, places.kv_rotation)
+        return self.out(varlen_attention(q_NHK, k_NHK, v_NHK, places.bounds, places.kv_bounds).flatten(1))
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm whose gain follows the input's dtype, so that autocast keeps the fused kernel."""
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        return F.rms_norm(x_ND, self.normalized_shape, self.weight.to(x_ND.dtype), self.eps)
+
+
+class MLP(nn.Module):
+    """Linear, GELU (tanh form), linear."""
+
+    def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        return self.down(F.gelu(self.up(x_ND), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. Encoder: LayerNorm and biases. Decoder: RMSNorm, QK-norm, no biases."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, decoder: bool) -> None:
+        super().__init__()
+        norm = RMSNorm if decoder else nn.LayerNorm
+        self.norm1 = norm(width, eps=NORM_EPS)
+        self.attention = Attention(width, heads, bias=not decoder, qk_norm=decoder)
+        self.norm2 = norm(width, eps=NORM_EPS)
+        self.mlp = MLP(width, hidden, bias=not decoder)
+
+    def forward(self, x_ND: Tensor, places: Places, cache: LayerCache | None = None) -> Tensor:
+        """(N, D) -> (N, D)."""
+        x_ND = x_ND + self.attention(self.norm1(x_ND), places, cache)
+        return x_ND + self.mlp(self.norm2(x_ND))
+
+
+class PositionTable(nn.Module):
+    """SigLIP2's learned table of ``grid`` x ``grid`` positions, resized to the extent of each sample in its tile."""
+
+    def __init__(self, grid: int, width: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.weight = nn.Parameter(torch.empty(grid * grid, width))
+
+    def forward(self, tokens: SparseTokens) -> Tensor:
+        """(N, D): the table at (row, column) of each token, resized to (max row + 1, max column + 1) of its sample."""
+        largest_B4 = tokens.reduce_coords("amax")
+        extents = [(row + 1, column + 1) for _, row, column, _ in largest_B4.tolist()]
+        sizes = dict.fromkeys(extents)
+        starts = dict(zip(sizes, accumulate((h * w for h, w in sizes), initial=0), strict=False))
+        device, sample_N = tokens.coords.device, tokens.sample_N
+        start_B = torch.tensor([starts[size] for size in extents], device=device)
+        index_N = start_B[sample_N] + tokens.coords[:, 1] * (largest_B4[sample_N, 2] + 1) + tokens.coords[:, 2]
+        return torch.cat([self.resized(*size) for size in sizes])[index_N]
+
+    def resized(self, rows: int, columns: int) -> Tensor:
+        """(rows * columns, D) fp32: bilinear with anti-aliasing, corners not aligned.
+
+        The memory layout matters: with it, torch's CPU kernel gives for one column what it gives SigLIP2 and the
+        published code (docs/conventions.md, "One column").
+        """
+        table = self.weight.float().unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None].contiguous()
+        table = F.interpolate(table, (rows, columns), mode="bilinear", antialias=True, align_corners=False)
+        return table[0].flatten(1).T
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """Online softmax over the tokens seen so far: largest logit, its normaliser, and the weighted sum of tokens."""
+
+    largest_BH: Tensor
+    total_BH: Tensor
+    sum_BHD: Tensor
+
+
+class PoolingHead(nn.Module):
+    """SigLIP2's attention pooling: one learned probe attends to all tokens of a sample; no positions.
+
+    A probe that is the same for all lets the key projection be folded into the probe and the value projection be
+    applied after the average, so that tokens are read once and tiles can come one after another.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.probe = nn.Parameter(torch.empty(width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = MLP(width, hidden, bias=True)
+
+    def start(self, samples: int) -> PoolState:
+        """The state before any token."""
+        zeros = torch.zeros(samples, self.heads, device=self.probe.device)
+        return PoolState(zeros - torch.inf, zeros, zeros[..., None].expand(-1, -1, len(self.probe)))
+
+    def update(self, state: PoolState, tokens: SparseTokens) -> PoolState:
+        """The state after some more tokens (N, D) of the same samples."""
+        q_HK = self.q(self.probe).float().unflatten(0, (self.heads, -1))
+        key_HKD = self.kv.weight.chunk(2)[0].float().unflatten(0, (self.heads, -1))
+        folded_HD = torch.einsum("hk,hkd->hd", q_HK, key_HKD) * q_HK.shape[-1] ** -0.5
+        rows = [
+            self._advance(state, sample, part.feats.float(), folded_HD) for sample, part in enumerate(tokens.unpack())
+        ]
+        return PoolState(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+    @staticmethod
+    def _advance(state: PoolState, sample: int, x_LD: Tensor, folded_HD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        before_H, total_H, sum_HD = state.largest_BH[sample], state.total_BH[sample], state.sum_BHD[sample]
+        if not len(x_LD):
+            return before_H, total_H, sum_HD
+        logits_HL = folded_HD @ x_LD.T
+        largest_H = torch.maximum(before_H, logits_HL.amax(1)).detach()
+        weights_HL, keep_H = torch.exp(logits_HL - largest_H[:, None]), torch.exp(before_H - largest_H)
+        return largest_H, total_H * keep_H + weights_HL.sum(1), sum_HD * keep_H[:, None] + weights_HL @ x_LD
+
+    def finish(self, state: PoolState) -> Tensor:
+        """(B, D) fp32, not normalised; zeros for a sample without tokens."""
+        mean_BHD = state.sum_BHD / state.total_BH.clamp_min(torch.finfo(torch.float32).tiny)[..., None]
+        value_HKD = self.kv.weight.chunk(2)[1].float().unflatten(0, (self.heads, -1))
+        values_BD = torch.einsum("bhd,hkd->bhk", mean_BHD, value_HKD).flatten(1) + self.kv.bias.chunk(2)[1].float()
+        x_BD = self.out(values_BD.to(self.out.weight.dtype))
+        x_BD = (x_BD + self.mlp(self.norm(x_BD))).float()
+        return torch.where(state.total_BH[:, :1] > 0, x_BD, 0.0)
+
+
+class LayerCache:
+    """Keys (before rotation) and values of one layer, of the time steps that the next tile may look back to."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.keep: Tensor | None = None  # which merged entries stay, set by TileCache for each tile
+
+    def extend(self, k_NHK: Tensor, v_NHK: Tensor, merge: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cached and new entries in sample order; what the next tile needs is kept, detached."""
+        if self.keys is not None and self.values is not None and merge is not None:
+            k_NHK, v_NHK = torch.cat([self.keys, k_NHK])[merge], torch.cat([self.values, v_NHK])[merge]
+        self.keys, self.values = k_NHK.detach()[self.keep], v_NHK.detach()[self.keep]
+        return k_NHK, v_NHK
+
+
+class TileCache:
+    """The decoder's memory between tiles: the last ``steps`` time steps of every layer (paper section 3.4).
+
+    Cached entries stand at t = 0 .. steps - 1 and the next tile starts behind them.
+    """
+
+    def __init__(self, steps: int, layers: int) -> None:
+        self.steps = steps
+        self.layers = [LayerCache() for _ in range(layers)]
+        self.places: SparseTokens | None = None  # of the cached entries; feats are empty
+
+    def enter(self, tokens: SparseTokens, tile_steps: int, head_width: int, base: float | None) -> Places:
+        """Places of a tile behind the cached entries; afterwards the cache is ready to take this tile in."""
+        new = tokens.with_feats(tokens.feats[:, :0])
+        start, merged, merge = 0, new, None
+        if self.places is not None:
+            start = int(self.places.coords[:, 0].max()) + 1 if len(self.places.coords) else 0
+            new = SparseTokens(new.feats, new.coords + new.coords.new_tensor([start, 0, 0, 0]), new.lengths)
+            merged, merge = _interleave(self.places, new)
+        self._remember(merged, start + tile_steps - self.steps)
+        queries, keys = Places.of(new, head_width, base), Places.of(merged, head_width, base)
+        return Places(queries.bounds, queries.rotation, keys.bounds, keys.rotation, merge)
+
+    def _remember(self, merged: SparseTokens, first: int) -> None:
+        keep = (merged.coords[:, 0] >= first).nonzero()[:, 0]
+        lengths = torch.bincount(merged.sample_N[keep], minlength=len(merged.lengths)).tolist()
+        shift = merged.coords.new_tensor([max(first, 0), 0, 0, 0])
+        self.places = SparseTokens(merged.feats[keep], merged.coords[keep] - shift, tuple(lengths))
+        for layer in self.layers:
+            layer.keep = keep
+
+
+def _interleave(first: SparseTokens, second: SparseTokens) -> tuple[SparseTokens, Tensor]:
+    """Two batches of the same samples as one, first parts before second ones, and the index that does it."""
+    pairs = zip(first.unpack(), second.unpack(), strict=True)
+    joined = [SparseTokens.pack(pair) for pair in pairs]
+    merged = SparseTokens.pack(joined)
+    merge = torch.cat([first.sample_N, second.sample_N]).argsort(stable=True)
+    return SparseTokens(merged.feats, merged.coords, tuple(sum(part.lengths) for part in joined)), merge

@@ -1,0 +1,266 @@
+"""The tokenizer's network: packed patches to latents and back (paper sections 3.1, 3.2, 3.4).
+
+Nothing here knows whether a token came from a picture, a clip or a 3D asset. Shape letters: ``atoken/tokens.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from atoken.bottleneck import FSQ, Posterior
+from atoken.layers import NORM_EPS, Block, Places, PoolingHead, PoolState, PositionTable, QKNorm, RMSNorm, TileCache
+from atoken.tokens import SparseTokens
+
+
+class ATokenConfig(PreTrainedConfig):
+    """Sizes and switches of an ``ATokenModel``; the defaults are the released continuous model (48 channels).
+
+    A wrong combination raises ValueError with both numbers.
+    """
+
+    model_type = "atoken"
+
+    patch_size: tuple[int, int, int] = (4, 16, 16)  # frames, rows, columns
+    channels: int = 3
+    encoder_width: int = 1152
+    encoder_layers: int = 27
+    encoder_heads: int = 16
+    encoder_mlp: int = 4304
+    decoder_width: int = 1152
+    decoder_layers: int = 27
+    decoder_heads: int = 16
+    decoder_mlp: int = 4304
+    latent_channels: int = 48
+    fsq_levels: tuple[int, ...] | None = None  # of one group of channels; None is the continuous model
+    position_grid: int = 16  # side of the learned position table
+    rope: bool = True
+    rope_base: float = 10_000.0
+    tile_frames: int = 16  # new frames in a tile
+    cache_frames: int = 0  # frames of the tile before that the decoder still sees
+    logit_scale_init: float = 4.8438  # logarithm; of image-text similarities, as in SigLIP2
+    logit_bias_init: float = -15.5625
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        frames, rows, columns = self.patch_size  # JSON gives lists
+        self.patch_size = frames, rows, columns
+        self.fsq_levels = None if self.fsq_levels is None else tuple(self.fsq_levels)
+        self._check()
+        super().__post_init__(**kwargs)
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch: 4 * 16 * 16 * 3 = 3072, in the order frame, row, column, channel."""
+        frames, rows, columns = self.patch_size
+        return frames * rows * columns * self.channels
+
+    @property
+    def rotary_base(self) -> float | None:
+        """Base of the rotary embedding, None where it is switched off."""
+        return self.rope_base if self.rope else None
+
+    def steps(self, frames: int) -> int:
+        """Frames as time steps. Raises ValueError where they do not divide."""
+        if frames % self.patch_size[0]:
+            raise ValueError(f"{frames} frames are no whole number of time steps of {self.patch_size[0]} frames.")
+        return frames // self.patch_size[0]
+
+    def _check(self) -> None:
+        for side in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{side}_width"), getattr(self, f"{side}_heads")
+            if width % heads or width // heads % 8:
+                raise ValueError(
+                    f"{side}_width {width} must be a multiple of 8 x {side}_heads {heads} (four rotary axes)."
+                )
+        if self.fsq_levels and self.latent_channels % len(self.fsq_levels):
+            raise ValueError(
+                f"latent_channels {self.latent_channels} must divide by the {len(self.fsq_levels)} FSQ levels."
+            )
+        self.steps(self.tile_frames), self.steps(self.cache_frames)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What ``ATokenModel.encode`` gives, by name."""
+
+    latents: SparseTokens  # (N, C) fp32: posterior mean, or the quantised values of a discrete model
+    posterior: Posterior  # mean and logvar (N, C) fp32
+    codes: Tensor | None  # (N, G) int64; None without a quantiser
+    features: SparseTokens  # (N, D) before the bottleneck: what a language model or a probe reads
+    pooled: Tensor  # (B, D) fp32, not normalised; zeros for an empty sample
+    pool_state: PoolState  # what ``pooled`` was made of: pass it on to pool over the next tiles, too
+
+
+class Stack(nn.Module):
+    """An input layer, the learned positions, and the blocks of one side."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers when it is switched on
+
+    def __init__(self, config: ATokenConfig, side: str, inputs: int) -> None:
+        super().__init__()
+        width, heads = getattr(config, f"{side}_width"), getattr(config, f"{side}_heads")
+        decoder = side == "decoder"
+        self.head_width = width // heads
+        self.inputs = nn.Linear(inputs, width, bias=not decoder)
+        self.position = PositionTable(config.position_grid, width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, getattr(config, f"{side}_mlp"), decoder=decoder)
+            for _ in range(getattr(config, f"{side}_layers"))
+        )
+        self.norm = RMSNorm(width, eps=NORM_EPS) if decoder else nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, tokens: SparseTokens, places: Places, cache: TileCache | None = None) -> Tensor:
+        """One tile: (N, inputs) -> (N, D)."""
+        x_ND = self.inputs(tokens.feats.to(self.inputs.weight.dtype))
+        x_ND = x_ND + self.position(tokens).to(x_ND.dtype)
+        for layer, block in enumerate(self.blocks):
+            memory = cache.layers[layer] if cache else None
+            if self.gradient_checkpointing and self.training:
+                x_ND = self._gradient_checkpointing_func(block.__call__, x_ND, places, memory)
+            else:
+                x_ND = block(x_ND, places, memory)
+        return self.norm(x_ND)
+
+
+class ATokenModel(PreTrainedModel):
+    """Encoder, bottleneck, pooling head and decoder over packed tokens."""
+
+    config_class = ATokenConfig
+    base_model_prefix = "atoken"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("Block",)
+    _supports_sdpa = True
+
+    def __init__(self, config: ATokenConfig) -> None:
+        super().__init__(config)
+        self.encoder = Stack(config, "encoder", config.patch_values)
+        self.pool = PoolingHead(config.encoder_width, config.encoder_heads, config.encoder_mlp)
+        self.to_latent = nn.Linear(config.encoder_width, 2 * config.latent_channels, bias=False)
+        self.decoder = Stack(config, "decoder", config.latent_channels)
+        self.to_patch = nn.Linear(config.decoder_width, config.patch_values, bias=False)
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.logit_bias = nn.Parameter(torch.empty(()))
+        self.quantiser = FSQ(config.fsq_levels) if config.fsq_levels else None
+        self.post_init()
+
+    def encode(
+        self, tokens: SparseTokens, *, tile_frames: int | None = None, pool_state: PoolState | None = None
+    ) -> Encoded:
+        """Patches (N, 3072) in [-1, 1] to latents, codes, features and pooled vectors.
+
+        Tiles of ``tile_frames`` frames, counted from each sample's first step, do not see one another; the pooled
+        vector sees them all, and with ``pool_state`` also those of the calls before.
+        Raises ValueError for a tile that is no whole number of time steps.
+        """
+        windows = tokens.time_windows(self.config.steps(tile_frames or self.config.tile_frames))
+        state = pool_state or self.pool.start(len(tokens.lengths))
+        parts = []
+        for _, window in windows:
+            places = Places.of(window, self.encoder.head_width, self.config.rotary_base)
+            parts.append(window.with_feats(self.encoder(window, places)))
+            state = self.pool.update(state, parts[-1])
+        return self._bottleneck(_scatter(tokens, windows, parts), state)
+
+    def _bottleneck(self, features: SparseTokens, state: PoolState) -> Encoded:
+        mean, logvar = self.to_latent(features.feats).float().chunk(2, dim=-1)
+        latents, codes = mean, None
+        if self.quantiser:
+            latents = self.quantiser.quantise(mean)
+            codes = self.quantiser.to_codes(latents)
+        posterior, pooled = Posterior(mean, logvar), self.pool.finish(state)
+        return Encoded(features.with_feats(latents), posterior, codes, features, pooled, state)
+
+    def decode(
+        self,
+        latents: SparseTokens,
+        *,
+        tile_frames: int | None = None,
+        cache_frames: int | None = None,
+        cache: TileCache | None = None,
+    ) -> SparseTokens:
+        """Latents (N, C) to patches (N, 3072), nominally in [-1, 1].
+
+        ``tile_frames`` new frames a tile; ``cache_frames`` frames of the tile before stay visible through their keys
+        and values. ``cache``: the memory of the calls before (``tile_cache``), to go on with the same clips.
+        Raises ValueError for frames that are no whole number of time steps.
+        """
+        steps = self.config.steps(tile_frames or self.config.tile_frames)
+        cache = cache or self.tile_cache(cache_frames)
+        windows = latents.time_windows(steps)
+        return _scatter(latents, windows, [self._decode_tile(window, steps, cache) for _, window in windows])
+
+    def tile_cache(self, cache_frames: int | None = None) -> TileCache | None:
+        """An empty memory for ``decode``; None where the decoder looks at no earlier frames."""
+        frames = self.config.cache_frames if cache_frames is None else cache_frames
+        return TileCache(self.config.steps(frames), len(self.decoder.blocks)) if frames else None
+
+    def _decode_tile(self, tile: SparseTokens, steps: int, cache: TileCache | None) -> SparseTokens:
+        width, base = self.decoder.head_width, self.config.rotary_base
+        places = Places.of(tile, width, base) if cache is None else cache.enter(tile, steps, width, base)
+        return tile.with_feats(self.to_patch(self.decoder(tile, places, cache)))
+
+    def forward(self, tokens: SparseTokens) -> tuple[Encoded, SparseTokens]:
+        """Encode and decode again: what a training step runs."""
+        encoded = self.encode(tokens)
+        return encoded, self.decode(encoded.latents)
+
+    def save_pretrained(self, save_directory: str | Path, max_shard_size: str = "5GB", **options: Any) -> None:
+        """As in transformers: safetensors and config.json, in several files above 5 GB."""
+        super().save_pretrained(save_directory, max_shard_size=max_shard_size, **options)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill every parameter.
+
+        | parameter | start |
+        | --- | --- |
+        | linear weights, position tables, probe | normal, ``initializer_range`` |
+        | patch weights of frames 1 to 3 | zero, so that a picture enters as in SigLIP2 (paper section 3.2) |
+        | linear biases | zero |
+        | norms and QK gains | one (biases zero) |
+        | logit scale, logit bias | from the config |
+        """
+        std = self.config.initializer_range
+        match module:
+            case nn.Linear():
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            case nn.LayerNorm() | RMSNorm():
+                nn.init.ones_(module.weight)
+                if isinstance(module, nn.LayerNorm):
+                    nn.init.zeros_(module.bias)
+            case QKNorm():
+                nn.init.ones_(module.gain_HK)
+            case PositionTable():
+                nn.init.normal_(module.weight, std=std)
+            case PoolingHead():
+                nn.init.normal_(module.probe, std=std)
+            case ATokenModel():
+                nn.init.constant_(module.logit_scale, self.config.logit_scale_init)
+                nn.init.constant_(module.logit_bias, self.config.logit_bias_init)
+                one_frame = self.config.patch_values // self.config.patch_size[0]
+                nn.init.zeros_(module.encoder.inputs.weight[:, one_frame:])
+
+
+def _scatter(
+    tokens: SparseTokens, windows: list[tuple[Tensor | slice, SparseTokens]], parts: list[SparseTokens]
+) -> SparseTokens:
+    """Results of the windows, back in the order of ``tokens``."""
+    if len(windows) == 1:
+        return tokens.with_feats(parts[0].feats)
+    order = torch.cat([index for index, _ in windows if isinstance(index, Tensor)])
+    feats = torch.cat([part.feats for part in parts])
+    return replace(tokens, feats=torch.empty_like(feats).index_copy(0, order, feats))
+
+
+AutoConfig.register(ATokenConfig.model_type, ATokenConfig)
+AutoModel.register(ATokenConfig, ATokenModel)

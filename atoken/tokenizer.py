@@ -1,0 +1,308 @@
+"""Files and arrays in, files and arrays out: the tokenizer that a user holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atoken import checkpoint
+from atoken.errors import AtokenError, CheckpointError, MediaError
+from atoken.io import Clip, Image, from_pil, load_media
+from atoken.io.media import exact_fps
+from atoken.io.tokens_record import TILE, Tokens, check_follows
+from atoken.io.video import VideoReader
+from atoken.layers import PoolState
+from atoken.modalities.pixels import PATCH, patchify, to_uint8, to_values, unpatchify
+from atoken.model import ATokenModel, Encoded
+from atoken.presets import BUNDLED, PRESETS
+from atoken.tokens import SparseTokens
+
+Media = Any  # a path, PIL image, uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, or Clip
+
+
+def load(
+    source: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", config: str | Path | None = None
+) -> Tokenizer:
+    """Load a tokenizer: a bundled name, a folder, a published weight file, or a hub id.
+
+    device: "auto" takes CUDA where there is one, else the CPU. dtype: "auto" is bf16 on CUDA and fp32 elsewhere; or
+    "float32", "bfloat16". config: of a published ``.pt``/``.safetensors`` file, its YAML; where left out, the file of
+    the same name with ``.yaml``. Raises: CheckpointError.
+    """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    path = BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
+    if path.is_file():
+        model = checkpoint.load_official(path, config or path.with_suffix(".yaml"))
+    elif path.is_dir() or "/" in str(source):
+        model = checkpoint.load_folder(path if path.is_dir() else str(source), dtype=torch.float32)
+    else:
+        raise CheckpointError(_unknown(str(source)))
+    try:
+        return Tokenizer(model.to(device, _dtype(device, dtype)), path.stem if path.is_file() else path.name)
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"This machine has no device {device!r}; pass device='cpu'.") from error
+
+
+def _unknown(source: str) -> str:
+    bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/")))
+    if source in PRESETS:
+        return f"{source} is a size without bundled weights; pass the path of a weight file. Bundled: {bundled}."
+    return f"There is no model {source!r}: pass a bundled name ({bundled}), a folder, a weight file, or a hub id."
+
+
+def _dtype(device: str, dtype: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    if dtype not in known:
+        raise CheckpointError(f"dtype must be auto, float32 or bfloat16, got {dtype!r}.")
+    return known[dtype]
+
+
+class Tokenizer:
+    """A model and a name for it. Results are the same alone and in a batch, and the same twice.
+
+    Raises: CheckpointError for a model whose tiles do not divide those of a token file.
+    """
+
+    def __init__(self, model: ATokenModel, name: str) -> None:
+        if TILE % model.config.tile_frames:
+            raise CheckpointError(
+                f"Tiles of {model.config.tile_frames} frames do not divide the {TILE} of a token file."
+            )
+        self.model = model.eval()
+        self.name = name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of configuration and weights: what a token file names to say who made it."""
+        return checkpoint.fingerprint(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def encode(self, media: Media, *, generator: torch.Generator | None = None) -> Tokens:
+        """Turn one picture or clip into tokens.
+
+        generator: draws the latents from the posterior instead of taking its mean (continuous models).
+        Raises: MediaError, one sentence, for what cannot be read.
+        """
+        return self.encode_batch([media], generator=generator)[0]
+
+    @torch.inference_mode()
+    def encode_batch(self, batch: Sequence[Media], *, generator: torch.Generator | None = None) -> list[Tokens]:
+        """Turn pictures and clips of any sizes into tokens in one pass; the same numbers as one by one."""
+        if not batch:
+            return []
+        media = [as_media(one) for one in batch]
+        names = [Path(one).name if isinstance(one, (str, Path)) else "" for one in batch]
+        encoded = self.model.encode(SparseTokens.pack([self._patches(one) for one in media]))
+        parts = self._parts(encoded, generator)
+        return [self._tokens(one, *part, name=name) for one, part, name in zip(media, parts, names, strict=True)]
+
+    def _patches(self, media: Image | Clip) -> SparseTokens:
+        frames = media.pixels[None] if isinstance(media, Image) else media.frames
+        return patchify(to_values(frames).to(self.device))
+
+    def _parts(
+        self, encoded: Encoded, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
+        """Latents, codes, coords and pooled vector of each sample, on the CPU."""
+        if generator is not None and encoded.codes is not None:
+            raise AtokenError("A discrete model has no posterior to draw from; leave the generator out.")
+        latents = encoded.latents.feats if generator is None else encoded.posterior.sample(generator)
+        lengths = encoded.latents.lengths
+        no_codes = [None] * len(lengths)
+        return zip(
+            [part.clone() for part in latents.float().cpu().split(lengths)],
+            no_codes if encoded.codes is None else [part.clone() for part in encoded.codes.cpu().split(lengths)],
+            encoded.latents.coords.int().cpu().split(lengths),
+            [part.clone() for part in encoded.pooled.float().cpu()],
+            strict=True,
+        )
+
+    def _tokens(
+        self,
+        media: Image | Clip,
+        latents: Tensor,
+        codes: Tensor | None,
+        coords: Tensor,
+        pooled: Tensor | None,
+        *,
+        name: str,
+        first_frame: int = 0,
+    ) -> Tokens:
+        frames = media.pixels[None] if isinstance(media, Image) else media.frames
+        clip = media if isinstance(media, Clip) else None
+        return Tokens(
+            latents=latents,
+            codes=codes,
+            coords=coords + torch.tensor([first_frame // PATCH[0], 0, 0, 0], dtype=torch.int32),
+            kind="clip" if clip else "image",
+            size=frames.shape[1:3],
+            frames=len(frames),
+            fps=clip.fps if clip else None,
+            timestamps=clip.timestamps if clip else None,
+            alpha=media.alpha if isinstance(media, Image) else None,
+            pooled=pooled,
+            model=self.name,
+            fingerprint=self.fingerprint,
+            name=name,
+            levels=self.model.config.fsq_levels,
+            first_frame=first_frame,
+        )
+
+    def decode(self, tokens: Tokens) -> Image | Clip:
+        """Turn tokens back into a picture or clip of the original size and rate.
+
+        Raises: TokenFileError where another model made the tokens.
+        """
+        return self.decode_batch([tokens])[0]
+
+    @torch.inference_mode()
+    def decode_batch(self, batch: Sequence[Tokens]) -> list[Image | Clip]:
+        """Decode many at once; the same pixels as one by one."""
+        if not batch:
+            return []
+        for tokens in batch:
+            self._check(tokens)
+        packed = SparseTokens.pack([self._sparse(tokens) for tokens in batch])
+        patches = self.model.decode(packed).unpack()
+        return [_media(tokens, part) for tokens, part in zip(batch, patches, strict=True)]
+
+    def _check(self, tokens: Tokens) -> None:
+        tokens.check_model(self.fingerprint, self.name)
+        if tokens.first_frame and self.model.config.cache_frames:
+            raise AtokenError("This model's decoder looks back at earlier frames; decode the clip from its start.")
+
+    def _sparse(self, tokens: Tokens) -> SparseTokens:
+        return SparseTokens(tokens.latents, tokens.coords, (len(tokens.latents),)).to(self.device)
+
+    def encode_stream(
+        self, frames: str | Path | Clip | VideoReader | Iterable[np.ndarray], *, fps: Fraction | float | None = None
+    ) -> Iterator[Tokens]:
+        """Encode a clip of any length tile by tile, in constant memory; ``Tokens.join`` of the pieces is the whole.
+
+        frames: a clip, an open ``VideoReader``, a path, or frames (H, W, 3) uint8 one by one, with ``fps``. Yields a
+        piece for each 16 frames; only the last carries the pooled vector. Raises: MediaError.
+        """
+        if isinstance(frames, (str, Path)):
+            with VideoReader(frames) as reader:
+                yield from self.encode_stream(reader, fps=fps)
+            return
+        name = frames.path.name if isinstance(frames, VideoReader) else ""
+        state, first = None, 0
+        for tile, last in _with_last(_tiles(frames, fps)):
+            tokens, state = self._encode_tile(tile, state, first, name, last=last)
+            yield tokens
+            first += len(tile.frames)
+        if state is None:
+            raise MediaError("The clip has no frames; there is nothing to encode.")
+
+    @torch.inference_mode()
+    def _encode_tile(
+        self, tile: Clip, state: PoolState | None, first: int, name: str, *, last: bool
+    ) -> tuple[Tokens, PoolState]:
+        encoded = self.model.encode(self._patches(tile), pool_state=state)
+        latents, codes, coords, pooled = next(self._parts(encoded))
+        tokens = self._tokens(tile, latents, codes, coords, pooled if last else None, name=name, first_frame=first)
+        return tokens, encoded.pool_state
+
+    def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Clip]:
+        """Decode the pieces of one clip, in order, in constant memory; the frames joined are the whole clip's.
+
+        Yields one clip for each piece. Raises: TokenFileError where another model made them or they do not follow.
+        """
+        cache, before = self.model.tile_cache(), None
+        for piece in pieces:
+            if before is None:
+                self._check(piece)
+            else:
+                check_follows(before, piece)
+            with torch.inference_mode():
+                patches = self.model.decode(self._sparse(piece), cache=cache)
+            yield Clip(*_frames(piece, patches))
+            before = piece
+
+    def embed(self, media: Media | Tokens) -> Tensor:
+        """(D,) fp32 unit vector of a picture, a clip, or tokens (whose stored vector is used, no pixel is read)."""
+        pooled = (media if isinstance(media, Tokens) else self.encode(media)).pooled
+        if pooled is None:
+            raise AtokenError("These tokens are a piece of a clip without its pooled vector; pass the whole clip.")
+        return torch.nn.functional.normalize(pooled, dim=-1)
+
+    def logits(self, ours_VD: Tensor, theirs_BD: Tensor) -> Tensor:
+        """(V, B): similarities of unit vectors with the model's own scale and bias, as SigLIP2 defines them."""
+        scale, bias = self.model.logit_scale.float().exp().cpu(), self.model.logit_bias.float().cpu()
+        return (ours_VD @ theirs_BD.T * scale + bias).detach()
+
+
+def as_media(media: Media) -> Image | Clip:
+    """Whatever ``encode`` takes, as an ``Image`` or ``Clip``. Raises: MediaError."""
+    if isinstance(media, (Image, Clip)):
+        return media
+    if isinstance(media, (str, Path)):
+        return load_media(media)
+    if isinstance(media, np.ndarray):
+        return _from_array(media)
+    if hasattr(media, "getbands"):  # a PIL image, without importing Pillow for those who have none in hand
+        return from_pil(media)
+    raise MediaError(f"Cannot encode a {type(media).__name__}; pass a path, a PIL image, or a uint8 array (H, W, 3).")
+
+
+def _from_array(array: np.ndarray) -> Image | Clip:
+    if array.ndim == 4:
+        return Clip(array)
+    if array.ndim == 3 and array.shape[-1] == 4:
+        return Image(array[..., :3], np.ascontiguousarray(array[..., 3]))
+    return Image(array)
+
+
+def _tiles(frames: Clip | VideoReader | Iterable[np.ndarray], fps: Fraction | float | None) -> Iterator[Clip]:
+    """Clips of at most one tile, in order, from any source of frames."""
+    if isinstance(frames, Clip):
+        for first in range(0, len(frames.frames), TILE):
+            stamps = None if frames.timestamps is None else frames.timestamps[first : first + TILE]
+            yield Clip(frames.frames[first : first + TILE], frames.fps, stamps)
+        return
+    if isinstance(frames, VideoReader):
+        rate = frames.info.fps if fps is None else exact_fps(fps)
+        timed: Iterator[tuple[float, np.ndarray]] = iter(frames)
+        start = None
+        while tile := list(islice(timed, TILE)):
+            times = np.array([seconds for seconds, _ in tile])
+            start = times[0] if start is None else start
+            yield Clip(np.stack([frame for _, frame in tile]), rate, times - start)
+        return
+    plain = iter(frames)
+    while pixels := list(islice(plain, TILE)):
+        yield Clip(np.stack(pixels), exact_fps(24 if fps is None else fps))
+
+
+def _with_last(tiles: Iterator[Clip]) -> Iterator[tuple[Clip, bool]]:
+    """Each tile with whether it is the last, by looking one ahead."""
+    tile = next(tiles, None)
+    while tile is not None:
+        following = next(tiles, None)
+        yield tile, following is None
+        tile = following
+
+
+def _frames(tokens: Tokens, patches: SparseTokens) -> tuple[np.ndarray, Fraction, np.ndarray | None]:
+    pixels = to_uint8(unpatchify(patches, tokens.frames, *tokens.size))
+    return pixels, tokens.fps or Fraction(24), tokens.timestamps
+
+
+def _media(tokens: Tokens, patches: SparseTokens) -> Image | Clip:
+    frames, fps, timestamps = _frames(tokens, patches)
+    return Image(frames[0], tokens.alpha) if tokens.kind == "image" else Clip(frames, fps, timestamps)

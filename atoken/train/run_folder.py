@@ -1,0 +1,100 @@
+"""A run on disk: checkpoints that exist whole or not at all, and the log.
+
+A checkpoint is written to a temporary folder, synced, listed with its SHA-256 in a manifest that comes last, and
+renamed; resuming takes the newest one whose manifest verifies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from atoken.errors import CheckpointError
+
+KEEP = 2  # checkpoints
+
+
+class RunFolder:
+    """Checkpoints ``step-NNNNNN/`` and ``log.jsonl`` under one folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.log_path = self.path / "log.jsonl"
+
+    def save(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Write a checkpoint, then drop all but the newest ``KEEP``. Raises: CheckpointError (a full disk, say)."""
+        final = self.path / f"step-{numbers['step']:06d}"
+        temporary = self.path / f".{final.name}.part"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
+            (temporary / "numbers.json").write_text(json.dumps(numbers))
+            sums = {name: _sha256(temporary / name) for name in ("state.safetensors", "numbers.json")}
+            (temporary / "manifest.json").write_text(json.dumps(sums))
+            for file in temporary.iterdir():
+                _sync(file)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            _sync(self.path)
+        except (OSError, SafetensorError) as error:  # a full disk comes as either
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"Cannot write the checkpoint {final}: {reason}.") from error
+        for old in self.checkpoints()[:-KEEP]:
+            shutil.rmtree(old)
+
+    def checkpoints(self) -> list[Path]:
+        """Folders of checkpoints, oldest first."""
+        return sorted(self.path.glob("step-*"))
+
+    def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest checkpoint whose files match their manifest; None where there is none."""
+        for folder in reversed(self.checkpoints()):
+            if _verified(folder):
+                return load_file(folder / "state.safetensors"), json.loads((folder / "numbers.json").read_text())
+        return None
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line of JSON."""
+        with self.log_path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind_log(self, step: int) -> None:
+        """Drop lines of steps that a resumed run will do again, and one that was cut short."""
+        if self.log_path.exists():
+            lines = self.log_path.read_text().splitlines(keepends=True)
+            rows = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+            temporary = self.log_path.with_suffix(".part")
+            temporary.write_text("".join(rows))
+            temporary.replace(self.log_path)
+
+
+def _verified(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / "manifest.json").read_text())
+        return bool(sums) and all(_sha256(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError):  # ValueError: no JSON, no text
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

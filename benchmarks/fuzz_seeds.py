@@ -1,0 +1,134 @@
+"""Valid files for ``benchmarks.fuzz`` to damage: every picture and clip format, and token files of each kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import PIL.Image
+import torch
+
+from atoken.io import Clip, Image
+from atoken.io.token_file import TokenFileWriter
+from atoken.io.tokens_record import Tokens
+from atoken.model import ATokenConfig, ATokenModel
+from atoken.tokenizer import Tokenizer
+
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, and how it is saved
+    "rgb.png": ("RGB", {}), "alpha.png": ("RGBA", {}), "palette.png": ("P", {}), "grey16.png": ("I;16", {}),
+    "plain.jpg": ("RGB", {}), "progressive.jpg": ("RGB", {"progressive": True}), "cmyk.jpg": ("CMYK", {}),
+    "lossy.webp": ("RGB", {}), "lossless.webp": ("RGBA", {"lossless": True}),
+    "raw.tif": ("RGB", {}), "lzw.tif": ("RGB", {"compression": "tiff_lzw"}),
+    "jpeg.tif": ("RGB", {"compression": "jpeg"}), "deflate.tif": ("RGBA", {"compression": "tiff_deflate"}),
+    "rgb.bmp": ("RGB", {}), "palette.bmp": ("P", {}), "still.gif": ("P", {}),
+}  # fmt: skip
+CLIPS = {
+    "x264.mp4": "libx264", "mpeg4.mp4": "mpeg4", "x264.mkv": "libx264", "ffv1.mkv": "ffv1", "vp9.webm": "libvpx-vp9",
+    "mpeg4.avi": "mpeg4", "mjpeg.avi": "mjpeg",
+}  # fmt: skip
+
+
+class Case(NamedTuple):
+    """A file and what must become of it."""
+
+    path: Path
+    expected: str = ""  # picture, clip, tokens or refused; "" where it may be read and may be refused
+    contents: str = ""  # SHA-256 of what it must hold if it is read as tokens; "" where that may be anything
+
+
+def moving(count: int, height: int, width: int) -> np.ndarray:
+    """Frames (count, H, W, 3) uint8 that all differ, smooth waves with a little noise."""
+    t, y, x = np.ogrid[:count, :height, :width]
+    waves = np.broadcast_arrays(np.sin(x / 9 + t / 3) + 0 * y, np.cos(y / 7 - t / 4) + 0 * x, np.sin((x + y + t) / 11))
+    noise = np.random.default_rng(0).normal(size=(count, height, width, 3))
+    return np.clip(127.5 + 110 * np.stack(waves, -1) + 4 * noise, 0, 255).astype(np.uint8)
+
+
+def pictures(folder: Path) -> list[Path]:
+    """One file of each entry of ``PICTURES``, and a GIF of several frames."""
+    frames = [PIL.Image.fromarray(pixels) for pixels in moving(4, 48, 64)]
+    for name, (mode, how) in PICTURES.items():
+        grey = PIL.Image.fromarray(np.asarray(frames[0]).astype(np.uint16)[..., 0] << 8)
+        (grey if mode == "I;16" else frames[0].convert(mode)).save(folder / name, **how)
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    return [folder / name for name in (*PICTURES, "moving.gif")]
+
+
+def clips(folder: Path) -> list[Path]:
+    """One file of each entry of ``CLIPS``, 12 frames of 64x48."""
+    return [encoded(folder / name, codec, moving(12, 48, 64)) for name, codec in CLIPS.items()]
+
+
+def encoded(path: Path, codec: str, frames: np.ndarray) -> Path:
+    """Write ``frames`` at 24 fps with an encoder of FFmpeg, the same bytes each time; the suffix names the format."""
+    with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(codec, rate=24, options={"mbtree": "0"} if codec == "libx264" else {})
+        stream.codec_context.thread_count = 1
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def token_files(folder: Path) -> list[Path]:
+    """A picture, a clip, and several items, of a continuous and of a discrete model of random weights."""
+    paths = []
+    for name, levels in (("continuous", None), ("discrete", (4,) * 6)):
+        tokenizer = small_tokenizer(levels)
+        items = {
+            "picture": [tokenizer.encode(Image(moving(1, 40, 50)[0], np.arange(2000, dtype=np.uint8).reshape(40, 50)))],
+            "clip": [tokenizer.encode(Clip(moving(20, 33, 48), Fraction(24), np.arange(20) ** 1.5))],
+        }
+        for kind, tokens in (
+            items | {"several": [*items["picture"], *items["clip"], every_second(items["clip"][0])]}
+        ).items():
+            paths.append(folder / f"{name}-{kind}.atok")
+            _write(paths[-1], tokens)
+    return paths
+
+
+def small_tokenizer(levels: tuple[int, ...] | None = None) -> Tokenizer:
+    """A tokenizer of two narrow layers a side with weights from a fixed seed."""
+    torch.manual_seed(0)
+    size = {"width": 96, "layers": 2, "heads": 2, "mlp": 128}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in size.items()}
+    return Tokenizer(ATokenModel(ATokenConfig(**sides, fsq_levels=levels)), "small")
+
+
+def every_second(tokens: Tokens) -> Tokens:
+    """Half of the tokens, so that a file has to say where they lie."""
+    codes = None if tokens.codes is None else tokens.codes[::2]
+    return replace(tokens, latents=tokens.latents[::2], coords=tokens.coords[::2], codes=codes)
+
+
+def _write(path: Path, items: list[Tokens]) -> None:
+    with TokenFileWriter(path) as writer:
+        for index, tokens in enumerate(items):
+            writer.add(tokens, dtype="float16" if index % 2 else "float32")
+
+
+def not_files(folder: Path, suffix: str) -> Iterator[Case]:
+    """What has a name but no content to read: a folder, a pipe, links that lead nowhere, a device, an empty file."""
+    for name in ("folder", "pipe", "loop", "device", "absent", "empty"):
+        path = folder / f"{name}{suffix}"
+        match name:
+            case "folder":
+                path.mkdir()
+            case "pipe":
+                os.mkfifo(path)
+            case "loop":
+                path.symlink_to(path.name)
+            case "device":
+                path.symlink_to("/dev/zero")
+            case "empty":
+                path.touch()
+        yield Case(path, "refused")
+    yield Case(Path("/dev/zero"), "refused")

@@ -1,0 +1,112 @@
+"""Parity with the published inference code, tensor by tensor: ``python -m benchmarks.golden [--folder DIR]``.
+
+The folder holds weights, inputs and results that the published code computed at a small size (default:
+``tests/data/golden``; its README says what is in it). Prints the largest absolute difference of each tensor, relative
+to the tensor's largest absolute value; of FSQ indices, how many of those away from a rounding boundary differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from atoken.bottleneck import FSQ
+from atoken.checkpoint import load_official
+from atoken.modalities.pixels import patchify
+from atoken.model import ATokenModel
+from atoken.tokens import SparseTokens
+
+POCKET = Path(__file__).parents[1] / "tests" / "data" / "golden"
+VARIANTS = ("soc-tiny", "sod-tiny")
+INPUTS = ("images", "videos", "video_single", "voxels")
+BAR, MARGIN = 1e-4, 1e-4  # relative error; distance to a rounding boundary
+
+
+def released(folder: Path, variant: str) -> tuple[ATokenModel, dict[str, Tensor]]:
+    """Our model with the published weights, and what the published code computed."""
+    config = json.loads((folder / f"{variant}.config.json").read_text())
+    return load_official(folder / "soc-tiny.weights.safetensors", config), load_file(
+        folder / f"{variant}.io.safetensors"
+    )
+
+
+def packed(io: dict[str, Tensor], tag: str) -> SparseTokens:
+    """The input as the published code packed it, at its own places (columns batch, t, row, column, z)."""
+    coords = io[f"{tag}.coords"]
+    lengths = tuple(torch.bincount(coords[:, 0]).tolist())
+    if tag == "voxels":
+        rgb = 2 * io["voxels.rgb_patches"] - 1
+        feats = torch.cat([rgb, rgb.new_zeros(len(rgb), 3072 - 768)], dim=1)
+    else:
+        names = ["videos.pixels.0"] if tag == "video_single" else [f"{tag}.pixels.{i}" for i in range(len(lengths))]
+        clips = [io[name] if io[name].ndim == 4 else io[name][None] for name in names]
+        feats = torch.cat([patchify(clip).feats for clip in clips])
+    return SparseTokens(feats, coords[:, 1:], lengths)
+
+
+@torch.inference_mode()
+def pairs(folder: Path, variant: str, tag: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, ours and theirs of every tensor of one input."""
+    model, io = released(folder, variant)
+    encoded = model.encode(packed(io, tag))
+    yield "features", encoded.features.feats, io[f"{tag}.features"]
+    yield "moments", torch.cat([encoded.posterior.mean, encoded.posterior.logvar], dim=1), io[f"{tag}.moments"]
+    yield "pooled", normalize(encoded.pooled, dim=-1), io[f"{tag}.pooled"]
+    latents = encoded.latents
+    if model.quantiser:
+        yield "codes of their indices", model.quantiser.from_codes(io[f"{tag}.indices"]), io[f"{tag}.codes"]
+        latents = latents.with_feats(io[f"{tag}.codes"])
+    yield "decoded", model.decode(latents).feats, io[f"{tag}.decoded"]
+    if f"{tag}.decoded_kv12_4" in io:
+        cached = model.decode(latents, tile_frames=12, cache_frames=4).feats
+        yield "decoded_kv12_4", cached, io[f"{tag}.decoded_kv12_4"]
+
+
+@torch.inference_mode()
+def indices(folder: Path, tag: str) -> tuple[Tensor, Tensor]:
+    """Our FSQ indices and theirs, where every value of the group is away from a rounding boundary."""
+    model, io = released(folder, "sod-tiny")
+    encoded = model.encode(packed(io, tag))
+    away = (distance(model.quantiser, encoded.posterior.mean) > MARGIN).unflatten(1, (-1, 6)).all(-1)
+    assert encoded.codes is not None
+    return encoded.codes[away], io[f"{tag}.indices"].long()[away]
+
+
+def distance(quantiser: FSQ | None, values: Tensor) -> Tensor:
+    """How far values (..., C) stand from a rounding boundary, in steps."""
+    assert quantiser is not None
+    bounded = quantiser.bound(values)
+    return (bounded - bounded.floor() - 0.5).abs()
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference over the largest value. Raises ValueError where the shapes differ."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"ours is {tuple(ours.shape)}, theirs {tuple(theirs.shape)}.")
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=POCKET)
+    folder = parser.parse_args().folder
+    print(f"| model | input | tensor | relative error (bar {BAR:.0e}) |\n| --- | --- | --- | --- |")
+    for variant in VARIANTS:
+        for tag in INPUTS:
+            for name, ours, theirs in pairs(folder, variant, tag):
+                print(f"| {variant} | {tag} | {name} | {relative_error(ours, theirs):.1e} |")
+    for tag in INPUTS:
+        ours, theirs = indices(folder, tag)
+        print(f"| sod-tiny | {tag} | indices | {int((ours != theirs).sum())} of {ours.numel()} differ |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""How far the rotary embedding moves a freshly initialised SigLIP2 tower: ``python -m benchmarks.rope_shift``.
+
+A random ``Siglip2VisionModel`` (transformers' own initialisation) is loaded with the rotary embedding off, which gives
+its features exactly, and on. Prints relative L2 distance and cosine of features and pooled vectors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cosine_similarity
+from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+from atoken.checkpoint import from_siglip2
+from atoken.model import ATokenConfig
+from atoken.presets import PRESETS
+from benchmarks.measure import random_tokens
+
+SHAPES = {"256x256": (1, 16, 16), "512x256": (1, 32, 16), "64x64": (1, 4, 4)}
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print the table for the two sizes of tower."""
+    torch.manual_seed(0)
+    print("| tower | picture | features, relative L2 | features, cosine | pooled, relative L2 | pooled, cosine |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in ("base", "so400m-c"):
+        sizes = PRESETS[name] | {"decoder_layers": 1}
+        tower = Siglip2VisionModel(
+            Siglip2VisionConfig(
+                hidden_size=sizes["encoder_width"], intermediate_size=sizes["encoder_mlp"],
+                num_hidden_layers=sizes["encoder_layers"], num_attention_heads=sizes["encoder_heads"],
+            )
+        ).eval()  # fmt: skip
+        plain, turned = (from_siglip2(tower, ATokenConfig(**sizes, rope=rope)) for rope in (False, True))
+        for shape_name, shape in SHAPES.items():
+            tokens = random_tokens(plain.config, [shape])
+            ours, theirs = turned.encode(tokens), plain.encode(tokens)
+            pairs = ((ours.features.feats, theirs.features.feats), (ours.pooled, theirs.pooled))
+            figures = [
+                f"{float((a - b).norm() / b.norm()):.3f} | {float(cosine_similarity(a, b).mean()):.4f}"
+                for a, b in pairs
+            ]
+            print(f"| {name} | {shape_name} | {' | '.join(figures)} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Attention over packed samples: every path equals the plain twin, forward and gradient."""
+
+import pytest
+import torch
+
+from atoken import attention
+from tests.tolerances import BF16_FORWARD, BF16_GRADIENT, FP32
+
+HEAD_WIDTHS = [16, 48, 72]  # 72 is so400m's, no power of two
+LENGTHS = [(7,), (5, 5, 5), (3, 0, 9, 9, 1), (0, 4)]
+PATHS = {
+    "chosen": attention.varlen_attention,
+    "sdpa_by_sample": lambda q, k, v, b, kb=None: attention.sdpa_by_sample(q, k, v, b, b if kb is None else kb),
+}
+
+
+def bounds(lengths):
+    return (0, *torch.tensor(lengths).cumsum(0).tolist())
+
+
+def inputs(q_lengths, kv_lengths, head_width, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(sum(q_lengths), 2, head_width), *[(sum(kv_lengths), 2, head_width)] * 2]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("head_width", HEAD_WIDTHS)
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("extra_keys", [0, 2])
+def test_equals_the_plain_twin_forward_and_gradient(path, head_width, lengths, extra_keys):
+    kv_lengths = tuple(n + extra_keys if n else 0 for n in lengths)
+    results = []
+    for function in (PATHS[path], attention.masked_attention):
+        q, k, v = inputs(lengths, kv_lengths, head_width)
+        out = function(q, k, v, bounds(lengths), bounds(kv_lengths))
+        out.square().sum().backward()
+        results.append([out, q.grad, k.grad, v.grad])
+    for ours, twin in zip(*results, strict=True):
+        torch.testing.assert_close(ours, twin, atol=FP32, rtol=FP32)
+
+
+def test_bf16_stays_near_fp32():
+    lengths, grads = (64, 40), []
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = inputs(lengths, lengths, 72, dtype)
+        out = attention.varlen_attention(q, k, v, bounds(lengths))
+        out.float().sum().backward()
+        grads.append([out.float(), v.grad.float()])
+    (out, grad), (exact, exact_grad) = grads
+    assert (out - exact).norm() / exact.norm() <= BF16_FORWARD
+    assert (grad - exact_grad).norm() / exact_grad.norm() <= BF16_GRADIENT
+
+
+def test_a_sample_does_not_see_its_batch_mates():
+    q, k, v = inputs((6, 4), (6, 4), 48)
+    together = attention.varlen_attention(q, k, v, (0, 6, 10))
+    alone = attention.varlen_attention(q[:6], k[:6], v[:6], (0, 6))
+    torch.testing.assert_close(together[:6], alone, atol=FP32, rtol=0)
+
+
+def test_soft_cap_against_its_closed_form_and_its_limit():
+    q, k, v = inputs((5, 3), (5, 3), 48)
+    q = q * 20  # large enough for the cap to bite
+    capped = attention.varlen_attention(q, k, v, (0, 5, 8), softcap=30.0)
+    logits = torch.einsum("qhk,nhk->hqn", q[:5], k[:5]) / 48**0.5
+    expected = torch.einsum("hqn,nhk->qhk", (30 * torch.tanh(logits / 30)).softmax(-1), v[:5])
+    torch.testing.assert_close(capped[:5], expected, atol=FP32, rtol=FP32)
+    plain = attention.varlen_attention(q / 20, k, v, (0, 5, 8))
+    nearly = attention.varlen_attention(q / 20, k, v, (0, 5, 8), softcap=1e4)
+    torch.testing.assert_close(nearly, plain, atol=FP32, rtol=FP32)
+
+
+def test_the_path_is_chosen_by_device_and_dtype():
+    assert attention.backend("cpu", torch.bfloat16) is attention.sdpa_by_sample
+    assert attention.backend("cuda", torch.float32) is attention.sdpa_by_sample
+    assert attention.backend("cuda", torch.bfloat16) is not attention.sdpa_by_sample
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernels need a GPU")
+@pytest.mark.parametrize("head_width", HEAD_WIDTHS)
+def test_variable_length_kernel_equals_sdpa(head_width):
+    lengths = (128, 7, 300)
+    q, k, v = (x.detach().cuda() for x in inputs(lengths, lengths, head_width, torch.bfloat16))
+    ours = attention.varlen_attention(q, k, v, bounds(lengths))
+    twin = attention.sdpa_by_sample(q, k, v, bounds(lengths), bounds(lengths))
+    assert (ours.float() - twin.float()).norm() / twin.float().norm() <= BF16_FORWARD

@@ -1,0 +1,205 @@
+"""The network: alone = in a batch, tiles, cache, checkpointing, saving, sizes."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from atoken.modalities.pixels import grid_coords
+from atoken.model import ATokenConfig, ATokenModel
+from atoken.presets import PRESETS, preset
+from atoken.tokens import SparseTokens
+from benchmarks.golden import distance
+from tests.model.sizes import small_config, small_model
+from tests.tolerances import EXACT, FP32, ROUNDING_MARGIN
+
+SHAPES = [(1, 3, 2), (5, 2, 2), (1, 1, 1), (9, 1, 3)]
+FSQ_LEVELS = (4,) * 6
+
+
+def patches(*shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coords = [grid_coords(*shape) for shape in shapes]
+    feats = torch.rand(sum(map(len, coords)), 3072, generator=generator) * 2 - 1
+    return SparseTokens(feats, torch.cat(coords), tuple(map(len, coords)))
+
+
+@pytest.mark.parametrize("cache_frames", [0, 4])
+@pytest.mark.parametrize("levels", [None, FSQ_LEVELS])
+def test_alone_equals_in_a_batch(levels, cache_frames):
+    model = small_model(fsq_levels=levels, cache_frames=cache_frames)
+    batch = patches(*SHAPES)
+    with torch.no_grad():
+        together = model.encode(batch)
+        decoded = model.decode(together.latents)
+        means = together.posterior.mean.split(batch.lengths)
+        for i, sample in enumerate(batch.unpack()):
+            alone = model.encode(sample)
+            torch.testing.assert_close(alone.posterior.mean, means[i], atol=FP32, rtol=FP32)
+            torch.testing.assert_close(alone.pooled[0], together.pooled[i], atol=FP32, rtol=FP32)
+            if levels:
+                away = away_from_boundaries(model, alone.posterior.mean)
+                ours, theirs = alone.codes, together.codes.split(batch.lengths)[i]
+                assert torch.equal(ours[away], theirs[away])
+            same_latents = sample.with_feats(together.latents.unpack()[i].feats)
+            torch.testing.assert_close(
+                model.decode(same_latents).feats, decoded.unpack()[i].feats, atol=FP32, rtol=FP32
+            )
+
+
+def away_from_boundaries(model, mean):
+    return (distance(model.quantiser, mean) > ROUNDING_MARGIN).unflatten(1, (-1, 6)).all(-1)
+
+
+def test_twice_is_the_same_and_an_empty_sample_pools_to_zero():
+    model, batch = small_model(), patches((2, 2, 2))
+    batch = SparseTokens(batch.feats, batch.coords, (0, 8, 0))
+    with torch.no_grad():
+        first, second = model.encode(batch), model.encode(batch)
+    assert torch.equal(first.latents.feats, second.latents.feats)
+    assert torch.equal(first.pooled, second.pooled)
+    assert not first.pooled[[0, 2]].any()
+    assert first.pooled[1].any()
+
+
+def test_tiles_do_not_see_one_another_but_the_pooled_vector_sees_them_all():
+    model, batch = small_model(), patches((6, 2, 2))
+    other = SparseTokens(batch.feats.clone(), batch.coords, batch.lengths)
+    other.feats[16:] += 0.5
+    with torch.no_grad():
+        ours, theirs = model.encode(batch), model.encode(other)
+    assert torch.equal(ours.latents.feats[:16], theirs.latents.feats[:16])
+    assert not torch.allclose(ours.latents.feats[16:], theirs.latents.feats[16:])
+    assert not torch.allclose(ours.pooled, theirs.pooled)
+
+
+def test_time_is_counted_from_each_samples_first_step():
+    model, batch = small_model(), patches((3, 2, 2))
+    later = SparseTokens(batch.feats, batch.coords + torch.tensor([7, 0, 0, 0], dtype=torch.int32), batch.lengths)
+    with torch.no_grad():
+        assert torch.equal(model.encode(batch).latents.feats, model.encode(later).latents.feats)
+
+
+def test_the_order_of_tokens_in_a_sample_does_not_matter():
+    model, batch = small_model(), patches((6, 2, 3))
+    order = torch.randperm(36, generator=torch.Generator().manual_seed(0))
+    mixed = SparseTokens(batch.feats[order], batch.coords[order], batch.lengths)
+    with torch.no_grad():
+        for run in (
+            lambda t: model.encode(t).latents.feats,
+            lambda t: model.decode(t.with_feats(t.feats[:, :48])).feats,
+        ):
+            torch.testing.assert_close(run(mixed), run(batch)[order], atol=FP32, rtol=FP32)
+
+
+@pytest.mark.parametrize("cache_frames", [4, 8, 24])
+def test_decoding_in_pieces_with_the_cache_equals_decoding_at_once(cache_frames):
+    model, latents = small_model(cache_frames=cache_frames), patches((11, 2, 2))
+    latents = latents.with_feats(latents.feats[:, :48])
+    with torch.no_grad():
+        whole = model.decode(latents).feats
+        cache, pieces = model.tile_cache(), []
+        for first, last in ((0, 16), (16, 32), (32, 44)):
+            piece = SparseTokens(latents.feats[first:last], latents.coords[first:last], (last - first,))
+            pieces.append(model.decode(piece, cache=cache).feats)
+    torch.testing.assert_close(torch.cat(pieces), whole, atol=FP32, rtol=FP32)
+    with torch.no_grad():
+        assert not torch.allclose(model.decode(latents, cache_frames=0).feats, whole)
+
+
+def test_the_cache_is_the_last_steps_of_one_longer_attention():
+    """One decoder layer: a tile with cached steps computes what the plain decoder computes on both together."""
+    model = small_model(decoder_layers=1, position_grid=16)
+    latents = patches((2, 2, 2))
+    latents = latents.with_feats(latents.feats[:, :48])
+    with torch.no_grad():
+        together = model.decode(latents, tile_frames=8, cache_frames=0).feats
+        in_turn = model.decode(latents, tile_frames=4, cache_frames=4).feats
+    torch.testing.assert_close(in_turn[4:], together[4:], atol=FP32, rtol=FP32)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for switched_on in (False, True):
+        model = small_model().train()
+        if switched_on:
+            model.gradient_checkpointing_enable()
+            assert model.encoder.gradient_checkpointing
+        encoded, decoded = model(patches((2, 2, 2)))
+        (decoded.feats.square().mean() + encoded.posterior.kl().mean()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=FP32, rtol=FP32)
+
+
+def test_save_and_load_are_bit_equal_in_weights_and_results(tmp_path):
+    model, batch = small_model(), patches((5, 2, 3))
+    model.save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+    with torch.no_grad():
+        expected = model(batch)
+        for loaded in (ATokenModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+            assert isinstance(loaded, ATokenModel)
+            for name, value in model.state_dict().items():
+                assert torch.equal(loaded.state_dict()[name], value), name
+            encoded, decoded = loaded(batch)
+            assert torch.equal(encoded.pooled, expected[0].pooled)
+            assert torch.equal(decoded.feats, expected[1].feats)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), ATokenConfig)
+
+
+def test_shards_above_the_limit_and_other_dtypes(tmp_path):
+    model = small_model()
+    model.save_pretrained(tmp_path, max_shard_size="500KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    half = ATokenModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    for name, value in half.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].bfloat16()), name
+    with torch.no_grad():
+        encoded, _ = half(patches((1, 2, 2)))
+    assert encoded.posterior.mean.dtype == torch.float32
+
+
+def test_so400m_on_the_meta_device_takes_no_memory_and_has_the_published_size():
+    with torch.device("meta"):
+        model = ATokenModel(preset("so400m-c"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not list(model.buffers())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert abs(count / 1e6 - 845.7) < 0.1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name, tmp_path):
+    config = preset(name)
+    config.save_pretrained(tmp_path)
+    assert ATokenConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoder_width": 100}, "encoder_width 100"),
+        ({"decoder_heads": 5}, "decoder_heads 5"),
+        ({"latent_channels": 50, "fsq_levels": FSQ_LEVELS}, "latent_channels 50"),
+        ({"tile_frames": 10}, "10 frames"),
+    ],
+)
+def test_impossible_sizes_are_refused_with_both_numbers(changes, words):
+    with pytest.raises(ValueError, match=words):
+        small_config(**changes)
+
+
+def test_no_weight_is_left_uninitialised():
+    torch.manual_seed(0)
+    model = ATokenModel(small_config())
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        assert parameter.abs().max() < 20, name
+    assert not model.encoder.inputs.weight[:, 768:].any()
+    assert abs(model.logit_scale.item() - 4.8438) < 1e-6
+    assert model.logit_bias.item() + 15.5625 == EXACT

@@ -1,0 +1,8 @@
+"""Every tolerance of the tests, written once (design section 6)."""
+
+FP32 = 1e-5  # absolute, between two fp32 paths to the same numbers
+BF16_FORWARD = 1e-2
+BF16_GRADIENT = 5e-2
+RELEASED = 1e-4  # relative to the largest absolute value of the tensor, against the published code
+ROUNDING_MARGIN = 1e-4  # codes must be equal where the value is farther than this from a rounding boundary
+EXACT = 0.0  # a refactor, a round trip

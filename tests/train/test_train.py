@@ -1,0 +1,408 @@
+"""Training: terms in closed form, batches and schedules as functions of the step, and a run that can be interrupted."""
+
+import json
+import math
+import resource
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributions import Normal, kl_divergence
+
+from atoken import presets
+from atoken.bottleneck import Posterior
+from atoken.checkpoint import load_folder
+from atoken.errors import CheckpointError
+from atoken.metrics import psnr_of
+from atoken.model import ATokenConfig
+from atoken.tokens import SparseTokens
+from atoken.train import losses
+from atoken.train.batches import MOST_SAMPLES, Batch, batch, batches, modality_of, sample_shape
+from atoken.train.engine import PlainEngine
+from atoken.train.loop import run
+from atoken.train.objective import Objective
+from atoken.train.run_folder import KEEP, RunFolder
+from atoken.train.stages import NANO, NANO_D, STAGES
+from atoken.train.start import MOST_DIGITS, digit_shares, discrete_start, linear_start
+from tests.model.sizes import small_config, small_model
+from tests.tolerances import FP32
+
+TINY = replace(
+    NANO, preset="tiny", steps=6, warmup=2, tokens=64, image_patches=(4, 16), clip_patches=(4, 9), clip_steps=(1, 2)
+)
+SIZES = {
+    f"{side}_{name}": value
+    for side in ("encoder", "decoder")
+    for name, value in {"width": 64, "layers": 1, "heads": 2, "mlp": 64}.items()
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "tiny", SIZES)
+
+
+def tiny_engine(**changes):
+    return PlainEngine(Objective(small_model(), TINY.terms), replace(TINY, **changes), "cpu")
+
+
+# Losses
+
+
+def test_l1_counts_real_values_only():
+    inputs = SparseTokens(torch.zeros(5, 3072), torch.zeros(5, 4, dtype=torch.int32), (5,))
+    ours = torch.full((5, 3072), 100.0)
+    ours[:, :768] = torch.tensor([0.5, -0.25]).repeat(384)
+    step = losses.Step(inputs, 768, None, inputs.with_feats(ours))
+    assert losses.l1(step).item() == 0.375
+    assert losses.l1(replace(step, values=3072)).item() == pytest.approx((0.375 + 300) / 4, rel=FP32)
+
+
+def test_kl_is_the_divergence_to_the_unit_gaussian_summed_over_channels():
+    generator = torch.Generator().manual_seed(0)
+    mean, logvar = torch.randn(2, 7, 48, generator=generator)
+    theirs = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1).mean()
+    ours = losses.kl(SimpleNamespace(encoded=SimpleNamespace(posterior=Posterior(mean, logvar))))
+    torch.testing.assert_close(ours, theirs, rtol=FP32, atol=0)
+    zeros = Posterior(torch.zeros(3, 48), torch.zeros(3, 48))
+    assert losses.kl(SimpleNamespace(encoded=SimpleNamespace(posterior=zeros))) == 0
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_the_loss_is_the_weighted_sum_of_its_terms(step):
+    made = batch(TINY, step)
+    loss, terms = Objective(small_model(), TINY.terms)(made)
+    expected = sum(term.weight * terms[term.fn.__name__] for term in TINY.terms[made.modality])
+    torch.testing.assert_close(loss.detach(), expected, rtol=FP32, atol=0)
+    assert set(terms) == {"l1", "kl"}
+    assert not any(value.requires_grad for value in terms.values())
+
+
+# Batches
+
+
+@pytest.mark.parametrize("mixture", [{"image": 3, "clip": 1}, {"image": 1, "clip": 1}, {"image": 2, "clip": 5}])
+def test_every_cycle_holds_the_mixture_exactly(mixture):
+    stage, cycle = replace(TINY, mixture=mixture), sum(mixture.values())
+    for first in (0, cycle, 7 * cycle):
+        names = [modality_of(stage, step) for step in range(first, first + cycle)]
+        assert {name: names.count(name) for name in mixture} == mixture
+        assert names == [modality_of(stage, step) for step in range(cycle)]
+
+
+def same(ours, theirs):
+    return (
+        (ours.modality, ours.values, ours.tokens.lengths) == (theirs.modality, theirs.values, theirs.tokens.lengths)
+        and torch.equal(ours.tokens.feats, theirs.tokens.feats)
+        and torch.equal(ours.tokens.coords, theirs.tokens.coords)
+    )
+
+
+def test_a_batch_is_a_function_of_stage_and_step():
+    first = [batch(TINY, step) for step in range(TINY.steps)]
+    for workers in (0, 1):
+        again = list(batches(TINY, 2, workers))
+        assert len(again) == TINY.steps - 2
+        assert all(same(*pair) for pair in zip(first[2:], again, strict=True))
+    assert not any(same(first[0], other) for other in first[1:])
+    assert not same(first[0], batch(replace(TINY, seed=1), 0))
+
+
+def test_a_batch_keeps_to_its_budget_its_modality_and_its_sizes():
+    for step in range(12):
+        made = batch(TINY, step)
+        numbers = range(step * MOST_SAMPLES, step * MOST_SAMPLES + len(made.tokens.lengths) + 1)
+        *taken, next_one = [math.prod(sample_shape(TINY, made.modality, number)) for number in numbers]
+        assert made.tokens.lengths == tuple(taken)
+        assert sum(taken) <= TINY.tokens < sum(taken) + next_one
+        assert made.modality == modality_of(TINY, step)
+        for part in made.tokens.unpack():
+            steps, rows, columns = (int(part.coords[:, axis].max()) + 1 for axis in range(3))
+            assert steps * rows * columns == len(part.feats)
+            assert steps <= (TINY.clip_steps[1] if made.modality == "clip" else 1)
+            assert rows * columns <= (TINY.clip_patches if made.modality == "clip" else TINY.image_patches)[1]
+        assert made.values == (3072 if made.modality == "clip" else 768)
+        assert not made.tokens.feats[:, made.values :].any()
+        assert made.tokens.feats.abs().max() <= 1
+
+
+# The engine
+
+
+def test_learning_rate_warms_up_in_a_line_and_falls_as_a_cosine():
+    engine = tiny_engine(steps=110, warmup=10, lr=3e-4, final_lr=3e-6)
+    assert engine.learning_rate(0) == pytest.approx(3e-5)
+    assert engine.learning_rate(4) == pytest.approx(1.5e-4)
+    assert engine.learning_rate(9) == engine.learning_rate(10) == pytest.approx(3e-4)
+    assert engine.learning_rate(60) == pytest.approx((3e-4 + 3e-6) / 2)
+    assert engine.learning_rate(35) == pytest.approx(3e-6 + (3e-4 - 3e-6) * (1 + math.sqrt(0.5)) / 2)
+    assert engine.learning_rate(110) == pytest.approx(3e-6)
+
+
+def test_the_encoder_has_its_own_rate_and_only_matrices_decay():
+    engine = tiny_engine(encoder_lr=0.1)
+    rate = engine.train(batch(TINY, 0))["lr"]
+    of = {id(p): group for group in engine.optimiser.param_groups for p in group["params"]}
+    assert len(of) == len(engine.parameters)
+    for name, parameter in engine.parameters.items():
+        group = of[id(parameter)]
+        assert group["lr"] == pytest.approx(rate * (0.1 if name.startswith("encoder.") else 1.0))
+        assert group["weight_decay"] == (TINY.weight_decay if parameter.ndim > 1 else 0.0)
+
+
+def test_the_average_ramps_up_to_its_decay():
+    engine = tiny_engine(ema=0.2)  # reached at the second step: (1 + 2) / (10 + 2) is more
+    expected = {name: p.detach().double() for name, p in engine.parameters.items()}
+    for step, decay in enumerate((2 / 11, 0.2, 0.2)):
+        engine.train(batch(TINY, step))
+        for name, parameter in engine.parameters.items():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
+            torch.testing.assert_close(engine.average[name].double(), expected[name], atol=FP32, rtol=0)
+
+
+def snapshot(engine):
+    return {name: value.clone() for name, value in engine.state()[0].items()}
+
+
+def test_a_gradient_that_is_not_finite_is_skipped():
+    engine = tiny_engine()
+    engine.train(batch(TINY, 0))
+    before, made = snapshot(engine), batch(TINY, 1)
+    feats = made.tokens.feats.clone()
+    feats[3, 5] = math.nan
+    row = engine.train(Batch(made.modality, made.tokens.with_feats(feats), made.values))
+    assert math.isnan(row["norm"])
+    assert (engine.step, engine.applied) == (2, 1)
+    assert engine_equals(engine, before)
+    engine.train(batch(TINY, 2))
+    assert (engine.step, engine.applied) == (3, 2)
+    assert not engine_equals(engine, before)
+    assert all(value.isfinite().all() for value in engine.state()[0].values())
+
+
+def engine_equals(engine, tensors):
+    ours = engine.state()[0]
+    assert ours.keys() == tensors.keys()
+    return all(torch.equal(ours[name], value) for name, value in tensors.items())
+
+
+def test_a_restored_engine_goes_on_as_the_first_would_have():
+    first, second = tiny_engine(), PlainEngine(Objective(small_model(seed=1), TINY.terms), TINY, "cpu")
+    first.train(batch(TINY, 0))
+    second.restore(snapshot(first), first.state()[1])
+    for step in (1, 2):
+        assert first.train(batch(TINY, step)) == second.train(batch(TINY, step))
+    assert engine_equals(second, snapshot(first))
+
+
+# A run
+
+
+def exported(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(presets.PRESETS, "tiny", SIZES)
+        return run(TINY, tmp_path_factory.mktemp("run"), start=None, device="cpu", workers=0)
+
+
+class Killed(BaseException):
+    """No handler of the program may catch this, as none catches SIGKILL."""
+
+
+@contextmanager
+def killed_before(step):
+    train = PlainEngine.train
+
+    def dies(engine, made):
+        if engine.step == step:
+            raise Killed
+        return train(engine, made)
+
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        patch.setattr(PlainEngine, "train", dies)
+        yield
+        pytest.fail("the run came to its end")
+
+
+@pytest.mark.parametrize("save_every", [1, 2, 250], ids=["saved at once", "a step ago", "never"])
+def test_a_resumed_run_equals_an_uninterrupted_one(save_every, uninterrupted, tmp_path):
+    again = {"start": None, "device": "cpu", "workers": 0, "save_every": save_every}
+    with killed_before(3):
+        run(TINY, tmp_path, **again)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "modal')  # killed while it wrote
+    (tmp_path / ".step-000003.part").mkdir()
+    torch.manual_seed(99)
+    model = run(TINY, tmp_path, **again)
+    ours, theirs = exported(model), exported(uninterrupted)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    rows = [[json.loads(line) for line in (folder / "log.jsonl").open()] for folder in (tmp_path, uninterrupted.parent)]
+    for row in rows[0] + rows[1]:
+        assert row.pop("seconds") >= 0
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0]] == list(range(TINY.steps))
+
+
+def test_a_finished_run_run_again_changes_nothing(uninterrupted):
+    before, log = exported(uninterrupted), (uninterrupted.parent / "log.jsonl").read_text()
+    run(TINY, uninterrupted.parent, start=None, device="cpu", workers=0)
+    assert all(torch.equal(value, before[name]) for name, value in exported(uninterrupted).items())
+    assert (uninterrupted.parent / "log.jsonl").read_text() == log
+
+
+def test_a_run_writes_a_model_that_loads_and_holds_the_average(uninterrupted):
+    model = load_folder(uninterrupted)
+    saved = load_file(uninterrupted.parent / "step-000006" / "state.safetensors")
+    for name, value in model.named_parameters():
+        assert torch.equal(value, saved[f"average/{name}"].bfloat16())
+
+
+def test_a_stage_that_starts_from_another_asks_for_it_and_takes_it_up(uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setitem(presets.PRESETS, "tiny-d", SIZES | {"fsq_levels": presets.FSQ_LEVELS})
+    stage = replace(TINY, name="tiny-d", preset="tiny-d", start_from="tiny", steps=1)
+    with pytest.raises(CheckpointError, match="starts from tiny"):
+        run(stage, tmp_path / "a", start=None, device="cpu", workers=0)
+    model = load_folder(run(stage, tmp_path / "b", start=uninterrupted, device="cpu", workers=0))
+    assert model.config.fsq_levels == presets.FSQ_LEVELS
+
+
+def test_stages_name_presets_and_stages_that_exist():
+    for name, stage in STAGES.items():
+        assert name == stage.name
+        assert presets.preset(stage.preset)
+        assert stage.start_from is None or stage.start_from in STAGES
+        assert set(stage.mixture) <= set(stage.terms)
+    assert presets.preset(NANO_D.preset).fsq_levels
+    assert not presets.preset(NANO.preset).fsq_levels
+
+
+# A run's folder
+
+
+def filled(path, steps=(1, 2)):
+    folder = RunFolder(path)
+    for step in steps:
+        folder.save({"x": torch.full((3,), float(step))}, {"step": step})
+    return folder
+
+
+def test_the_newest_checkpoints_are_kept_and_come_back(tmp_path):
+    folder = filled(tmp_path, range(1, 6))
+    assert [path.name for path in folder.checkpoints()] == [f"step-{step:06d}" for step in range(6 - KEEP, 6)]
+    tensors, numbers = folder.newest()
+    assert torch.equal(tensors["x"], torch.full((3,), 5.0))
+    assert numbers == {"step": 5}
+    assert RunFolder(tmp_path / "new").newest() is None
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "numbers.json", "manifest.json"])
+def test_any_flipped_byte_makes_the_older_checkpoint_the_newest(name, tmp_path):
+    folder = filled(tmp_path)
+    path = tmp_path / "step-000002" / name
+    whole = path.read_bytes()
+    for place, bit in product(range(len(whole)), (0x01, 0x80)):
+        flipped = bytearray(whole)
+        flipped[place] ^= bit
+        path.write_bytes(flipped)
+        assert folder.newest()[1] == {"step": 1}
+    path.write_bytes(whole)
+    assert folder.newest()[1] == {"step": 2}
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "numbers.json", "manifest.json"])
+def test_a_missing_or_cut_file_makes_the_older_checkpoint_the_newest(name, tmp_path):
+    folder = filled(tmp_path)
+    path = tmp_path / "step-000002" / name
+    path.write_bytes(path.read_bytes()[:-1])
+    assert folder.newest()[1] == {"step": 1}
+    path.unlink()
+    assert folder.newest()[1] == {"step": 1}
+
+
+@contextmanager
+def no_file_over(size):
+    """The system refuses to let a file grow, as a full disk does; a real failure of a real write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 200])  # of the tensors nothing, or all but the end, fits
+def test_a_write_that_fails_leaves_the_older_checkpoint(size, tmp_path):
+    folder = filled(tmp_path)
+    with pytest.raises(CheckpointError, match="step-000003") as error, no_file_over(size):
+        folder.save({"x": torch.zeros(1000)}, {"step": 3})
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000002"]
+    assert folder.newest()[1] == {"step": 2}
+    folder.save({"x": torch.zeros(1000)}, {"step": 3})
+    assert folder.newest()[1] == {"step": 3}
+
+
+# Starts
+
+
+def one_layer(**changes):
+    return ATokenConfig(**(presets.PRESETS["nano"] | {"encoder_layers": 1, "decoder_layers": 1} | changes))
+
+
+def test_linear_start_is_near_the_best_linear_code():
+    stage = replace(NANO, tokens=512, image_patches=(16, 64), mixture={"image": 1})
+    *seen, held_out = [batch(stage, step).tokens for step in range(7)]
+    config = one_layer()
+    model = linear_start(config, seen)
+    with torch.no_grad():
+        ours = model(held_out)[1].feats[:, :768]
+    values, wanted = (torch.cat([part.feats[:, :768] for part in parts]).double() for parts in (seen, [held_out]))
+    mean = values.mean(0)
+    basis = torch.linalg.svd(values - mean, full_matrices=False).Vh[: config.latent_channels]
+    best = (wanted - mean) @ basis.T @ basis + mean
+    decibels = [psnr_of(float((255 / 2) ** 2 * (result - wanted).square().mean())) for result in (ours, best)]
+    assert decibels[1] - decibels[0] < 0.6
+    assert decibels[1] > psnr_of(float((255 / 2) ** 2 * (mean - wanted).square().mean())) + 3  # PCA says something
+
+
+def test_linear_start_shows_a_still_clip():
+    model = linear_start(one_layer(), [batch(TINY, step).tokens for step in (0, 1, 3, 4, 5, 7, 8)])
+    with torch.no_grad():
+        frames = model(batch(TINY, 2).tokens)[1].feats.unflatten(1, (4, 768))
+    for later in frames.unbind(1)[1:]:
+        torch.testing.assert_close(later, frames[:, 0], atol=FP32, rtol=0)
+
+
+def test_digits_go_where_they_lower_the_error_most():
+    assert digit_shares([1.0] * 6) == [1] * 6
+    assert digit_shares([4.0, 1.0, 0.01]) == [2, 1, 0]
+    assert digit_shares([100.0, 1.0, *[0.01] * 6])[0] == MOST_DIGITS
+    for seed in range(5):
+        spread = np.sort(np.random.default_rng(seed).lognormal(0, 1.5, 48))[::-1].tolist()
+        shares = digit_shares(spread)
+        assert sum(shares) == 48
+        assert shares == sorted(shares, reverse=True)
+
+
+def test_discrete_start_reads_the_latents_off_its_codes():
+    tokens = [batch(TINY, step).tokens for step in range(8)]
+    with torch.no_grad():
+        model = linear_start(small_config(), tokens)
+        discrete = discrete_start(model, small_config(fsq_levels=presets.FSQ_LEVELS), tokens)
+        error = signal = 0.0
+        for part in tokens:
+            ours, theirs = discrete(part)[1].feats[:, :768], model(part)[1].feats[:, :768]
+            error += float((ours - theirs).square().sum())
+            signal += float((theirs - theirs.mean(0)).square().sum())
+    # 48 digits of two bits for some 48 coefficients: plain two bits each would be 9.3 dB for Gaussians.
+    assert 10 * np.log10(signal / error) > 11
