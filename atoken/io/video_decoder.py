@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
+from itertools import takewhile
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -51,29 +53,29 @@ class Decoder:
 
     def frames(self) -> Timed[VideoFrame]:
         """Decode all frames with their times in seconds from the first. Raises: MediaError."""
-        count, discarded, end = 0, 0, Fraction(0)
+        count, discarded, end, reached = 0, 0, Fraction(0), None
         times = Times(self.fps)
         try:
             for number, packet in enumerate(self._container.demux(self._stream)):
                 self._tick()
                 self.check_count(number // 2)  # a frame has at most two packets, its fields
                 discarded += packet.is_discard
-                for frame in self._stream.decode(None if packet.is_corrupt else packet):
-                    if frame.is_corrupt:
-                        raise self.damaged(count, "a frame is incomplete")
-                    self._check_frame(frame, count)
-                    count += 1
-                    seconds = self.checked_time(times.next(_seconds(frame.pts, frame.time_base)))
-                    lasting = _seconds(frame.duration, frame.time_base) or 1 / self.fps
-                    end = times.origin + seconds + lasting
-                    yield seconds, frame
-                if packet.is_corrupt:
-                    raise self.damaged(count, "a packet is incomplete")
+                timed, cause = [], ""
+                for frame in self._decode(packet, count):
+                    timed.append((self.checked_time(times.next(_seconds(frame.pts, frame.time_base))), frame))
+                    end = times.origin + timed[-1][0] + (_seconds(frame.duration, frame.time_base) or 1 / self.fps)
+                if _ends(packet):
+                    cause = self._lost(count + len(timed), end, discarded, packet.is_corrupt)
+                    timed = _without_gaps(timed, reached) if cause else timed
+                yield from timed
+                count += len(timed)
+                if cause:
+                    raise self.damaged(count, cause)
+                reached = packet.dts
         except AtokenError:
             raise
         except Exception as error:  # PyAV raises nearly any type on damaged input
             raise self.damaged(count, reason(error)) from error
-        self._check_complete(count, end, discarded)
 
     def describe(self, first: VideoFrame) -> dict[str, Any]:
         """Give what ``VideoInfo`` holds, how to turn frames upright, and what of the file is not read; for JSON."""
@@ -110,7 +112,7 @@ class Decoder:
         return memoryview(plane)[: plane.line_size * rgb.height], plane.line_size
 
     def packet_times(self) -> list[Fraction]:
-        """Give the times of all frames without decoding them, in seconds from the first. Raises: MediaError."""
+        """Give the times of all frames for decord, without decoding, in seconds from the first. Raises: MediaError."""
         self._file.seek(0)
         with _open(self._file, self._format) as container:
             stream = _first_video(container, self.name)
@@ -124,7 +126,12 @@ class Decoder:
         times = Times(self.fps)
         found = [times.next(stamp) for stamp in (known if len(known) == len(stamps) else [None] * len(stamps))]
         end = times.origin + (found[-1] if found else 0) + 1 / self.fps
-        self._check_complete(len(found), end, len(packets) - len(stamps))
+        cause = self._lost(len(found), end, len(packets) - len(stamps))
+        if cause:
+            raise MediaError(
+                f"Cannot read {self.name} with decord: it is damaged ({cause}); get a sound copy, or read what is "
+                "sound with reader='pyav' and frames=."
+            )
         return found
 
     def check_count(self, count: int) -> None:
@@ -151,6 +158,15 @@ class Decoder:
             f"Cannot read {self.name}: it is damaged after {count} frames ({cause}); get a sound copy{kept}."
         )
 
+    def _decode(self, packet: Packet, count: int) -> list[VideoFrame]:
+        """Decode one packet, or what is left in the decoder if it is incomplete or the last. Raises: MediaError."""
+        frames = self._stream.decode(None if packet.is_corrupt else packet)
+        for index, frame in enumerate(frames, count):
+            if frame.is_corrupt:
+                raise self.damaged(count, "a frame is incomplete")
+            self._check_frame(frame, index)
+        return frames
+
     def _check_frame(self, frame: VideoFrame, index: int) -> None:
         size = (frame.width, frame.height)
         if index == 0:
@@ -161,21 +177,17 @@ class Decoder:
         elif size != self._size:
             raise MediaError(f"Cannot read {self.name}: its frame size changes at frame {index}; re-encode it.")
 
-    def _check_complete(self, count: int, end: Fraction, discarded: int) -> None:
-        """Compare what came out with the container's count of frames or, where it has none, its duration."""
-        declared = self._declared_frames()
+    def _lost(self, count: int, end: Fraction, discarded: int, corrupt: bool = False) -> str:
+        """Say what is missing by the container's count of frames or, where it has none, its duration; else ""."""
+        if corrupt:
+            return "a packet is incomplete"
         if self._stream.frames:
             # An edit list that hides some of the frames makes the count of all of them meaningless.
             lost = not discarded and not self._is_trimmed() and count < self._stream.frames
         else:
             length = _stated_length(self._container, self._stream)
             lost = length is not None and end + 2 / self.fps < length
-        if lost:
-            kept = f", or read what is there with frames=(0, {count})" if count else ""
-            raise MediaError(
-                f"Cannot read {self.name}: only {count} of {declared} frames can be decoded, so it is truncated or "
-                f"damaged; get a sound copy{kept}."
-            )
+        return f"only {count} of {self._declared_frames()} frames can be decoded" if lost else ""
 
     def _declared_frames(self) -> int | None:
         length = _stated_length(self._container, self._stream)
@@ -281,6 +293,24 @@ def reason(error: Exception) -> str:
     log = getattr(error, "log", None)
     text = (log[2] if log else None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.strip().splitlines()[0].rstrip(".")[:200]
+
+
+def _ends(packet: Packet) -> bool:
+    """Whether the decoder must give all that it holds: at the end of the file, and before a part that is missing."""
+    return packet.is_corrupt or not packet.size
+
+
+def _without_gaps(rest: list[tuple[Fraction, VideoFrame]], reached: int | None) -> list[tuple[Fraction, VideoFrame]]:
+    """Leave out frames that a lost one may precede.
+
+    Packets are stored in the order of their decoding times, and none is shown before that; so whatever was lost is
+    shown after ``reached``, the last decoding time that was read.
+    """
+
+    def is_sound(timed: tuple[Fraction, VideoFrame]) -> bool:
+        return reached is not None and timed[1].pts is not None and timed[1].pts <= reached
+
+    return list(takewhile(is_sound, rest))
 
 
 def _seconds(ticks: int | None, time_base: Fraction | None) -> Fraction | None:
