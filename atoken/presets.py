@@ -21,7 +21,7 @@ SO400M = _sides(1152, 27, 16, 4304)
 
 PRESETS: dict[str, dict] = {
     "nano": NANO,
-    "nano-d": NANO | {"fsq_levels": FSQ_LEVELS},
+    "nano-d": NANO | {"encoder_layers": 7, "decoder_layers": 7, "fsq_levels": FSQ_LEVELS},
     "base": BASE,
     "so400m-c": SO400M,
     "so400m-c-s1": SO400M | {"latent_channels": 32},

@@ -24,6 +24,8 @@ class PlainEngine:
         self.stage, self.device = stage, device
         self.step = 0  # batches seen
         self.applied = 0  # steps taken; a step with a gradient that is not finite is skipped
+        for name, parameter in objective.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(stage.frozen))
         self.parameters = {name: p for name, p in objective.model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         groups = [self._group(encoder, matrix) for encoder in (True, False) for matrix in (True, False)]
@@ -56,7 +58,7 @@ class PlainEngine:
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["lr_scale"]
         tokens = batch.tokens.to(self.device)
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16):
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.stage.mixed_precision):
             loss, terms = self.objective(Batch(batch.modality, tokens, batch.values))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip)
@@ -75,7 +77,7 @@ class PlainEngine:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as tensors and as plain numbers."""
-        tensors = {f"weights/{n}": p.detach() for n, p in self.parameters.items()}
+        tensors = {f"weights/{n}": p.detach() for n, p in self.objective.model.named_parameters()}
         tensors |= {f"average/{n}": p for n, p in self.average.items()}
         for name, parameter in self.parameters.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimiser.state.get(parameter, {}).items()}
@@ -85,8 +87,9 @@ class PlainEngine:
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Take up a state that ``state`` gave."""
         self.step, self.applied = numbers["step"], numbers["applied"]
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.objective.model.named_parameters():
             parameter.copy_(tensors[f"weights/{name}"])
+        for name, parameter in self.parameters.items():
             self.average[name].copy_(tensors[f"average/{name}"])
             moments = {key: tensors.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if moments["step"] is not None:

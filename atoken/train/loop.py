@@ -71,6 +71,6 @@ def _started(stage: Stage, start: Path | None) -> ATokenModel:
 def export(engine: PlainEngine, folder: Path) -> Path:
     """Write the averaged weights as a bf16 model folder."""
     model = copy.deepcopy(engine.objective.model).cpu()
-    model.load_state_dict(engine.average, strict=True)
+    model.load_state_dict(model.state_dict() | engine.average)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder

@@ -7,15 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from atoken.layers import Block
+from atoken.layers import Block, PositionTable
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.tokens import SparseTokens
+from atoken.train.digits import fit_digits, least_squares, read_digits, stored, write_digits
 
 STEADY = 10.0  # how far a constant stands above the largest channel of the code
-MOST_DIGITS = 5  # of one coefficient; more would tie codes to one another and leave many of them unused
-LEVELS_A_GROUP = 6
-# The thresholds of four levels before the quantiser's tanh: -1.151, -0.346, 0.459, a step of 0.805 about -0.346.
-FSQ_STEP, FSQ_CENTRE = 0.805, -0.346
 
 
 @torch.no_grad()
@@ -59,76 +56,54 @@ def principal(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return vectors[:, -count:].flip(1).float(), variances[-count:].flip(0).sqrt().float()
 
 
-def _silence(blocks: Iterable[torch.nn.Module]) -> None:
-    for block in blocks:
-        assert isinstance(block, Block)
+def _silence(blocks: Iterable[torch.nn.Module]) -> list[Block]:
+    silent = [block for block in blocks if isinstance(block, Block)]
+    for block in silent:
         for last in (block.attention.out, block.mlp.down):
             torch.nn.init.zeros_(last.weight)
+    return silent
 
 
 @torch.no_grad()
 def discrete_start(model: ATokenModel, config: ATokenConfig, tokens: Sequence[SparseTokens]) -> ATokenModel:
-    """A discrete model with the weights of a continuous one, its projections fitted to the quantiser.
+    """A discrete model with the weights of a continuous one, and a block more on either side of its quantiser.
 
-    Every quantised channel is a digit of one principal coefficient of the latents: coefficients that vary more get more
-    digits (``digit_shares``), whose thresholds interleave, so that the sum of a coefficient's digits is a finer
-    quantiser. The encoder's projection is fitted to give these digits, the decoder's input to read the latents off
-    them, both by least squares on ``tokens``. The config must have FSQ levels of 4.
+    The encoder's new block, its last, writes the latents as digits (``atoken.train.digits``) for the projection to
+    read; the decoder's, its first, reads them back into what the continuous decoder had there. Both are fitted on
+    ``tokens``. The config must have FSQ levels of 4 and one layer more a side than the model.
     """
-    encoded = [model.encode(part) for part in tokens]
-    features = torch.cat([one.features.feats for one in encoded]).double()
-    latents = torch.cat([one.posterior.mean for one in encoded]).double()
     discrete = ATokenModel(config)
-    discrete.load_state_dict(model.state_dict())
-    assert discrete.quantiser is not None
-    projection = _least_squares(features, digit_values(latents))
-    values = discrete.quantiser.quantise(features @ projection).double()
-    reading = _least_squares(torch.cat([values, torch.ones(len(values), 1)], dim=1), latents)
-    discrete.to_latent.weight[: latents.shape[1]] = projection.T.float()
-    into = discrete.decoder.inputs.weight.double()
-    # The decoder's input has no bias: its position table, whose entries every token adds with weights that sum to 1,
-    # takes the constant.
-    discrete.decoder.position.weight.add_((into @ reading[-1]).float())
-    discrete.decoder.inputs.weight.copy_(into @ reading[:-1].T)
+    discrete.load_state_dict(_with_new_blocks(model, discrete))
+    encoder, decoder, count = discrete.encoder, discrete.decoder, config.latent_channels
+    writer, reader = _silence([encoder.blocks[-1], decoder.blocks[0]])
+    latents = torch.cat([model.encode(part).latents.feats for part in tokens])
+    digits = fit_digits(latents, principal(latents, count)[0], len(config.fsq_levels or ()))
+
+    outputs = _directions(encoder.position, count)
+    write_digits(writer, encoder.norm, discrete.to_latent.weight[:count], digits, outputs)
+    features = torch.cat([discrete.encode(part).features.feats for part in tokens])
+    discrete.to_latent.weight[:count] = stored(least_squares(features.double(), digits.values(latents)).T)
+
+    levels = torch.cat([discrete.encode(part).latents.feats for part in tokens])
+    positions = torch.cat([decoder.position(part) for part in tokens])
+    target = latents @ decoder.inputs.weight.T + positions
+    decoder.inputs.weight.copy_(stored(_directions(decoder.position, count)))
+    read_digits(reader, decoder.inputs(levels) + positions, levels, digits, target)
     return discrete
 
 
-def digit_values(latents: Tensor) -> Tensor:
-    """(N, C) values before the quantiser whose levels are the digits of the latents (N, C), double.
-
-    The digits of a coefficient lie in different groups of channels, so that codes are used evenly.
-    """
-    components, spread = principal(latents.float(), latents.shape[1])
-    coefficients = (latents - latents.mean(0)) @ components.double()
-    columns = []
-    for k, digits in enumerate(digit_shares(spread.tolist())):
-        step = float(spread[k]) * 2.9 / (3 * digits + 1) ** 0.8  # near the best uniform step for so many levels
-        for digit in range(digits):
-            centre = (digit - (digits - 1) / 2) * step
-            columns.append((coefficients[:, k] - centre) / (digits * step) * FSQ_STEP + FSQ_CENTRE)
-    groups = len(columns) // LEVELS_A_GROUP
-    order = torch.arange(len(columns)).reshape(LEVELS_A_GROUP, groups).T.flatten()
-    return torch.stack(columns, dim=1)[:, order]
+def _with_new_blocks(model: ATokenModel, larger: ATokenModel) -> dict[str, Tensor]:
+    """The weights of ``larger``, all but its encoder's last and its decoder's first block from ``model``."""
+    state = larger.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name.startswith("decoder.blocks."):
+            room, part, layer, rest = name.split(".", 3)
+            name = f"{room}.{part}.{int(layer) + 1}.{rest}"
+        state[name] = tensor
+    return state
 
 
-def digit_shares(spread: Sequence[float]) -> list[int]:
-    """Digits of four levels for each coefficient, as many as there are coefficients in all, for the least error.
-
-    Each next digit goes where it lowers the squared error most; n digits make 3 n + 1 levels.
-    """
-    shares = [0] * len(spread)
-
-    def gain(k: int) -> float:
-        errors = [spread[k] ** 2 * (1.6 / (3 * n + 1) ** 1.85 if n else 1.0) for n in (shares[k], shares[k] + 1)]
-        return errors[0] - errors[1] if shares[k] < MOST_DIGITS else -1.0
-
-    for _ in spread:
-        shares[max(range(len(spread)), key=gain)] += 1
-    return shares
-
-
-def _least_squares(inputs: Tensor, targets: Tensor) -> Tensor:
-    """(I, O): the matrix that takes inputs (N, I) to targets (N, O) best, with a little ridge."""
-    gram = inputs.T @ inputs / len(inputs)
-    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram + ridge, inputs.T @ targets / len(inputs))
+def _directions(positions: PositionTable, count: int) -> Tensor:
+    """(D, count): orthogonal directions of a stream, some way below the size of the constant in it."""
+    directions = torch.nn.init.orthogonal_(torch.empty(positions.weight.shape[1], count))
+    return directions * positions.weight.square().mean().sqrt() / 4
