@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from atoken.rope import rotate, rotation
 from atoken.tokens import SparseTokens
 
 NORM_EPS = 1e-6
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if _ONEDNN else ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,31 @@ class Places:
         return Places(tokens.bounds, turn, tokens.bounds, turn)
 
 
+class Linear(nn.Linear):
+    """``nn.Linear``, with GELU (tanh form) after it where ``gelu``.
+
+    On a CPU, where no gradient is wanted, the product is oneDNN's with GELU built in: in fp32 on AMD it is a fifth
+    faster than MKL's, which torch takes by itself (docs/results.md).
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, gelu: bool = False) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.gelu = gelu
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        if _takes_onednn(x_ND, self.weight):
+            after: tuple[str, list[Any], str] = ("gelu", [], "tanh") if self.gelu else ("none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x_ND, self.weight, self.bias, *after)
+        y_ND = super().forward(x_ND)
+        return F.gelu(y_ND, approximate="tanh") if self.gelu else y_ND
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _ONEDNN_DTYPES and x.numel() > 0
+    return fits and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
 class QKNorm(nn.Module):
     """Queries or keys on the unit sphere, times a learned gain for each head and channel, times sqrt(K)."""
 
@@ -58,10 +86,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, bias: bool, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
         self.q_norm = QKNorm(heads, width // heads) if qk_norm else nn.Identity()
         self.k_norm = QKNorm(heads, width // heads) if qk_norm else nn.Identity()
-        self.out = nn.Linear(width, width, bias=bias)
+        self.out = Linear(width, width, bias=bias)
 
     def forward(self, x_ND: Tensor, places: Places, cache: LayerCache | None = None) -> Tensor:
         """(N, D) -> (N, D). Keys enter the cache after QK-norm and before rotation."""
@@ -87,12 +115,12 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        self.up = Linear(width, hidden, bias=bias, gelu=True)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, D) -> (N, D)."""
-        return self.down(F.gelu(self.up(x_ND), approximate="tanh"))
+        return self.down(self.up(x_ND))
 
 
 class Block(nn.Module):
@@ -162,9 +190,9 @@ class PoolingHead(nn.Module):
         super().__init__()
         self.heads = heads
         self.probe = nn.Parameter(torch.empty(width))
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.out = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = MLP(width, hidden, bias=True)
 

@@ -15,7 +15,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from atoken.bottleneck import FSQ, Posterior
-from atoken.layers import NORM_EPS, Block, Places, PoolingHead, PoolState, PositionTable, QKNorm, RMSNorm, TileCache
+from atoken.layers import (
+    NORM_EPS,
+    Block,
+    Linear,
+    Places,
+    PoolingHead,
+    PoolState,
+    PositionTable,
+    QKNorm,
+    RMSNorm,
+    TileCache,
+)
 from atoken.tokens import SparseTokens
 
 
@@ -109,7 +120,7 @@ class Stack(nn.Module):
         width, heads = getattr(config, f"{side}_width"), getattr(config, f"{side}_heads")
         decoder = side == "decoder"
         self.head_width = width // heads
-        self.inputs = nn.Linear(inputs, width, bias=not decoder)
+        self.inputs = Linear(inputs, width, bias=not decoder)
         self.position = PositionTable(config.position_grid, width)
         self.blocks = nn.ModuleList(
             Block(width, heads, getattr(config, f"{side}_mlp"), decoder=decoder)
@@ -143,9 +154,9 @@ class ATokenModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = Stack(config, "encoder", config.patch_values)
         self.pool = PoolingHead(config.encoder_width, config.encoder_heads, config.encoder_mlp)
-        self.to_latent = nn.Linear(config.encoder_width, 2 * config.latent_channels, bias=False)
+        self.to_latent = Linear(config.encoder_width, 2 * config.latent_channels, bias=False)
         self.decoder = Stack(config, "decoder", config.latent_channels)
-        self.to_patch = nn.Linear(config.decoder_width, config.patch_values, bias=False)
+        self.to_patch = Linear(config.decoder_width, config.patch_values, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.logit_bias = nn.Parameter(torch.empty(()))
         self.quantiser = FSQ(config.fsq_levels) if config.fsq_levels else None

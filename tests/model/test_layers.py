@@ -8,10 +8,10 @@ import torch
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from atoken.bottleneck import FSQ, Posterior
-from atoken.layers import PoolingHead, PositionTable
+from atoken.layers import Linear, PoolingHead, PositionTable
 from atoken.rope import rotate, rotation
 from atoken.tokens import SparseTokens
-from tests.tolerances import EXACT, FP32
+from tests.tolerances import BF16_FORWARD, EXACT, FP32
 
 
 def coords(*rows):
@@ -171,3 +171,21 @@ def test_fsq_refuses_codes_and_widths_it_does_not_have():
         fsq.from_codes(torch.tensor([4096]))
     with pytest.raises(ValueError, match="groups of 6"):
         fsq.quantise(torch.zeros(50))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FP32), (torch.bfloat16, BF16_FORWARD)])
+@pytest.mark.parametrize("shape", [(7, 40), (2, 3, 40), (1, 40), (0, 40)])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_is_the_same_with_and_without_gradients(dtype, tolerance, shape, gelu, bias):
+    torch.manual_seed(0)
+    layer, x = Linear(40, 24, bias=bias, gelu=gelu).to(dtype), torch.randn(shape).to(dtype)
+    expected = torch.nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    expected = torch.nn.functional.gelu(expected, approximate="tanh") if gelu else expected
+    with_gradients = layer(x)
+    with torch.no_grad():
+        without = layer(x)
+        strided = layer(x.mT.contiguous().mT)
+    for result in (with_gradients, without, strided):
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
