@@ -10,7 +10,7 @@ setup: .venv/.dev
 
 .venv/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[3d]"
 	@touch $@
 
 .venv/.dev: .venv/.base

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atoken.errors import AtokenError, AtokenWarning
-    from atoken.io import Clip, Image, load_media
+    from atoken.gaussians import Gaussians
+    from atoken.io import Clip, Image, Mesh, load_media
     from atoken.io.token_file import Tokens
     from atoken.model import ATokenConfig, ATokenModel
     from atoken.tokenizer import Tokenizer, load
@@ -23,7 +24,9 @@ _HOME = {
     "AtokenError": "atoken.errors",
     "AtokenWarning": "atoken.errors",
     "Clip": "atoken.io",
+    "Gaussians": "atoken.gaussians",
     "Image": "atoken.io",
+    "Mesh": "atoken.io",
     "SparseTokens": "atoken.tokens",
     "Tokenizer": "atoken.tokenizer",
     "Tokens": "atoken.io.token_file",
@@ -38,7 +41,9 @@ __all__ = [
     "AtokenError",
     "AtokenWarning",
     "Clip",
+    "Gaussians",
     "Image",
+    "Mesh",
     "SparseTokens",
     "Tokenizer",
     "Tokens",

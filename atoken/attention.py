@@ -13,9 +13,12 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
+from torch.utils.checkpoint import checkpoint
 
 Bounds = tuple[int, ...]
+Span = tuple[int, int]
 Backend = Callable[[Tensor, Tensor, Tensor, Bounds, Bounds], Tensor]
+CAPPED_LOGITS = 2**23  # soft-capped logits held at a time (32 MB), unless one sample alone has more
 
 
 def varlen_attention(
@@ -33,9 +36,11 @@ def varlen_attention(
     Returns (N, H, K); rows of a sample without keys are zero.
     """
     kv_bounds = bounds if kv_bounds is None else kv_bounds
-    if softcap is not None:
-        return softcapped(q_NHK, k_NHK, v_NHK, bounds, kv_bounds, softcap)
-    return backend(q_NHK.device.type, q_NHK.dtype)(q_NHK, k_NHK, v_NHK, bounds, kv_bounds)
+    chosen = backend(q_NHK.device.type, q_NHK.dtype)
+    if softcap is None:
+        return chosen(q_NHK, k_NHK, v_NHK, bounds, kv_bounds)
+    capped = flash_attn_package if chosen is flash_attn_package else softcapped
+    return capped(q_NHK, k_NHK, v_NHK, bounds, kv_bounds, softcap)
 
 
 @functools.cache
@@ -81,16 +86,66 @@ def _join(parts: list[Tensor], q_NHK: Tensor) -> Tensor:
 def softcapped(
     q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds, softcap: float
 ) -> Tensor:
-    """Attention with soft-capped logits, written out sample by sample (SDPA has no soft-cap)."""
-    parts = []
-    for queries, keys in zip(pairwise(bounds), pairwise(kv_bounds), strict=True):
-        q_HLK, k_HLK, v_HLK = (
-            x[slice(*s)].transpose(0, 1) for x, s in ((q_NHK, queries), (k_NHK, keys), (v_NHK, keys))
-        )
-        logits = q_HLK @ k_HLK.transpose(1, 2) * q_HLK.shape[-1] ** -0.5
-        weights = (softcap * torch.tanh(logits / softcap)).float().softmax(-1).to(v_HLK.dtype)
-        parts.append((weights @ v_HLK).transpose(0, 1))
-    return _join(parts, q_NHK)
+    """Attention with soft-capped logits, written out in fp32 (SDPA has no soft-cap); samples are padded into batches.
+
+    Memory is bounded in training, too: the logits of a batch are not kept but computed again for the gradient.
+    """
+    rows, parts = [], []
+    for queries, keys in _padded_batches(bounds, kv_bounds, q_NHK.shape[1]):
+        index_BL, inside_BL = _padding(queries, q_NHK.device)
+        inputs = q_NHK, k_NHK, v_NHK, index_BL, *_padding(keys, q_NHK.device), softcap
+        attended = checkpoint(_capped_batch, *inputs, use_reentrant=False, preserve_rng_state=False)
+        real = inside_BL.flatten().nonzero()[:, 0]
+        rows.append(index_BL.flatten()[real])
+        parts.append(attended.index_select(0, real))
+    out_NHK = torch.zeros_like(q_NHK)
+    return out_NHK.index_copy(0, torch.cat(rows), torch.cat(parts)) if parts else out_NHK
+
+
+def _padded_batches(bounds: Bounds, kv_bounds: Bounds, heads: int) -> Iterator[tuple[list[Span], list[Span]]]:
+    """Query spans and key spans of samples that have both, similar lengths together, ``CAPPED_LOGITS`` a batch."""
+    spans = [(q, k) for q, k in zip(pairwise(bounds), pairwise(kv_bounds), strict=True) if _length(q) and _length(k)]
+    spans.sort(key=lambda span: (_length(span[0]), _length(span[1])))
+    first, longest_key = 0, 0
+    for last, (query, key) in enumerate(spans):
+        longest_key = max(longest_key, _length(key))
+        if first < last and (last + 1 - first) * _length(query) * longest_key * heads > CAPPED_LOGITS:
+            yield [q for q, _ in spans[first:last]], [k for _, k in spans[first:last]]
+            first, longest_key = last, _length(key)
+    if spans:
+        yield [q for q, _ in spans[first:]], [k for _, k in spans[first:]]
+
+
+def _length(span: Span) -> int:
+    return span[1] - span[0]
+
+
+def _padding(spans: list[Span], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices (B, L) of spans filled up with their last entries, and which of them are inside."""
+    start_B, end_B = torch.tensor(spans, device=device).unbind(1)
+    index_BL = start_B[:, None] + torch.arange(max(map(_length, spans)), device=device)
+    return index_BL.clamp(max=end_B[:, None] - 1), index_BL < end_B[:, None]
+
+
+def _capped_batch(
+    q_NHK: Tensor,
+    k_NHK: Tensor,
+    v_NHK: Tensor,
+    index_BL: Tensor,
+    kv_index_BL: Tensor,
+    kv_inside_BL: Tensor,
+    softcap: float,
+) -> Tensor:
+    """One padded batch: (B * L, H, K)."""
+    q_BHLK, k_BHLK, v_BHLK = (
+        x.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+        for x, index in ((q_NHK, index_BL), (k_NHK, kv_index_BL), (v_NHK, kv_index_BL))
+    )
+    with torch.autocast(q_NHK.device.type, enabled=False):
+        logits = q_BHLK.float() @ k_BHLK.float().mT * q_BHLK.shape[-1] ** -0.5
+        logits = softcap * torch.tanh(logits / softcap)
+        weights = logits.masked_fill(~kv_inside_BL[:, None, None], float("-inf")).softmax(-1)
+        return (weights.to(v_BHLK.dtype) @ v_BHLK).transpose(1, 2).flatten(0, 1)
 
 
 def torch_varlen(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds) -> Tensor:
@@ -103,22 +158,26 @@ def torch_varlen(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv
     return out
 
 
-def flash_attn_package(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds) -> Tensor:
-    """The variable-length kernel of the package ``flash_attn``, where that is installed (CUDA, half precision)."""
+def flash_attn_package(
+    q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds, softcap: float = 0.0
+) -> Tensor:
+    """The variable-length kernel of the package ``flash_attn``, where installed (CUDA, half precision); 0 is no cap."""
     from flash_attn import flash_attn_varlen_func
 
     offsets, kv_offsets = _on_device(bounds, q_NHK.device), _on_device(kv_bounds, q_NHK.device)
-    return flash_attn_varlen_func(q_NHK, k_NHK, v_NHK, offsets, kv_offsets, _longest(bounds), _longest(kv_bounds))
+    longest = _longest(bounds), _longest(kv_bounds)
+    return flash_attn_varlen_func(q_NHK, k_NHK, v_NHK, offsets, kv_offsets, *longest, softcap=softcap)
 
 
 @functools.lru_cache(maxsize=64)
 def _on_device(bounds: Bounds, device: torch.device) -> Tensor:
     """Bounds as an int32 tensor; kept, since every block of a forward pass asks for the same one."""
-    return torch.tensor(bounds, dtype=torch.int32, device=device)
+    with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
+        return torch.tensor(bounds, dtype=torch.int32, device=device)
 
 
 def _longest(bounds: Bounds) -> int:
-    return max((end - start for start, end in pairwise(bounds)), default=0)
+    return max(map(_length, pairwise(bounds)), default=0)
 
 
 def masked_attention(

@@ -6,6 +6,7 @@ that names it. Files of weights are never unpickled freely: safetensors, or ``to
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pickle
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging
 
+from atoken import gaussian_decoder
 from atoken.errors import CheckpointError
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.presets import FSQ_LEVELS
@@ -41,6 +43,7 @@ OFFICIAL_KEYS = {
     r"\.mlp\.mlp\.2\.": ".mlp.down.",
     r"\.(post_layernorm|out_norm)\.": ".norm.",
     r"^decoder\.out_layer\.": "to_patch.",
+    r"^gaussian_decoder\.out_layer\.": "gaussian_decoder.out.",
     r"^proj\.": "to_latent.",
 }
 # What the published architecture fixes; a file that asks for anything else is refused rather than misread.
@@ -63,6 +66,29 @@ OFFICIAL_FIXED = {
     "quantizer_num_codebooks": 8,
     "quantizer_chunk_size": 1,
 }
+OFFICIAL_GAUSSIANS = {
+    "latent_channels": 768,  # a voxel's patch
+    "resolution": gaussian_decoder.RESOLUTION,
+    "attn_mode": "swin",
+    "window_size": gaussian_decoder.WINDOW,
+    "representation_config": {
+        "lr": {
+            "_xyz": 1.0,
+            "_features_dc": 1.0,
+            "_opacity": 1.0,
+            "_scaling": 1.0,
+            "_rotation": gaussian_decoder.ROTATION_RATE,
+        },
+        "perturb_offset": True,
+        "voxel_size": gaussian_decoder.REACH,
+        "num_gaussians": gaussian_decoder.GAUSSIANS,
+        "2d_filter_kernel_size": 0.1,  # of the renderer
+        "3d_filter_kernel_size": gaussian_decoder.SCALE_LEAST,
+        "scaling_bias": gaussian_decoder.SCALE_START,
+        "opacity_bias": gaussian_decoder.OPACITY_START,
+        "scaling_activation": "softplus",
+    },
+}
 OFFICIAL_SIZES = {"model_channels": "width", "num_blocks": "layers", "num_heads": "heads", "mlp_channels": "mlp"}
 # SigLIP2's vision tower as transformers names it: a pattern in its keys, ours; applied in order.
 SIGLIP2_KEYS = {
@@ -80,25 +106,62 @@ SIGLIP2_KEYS = {
 }
 
 
-def load_official(weights: str | Path | StateDict, config: str | Path | Mapping[str, Any]) -> ATokenModel:
+def load_official(
+    weights: str | Path | StateDict,
+    config: str | Path | Mapping[str, Any] | None,
+    gaussian_weights: str | Path | StateDict | None = None,
+    gaussian_config: str | Path | Mapping[str, Any] | None = None,
+) -> ATokenModel:
     """The published tokenizer (continuous, discrete or early stage) as an ``ATokenModel``, in fp32 on the CPU.
 
     weights: a ``.pt`` or ``.safetensors`` path, or a state dict. config: the published YAML's path, or its ``arch_cfg``
-    block. The files hold no ``logit_scale`` and ``logit_bias``; the config's values stand in.
-    Raises: CheckpointError naming every key that is missing, extra or of another shape.
+    block; None takes the ``.yaml`` beside the weights. gaussian_weights, gaussian_config: the same of the separate
+    Gaussian decoder (of its YAML, the ``model`` block). The files hold no ``logit_scale`` and ``logit_bias``; the
+    config's values stand in. Raises: CheckpointError naming every key that is missing, extra or of another shape.
     """
-    ours = official_config(config)
+    if gaussian_weights is not None:
+        gaussian_config = _configuration(gaussian_weights, gaussian_config)
+    elif gaussian_config is not None:
+        raise CheckpointError("There is a configuration of the Gaussian decoder, but no weights; pass these, too.")
+    ours = official_config(_configuration(weights, config), gaussian_config)
     state = {_renamed(key, OFFICIAL_KEYS): value for key, value in _state_dict(weights).items()}
     state.setdefault("logit_scale", torch.tensor(ours.logit_scale_init))
     state.setdefault("logit_bias", torch.tensor(ours.logit_bias_init))
+    if gaussian_weights is not None:
+        state |= _gaussian_state(_state_dict(gaussian_weights))
     with torch.device("meta"):
         model = ATokenModel(ours)
     return fill(model, state, "the published checkpoint")
 
 
-def official_config(config: str | Path | Mapping[str, Any]) -> ATokenConfig:
-    """The published ``arch_cfg`` (a YAML path, or the block itself) as ours. Raises: CheckpointError."""
-    arch = dict(config if isinstance(config, Mapping) else _arch_block(Path(config)))
+def _configuration(
+    weights: str | Path | StateDict, config: str | Path | Mapping[str, Any] | None
+) -> str | Path | Mapping[str, Any]:
+    if config is not None:
+        return config
+    if isinstance(weights, Mapping):
+        raise CheckpointError("Published weights that are no file need their configuration; pass it, too.")
+    return Path(weights).with_suffix(".yaml")
+
+
+def _gaussian_state(theirs: StateDict) -> dict[str, Tensor]:
+    """The Gaussian decoder's weights under our names, without its training loss and the offsets that we compute."""
+    state = {key: value for key, value in theirs.items() if not key.startswith("lpips_loss.")}
+    spread = state.pop("offset_perturbation", None)
+    if spread is not None and not torch.allclose(spread.float(), torch.tensor(gaussian_decoder.spread()), atol=1e-5):
+        raise CheckpointError("The published Gaussian decoder spreads its Gaussians otherwise (offset_perturbation).")
+    return {_renamed(f"gaussian_decoder.{key}", OFFICIAL_KEYS): value for key, value in state.items()}
+
+
+def official_config(
+    config: str | Path | Mapping[str, Any], gaussian_config: str | Path | Mapping[str, Any] | None = None
+) -> ATokenConfig:
+    """The published ``arch_cfg`` (a YAML path, or the block itself) as ours, and that of the Gaussian decoder.
+
+    Raises: CheckpointError.
+    """
+    blocks = "model", "model_cfg", "arch_cfg"
+    arch = dict(config if isinstance(config, Mapping) else _yaml_block(Path(config), *blocks))
     try:
         sizes = {
             f"{side}_{ours}": int(arch.pop(f"{side}_{theirs}"))
@@ -109,11 +172,32 @@ def official_config(config: str | Path | Mapping[str, Any]) -> ATokenConfig:
     except KeyError as missing:
         raise CheckpointError(f"The published configuration lacks {missing}; is this the arch_cfg block?") from missing
     levels = FSQ_LEVELS if arch.pop("use_quantizer", False) else None
-    known = OFFICIAL_FIXED | {"quantizer_feature_dim": latents}
+    _refuse_odd(arch, OFFICIAL_FIXED | {"quantizer_feature_dim": latents})
+    gaussians = None if gaussian_config is None else _official_gaussians(gaussian_config)
+    try:
+        return ATokenConfig(
+            patch_size=patch, latent_channels=latents, fsq_levels=levels, gaussian_decoder=gaussians, **sizes
+        )
+    except ValueError as error:
+        raise CheckpointError(f"The published configuration does not fit together: {_first_line(error)}") from error
+
+
+def _official_gaussians(config: str | Path | Mapping[str, Any]) -> dict[str, int]:
+    """Sizes of the Gaussian decoder from its published configuration. Raises: CheckpointError."""
+    arch = dict(config if isinstance(config, Mapping) else _yaml_block(Path(config), "model"))
+    arch.pop("class_name", None)
+    try:
+        sizes = {ours: int(arch.pop(theirs)) for theirs, ours in OFFICIAL_SIZES.items()}
+    except KeyError as missing:
+        raise CheckpointError(f"The published configuration of the Gaussian decoder lacks {missing}.") from missing
+    _refuse_odd(arch, OFFICIAL_GAUSSIANS)
+    return sizes
+
+
+def _refuse_odd(arch: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     odd = {key: value for key, value in arch.items() if key not in known or known[key] != value}
     if odd:
         raise CheckpointError(f"The published configuration asks for what this model does not have: {odd}.")
-    return ATokenConfig(patch_size=patch, latent_channels=latents, fsq_levels=levels, **sizes)
 
 
 def from_siglip2(siglip2_vision_model: torch.nn.Module, config: ATokenConfig) -> ATokenModel:
@@ -206,6 +290,8 @@ def fingerprint(model: ATokenModel) -> str:
     """SHA-256 (hex) of architecture and weights, these rounded to bf16 so that the dtype in use does not count."""
     config = model.config.to_dict()
     sizes = {key: config[key] for key in sorted(ATokenConfig.__annotations__) if key in config}
+    if sizes["gaussian_decoder"] is None:
+        del sizes["gaussian_decoder"]  # models from before there was one keep their fingerprint
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -234,15 +320,16 @@ def _state_dict(weights: str | Path | StateDict) -> StateDict:
     return state
 
 
-def _arch_block(path: Path) -> Mapping[str, Any]:
+def _yaml_block(path: Path, *names: str) -> Mapping[str, Any]:
     try:
-        return yaml.safe_load(path.read_text())["model"]["model_cfg"]["arch_cfg"]
+        block = functools.reduce(lambda outer, name: outer[name], names, yaml.safe_load(path.read_text()))
     except OSError as error:
         raise CheckpointError(f"Cannot read the configuration {path}: {error.strerror}.") from error
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path} is not a published configuration (no model.model_cfg.arch_cfg in it)."
-        ) from error
+        raise CheckpointError(f"{path} is not a published configuration (no {'.'.join(names)} in it).") from error
+    if not isinstance(block, Mapping):
+        raise CheckpointError(f"{path} is not a published configuration ({'.'.join(names)} is no block).")
+    return block
 
 
 def _first_line(error: Exception) -> str:

@@ -43,7 +43,7 @@ def _say_warning(message: Warning | str, category: type[Warning], *_: Any, **__:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(prog="atoken", description="Pictures and clips to tokens and back.")
+    top = argparse.ArgumentParser(prog="atoken", description="Pictures, clips and 3D assets to tokens and back.")
     top.add_argument("--version", action="version", version=f"atoken {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     reconstruct = commands.add_parser("reconstruct", help="through the tokenizer and back, with a table of figures")
@@ -53,16 +53,18 @@ def parser() -> argparse.ArgumentParser:
     _add_media(reconstruct)
     _add_dtype_of_latents(reconstruct)
 
-    encode = commands.add_parser("encode", help="pictures and clips to one token file")
+    encode = commands.add_parser("encode", help="pictures, clips and 3D assets to one token file")
     encode.add_argument("files", nargs="+", metavar="FILE")
     encode.add_argument("-o", "--out", help="token file (default, for one input: its name with .atok)")
     _add_model(encode)
     _add_media(encode)
     _add_dtype_of_latents(encode)
 
-    decode = commands.add_parser("decode", help="a token file back to pictures and clips")
+    decode = commands.add_parser("decode", help="a token file back to pictures, clips and Gaussians")
     decode.add_argument("file", metavar="FILE.atok")
-    decode.add_argument("-o", "--out", default="out", help="folder, or a .png or .mp4 name for one item (default: out)")
+    decode.add_argument(
+        "-o", "--out", default="out", help="folder, or a .png, .mp4 or .ply name for one item (default: out)"
+    )
     decode.add_argument("--item", type=int, action="append", help="number of an item, from 0; may be given again")
     decode.add_argument("--frames", type=_frame_range, help="of a clip: FIRST:LAST, from 0, LAST not included")
     _add_model(decode, default=None, shown="the bundled one that the file names, else nano")
@@ -78,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("source", help="a published .pt or .safetensors file, or a SigLIP2 folder of transformers")
     convert.add_argument("-o", "--out", required=True, help="folder to write")
     convert.add_argument("--config", help="the published YAML (default: the name of the file, with .yaml)")
+    convert.add_argument("--gaussians", metavar="FILE", help="the published Gaussian decoder's weights, for 3D")
+    convert.add_argument("--gaussian-config", metavar="YAML", help="its YAML (default: the name of FILE, with .yaml)")
     convert.add_argument("--preset", default="so400m-c", help="for SigLIP2: the size to build around it")
     return top
 
@@ -95,6 +99,7 @@ def _add_model(command: argparse.ArgumentParser, default: str | None = "nano", s
 def _add_media(command: argparse.ArgumentParser) -> None:
     command.add_argument("--frames", type=_frame_range, help="of clips: FIRST:LAST, from 0, LAST not included")
     command.add_argument("--fps", type=_fps, help="of clips: take so many frames a second")
+    command.add_argument("--coarsen", action="store_true", help="pack assets of too many voxels at a lower resolution")
     command.add_argument("--max-pixels", type=int, help="of a picture or frame (default: 64 million)")
     command.add_argument("--max-side", type=int, help="in pixels (default: 16384)")
     command.add_argument("--max-seconds", type=float, help="of a clip (default: 3600)")

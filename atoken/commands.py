@@ -8,24 +8,24 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
-import numpy as np
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from atoken.compare import Comparison, Originals
 from atoken.errors import AtokenError, CheckpointError, MediaError
+from atoken.gaussians import Gaussians
 from atoken.io import Clip, Image, Limits, VideoReader, VideoWriter, load_media
 from atoken.io.sniff import sniff
 from atoken.io.token_file import Item, TokenFile, TokenFileWriter, read_items
 from atoken.io.tokens_record import TILE, Tokens
 from atoken.io.video import clock_slack
-from atoken.metrics import psnr_of, squared_error, ssim
+from atoken.metrics import psnr_of
 from atoken.presets import BUNDLED, PRESETS
 from atoken.tokenizer import Tokenizer, load
 
@@ -34,8 +34,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of ``reconstruct``'s table. PSNR is of the mean squared error over all frames, SSIM the mean of them.
+    """One line of ``reconstruct``'s table.
 
+    PSNR is of the mean squared error over all frames, SSIM the mean of them; of an asset over views from all around, on
+    black. Bits per pixel are None for an asset.
     ``bytes`` is the whole token file. Encode seconds: reading, encoding and writing tokens; decode seconds: reading
     tokens, decoding and writing the result.
     """
@@ -44,7 +46,7 @@ class Row:
     size: str
     tokens: int
     bytes: int
-    bits_per_pixel: float
+    bits_per_pixel: float | None
     psnr: float
     ssim: float
     encode_seconds: float
@@ -52,7 +54,8 @@ class Row:
 
     def cells(self) -> list[str]:
         """For a person."""
-        quality = [f"{self.bits_per_pixel:.3f}", f"{self.psnr:.2f}", f"{self.ssim:.4f}"]
+        bits = "-" if self.bits_per_pixel is None else f"{self.bits_per_pixel:.3f}"
+        quality = [bits, f"{self.psnr:.2f}", f"{self.ssim:.4f}"]
         seconds = [f"{self.encode_seconds:.2f}", f"{self.decode_seconds:.2f}"]
         return [self.file, self.size, f"{self.tokens:,}", f"{self.bytes:,}", *quality, *seconds]
 
@@ -79,55 +82,35 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
     with TokenFileWriter(token_file) as writer:
         _add(tokenizer, writer, file, options)
     encoded = perf_counter()
-    with TokenFile(token_file) as tokens, _Originals(file, options) as originals:
+    originals = Originals(_reader(file, options) if _is_clip(file) else load_media(file, limits=_limits(options)))
+    with TokenFile(token_file) as tokens, originals as frames:
         item = tokens.items[0]
-        comparison = _Comparison(originals)
+        comparison = Comparison(frames, originals.cameras)
         _write_item(tokenizer, tokens, 0, _result_path(target, item), seen=comparison.add)
     decode_seconds = perf_counter() - encoded - comparison.seconds
     Image(comparison.side_by_side).save(target.with_name(f"{target.name}.compare.png"))
-    height, width = item.size
-    size = f"{width}x{height}" + (f"x{item.frames}" if item.kind == "clip" else "")
     stored = token_file.stat().st_size
-    bits = 8 * stored / (height * width * item.frames)
-    error, similarity = comparison.error / item.frames, comparison.similarity / item.frames
-    return Row(file, size, item.tokens, stored, bits, psnr_of(error), similarity, encoded - start, decode_seconds)
+    return Row(
+        file=file,
+        size=_size(item),
+        tokens=item.tokens,
+        bytes=stored,
+        bits_per_pixel=None if item.kind == "asset" else 8 * stored / (item.size[0] * item.size[1] * item.frames),
+        psnr=psnr_of(comparison.error),
+        ssim=comparison.similarity,
+        encode_seconds=encoded - start,
+        decode_seconds=decode_seconds,
+    )
 
 
-class _Originals:
-    """The frames of a file as the encoder saw them, read a second time."""
-
-    def __init__(self, file: str, options: argparse.Namespace) -> None:
-        self._stack = ExitStack()
-        self._file, self._options = file, options
-
-    def __enter__(self) -> Iterator[np.ndarray]:
-        if sniff(self._file).media != "clip":
-            media = load_media(self._file, limits=_limits(self._options))
-            return iter([media.pixels] if isinstance(media, Image) else [])
-        reader = self._stack.enter_context(_reader(self._file, self._options))
-        return (frame for _, frame in reader)
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+def _size(item: Item) -> str:
+    if item.kind == "asset":
+        return f"{item.size[0]}^3"
+    return f"{item.size[1]}x{item.size[0]}" + (f"x{item.frames}" if item.kind == "clip" else "")
 
 
-class _Comparison:
-    """Sums of squared error and similarity over frames, and the first frames side by side."""
-
-    def __init__(self, originals: Iterator[np.ndarray]) -> None:
-        self.error = self.similarity = self.seconds = 0.0
-        self._originals = originals
-        self.side_by_side = np.zeros((1, 1, 3), np.uint8)
-
-    def add(self, piece: Image | Clip) -> None:
-        start = perf_counter()
-        for ours in [piece.pixels] if isinstance(piece, Image) else piece.frames:
-            theirs = next(self._originals)
-            if not self.error and not self.similarity:
-                self.side_by_side = np.concatenate([theirs, ours], axis=1)
-            self.error += squared_error(ours, theirs)
-            self.similarity += ssim(ours, theirs)
-        self.seconds += perf_counter() - start
+def _is_clip(file: str) -> bool:
+    return not Path(file).is_dir() and sniff(file).media == "clip"
 
 
 def encode(options: argparse.Namespace) -> int:
@@ -144,18 +127,18 @@ def encode(options: argparse.Namespace) -> int:
 
 
 def _add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argparse.Namespace) -> None:
-    if sniff(file).media == "clip":
+    if _is_clip(file):
         with _reader(file, options) as reader:
             pieces = _progress(tokenizer.encode_stream(reader, fps=options.fps), reader.expected_frames, "encode")
             slack = float(clock_slack(reader.info.time_base))
             writer.add(pieces, dtype=options.latents, clock_slack=slack)
         return
-    tokens = tokenizer.encode(load_media(file, limits=_limits(options)))
+    tokens = tokenizer.encode(load_media(file, limits=_limits(options)), coarsen=options.coarsen)
     writer.add(replace(tokens, name=Path(file).name), dtype=options.latents)
 
 
 def decode(options: argparse.Namespace) -> int:
-    """Items of a token file to pictures and clips."""
+    """Items of a token file to pictures, clips and Gaussians."""
     if options.model is None:
         named = read_items(options.file)[0].model
         options.model = named if named in PRESETS and (BUNDLED / named).is_dir() else "nano"
@@ -172,7 +155,7 @@ def decode(options: argparse.Namespace) -> int:
 
 
 def _decode_targets(tokens: TokenFile, chosen: list[int], options: argparse.Namespace) -> list[Path]:
-    if Path(options.out).suffix.lower() in (".png", ".mp4"):
+    if Path(options.out).suffix.lower() in (".png", ".mp4", ".ply"):
         if len(chosen) > 1:
             raise AtokenError(f"{options.file} holds {len(chosen)} items; give a folder with -o, or one --item.")
         return [Path(options.out)]
@@ -183,7 +166,7 @@ def _decode_targets(tokens: TokenFile, chosen: list[int], options: argparse.Name
 
 
 def _result_path(target: Path, item: Item) -> Path:
-    return target.with_name(target.name + (".png" if item.kind == "image" else ".mp4"))
+    return target.with_name(target.name + {"image": ".png", "clip": ".mp4", "asset": ".ply"}[item.kind])
 
 
 def _write_item(
@@ -193,14 +176,14 @@ def _write_item(
     path: Path,
     *,
     frames: tuple[int | None, int | None] | None = None,
-    seen: Callable[[Image | Clip], None] = lambda _: None,
+    seen: Callable[[Image | Clip | Gaussians], None] = lambda _: None,
 ) -> Path:
     """Decode one item piece by piece into ``path``; ``seen`` gets every decoded piece before any video codec."""
     item = tokens.items[index]
-    if item.kind == "image":
-        picture = tokenizer.decode(tokens.read(index))
-        picture.save(path)
-        seen(picture)
+    if item.kind != "clip":
+        media = tokenizer.decode(tokens.read(index))
+        media.save(path)
+        seen(media)
         return path
     first, last = _wanted_frames(item, frames)
     start = item.first_frame if tokenizer.model.config.cache_frames else first
@@ -282,7 +265,7 @@ def convert(options: argparse.Namespace) -> int:
             raise AtokenError(str(error)) from error
         model = checkpoint.from_siglip2(_siglip2(source), config)
     else:
-        model = checkpoint.load_official(source, options.config or source.with_suffix(".yaml"))
+        model = checkpoint.load_official(source, options.config, options.gaussians, options.gaussian_config)
     _save(model, _folder(options.out))
     _out(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights")
     return 0

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from atoken.checkpoint import fingerprint
-from atoken.data.procedural import clip, picture
+from atoken.data.procedural import asset, clip, picture
 from atoken.errors import TokenFileError
+from atoken.gaussians import Gaussians
 from atoken.io import Clip, Image
 from atoken.io.tokens_record import Tokens
 from atoken.metrics import psnr
+from atoken.modalities.views import render_views
 from atoken.presets import BUNDLED
 from atoken.tokenizer import Tokenizer
 
@@ -46,7 +48,8 @@ class Finding:
 def examine(tokenizer: Tokenizer) -> Iterator[Finding]:
     """Run every check, one after another."""
     checks: list[Callable[[Tokenizer], Finding | None]] = [
-        weights, sizes, alpha_and_rate, twice, batch, streaming, strided, files, other_model, bfloat16, accelerator,
+        weights, sizes, alpha_and_rate, twice, batch, streaming, strided, files, assets, other_model, bfloat16,
+        accelerator,
     ]  # fmt: skip
     for check in checks:
         try:
@@ -74,7 +77,7 @@ def sizes(tokenizer: Tokenizer) -> Finding:
     for frames, height, width in shapes:
         pixels = clip(0, 0, frames, height, width).frames
         back = tokenizer.decode(tokenizer.encode(Image(pixels[0]) if frames == 1 else Clip(pixels)))
-        right += (back.pixels[None] if isinstance(back, Image) else back.frames).shape == pixels.shape
+        right += _pixels(back).shape == (pixels[0] if frames == 1 else pixels).shape
     return Finding(
         "nothing lost: every size and length comes back", f"{right} of {len(shapes)} shapes", right == len(shapes)
     )
@@ -146,6 +149,23 @@ def files(tokenizer: Tokenizer) -> Finding:
     return Finding("decode(load(save(tokens))) = decode(tokens)", "equal" if same else "changed", same)
 
 
+def assets(tokenizer: Tokenizer) -> Finding | None:
+    """Tokens of an asset survive a file, and its Gaussians stay at their voxels; no line without a Gaussian decoder."""
+    if tokenizer.model.gaussian_decoder is None:
+        return None
+    tokens = tokenizer.encode(render_views(asset(0, 0).mesh, 4, 64))
+    with tempfile.TemporaryDirectory() as folder:
+        tokens.save(path := Path(folder) / "check.atok")
+        ours, theirs = tokenizer.decode(tokens), tokenizer.decode(Tokens.load(path))
+    assert isinstance(ours, Gaussians)
+    assert isinstance(theirs, Gaussians)
+    centres = (tokens.coords[:, 1:] + 0.5) / tokens.size[0] - 0.5
+    reach = (ours.means.unflatten(0, (len(centres), -1)) - centres[:, None]).abs().max() * tokens.size[0]
+    same = all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in ("means", "scales", "colors"))
+    figure = f"{'equal' if same else 'changed'}; at most {float(reach):.2f} voxels from the centre"
+    return Finding("assets: decode(load(save(tokens))), Gaussians at their voxels", figure, same and reach <= 0.75)
+
+
 def other_model(tokenizer: Tokenizer) -> Finding:
     """Tokens of another model are refused."""
     changed = copy.deepcopy(tokenizer.model)
@@ -215,5 +235,6 @@ def _clip() -> Clip:
     return Clip(clip(0, 0, 37, 33, 48).frames)
 
 
-def _pixels(media: Image | Clip) -> np.ndarray:
+def _pixels(media: Image | Clip | Gaussians) -> np.ndarray:
+    assert not isinstance(media, Gaussians)
     return media.pixels if isinstance(media, Image) else media.frames

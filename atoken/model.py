@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from atoken.bottleneck import FSQ, Posterior
+from atoken.gaussian_decoder import GaussianDecoder, OutputLayer
 from atoken.layers import (
     NORM_EPS,
     Block,
@@ -55,6 +56,7 @@ class ATokenConfig(PreTrainedConfig):
     rope_base: float = 10_000.0
     tile_frames: int = 16  # new frames in a tile
     cache_frames: int = 0  # frames of the tile before that the decoder still sees
+    gaussian_decoder: dict[str, int] | None = None  # its width, layers, heads and mlp; None is a model without one
     logit_scale_init: float = 4.8438  # logarithm; of image-text similarities, as in SigLIP2
     logit_bias_init: float = -15.5625
     initializer_range: float = 0.02
@@ -71,6 +73,11 @@ class ATokenConfig(PreTrainedConfig):
         """Numbers in one patch: 4 * 16 * 16 * 3 = 3072, in the order frame, row, column, channel."""
         frames, rows, columns = self.patch_size
         return frames * rows * columns * self.channels
+
+    @property
+    def frame_values(self) -> int:
+        """Numbers in one frame of a patch, which is also the patch of a voxel: 16 * 16 * 3 = 768."""
+        return self.patch_values // self.patch_size[0]
 
     @property
     def rotary_base(self) -> float | None:
@@ -95,6 +102,14 @@ class ATokenConfig(PreTrainedConfig):
                 f"latent_channels {self.latent_channels} must divide by the {len(self.fsq_levels)} FSQ levels."
             )
         self.steps(self.tile_frames), self.steps(self.cache_frames)
+        sizes = self.gaussian_decoder
+        if sizes is not None and not _are_gaussian_sizes(sizes):
+            raise ValueError(f"gaussian_decoder must be width (a multiple of heads), layers, heads, mlp, got {sizes}.")
+
+
+def _are_gaussian_sizes(sizes: dict[str, int]) -> bool:
+    complete = sizes.keys() == {"width", "layers", "heads", "mlp"} and min(sizes.values()) > 0
+    return complete and sizes["width"] % sizes["heads"] == 0
 
 
 @dataclass(frozen=True)
@@ -142,12 +157,16 @@ class Stack(nn.Module):
 
 
 class ATokenModel(PreTrainedModel):
-    """Encoder, bottleneck, pooling head and decoder over packed tokens."""
+    """Encoder, bottleneck, pooling head and decoder over packed tokens.
+
+    ``gaussian_decoder`` makes Gaussians of the decoded patches of voxels (``atoken/gaussian_decoder.py``); None in a
+    model without one.
+    """
 
     config_class = ATokenConfig
     base_model_prefix = "atoken"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block",)
+    _no_split_modules = ("Block", "WindowBlock")
     _supports_sdpa = True
 
     def __init__(self, config: ATokenConfig) -> None:
@@ -160,6 +179,8 @@ class ATokenModel(PreTrainedModel):
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.logit_bias = nn.Parameter(torch.empty(()))
         self.quantiser = FSQ(config.fsq_levels) if config.fsq_levels else None
+        sizes = config.gaussian_decoder
+        self.gaussian_decoder = None if sizes is None else GaussianDecoder(config.frame_values, **sizes)
         self.post_init()
 
     def encode(
@@ -238,10 +259,14 @@ class ATokenModel(PreTrainedModel):
         | linear biases | zero |
         | norms and QK gains | one (biases zero) |
         | logit scale, logit bias | from the config |
+        | output weights of the Gaussian decoder | zero, so that it starts from its spread of small Gaussians |
         """
         std = self.config.initializer_range
         match module:
-            case nn.Linear():
+            case OutputLayer():
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+            case Linear():
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -258,8 +283,7 @@ class ATokenModel(PreTrainedModel):
             case ATokenModel():
                 nn.init.constant_(module.logit_scale, self.config.logit_scale_init)
                 nn.init.constant_(module.logit_bias, self.config.logit_bias_init)
-                one_frame = self.config.patch_values // self.config.patch_size[0]
-                nn.init.zeros_(module.encoder.inputs.weight[:, one_frame:])
+                nn.init.zeros_(module.encoder.inputs.weight[:, self.config.frame_values :])
 
 
 def _scatter(

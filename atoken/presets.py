@@ -18,6 +18,7 @@ def _sides(width: int, layers: int, heads: int, mlp: int) -> dict[str, int]:
 NANO = _sides(192, 6, 4, 768)
 BASE = _sides(768, 12, 12, 3072)
 SO400M = _sides(1152, 27, 16, 4304)
+GAUSSIAN_DECODER = {"width": 768, "layers": 12, "heads": 12, "mlp": 3072}  # the published one; no preset includes it
 
 PRESETS: dict[str, dict] = {
     "nano": NANO,

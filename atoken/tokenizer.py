@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
@@ -15,32 +16,44 @@ from torch import Tensor
 
 from atoken import checkpoint
 from atoken.errors import AtokenError, CheckpointError, MediaError
+from atoken.gaussian_decoder import RESOLUTION
+from atoken.gaussians import Gaussians
 from atoken.io import Clip, Image, from_pil, load_media
 from atoken.io.media import exact_fps
 from atoken.io.tokens_record import TILE, Tokens, check_follows
 from atoken.io.video import VideoReader
 from atoken.layers import PoolState
+from atoken.mesh import Mesh
 from atoken.modalities.pixels import PATCH, patchify, to_uint8, to_values, unpatchify
+from atoken.modalities.views import Views, render_views
+from atoken.modalities.voxels import voxelize
 from atoken.model import ATokenModel, Encoded
 from atoken.presets import BUNDLED, PRESETS
 from atoken.tokens import SparseTokens
 
-Media = Any  # a path, PIL image, uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, or Clip
+Media = Any  # a path, PIL image, uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, Clip, Mesh, or Views
 
 
 def load(
-    source: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", config: str | Path | None = None
+    source: str | Path = "nano",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    config: str | Path | None = None,
+    gaussians: str | Path | None = None,
+    gaussian_config: str | Path | None = None,
 ) -> Tokenizer:
     """Load a tokenizer: a bundled name, a folder, a published weight file, or a hub id.
 
     device: "auto" takes CUDA where there is one, else the CPU. dtype: "auto" is bf16 on CUDA and fp32 elsewhere; or
     "float32", "bfloat16". config: of a published ``.pt``/``.safetensors`` file, its YAML; where left out, the file of
-    the same name with ``.yaml``. Raises: CheckpointError.
+    the same name with ``.yaml``. gaussians, gaussian_config: the same two of the published Gaussian decoder, for 3D.
+    Raises: CheckpointError.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     path = BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
     if path.is_file():
-        model = checkpoint.load_official(path, config or path.with_suffix(".yaml"))
+        model = checkpoint.load_official(path, config, gaussians, gaussian_config)
     elif path.is_dir() or "/" in str(source):
         model = checkpoint.load_folder(path if path.is_dir() else str(source), dtype=torch.float32)
     else:
@@ -91,28 +104,30 @@ class Tokenizer:
         """Where the model is."""
         return self.model.device
 
-    def encode(self, media: Media, *, generator: torch.Generator | None = None) -> Tokens:
-        """Turn one picture or clip into tokens.
+    def encode(self, media: Media, *, generator: torch.Generator | None = None, coarsen: bool = False) -> Tokens:
+        """Turn one picture, clip or 3D asset into tokens.
 
-        generator: draws the latents from the posterior instead of taking its mean (continuous models).
-        Raises: MediaError, one sentence, for what cannot be read.
+        generator: draws the latents from the posterior instead of taking its mean (continuous models). coarsen: pack
+        an asset of too many voxels at a lower resolution, with an AtokenWarning, instead of refusing it.
+        Raises: MediaError, one sentence, for what cannot be read or is too large.
         """
-        return self.encode_batch([media], generator=generator)[0]
+        return self.encode_batch([media], generator=generator, coarsen=coarsen)[0]
 
     @torch.inference_mode()
-    def encode_batch(self, batch: Sequence[Media], *, generator: torch.Generator | None = None) -> list[Tokens]:
-        """Turn pictures and clips of any sizes into tokens in one pass; the same numbers as one by one."""
+    def encode_batch(
+        self, batch: Sequence[Media], *, generator: torch.Generator | None = None, coarsen: bool = False
+    ) -> list[Tokens]:
+        """Turn pictures, clips and assets of any sizes into tokens in one pass; the same numbers as one by one."""
         if not batch:
             return []
-        media = [as_media(one) for one in batch]
+        samples = [_sample(as_media(one), coarsen=coarsen) for one in batch]
         names = [Path(one).name if isinstance(one, (str, Path)) else "" for one in batch]
-        encoded = self.model.encode(SparseTokens.pack([self._patches(one) for one in media]))
+        encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
         parts = self._parts(encoded, generator)
-        return [self._tokens(one, *part, name=name) for one, part, name in zip(media, parts, names, strict=True)]
-
-    def _patches(self, media: Image | Clip) -> SparseTokens:
-        frames = media.pixels[None] if isinstance(media, Image) else media.frames
-        return patchify(to_values(frames).to(self.device))
+        return [
+            self._tokens(described, *part, name=name)
+            for (_, described), part, name in zip(samples, parts, names, strict=True)
+        ]
 
     def _parts(
         self, encoded: Encoded, generator: torch.Generator | None = None
@@ -133,7 +148,7 @@ class Tokenizer:
 
     def _tokens(
         self,
-        media: Image | Clip,
+        described: dict[str, Any],
         latents: Tensor,
         codes: Tensor | None,
         coords: Tensor,
@@ -142,18 +157,11 @@ class Tokenizer:
         name: str,
         first_frame: int = 0,
     ) -> Tokens:
-        frames = media.pixels[None] if isinstance(media, Image) else media.frames
-        clip = media if isinstance(media, Clip) else None
         return Tokens(
+            **described,
             latents=latents,
             codes=codes,
             coords=coords + torch.tensor([first_frame // PATCH[0], 0, 0, 0], dtype=torch.int32),
-            kind="clip" if clip else "image",
-            size=frames.shape[1:3],
-            frames=len(frames),
-            fps=clip.fps if clip else None,
-            timestamps=clip.timestamps if clip else None,
-            alpha=media.alpha if isinstance(media, Image) else None,
             pooled=pooled,
             model=self.name,
             fingerprint=self.fingerprint,
@@ -162,28 +170,48 @@ class Tokenizer:
             first_frame=first_frame,
         )
 
-    def decode(self, tokens: Tokens) -> Image | Clip:
-        """Turn tokens back into a picture or clip of the original size and rate.
+    def decode(self, tokens: Tokens) -> Image | Clip | Gaussians:
+        """Turn tokens back into a picture or clip of the original size and rate, or an asset into Gaussians.
 
-        Raises: TokenFileError where another model made the tokens.
+        Raises: TokenFileError where another model made the tokens; AtokenError for an asset where the model has no
+        Gaussian decoder.
         """
         return self.decode_batch([tokens])[0]
 
     @torch.inference_mode()
-    def decode_batch(self, batch: Sequence[Tokens]) -> list[Image | Clip]:
-        """Decode many at once; the same pixels as one by one."""
+    def decode_batch(self, batch: Sequence[Tokens]) -> list[Image | Clip | Gaussians]:
+        """Decode many at once; the same results as one by one."""
         if not batch:
             return []
         for tokens in batch:
             self._check(tokens)
         packed = SparseTokens.pack([self._sparse(tokens) for tokens in batch])
         patches = self.model.decode(packed).unpack()
-        return [_media(tokens, part) for tokens, part in zip(batch, patches, strict=True)]
+        return [
+            self._gaussians(tokens, part) if tokens.kind == "asset" else _media(tokens, part)
+            for tokens, part in zip(batch, patches, strict=True)
+        ]
+
+    def _gaussians(self, tokens: Tokens, patches: SparseTokens) -> Gaussians:
+        decoder = self.model.gaussian_decoder
+        assert decoder is not None  # _check has refused such tokens
+        voxels = patches.with_feats(patches.feats[:, : self.model.config.patch_values // PATCH[0]])
+        gaussians, coarser = decoder(voxels)[0].to("cpu", torch.float32), RESOLUTION / tokens.size[0]
+        return replace(gaussians, means=(gaussians.means + 0.5) * coarser - 0.5, scales=gaussians.scales * coarser)
 
     def _check(self, tokens: Tokens) -> None:
         tokens.check_model(self.fingerprint, self.name)
         if tokens.first_frame and self.model.config.cache_frames:
             raise AtokenError("This model's decoder looks back at earlier frames; decode the clip from its start.")
+        if tokens.kind == "asset" and self.model.gaussian_decoder is None:
+            raise AtokenError(
+                f"Model {self.name} has no Gaussian decoder, so it cannot decode {tokens.name or 'an asset'}; take one "
+                "that has (published weights: --gaussians of atoken convert)."
+            )
+        if tokens.kind == "asset" and tokens.size[0] > RESOLUTION:
+            raise AtokenError(
+                f"The Gaussian decoder has {RESOLUTION} voxels a side, {tokens.name} has {tokens.size[0]}."
+            )
 
     def _sparse(self, tokens: Tokens) -> SparseTokens:
         return SparseTokens(tokens.latents, tokens.coords, (len(tokens.latents),)).to(self.device)
@@ -213,9 +241,11 @@ class Tokenizer:
     def _encode_tile(
         self, tile: Clip, state: PoolState | None, first: int, name: str, *, last: bool
     ) -> tuple[Tokens, PoolState]:
-        encoded = self.model.encode(self._patches(tile), pool_state=state)
+        patches, described = _sample(tile)
+        encoded = self.model.encode(patches.to(self.device), pool_state=state)
         latents, codes, coords, pooled = next(self._parts(encoded))
-        tokens = self._tokens(tile, latents, codes, coords, pooled if last else None, name=name, first_frame=first)
+        vector = pooled if last else None
+        tokens = self._tokens(described, latents, codes, coords, vector, name=name, first_frame=first)
         return tokens, encoded.pool_state
 
     def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Clip]:
@@ -247,9 +277,9 @@ class Tokenizer:
         return (ours_VD @ theirs_BD.T * scale + bias).detach()
 
 
-def as_media(media: Media) -> Image | Clip:
-    """Whatever ``encode`` takes, as an ``Image`` or ``Clip``. Raises: MediaError."""
-    if isinstance(media, (Image, Clip)):
+def as_media(media: Media) -> Image | Clip | Mesh | Views:
+    """Whatever ``encode`` takes, as one of four types. Raises: MediaError."""
+    if isinstance(media, (Image, Clip, Mesh, Views)):
         return media
     if isinstance(media, (str, Path)):
         return load_media(media)
@@ -258,6 +288,20 @@ def as_media(media: Media) -> Image | Clip:
     if hasattr(media, "getbands"):  # a PIL image, without importing Pillow for those who have none in hand
         return from_pil(media)
     raise MediaError(f"Cannot encode a {type(media).__name__}; pass a path, a PIL image, or a uint8 array (H, W, 3).")
+
+
+def _sample(media: Image | Clip | Mesh | Views, *, coarsen: bool = False) -> tuple[SparseTokens, dict[str, Any]]:
+    """One sample of patches on the CPU, and the fields of ``Tokens`` that say what it is of."""
+    alone = {"frames": 1, "fps": None, "timestamps": None, "alpha": None}
+    if isinstance(media, (Mesh, Views)):
+        views = render_views(media) if isinstance(media, Mesh) else media
+        voxels = voxelize(views, over="coarsen" if coarsen else "refuse")
+        return voxels.tokens, alone | {"kind": "asset", "size": (voxels.resolution,) * 2}
+    if isinstance(media, Image):
+        described = {"kind": "image", "size": media.pixels.shape[:2], "alpha": media.alpha}
+        return patchify(to_values(media.pixels[None])), alone | described
+    timed = {"frames": len(media.frames), "fps": media.fps, "timestamps": media.timestamps}
+    return patchify(to_values(media.frames)), alone | timed | {"kind": "clip", "size": media.frames.shape[1:3]}
 
 
 def _from_array(array: np.ndarray) -> Image | Clip:

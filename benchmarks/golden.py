@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from atoken import gaussian_decoder
 from atoken.bottleneck import FSQ
 from atoken.checkpoint import load_official
 from atoken.modalities.pixels import patchify
@@ -31,10 +32,10 @@ BAR, MARGIN = 1e-4, 1e-4  # relative error; distance to a rounding boundary
 
 def released(folder: Path, variant: str) -> tuple[ATokenModel, dict[str, Tensor]]:
     """Our model with the published weights, and what the published code computed."""
-    config = json.loads((folder / f"{variant}.config.json").read_text())
-    return load_official(folder / "soc-tiny.weights.safetensors", config), load_file(
-        folder / f"{variant}.io.safetensors"
-    )
+    config, gaussians = (json.loads((folder / f"{name}.config.json").read_text()) for name in (variant, "gs-tiny"))
+    weights, gaussian_weights = (folder / f"{name}.weights.safetensors" for name in ("soc-tiny", "gs-tiny"))
+    model = load_official(weights, config, gaussian_weights, gaussians)
+    return model, load_file(folder / f"{variant}.io.safetensors")
 
 
 def packed(io: dict[str, Tensor], tag: str) -> SparseTokens:
@@ -67,6 +68,35 @@ def pairs(folder: Path, variant: str, tag: str) -> Iterator[tuple[str, Tensor, T
     if f"{tag}.decoded_kv12_4" in io:
         cached = model.decode(latents, tile_frames=12, cache_frames=4).feats
         yield "decoded_kv12_4", cached, io[f"{tag}.decoded_kv12_4"]
+
+
+@torch.inference_mode()
+def gaussian_pairs(folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, ours and theirs of every tensor of the Gaussian decoder: raw as theirs lays them out, and activated."""
+    model, (voxels, io) = released(folder, "soc-tiny")[0], voxels_and_results(folder)
+    decoder = model.gaussian_decoder
+    assert decoder is not None
+    outputs = voxels.with_feats(decoder.outputs(voxels)).unpack()
+    for i, (sample, ours) in enumerate(zip(outputs, decoder(voxels), strict=True)):
+        raw = {name: part.flatten(0, 1) for name, part in gaussian_decoder.parts(sample.feats).items()}
+        yield f"{i}.raw_xyz", ours.means + 0.5, io[f"{i}.raw_xyz"]  # their box is [0, 1]^3 until it is activated
+        yield f"{i}.raw_features_dc", raw["colors"][:, None], io[f"{i}.raw_features_dc"]
+        yield f"{i}.raw_scaling", raw["scales"], io[f"{i}.raw_scaling"]
+        yield f"{i}.raw_rotation", gaussian_decoder.ROTATION_RATE * raw["quats"], io[f"{i}.raw_rotation"]
+        yield f"{i}.raw_opacity", raw["opacities"], io[f"{i}.raw_opacity"]
+        yield f"{i}.xyz", ours.means, io[f"{i}.xyz"]
+        yield f"{i}.scaling", ours.scales, io[f"{i}.scaling"]
+        yield f"{i}.rotation", ours.quats, io[f"{i}.rotation"]
+        yield f"{i}.opacity", ours.opacities[:, None], io[f"{i}.opacity"]
+        yield f"{i}.features_dc", (ours.colors - 0.5) / gaussian_decoder.SH_0, io[f"{i}.features_dc"]
+
+
+def voxels_and_results(folder: Path) -> tuple[SparseTokens, dict[str, Tensor]]:
+    """The Gaussian decoder's input at t = 0 (theirs has batch, x, y, z), and what the published code computed."""
+    io = load_file(folder / "gs-tiny.io.safetensors")
+    sample, places = io["coords"][:, 0], io["coords"][:, 1:]
+    coords = torch.cat([torch.zeros_like(places[:, :1]), places], dim=1)
+    return SparseTokens(io["feats"], coords, tuple(torch.bincount(sample).tolist())), io
 
 
 @torch.inference_mode()
@@ -103,6 +133,8 @@ def main() -> None:
         for tag in INPUTS:
             for name, ours, theirs in pairs(folder, variant, tag):
                 print(f"| {variant} | {tag} | {name} | {relative_error(ours, theirs):.1e} |")
+    for name, ours, theirs in gaussian_pairs(folder):
+        print(f"| gs-tiny | voxels | {name} | {relative_error(ours, theirs):.1e} |")
     for tag in INPUTS:
         ours, theirs = indices(folder, tag)
         print(f"| sod-tiny | {tag} | indices | {int((ours != theirs).sum())} of {ours.numel()} differ |")

@@ -22,19 +22,22 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"cli"},
     {"commands"},
-    {"doctor"},
+    {"doctor", "compare"},
     {"tokenizer"},
     {"train"},
     {"checkpoint"},
     {"presets"},
     {"model"},
+    {"gaussian_decoder"},
+    {"gaussians"},
     {"data", "io"},
-    {"modalities", "metrics", "layers"},
-    {"tokens", "attention", "rope", "bottleneck", "errors"},
+    {"modalities", "metrics", "layers", "rasterize"},
+    {"tokens", "attention", "rope", "bottleneck", "cameras", "mesh"},
+    {"errors"},
     {"__init__"},
 ]
 SIBLINGS = {"mllm", "generation", "eval", "demos", "scripts", "benchmarks", "tests"}
-OPTIONAL = {"decord", "flash_attn"}  # faster where installed, imported late
+OPTIONAL = {"decord", "flash_attn", "trimesh", "embreex", "gsplat"}  # faster where installed, imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 
 

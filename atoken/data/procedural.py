@@ -1,4 +1,4 @@
-"""Procedural training data: pictures and clips with captions, made from nothing but a seed.
+"""Procedural training data: pictures, clips and meshes with captions, made from nothing but a seed.
 
 No photograph is read. The content has what patches of photographs have: occlusion by leaves of power-law sizes, 1/f
 spectra, luminance stronger than chroma, texture, shading, soft edges, some darkness and some sensor noise, besides
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atoken.data import motion, scenes
+from atoken.data import motion, scenes, solids
 from atoken.data.textures import Surface
+from atoken.mesh import Mesh
 
-_PICTURE, _CLIP = 0, 1  # keeps the random streams of pictures and clips apart
+_PICTURE, _CLIP, _MESH = 0, 1, 2  # keeps the random streams apart
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class Sample:
     """``frames`` (T, H, W, 3) uint8 RGB, with T = 1 for a picture, and a lower-case English ``caption`` of them."""
 
     frames: np.ndarray
+    caption: str
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A ``mesh`` in [-0.5, 0.5]^3, z up, and a lower-case English ``caption`` of it."""
+
+    mesh: Mesh
     caption: str
 
 
@@ -41,6 +50,12 @@ def clip(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
     rng = _generator(seed, index, _CLIP)
     shot, caption = motion.moving(rng, frames, height, width)
     return Sample(_with_sensor_noise(rng, shot), caption)
+
+
+def asset(seed: int, index: int) -> Asset:
+    """Mesh ``index`` of the series ``seed``."""
+    rng = _generator(seed, index, _MESH)
+    return Asset(*solids.arranged(Surface(rng, solids.TEXTURE, solids.TEXTURE)))
 
 
 def _generator(seed: int, index: int, kind: int) -> np.random.Generator:

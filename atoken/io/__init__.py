@@ -1,21 +1,28 @@
-"""Media in and out: pictures, clips and token files. Nothing imported here needs torch."""
+"""Media in and out: pictures, clips, 3D assets and token files. Nothing imported here needs torch."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from atoken.errors import MediaError
 from atoken.io.image import from_pil, read_image, write_image
 from atoken.io.media import DEFAULT_LIMITS, Clip, Image, Limits
+from atoken.io.mesh import read_mesh
 from atoken.io.sniff import sniff
 from atoken.io.video import FrameRange, VideoInfo, VideoReader, read_clip
 from atoken.io.video_writer import VideoWriter, write_clip
+from atoken.mesh import Mesh
+
+if TYPE_CHECKING:
+    from atoken.modalities.views import Views
 
 __all__ = [
     "Clip",
     "Image",
     "Limits",
+    "Mesh",
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
@@ -23,6 +30,7 @@ __all__ = [
     "load_media",
     "read_clip",
     "read_image",
+    "read_mesh",
     "write_clip",
     "write_image",
 ]
@@ -34,13 +42,20 @@ def load_media(
     frames: FrameRange | None = None,
     fps: Fraction | float | None = None,
     limits: Limits = DEFAULT_LIMITS,
-) -> Image | Clip:
-    """Read a picture or a clip, whichever the file's content is, as ``read_image`` or ``read_clip`` does.
+) -> Image | Clip | Mesh | Views:
+    """Read a picture, a clip or a 3D asset, whichever the file is, as ``read_image``, ``read_clip`` or ``read_mesh``.
 
-    ``frames`` (start, stop) and ``fps`` select from a clip, and are refused for a picture. Raises: MediaError.
+    A folder with a ``transforms.json`` is read as ``atoken.io.views.read_views`` does.
+    ``frames`` (start, stop) and ``fps`` select from a clip, and are refused for the others.
+    Raises: MediaError, MissingExtraError (a 3D asset without the packages that read it).
     """
-    if sniff(path).media == "clip":
+    media = sniff(path).media
+    if media == "clip":
         return read_clip(path, frames=frames, fps=fps, limits=limits)
     if frames is not None or fps is not None:
-        raise MediaError(f"{path} is a picture; frames= and fps= select from clips only.")
-    return read_image(path, limits=limits)
+        raise MediaError(f"{path} is no clip; frames= and fps= select from clips only.")
+    if media == "folder of views":
+        from atoken.io.views import read_views
+
+        return read_views(path, limits=limits)
+    return read_mesh(path, limits=limits) if media == "mesh" else read_image(path, limits=limits)

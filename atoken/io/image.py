@@ -50,7 +50,7 @@ def read_image(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Image:
     """
     kind = sniff(path)
     if kind.media != "picture":
-        raise MediaError(f"Cannot read {path} as a picture: it is a clip; read it with read_clip or load_media.")
+        raise MediaError(f"Cannot read {path} as a picture: it is a {kind.media}; read it with load_media.")
     with _translated(f"Cannot read {path}"), Path(path).open("rb") as file:
         pil = _open(file, kind.format)
         limits.check_size(pil.height, pil.width, f"The picture {path}")

@@ -1,13 +1,21 @@
-"""What a file is, by its first bytes. The name of a file says nothing: a playlist called clip.mp4 is not a clip."""
+"""What a file is, by its first bytes. The name of a file says nothing: a playlist called clip.mp4 is not a clip.
+
+Three 3D formats have no magic bytes. What looks like OBJ, glTF (JSON) or binary STL is taken for it only if the name
+says so, too.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from atoken.errors import MediaError
 
-SUPPORTED = "pictures in PNG, JPEG, WebP, TIFF, BMP or GIF and clips in MP4/MOV, MKV/WebM or AVI"
+SUPPORTED = (
+    "pictures in PNG, JPEG, WebP, TIFF, BMP or GIF, clips in MP4/MOV, MKV/WebM or AVI, "
+    "and 3D assets in GLB, glTF, OBJ, PLY, STL or OFF"
+)
 
 _PICTURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -24,35 +32,52 @@ _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 # Still pictures in the same box structure (HEIF, AVIF), which FFmpeg's mov demuxer would take for clips.
 _STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
+_VIEWS = "transforms.json"
+_HEAD = 4096  # bytes that are looked at
+_STL_HEAD = 84  # bytes of a binary STL before its faces of 50 bytes, their number last
+_OBJ_LINE = re.compile(rb"(v|vt|vn|vp|f|l|p|o|g|s|mtllib|usemtl)\s")
+_OFF = re.compile(rb"(\s|#[^\n]*\n)*C?OFF\s")
+_TEXT_STL = re.compile(rb"\s*solid\b[^\n]*\n\s*(facet\s+normal\s|endsolid)", re.IGNORECASE)
+
 
 class Kind(NamedTuple):
-    """A kind of file: ``media`` and ``format``, Pillow's name of a picture format or FFmpeg's name of a demuxer."""
+    """A kind of file: ``media`` and ``format``.
 
-    media: Literal["picture", "clip"]
+    The format is Pillow's name of a picture format, FFmpeg's name of a demuxer, the usual suffix of a 3D format, or the
+    file that a folder of views is known by.
+    """
+
+    media: Literal["picture", "clip", "mesh", "folder of views"]
     format: str
 
 
 def sniff(path: str | Path) -> Kind:
-    """Tell a file's kind. Raises: MediaError if it is missing, not a plain file, empty, or of no supported kind."""
+    """Tell the kind of a file, or of a folder of rendered views.
+
+    Raises: MediaError if it is missing, neither a plain file nor such a folder, empty, or of no supported kind.
+    """
     path = Path(path)
     try:
         if not path.exists():
             raise MediaError(f"Cannot read {path}: there is no such file.")
+        if (path / _VIEWS).is_file():
+            return Kind("folder of views", _VIEWS)
         if not path.is_file():  # opening a pipe or a device could wait for ever
             raise MediaError(f"Cannot read {path}: it is not a file; name one of {SUPPORTED}.")
         with path.open("rb") as file:
-            head = file.read(32)
+            head, size = file.read(_HEAD), path.stat().st_size
     except OSError as error:
         raise MediaError(f"Cannot read {path}: {error.strerror}.") from error
     if not head:
         raise MediaError(f"Cannot read {path}: the file is empty.")
-    kind = _kind(head)
+    kind = kind_of(head) or _mesh_kind(head, size, path.suffix.lower())
     if kind is None:
         raise MediaError(f"Cannot read {path}: its content is none of the supported {SUPPORTED}.")
     return kind
 
 
-def _kind(head: bytes) -> Kind | None:
+def kind_of(head: bytes) -> Kind | None:
+    """Tell the kind of what starts with these bytes (32 or more), or None if they are no picture and no clip."""
     for magic, name in _PICTURES.items():
         if head.startswith(magic):
             return Kind("picture", name)
@@ -67,3 +92,28 @@ def _kind(head: bytes) -> Kind | None:
     if head[4:8] in _MOV_ATOMS and not (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS):
         return Kind("clip", "mov")
     return None
+
+
+def _mesh_kind(head: bytes, size: int, suffix: str) -> Kind | None:
+    text = head.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put before UTF-8
+    if head[:4] == b"glTF":
+        return Kind("mesh", "glb")
+    if head[:4] in (b"ply\n", b"ply\r"):
+        return Kind("mesh", "ply")
+    if suffix == ".stl" and size == _STL_HEAD + 50 * int.from_bytes(head[80:84], "little"):
+        return Kind("mesh", "stl")
+    if _TEXT_STL.match(text):
+        return Kind("mesh", "stl")
+    if _OFF.match(text):
+        return Kind("mesh", "off")
+    if suffix == ".gltf" and text.lstrip()[:1] == b"{":
+        return Kind("mesh", "gltf")
+    if suffix == ".obj" and _is_obj(text):
+        return Kind("mesh", "obj")
+    return None
+
+
+def _is_obj(text: bytes) -> bool:
+    """Whether the first line that is not empty and no comment is one of an OBJ file."""
+    lines = (line for line in map(bytes.strip, text.splitlines()) if line and not line.startswith(b"#"))
+    return b"\0" not in text and bool(_OBJ_LINE.match(next(lines, b"") + b"\n"))

@@ -107,7 +107,9 @@ class TokenFileWriter:
         bounds = np.searchsorted(coords[:, 0], np.append(firsts, end + TILE) // PATCH[0]).tolist()
         for first, start, stop in zip(firsts.tolist(), bounds, bounds[1:], strict=False):
             places = coords[start:stop]
-            full = np.array_equal(places, full_coords(piece.size, min(TILE, end - first), first))
+            full = piece.kind != "asset" and np.array_equal(
+                places, full_coords(piece.size, min(TILE, end - first), first)
+            )
             chunk = self._put(values[start:stop], dtype, piece.levels)
             yield chunk, None if full else self._put(places, "int32")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgpack
 
@@ -20,9 +21,9 @@ from atoken.io.tokens_record import (
     MAX_SIDE,
     TILE,
     Kind,
+    cells,
     plain_name,
 )
-from atoken.modalities.pixels import grid
 
 MAX_TOC = 16 << 20  # bytes
 MAX_ENTRIES = 1 << 20  # of one list
@@ -31,10 +32,10 @@ MAX_BYTES = 1 << 62  # of a file
 
 @dataclass(frozen=True)
 class Item:
-    """Everything that a file says about one picture or clip, without its arrays; the fields are those of ``Tokens``."""
+    """Everything that a file says about one item, without its arrays; the fields are those of ``Tokens``."""
 
     kind: Kind
-    size: tuple[int, int]  # H, W in pixels
+    size: tuple[int, int]  # H, W in pixels; of an asset voxels
     frames: int
     first_frame: int
     fps: Fraction | None
@@ -134,7 +135,7 @@ def _item(value: object) -> Item:
     entry = _map(value, _ITEM_KEYS)
     size = _list(entry["size"], 2, 2)
     item = Item(
-        kind=cast(Kind, _choice(entry["kind"], ("image", "clip"))),
+        kind=cast(Kind, _choice(entry["kind"], get_args(Kind))),
         size=(_int(size[0], 1, MAX_SIDE), _int(size[1], 1, MAX_SIDE)),
         frames=(frames := _int(entry["frames"], 1, MAX_FRAMES)),
         first_frame=_int(entry["first_frame"], 0, MAX_FRAMES - frames),
@@ -157,15 +158,14 @@ def _item(value: object) -> Item:
 def _check_sums(item: Item) -> None:
     if (item.dtype == DIGITS) != (item.levels is not None) or (item.levels and item.channels % len(item.levels)):
         raise TokenFileError("its dtype, channels and levels contradict each other.")
-    if item.first_frame % TILE or (item.kind == "image" and item.frames != 1):
+    if item.first_frame % TILE or (item.kind != "clip" and item.frames != 1):
         raise TokenFileError("its frames do not fit its kind.")
     if len(item.tiles) != -(-item.frames // TILE):
         raise TokenFileError("it has another number of tiles than its frames need.")
     width = item.groups or item.channels
     for tile, (tokens, coords) in enumerate(item.tiles):
-        steps, rows, columns = grid(item.tile_frames(tile), *item.size)
-        count, cells = tokens.shape[0], steps * rows * columns
-        if count > cells or (coords is None and count != cells):
+        count, most = tokens.shape[0], math.prod(cells(item.kind, item.size, item.tile_frames(tile)))
+        if count > most or (coords is None and (count != most or item.kind == "asset")):
             raise TokenFileError("a tile has another number of tokens than its size.")
         _check_chunk(tokens, (count, width), item.dtype, item.levels)
         _check_chunk(coords, (count, 4), "int32")

@@ -1,4 +1,4 @@
-"""``Tokens``: one picture or clip as a packed list of tokens with their places, and all it takes to decode it."""
+"""``Tokens``: one picture, clip or 3D asset as a packed list of tokens with places, and all it takes to decode it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,20 +22,22 @@ from atoken.modalities.pixels import PATCH, grid, grid_coords
 TILE = 16  # frames of a tile, 4 steps: what the model encodes at once and what a file holds in one chunk
 
 MAX_SIDE = 1 << 20  # pixels
+MAX_RESOLUTION = 1 << 10  # voxels a side
 MAX_FRAMES = 1 << 31  # of a whole clip
 MAX_CHANNELS = 1 << 16  # latent channels, pooled values
 MAX_CODES = 1 << 16  # different codes of one group
 MAX_NAME = 255  # characters
 
-Kind = Literal["image", "clip"]
+Kind = Literal["image", "clip", "asset"]
 Dtype = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A picture, a clip, or a piece of a clip, as N tokens ordered by t, then row, then column.
+    """A picture, a clip, a piece of a clip, or a 3D asset, as N tokens ordered by t, x (row), y (column), z.
 
     Tensors are on the CPU. H and W are the original size; padding to whole patches and groups of 4 frames is implied.
+    The ``size`` of an asset is the side of its voxel grid, twice.
     A piece of a clip (``first_frame`` > 0, or fewer frames than the clip has) starts at a whole tile of 16 frames, and
     its ``coords`` and ``timestamps`` count from the start of the clip.
 
@@ -46,8 +48,8 @@ class Tokens:
     codes: Tensor | None  # (N, G) int64 in [0, prod(levels)), None if the model has no quantiser
     coords: Tensor  # (N, 4) int32: t (groups of 4 frames), x (row), y (column), z
     kind: Kind
-    size: tuple[int, int]  # H, W in pixels
-    frames: int  # T, 1 for a picture
+    size: tuple[int, int]  # H, W in pixels; of an asset voxels
+    frames: int  # T, 1 for a picture or an asset
     fps: Fraction | None
     timestamps: np.ndarray | None  # (T,) float64 seconds, strictly rising; None = constant rate
     alpha: np.ndarray | None  # (H, W) uint8, pictures only
@@ -122,6 +124,11 @@ def full_coords(size: tuple[int, int], frames: int, first_frame: int = 0) -> np.
     return cells + np.array([first_frame // PATCH[0], 0, 0, 0], np.int32)
 
 
+def cells(kind: Kind, size: tuple[int, int], frames: int) -> tuple[int, int, int, int]:
+    """Steps, rows, columns and layers of the grid that tokens lie in."""
+    return (1, *size, size[0]) if kind == "asset" else (*grid(frames, *size), 1)
+
+
 def plain_name(name: str) -> str:
     """Make a file name of ``name`` that is safe to print and to write to: no path, no control or broken characters."""
     plain = re.sub(r"[/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]", "_", name)[:MAX_NAME]
@@ -158,8 +165,8 @@ def _check_origin(tokens: Tokens) -> None:
 
 
 def _check_frames(tokens: Tokens) -> None:
-    if tokens.kind not in ("image", "clip"):
-        raise TokenFileError(f'kind must be "image" or "clip", got {tokens.kind!r}.')
+    if tokens.kind not in get_args(Kind):
+        raise TokenFileError(f"kind must be one of {', '.join(get_args(Kind))}, got {tokens.kind!r}.")
     if len(tokens.size) != 2 or not all(1 <= side <= MAX_SIDE for side in tokens.size):
         raise TokenFileError(f"size must be (H, W), each from 1 to {MAX_SIDE:,} pixels, got {tokens.size}.")
     if tokens.frames < 1 or not 0 <= tokens.first_frame <= MAX_FRAMES - tokens.frames or tokens.first_frame % TILE:
@@ -168,8 +175,12 @@ def _check_frames(tokens: Tokens) -> None:
             f"the first at a multiple of {TILE}."
         )
     timed = tokens.first_frame or tokens.fps is not None or tokens.timestamps is not None
-    if tokens.kind == "image" and (tokens.frames != 1 or timed):
-        raise TokenFileError("A picture has one frame, and no first_frame, fps or timestamps.")
+    if tokens.kind != "clip" and (tokens.frames != 1 or timed):
+        raise TokenFileError("Only a clip has more than one frame, a first_frame, fps or timestamps.")
+    if tokens.kind == "asset" and not tokens.size[0] == tokens.size[1] <= MAX_RESOLUTION:
+        raise TokenFileError(
+            f"The size of an asset must be its voxels a side, twice, at most {MAX_RESOLUTION:,}, got {tokens.size}."
+        )
 
 
 def _check_extras(tokens: Tokens) -> None:
@@ -225,11 +236,13 @@ def _check_codes(tokens: Tokens) -> None:
 
 
 def _check_places(tokens: Tokens) -> None:
-    steps, rows, columns = grid(tokens.frames, *tokens.size)
+    extents = cells(tokens.kind, tokens.size, tokens.frames)
     t, x, y, z = tokens.coords.numpy().T.astype(np.int64)
     t = t - tokens.first_frame // PATCH[0]
-    inside = (t >= 0) & (t < steps) & (x >= 0) & (x < rows) & (y >= 0) & (y < columns) & (z == 0)
-    if not inside.all():
-        raise TokenFileError(f"coords must lie in the grid of {steps} steps, {rows} rows and {columns} columns, z = 0.")
-    if (np.diff((t * rows + x) * columns + y) <= 0).any():
-        raise TokenFileError("coords must be ordered by t, then row, then column, each place once.")
+    places = np.stack([t, x, y, z])
+    if ((places < 0) | (places >= np.array(extents)[:, None])).any():
+        shape = "{} steps, {} rows, {} columns and {} layers".format(*extents)
+        raise TokenFileError(f"coords must lie in the grid of {shape}.")
+    _, rows, columns, layers = extents
+    if (np.diff(((t * rows + x) * columns + y) * layers + z) <= 0).any():
+        raise TokenFileError("coords must be ordered by t, x (row), y (column), z, each place once.")

@@ -24,8 +24,8 @@ import numpy as np
 
 from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.io.media import DEFAULT_LIMITS, Clip, Limits, exact_fps, varying
+from atoken.io.process import DONE, INFO, TEXT_BYTES, ReaderProcess
 from atoken.io.sniff import sniff
-from atoken.io.video_process import DONE, INFO, TEXT_BYTES, DecoderProcess
 
 FrameRange = tuple[int | None, int | None]
 
@@ -89,7 +89,7 @@ class VideoReader:
         _check_reader(reader)
         kind = sniff(path)
         if kind.media != "clip":
-            raise MediaError(f"Cannot read {path} as a clip: it is a picture; read it with read_image or load_media.")
+            raise MediaError(f"Cannot read {path} as a clip: it is a {kind.media}; read it with load_media.")
         request = {
             "path": str(Path(path).absolute()),
             "name": str(path),
@@ -101,7 +101,7 @@ class VideoReader:
             "limits": asdict(limits),
         }
         self.path = Path(path)
-        self._process = DecoderProcess(str(path), request, timeout)
+        self._process = ReaderProcess("atoken.io.video_worker", str(path), request, timeout)
         try:
             self._read_info(limits)
         except BaseException:

@@ -23,6 +23,7 @@ from av.video.stream import VideoStream
 from atoken.errors import AtokenError, MediaError
 from atoken.io.media import Limits, exact_fps
 from atoken.io.video import clock_slack
+from atoken.io.worker import reason
 
 T = TypeVar("T")
 Turn = tuple[bool, bool, bool]  # swap rows and columns, then flip the rows, flip the columns
@@ -284,15 +285,6 @@ def left_by_decord(turn: Turn, name: str) -> Turn:
     if sum(turn) % 2:
         raise MediaError(f"Cannot read {name} with decord: it is mirrored, which decord ignores; use reader='pyav'.")
     return False, False, False
-
-
-def reason(error: Exception) -> str:
-    """Give the shortest account of an error of FFmpeg or Python, on one line."""
-    if isinstance(error, MemoryError):
-        return "it needs more memory than it may have"
-    log = getattr(error, "log", None)
-    text = (log[2] if log else None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.strip().splitlines()[0].rstrip(".")[:200]
 
 
 def _ends(packet: Packet) -> bool:

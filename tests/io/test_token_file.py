@@ -243,7 +243,7 @@ BAD_TOKENS: dict[str, dict[str, Any]] = {
     "kind must": {"kind": "voxels"},
     "size must": {"size": (0, 3)},
     "there must be at least one frame": {"frames": 0},
-    "A picture has one frame": {"fps": Fraction(24)},
+    "Only a clip has": {"fps": Fraction(24)},
     "alpha must": {"alpha": np.zeros((4, 4), np.uint8)},
     "pooled must": {"pooled": torch.zeros(0)},
     "fingerprint must": {"fingerprint": "abc"},
@@ -365,3 +365,67 @@ def test_time_stamps_that_the_rate_implies_are_left_out() -> None:
     late = even.copy()
     late[7] += 0.002
     assert varying(late, Fraction(24), 0.0005) is late
+
+
+# Assets
+
+
+def asset(resolution: int = 64, count: int = 500, *, seed: int = 0, **fields: Any) -> Tokens:
+    """Tokens on voxels of a sphere's shell."""
+    rng = np.random.default_rng(seed)
+    around = rng.normal(size=(count, 3))
+    around *= 0.45 * resolution / np.linalg.norm(around, axis=1, keepdims=True)
+    voxels = np.unique(np.floor(around + resolution / 2).astype(np.int32), axis=0)
+    coords = torch.from_numpy(np.concatenate([np.zeros((len(voxels), 1), np.int32), voxels], 1))
+    latents = torch.from_numpy(rng.normal(size=(len(voxels), 12)).astype(np.float32))
+    kept = {"latents": latents, "coords": coords, "kind": "asset", "name": "chair.glb"}
+    return make((resolution, resolution), 1, **(kept | fields))
+
+
+@pytest.mark.parametrize("resolution", [1, 7, 64, 1024])
+def test_an_asset_comes_back_with_its_places(tmp_path: Path, resolution: int) -> None:
+    tokens = asset(resolution)
+    tokens.save(tmp_path / "a.atok")
+    assert_same(Tokens.load(tmp_path / "a.atok"), tokens)
+    with TokenFile(tmp_path / "a.atok") as file:
+        assert file.items[0].tiles[0][1] is not None  # places are explicit, even where every voxel is taken
+        assert [part.kind for part in file.stream()] == ["asset"]
+
+
+def test_places_of_an_asset_take_about_a_byte_a_token(tmp_path: Path) -> None:
+    tokens = asset(count=60_000)
+    tokens.save(tmp_path / "a.atok")
+    with TokenFile(tmp_path / "a.atok") as file:
+        places = file.items[0].tiles[0][1]
+    assert places is not None
+    assert places.stored < 1.5 * len(tokens.coords)
+
+
+def test_items_of_all_kinds_lie_in_one_file(tmp_path: Path) -> None:
+    items = [make(), asset(), make((32, 48), 20)]
+    with TokenFileWriter(tmp_path / "a.atok") as writer:
+        for item in items:
+            writer.add(item)
+    for ours, theirs in zip(read_all(tmp_path / "a.atok"), items, strict=True):
+        assert_same(ours, theirs)
+
+
+ODD_ASSETS: dict[str, dict[str, Any]] = {
+    "voxels a side, twice": {"size": (64, 63)},
+    "at most 1,024": {"size": (2048, 2048)},
+    "Only a clip": {"frames": 2},
+    "lie in the grid of 1 steps, 8 rows": {"size": (8, 8)},
+}
+
+
+@pytest.mark.parametrize("reason", ODD_ASSETS)
+def test_assets_that_do_not_fit_together_are_refused(reason: str) -> None:
+    with pytest.raises(TokenFileError, match=reason):
+        replace(asset(), **ODD_ASSETS[reason])
+
+
+def test_voxels_out_of_order_or_twice_are_refused() -> None:
+    tokens = asset()
+    for rows in (np.arange(len(tokens.coords))[::-1].copy(), np.repeat(np.arange(len(tokens.coords)), 2)):
+        with pytest.raises(TokenFileError, match="ordered by"):
+            take(tokens, rows)

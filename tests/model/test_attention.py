@@ -77,6 +77,12 @@ def test_the_path_is_chosen_by_device_and_dtype():
     assert attention.backend("cuda", torch.bfloat16) is not attention.sdpa_by_sample
 
 
+def test_bounds_that_inference_asked_for_first_serve_training_too():
+    with torch.inference_mode():
+        attention._on_device((0, 11, 13), torch.device("cpu"))
+    assert not attention._on_device((0, 11, 13), torch.device("cpu")).is_inference()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernels need a GPU")
 @pytest.mark.parametrize("head_width", HEAD_WIDTHS)
 def test_variable_length_kernel_equals_sdpa(head_width):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from atoken.modalities.pixels import patchify
 from atoken.tokens import SparseTokens
-from benchmarks.golden import INPUTS, POCKET, VARIANTS, indices, pairs, relative_error
+from benchmarks.golden import INPUTS, POCKET, VARIANTS, gaussian_pairs, indices, pairs, relative_error
 from tests.tolerances import RELEASED
 
 THOROUGH = Path(__file__).parents[3] / "shared" / "golden"
@@ -29,6 +29,14 @@ def test_every_published_tensor(folder, variant, tag):
     errors = {name: relative_error(ours, theirs) for name, ours, theirs in pairs(folder, variant, tag)}
     assert {"features", "moments", "pooled", "decoded"} <= errors.keys()
     assert ("decoded_kv12_4" in errors) == tag.startswith("video")
+    assert {name: error for name, error in errors.items() if error > RELEASED} == {}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_published_tensor_of_the_gaussian_decoder(folder):
+    errors = {name: relative_error(ours, theirs) for name, ours, theirs in gaussian_pairs(folder)}
+    published = load_file(folder / "gs-tiny.io.safetensors").keys() - {"coords", "feats"}
+    assert errors.keys() == published
     assert {name: error for name, error in errors.items() if error > RELEASED} == {}
 
 

@@ -1,4 +1,4 @@
-"""The child process that decodes clips, seen from the parent: started, heard with a time limit, surely ended."""
+"""The child process that reads a file, seen from the parent: started, heard with a time limit, surely ended."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import numpy as np
 from atoken.errors import MediaError
 
 HEADER = struct.Struct("<cQdI")  # kind, bytes that follow; of a frame also seconds and bytes a row
-INFO, FRAME, TICK, DONE, ERROR = b"I", b"F", b"T", b"D", b"E"
-TEXT_BYTES = 1 << 16  # more than any message other than a frame needs
+INFO, DATA, TICK, DONE, ERROR = b"I", b"F", b"T", b"D", b"E"
+TEXT_BYTES = 1 << 20  # more than any message other than data needs
 
 
 class Message(NamedTuple):
@@ -32,15 +32,16 @@ class Message(NamedTuple):
     stride: int
 
 
-class DecoderProcess:
-    """A child that decodes one clip (``atoken.io.video_worker``), killed when closed, dropped, or silent too long.
+class ReaderProcess:
+    """A child that reads one file, killed when closed, dropped, or silent too long.
 
-    ``name`` is the file as the user called it, for messages; ``timeout`` the seconds without any sign of progress.
+    ``worker`` is the module that it runs (``atoken.io.worker``), ``name`` the file as the user called it, for messages,
+    ``timeout`` the seconds without any sign of progress. Raises: MediaError (it does not start).
     """
 
-    def __init__(self, name: str, request: Mapping[str, Any], timeout: float) -> None:
+    def __init__(self, worker: str, name: str, request: Mapping[str, Any], timeout: float) -> None:
         self._name, self._timeout = name, timeout
-        self._child = _start(name)
+        self._child = _start(worker, name)
         self._end = weakref.finalize(self, _end, self._child)
         assert self._child.stdin is not None
         assert self._child.stdout is not None
@@ -88,10 +89,10 @@ class DecoderProcess:
         try:
             code = self._child.wait(timeout=1)
         except subprocess.TimeoutExpired:
-            return MediaError(f"Cannot read {self._name}: the process that decodes it broke off; re-encode the file.")
+            return MediaError(f"Cannot read {self._name}: the process that reads it broke off; export the file again.")
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return MediaError(
-            f"Cannot read {self._name}: the process that decodes it {how}; the file is damaged or memory ran out."
+            f"Cannot read {self._name}: the process that reads it {how}; the file is damaged or memory ran out."
         )
 
     def _header(self) -> tuple[bytes, int, float, int]:
@@ -107,8 +108,8 @@ class DecoderProcess:
         while rest:
             if not poll.poll(self._timeout * 1000):
                 raise MediaError(
-                    f"Cannot read {self._name}: decoding hung for {self._timeout:g} seconds and was stopped; "
-                    "re-encode the file, or raise timeout= if the machine is slow."
+                    f"Cannot read {self._name}: reading hung for {self._timeout:g} seconds and was stopped; "
+                    "export the file again, or raise timeout= if the machine is slow."
                 )
             count = os.readv(self._pipe, [rest])
             if not count:
@@ -117,12 +118,12 @@ class DecoderProcess:
         return buffer
 
 
-def _start(name: str) -> subprocess.Popen[bytes]:
+def _start(worker: str, name: str) -> subprocess.Popen[bytes]:
     # The child finds its modules where this process does; -P keeps a stray av.py of the working folder out.
     paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "atoken.io.video_worker"],
+            [sys.executable, "-P", "-m", worker],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -130,7 +131,7 @@ def _start(name: str) -> subprocess.Popen[bytes]:
             env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
     except OSError as error:
-        raise MediaError(f"Cannot read {name}: the process that decodes it does not start ({error}).") from error
+        raise MediaError(f"Cannot read {name}: the process that reads it does not start ({error}).") from error
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

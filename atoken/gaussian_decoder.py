@@ -1,0 +1,186 @@
+"""Voxels to 3D Gaussians: a transformer over windows of voxels, and what its outputs mean (paper section 3.1, eq. 3).
+
+Sizes come from the configuration; what is fixed here is fixed by the published decoder, which is that of TRELLIS
+(arXiv 2412.01506). Shape letters: ``atoken/tokens.py``; ``X`` are the numbers of one voxel, ``R`` its Gaussians.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import atanh, expm1, log, pi
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from atoken.attention import Bounds, varlen_attention
+from atoken.gaussians import Gaussians
+from atoken.layers import MLP, NORM_EPS, Linear, RMSNorm
+from atoken.tokens import SparseTokens
+
+RESOLUTION = 64  # voxels along one side of the box [-0.5, 0.5]^3
+GAUSSIANS = 32  # of one voxel
+LAYOUT = {"offsets": 3, "colors": 3, "scales": 3, "quats": 4, "opacities": 1}  # all offsets of a voxel, all colours...
+WINDOW, SHIFT = 8, 4  # voxels along one side of a window; shift of the windows in every second block
+SOFTCAP = 30.0  # of the attention logits
+REACH = 1.5  # side of the cube around a voxel's centre that its Gaussians stay in, in voxels
+SCALE_START, SCALE_LEAST = 4e-3, 9e-4  # in the units of the box: where the output is zero, and added in quadrature
+OPACITY_START = 0.1  # where the output is zero
+ROTATION_RATE = 0.1
+SH_0 = 0.5 / pi**0.5  # the constant spherical harmonic
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Voxels grouped by window: ``order`` (N,) puts them window after window, ``back`` (N,) undoes that."""
+
+    order: Tensor
+    back: Tensor
+    bounds: Bounds  # of the windows that hold a voxel, in the order of ``order``
+
+    @staticmethod
+    def of(voxels: SparseTokens, shift: int) -> Windows:
+        """Windows of each sample, moved by ``shift`` voxels along each axis; found with one integer sort."""
+        side = (RESOLUTION + SHIFT) // WINDOW + 1
+        window_N = voxels.sample_N
+        for axis in (1, 2, 3):
+            window_N = window_N * side + (voxels.coords[:, axis].long() + shift) // WINDOW
+        sorted_N, order = window_N.sort(stable=True)
+        counts = torch.unique_consecutive(sorted_N, return_counts=True)[1]
+        back = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
+        return Windows(order, back, (0, *counts.cumsum(0).tolist()))
+
+
+class WindowAttention(nn.Module):
+    """Soft-capped self-attention inside each window."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
+
+    def forward(self, x_ND: Tensor, windows: Windows) -> Tensor:
+        """(N, D) -> (N, D)."""
+        qkv_ND = self.qkv(x_ND.index_select(0, windows.order))
+        q_NHK, k_NHK, v_NHK = qkv_ND.unflatten(-1, (3, self.heads, -1)).unbind(1)
+        x_NHK = varlen_attention(q_NHK, k_NHK, v_NHK, windows.bounds, softcap=SOFTCAP)
+        return self.out(x_NHK.flatten(1).index_select(0, windows.back))
+
+
+class WindowBlock(nn.Module):
+    """Pre-norm transformer block over windows: RMSNorm, no biases."""
+
+    def __init__(self, width: int, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(width, eps=NORM_EPS)
+        self.attention = WindowAttention(width, heads)
+        self.norm2 = RMSNorm(width, eps=NORM_EPS)
+        self.mlp = MLP(width, mlp, bias=False)
+
+    def forward(self, x_ND: Tensor, windows: Windows) -> Tensor:
+        """(N, D) -> (N, D)."""
+        x_ND = x_ND + self.attention(self.norm1(x_ND), windows)
+        return x_ND + self.mlp(self.norm2(x_ND))
+
+
+class OutputLayer(Linear):
+    """LayerNorm without gain and bias, then linear; its weights start at zero."""
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, outputs)."""
+        return super().forward(F.layer_norm(x_ND, x_ND.shape[1:], eps=1e-5))
+
+
+class GaussianDecoder(nn.Module):
+    """Patches of voxels to the Gaussians that show them.
+
+    values: numbers of a voxel's patch (768). width, layers, heads, mlp: of the transformer.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers when it is switched on
+
+    def __init__(self, values: int, *, width: int, layers: int, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.inputs = Linear(values, width, bias=False)
+        self.blocks = nn.ModuleList(WindowBlock(width, heads, mlp) for _ in range(layers))
+        self.out = OutputLayer(width, GAUSSIANS * sum(LAYOUT.values()))
+
+    def forward(self, voxels: SparseTokens) -> list[Gaussians]:
+        """Patches (N, 768) in [-1, 1] on voxels (x, y, z) to the Gaussians of each sample, in fp32, voxel after voxel.
+
+        The column t is not read. Raises ValueError for a voxel outside the grid of 64^3.
+        """
+        samples = voxels.with_feats(self.outputs(voxels)).unpack()
+        return [to_gaussians(sample.feats, sample.coords[:, 1:]) for sample in samples]
+
+    def outputs(self, voxels: SparseTokens) -> Tensor:
+        """What the network puts out for each voxel, (N, 448) fp32, as ``LAYOUT`` says. Raises: as ``forward``."""
+        coords_N3 = voxels.coords[:, 1:]
+        if bool(((coords_N3 < 0) | (coords_N3 >= RESOLUTION)).any()):
+            raise ValueError(f"Voxel coordinates must lie in [0, {RESOLUTION}).")
+        windows = Windows.of(voxels, 0), Windows.of(voxels, SHIFT)
+        x_ND = self.inputs(voxels.feats.to(self.inputs.weight.dtype))
+        x_ND = x_ND + positions(coords_N3, x_ND.shape[1]).to(x_ND.dtype)
+        for layer, block in enumerate(self.blocks):
+            if self.gradient_checkpointing and self.training:
+                x_ND = self._gradient_checkpointing_func(block.__call__, x_ND, windows[layer % 2])
+            else:
+                x_ND = block(x_ND, windows[layer % 2])
+        return self.out(x_ND).float()
+
+
+def positions(coords_N3: Tensor, width: int) -> Tensor:
+    """Sinusoidal positions, (N, D) fp32: for x, y, z in turn, sines and cosines of D // 6 frequencies; then zeros."""
+    count = width // 6
+    frequencies = 10_000.0 ** -(torch.arange(count, device=coords_N3.device, dtype=torch.float32) / max(count, 1))
+    angles = coords_N3.float()[:, :, None] * frequencies
+    table = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    return F.pad(table, (0, width - table.shape[1]))
+
+
+def to_gaussians(outputs_NX: Tensor, coords_N3: Tensor) -> Gaussians:
+    """Network outputs (N, 448) of one asset as its 32 N Gaussians.
+
+    Means lie at most 0.75 voxels from their voxel's centre along each axis. Where the outputs are zero they are spread
+    over the voxel (Hammersley points), scales are 4e-3, opacities 0.1, rotations none, colours grey.
+    """
+    offsets_NR3, colors_NR3, scales_NR3, quats_NR4, opacities_NR1 = parts(outputs_NX.float()).values()
+    centres_N3 = (coords_N3.float() + 0.5) / RESOLUTION - 0.5
+    spread_R3 = torch.tensor(spread(), device=outputs_NX.device)
+    means_NR3 = centres_N3[:, None] + torch.tanh(offsets_NR3 + spread_R3) * (0.5 * REACH / RESOLUTION)
+    scales_NR3 = F.softplus(scales_NR3 + log(expm1(SCALE_START)))
+    identity = quats_NR4.new_tensor([1.0, 0.0, 0.0, 0.0])
+    return Gaussians(
+        means=means_NR3.flatten(0, 1),
+        scales=(scales_NR3.square() + SCALE_LEAST**2).sqrt().flatten(0, 1),
+        quats=F.normalize(ROTATION_RATE * quats_NR4 + identity, dim=-1).flatten(0, 1),
+        opacities=torch.sigmoid(opacities_NR1 + log(OPACITY_START / (1 - OPACITY_START))).flatten(),
+        colors=(0.5 + SH_0 * colors_NR3).flatten(0, 1),
+    )
+
+
+def parts(outputs_NX: Tensor) -> dict[str, Tensor]:
+    """Network outputs (N, 448) by name, each (N, 32, 1 to 4)."""
+    by_kind = outputs_NX.split([GAUSSIANS * width for width in LAYOUT.values()], dim=1)
+    return {name: part.unflatten(1, (GAUSSIANS, -1)) for name, part in zip(LAYOUT, by_kind, strict=True)}
+
+
+@functools.cache
+def spread() -> tuple[tuple[float, ...], ...]:
+    """Offsets, before tanh, that spread a voxel's Gaussians over it in a Hammersley sequence: 32 rows of x, y, z."""
+    points = [(i / GAUSSIANS, _radical_inverse(i, 2), _radical_inverse(i, 3)) for i in range(GAUSSIANS)]
+    return tuple(tuple(atanh((2 * value - 1) / REACH) for value in point) for point in points)
+
+
+def _radical_inverse(number: int, base: int) -> float:
+    """The digits of ``number`` in ``base``, mirrored at the point."""
+    value, digit = 0.0, 1.0
+    while number:
+        digit /= base
+        value += number % base * digit
+        number //= base
+    return value

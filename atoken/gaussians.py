@@ -1,0 +1,296 @@
+"""``Gaussians``: a 3D asset as coloured Gaussians, its .ply files, and pictures and clips of it.
+
+The .ply layout is that of 3D Gaussian splatting (Kerbl et al. 2023), which its viewers read: float32, opacity as logit,
+scale as natural logarithm, colour as the constant term of spherical harmonics (rgb = 0.5 + 0.282 f_dc).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from math import inf, pi
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atoken.cameras import Cameras
+from atoken.errors import AtokenWarning, MediaError
+from atoken.io.atomic import atomic_path
+from atoken.io.media import DEFAULT_LIMITS, Image, Limits
+from atoken.io.video_writer import VideoWriter
+from atoken.rasterize import NEAR, rasterize
+
+Up = Literal["z", "y", "-y"]
+
+_SHAPES = {"means": (3,), "scales": (3,), "quats": (4,), "opacities": (), "colors": (3,)}
+_VIEW = 512  # pixels a side of a saved picture or clip
+_FRAMES, _FPS = 72, 24  # of a saved clip: one turn in three seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """M Gaussians in the world of ``atoken/cameras.py`` (z up, an asset in [-0.5, 0.5]^3); floats on one device.
+
+    means: (M, 3). scales: (M, 3) standard deviations along the own axes, above 0. quats: (M, 4) w, x, y, z, of length
+    1, from own axes to the world's. opacities: (M,) in 0..1. colors: (M, 3) RGB, not clamped; the renderer takes values
+    below 0 as 0. Raises ValueError for other shapes.
+    """
+
+    means: Tensor
+    scales: Tensor
+    quats: Tensor
+    opacities: Tensor
+    colors: Tensor
+
+    def __post_init__(self) -> None:
+        for name, shape in _SHAPES.items():
+            if getattr(self, name).shape != (len(self.means), *shape):
+                got = tuple(getattr(self, name).shape)
+                raise ValueError(f"{name} must be {(len(self.means), *shape)}, one row a Gaussian, got {got}.")
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    @staticmethod
+    def concat(parts: Sequence[Gaussians]) -> Gaussians:
+        """All Gaussians of several assets as one. Raises ValueError for an empty list (the device would be unknown)."""
+        if not parts:
+            raise ValueError("concat() needs at least one part.")
+        return Gaussians(*(torch.cat([getattr(part, name) for part in parts]) for name in _SHAPES))
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Gaussians:
+        """The same Gaussians elsewhere or in another precision."""
+        return Gaussians(*(getattr(self, field.name).to(device, dtype) for field in fields(self)))
+
+    def render(
+        self,
+        cameras: Cameras,
+        size: int | tuple[int, int],
+        *,
+        background: Tensor | Sequence[float] = (0.0, 0.0, 0.0),
+        near: float = NEAR,
+        far: float = inf,
+    ) -> Tensor:
+        """(V, H, W, 3) RGB as V cameras see it, differentiable; not clamped at 1. Arguments as of ``rasterize``.
+
+        size: (H, W), or the side of a square.
+        """
+        size = (size, size) if isinstance(size, int) else size
+        splats = self.means, self.scales, self.quats, self.opacities, self.colors
+        return rasterize(splats, cameras, size, background=background, near=near, far=far).rgb
+
+    def contact_sheet(self, cameras: Cameras | None = None, size: int = 256, columns: int = 4) -> Image:
+        """A picture of square views on black, row after row; without ``cameras``, eight from all around."""
+        cameras = Cameras.turntable(8) if cameras is None else cameras
+        columns = min(columns, len(cameras))
+        sheet = np.zeros((-(-len(cameras) // columns), columns, size, size, 3), np.uint8)
+        for view in range(len(cameras)):
+            sheet[view // columns, view % columns] = self._view(cameras[view : view + 1], size)[0]
+        return Image(sheet.swapaxes(1, 2).reshape(-1, columns * size, 3))
+
+    def save(self, path: str | Path, *, up: Up = "z") -> None:
+        """Write a .ply of all Gaussians, a .png of one view or an .mp4 of one turn, whole or not at all.
+
+        ``up`` is the axis of the file that points up, for .ply: "z" as here; "y" as in glTF and three.js; "-y" as in
+        files of 3DGS's own tools, whose axes are a camera's, and as their viewers and TRELLIS have it. Without loss up
+        to fp32 rounding, where opacities are in 0..1 and scales above 0. Raises: MediaError (another suffix, values
+        that are not finite, a failure to write).
+        """
+        suffix = Path(path).suffix.lower()
+        if suffix == ".ply":
+            _write_ply(_turned(self, *_turn(up)), path)
+        elif suffix == ".png":
+            self.contact_sheet(Cameras.turntable(1), _VIEW).save(path)
+        elif suffix == ".mp4":
+            self._save_turntable(path)
+        else:
+            raise MediaError(f"Cannot write {path}: Gaussians are written as .ply, .png or .mp4; choose such a name.")
+
+    @staticmethod
+    def load(path: str | Path, *, up: Up = "z", limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+        """Read a binary .ply of 3D Gaussian splatting, in fp32 on the CPU; ``up`` as in ``save``.
+
+        Properties that have no place here (view-dependent colour f_rest_*) are left out with an AtokenWarning. The
+        declared size is checked against the file and ``limits.max_memory`` before it is read. Raises: MediaError
+        (missing, not such a file, damaged, truncated, over the limit, values that are not finite).
+        """
+        cos, sin = _turn(up)
+        return _turned(_activated(_read_ply(Path(path), limits), path), cos, -sin)
+
+    def _save_turntable(self, path: str | Path) -> None:
+        cameras = Cameras.turntable(_FRAMES)
+        with VideoWriter(path, _FPS, size=(_VIEW, _VIEW)) as writer:
+            for view in range(len(cameras)):
+                writer.write(self._view(cameras[view : view + 1], _VIEW))
+
+    @torch.no_grad()
+    def _view(self, camera: Cameras, size: int) -> np.ndarray:
+        """(1, size, size, 3) uint8."""
+        pixels: np.ndarray = (self.render(camera, size).clamp(0, 1) * 255).round().byte().cpu().numpy()
+        return pixels
+
+
+def _turn(up: str) -> tuple[float, float]:
+    """Cosine and sine of the turn about x that brings z to ``up``. Raises: MediaError."""
+    turns = {"z": (1.0, 0.0), "y": (0.0, -1.0), "-y": (0.0, 1.0)}
+    if up not in turns:
+        raise MediaError(f"up must be one of {', '.join(turns)}, got {up!r}.")
+    return turns[up]
+
+
+def _turned(gaussians: Gaussians, cos: float, sin: float) -> Gaussians:
+    """All turned about the x axis."""
+    (x, y, z), (qw, qx, qy, qz) = gaussians.means.unbind(-1), gaussians.quats.unbind(-1)
+    means = torch.stack([x, y * cos - z * sin, y * sin + z * cos], dim=-1)
+    c = ((1 + cos) / 2) ** 0.5  # of half the angle
+    s = sin / (2 * c)
+    quats = torch.stack([c * qw - s * qx, c * qx + s * qw, c * qy - s * qz, c * qz + s * qy], dim=-1)
+    return Gaussians(means, gaussians.scales, quats, gaussians.opacities, gaussians.colors)
+
+
+# The .ply file.
+
+_MEANS, _NORMALS, _DC = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1", "f_dc_2")
+_SCALES, _QUATS = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
+_FIELDS = (*_MEANS, *_NORMALS, *_DC, "opacity", *_SCALES, *_QUATS)
+_SH_0 = 0.5 / pi**0.5  # the constant spherical harmonic
+_HEADER_BYTES = 1 << 16
+_TYPES = {
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "<i2", "int16": "<i2", "ushort": "<u2",
+    "uint16": "<u2", "int": "<i4", "int32": "<i4", "uint": "<u4", "uint32": "<u4", "float": "<f4", "float32": "<f4",
+    "double": "<f8", "float64": "<f8",
+}  # fmt: skip
+
+
+def _write_ply(gaussians: Gaussians, path: str | Path) -> None:
+    exact = gaussians.to("cpu", torch.float64)
+    tiny = torch.finfo(torch.float32).tiny
+    columns = [
+        exact.means, torch.zeros_like(exact.means), (exact.colors - 0.5) / _SH_0,
+        exact.opacities.clamp(tiny, 1 - 2**-24).logit()[:, None],  # the nearest to 1 that fp32 holds
+        exact.scales.clamp_min(tiny).log(), exact.quats,
+    ]  # fmt: skip
+    table = torch.cat(columns, dim=1).detach().float().numpy().astype("<f4", copy=False)
+    _check_finite(dict(zip(_FIELDS, table.T, strict=True)), f"Cannot write {path}")
+    properties = "".join(f"property float {name}\n" for name in _FIELDS)
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(table)}\n{properties}end_header\n"
+    with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
+        file.write(header.encode())
+        file.write(table.tobytes())
+
+
+def _activated(table: dict[str, np.ndarray], path: str | Path) -> Gaussians:
+    """Gaussians from the stored values."""
+
+    def columns(names: Sequence[str]) -> Tensor:
+        return torch.from_numpy(np.stack([table[name] for name in names], axis=1))
+
+    quats, scales = columns(_QUATS), columns(_SCALES).exp()
+    lengths = quats.norm(dim=1, keepdim=True)
+    if not bool(scales.isfinite().all()) or not bool(((lengths > 0) & lengths.isfinite()).all()):
+        raise MediaError(f"Cannot read {path}: it has scales beyond fp32 or rotations of no length; export it again.")
+    opacities, colors = torch.from_numpy(table["opacity"]).sigmoid(), columns(_DC) * _SH_0 + 0.5
+    return Gaussians(columns(_MEANS), scales, quats / lengths, opacities, colors)
+
+
+def _read_ply(path: Path, limits: Limits) -> dict[str, np.ndarray]:
+    """The stored values of the properties of ``_FIELDS`` that are used, each (M,) fp32 and finite."""
+    failed = f"Cannot read {path}"
+    with _opened(path) as file:
+        count, row = _vertex_layout(file, failed)
+        size, left = count * row.itemsize, os.fstat(file.fileno()).st_size - file.tell()
+        if size > left:
+            raise MediaError(f"{failed}: it declares {count:,} Gaussians but is truncated; export or copy it again.")
+        if size > limits.max_memory:
+            raise MediaError(
+                f"{failed}: its {count:,} Gaussians take {size:,} bytes, over the limit of {limits.max_memory:,}; "
+                "raise the limit (Limits in Python) if you trust the file."
+            )
+        table = np.fromfile(file, row, count)
+    with np.errstate(over="ignore"):  # of doubles that are beyond fp32, which are then refused
+        used = {name: table[name].astype(np.float32) for name in _FIELDS if name not in _NORMALS}
+    _check_finite(used, failed)
+    return used
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        if not path.is_file():  # opening a pipe or a device could wait for ever
+            raise MediaError(f"Cannot read {path}: there is no such file; name a .ply of Gaussians.")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise MediaError(f"Cannot read {path}: {error.strerror}.") from error
+    except MemoryError as error:
+        raise MediaError(f"Cannot read {path}: there is not enough memory for it.") from error
+
+
+def _vertex_layout(file: BinaryIO, failed: str) -> tuple[int, np.dtype]:
+    """Number and layout of the vertices, which follow in the file. Raises: MediaError. Warns of unused properties."""
+    elements = _header(file, failed)
+    if not elements or elements[0][0] != "vertex":
+        raise MediaError(f"{failed}: its first element is not 'vertex', so it is no .ply of Gaussians.")
+    _, count, layout = elements[0]
+    names = [name for name, _ in layout]
+    missing = [name for name in _FIELDS if name not in names and name not in _NORMALS]
+    if missing or len(set(names)) < len(names):
+        what = f"lacks {', '.join(missing)}" if missing else "names a property twice"
+        raise MediaError(f"{failed}: it {what}, so it is no .ply of Gaussians; a mesh is read by atoken.load_media.")
+    unused = [name for name in names if name not in _FIELDS]
+    if unused:
+        listed = unused[0] if len(unused) == 1 else f"{unused[0]} to {unused[-1]} ({len(unused)})"
+        message = f"{failed.removeprefix('Cannot read ')} has properties that are left out: {listed}."
+        warnings.warn(message, AtokenWarning, stacklevel=4)
+    return count, np.dtype(layout)
+
+
+def _header(file: BinaryIO, failed: str) -> list[tuple[str, int, list[tuple[str, str]]]]:
+    """Elements of a binary .ply: name, count, and (name, numpy type) of its properties ("" for a list)."""
+    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
+    binary = False
+    for line in _header_lines(file, failed):
+        match line.split():
+            case ["format", "binary_little_endian", "1.0"]:
+                binary = True
+            case ["element", name, count] if count.isascii() and count.isdigit() and len(count) < 16:
+                elements.append((name, int(count), []))
+            case ["property", kind, name] if elements and kind in _TYPES:
+                elements[-1][2].append((name, _TYPES[kind]))
+            case ["property", "list", _, _, _] if elements and elements[-1][0] != "vertex":
+                continue
+            case ["comment" | "obj_info", *_] | []:
+                continue
+            case ["format", *_]:
+                raise MediaError(f"{failed}: only binary little-endian .ply files are read; export it as such.")
+            case _:
+                raise MediaError(f"{failed}: its header has a line that is no .ply of Gaussians: {line[:60]!r}.")
+    if not binary:
+        raise MediaError(f"{failed}: its header names no format; export it as binary little-endian .ply.")
+    return elements
+
+
+def _header_lines(file: BinaryIO, failed: str) -> Iterator[str]:
+    """Lines between "ply" and "end_header"."""
+    if file.readline(8).strip() != b"ply":
+        raise MediaError(f"{failed}: it does not begin with 'ply'; name a .ply of Gaussians.")
+    while file.tell() < _HEADER_BYTES:
+        line = file.readline(_HEADER_BYTES).decode("ascii", "replace")
+        if line.strip() == "end_header":
+            return
+        if not line.endswith("\n"):
+            break
+        yield line.strip()
+    raise MediaError(f"{failed}: its header has no end within {_HEADER_BYTES:,} bytes; it is damaged or truncated.")
+
+
+def _check_finite(columns: dict[str, np.ndarray], failed: str) -> None:
+    wrong = [name for name, values in columns.items() if not np.isfinite(values).all()]
+    if wrong:
+        raise MediaError(f"{failed}: {', '.join(wrong)} must be finite everywhere.")

@@ -1,0 +1,152 @@
+"""The files and pictures that a 3D file names: only those inside its own folder, and only up to a limit."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+
+from atoken.errors import MediaError
+from atoken.io.image import from_pil
+from atoken.io.media import Limits
+from atoken.io.sniff import kind_of
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # of an address, or the drive of a path of Windows
+_DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+
+
+class Folder:
+    """Reads a 3D file and what it names; all together may take ``limits.max_mesh_bytes``, decoded pictures included.
+
+    ``name`` is the file as the user called it, for messages. ``notes`` collects what could not be read and is not
+    needed for the shape. Raises, from every method: MediaError.
+    """
+
+    def __init__(self, path: Path, name: str, limits: Limits) -> None:
+        self.name, self.limits, self.notes = name, limits, dict[str, None]()
+        self._root = path.parent.resolve()
+        self._bytes = 0
+        self.data = self._contents(path, "the file")
+
+    def note(self, text: str) -> None:
+        """Keep something to warn the user of, once."""
+        self.notes[text] = None
+
+    def count(self, size: int, what: str) -> None:
+        """Count ``size`` bytes more against the limit."""
+        self._bytes += size
+        self.limits.check_mesh_bytes(self._bytes, f"{self.name}, with {what},")
+
+    def read(self, reference: str) -> bytes | None:
+        """Give the contents of the file ``reference`` (relative to the folder), None where there is none."""
+        if _SCHEME.match(reference) or reference.startswith(("/", "\\")):
+            raise self._refused(reference, "only files inside its own folder are read")
+        try:
+            target = (self._root / reference.replace("\\", "/")).resolve()
+            inside, exists = target.is_relative_to(self._root), target.is_file()
+        except (OSError, RuntimeError, ValueError):  # too long, a ring of links, a NUL
+            return None
+        if not inside:
+            raise self._refused(reference, "it is outside the folder of the file")
+        return self._contents(target, f"{_short(reference)!r}") if exists else None
+
+    def read_uri(self, uri: str) -> bytes | None:
+        """Give what a URI of glTF stands for: a data URI, or a file inside the folder, None where there is none."""
+        head = _DATA.match(uri)
+        if head is None:
+            return self.read(unquote(uri))
+        self.count(len(uri) * 3 // 4, "a data URI")
+        try:
+            return base64.b64decode(uri[head.end() :], validate=True)
+        except binascii.Error as error:
+            raise MediaError(f"Cannot read {self.name}: a data URI in it is damaged.") from error
+
+    def picture(self, data: bytes, what: str) -> np.ndarray:
+        """Decode a texture: (H, W, 4) uint8 RGBA, in the formats and limits of ``read_image``."""
+        import PIL.Image
+
+        kind = kind_of(data[:32])
+        if kind is None or kind.media != "picture":
+            raise MediaError(f"Cannot read {self.name}: {what} is no picture in a supported format; use PNG or JPEG.")
+        PIL.Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is checked below, before any pixel is decoded
+        try:
+            pil = PIL.Image.open(io.BytesIO(data), formats=[kind.format])
+            self.limits.check_size(pil.height, pil.width, f"{what} of {self.name}")
+            self.count(4 * pil.height * pil.width, "its textures")
+            pil.load()
+        except MediaError:
+            raise
+        except Exception as error:  # Pillow's parsers raise nearly any type on damaged input
+            raise MediaError(f"Cannot read {self.name}: {what} is damaged; export it again.") from error
+        image = from_pil(pil, limits=self.limits)
+        alpha = np.full(image.pixels.shape[:2], 255, np.uint8) if image.alpha is None else image.alpha
+        return np.dstack([image.pixels, alpha])
+
+    def _contents(self, path: Path, what: str) -> bytes:
+        with path.open("rb") as file:
+            data = file.read(max(self.limits.max_mesh_bytes - self._bytes, 0) + 1)
+        self.count(len(data), what)
+        return data
+
+    def _refused(self, reference: str, why: str) -> MediaError:
+        return MediaError(
+            f"Cannot read {self.name}: it names {_short(reference)!r}, but {why}; put all files together."
+        )
+
+
+class FolderResolver:
+    """What trimesh asks for files that an OBJ or PLY file names.
+
+    trimesh catches every exception of its resolver, so that the one to be raised is kept in ``refused``. Pictures are
+    decoded here into ``pictures``, and trimesh is given pictures of one pixel in their place.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self.refused: MediaError | None = None
+        self.pictures: dict[str, np.ndarray] = {}
+
+    def get(self, name: str) -> bytes:
+        """Give a file's bytes; text comes as UTF-8. Raises: FileNotFoundError, MediaError."""
+        try:
+            data = self._folder.read(name.strip())
+            if data is None:
+                self._folder.note(f"the file {_short(name)!r} that it names is missing; it is shown without.")
+                raise FileNotFoundError(name)
+            if name.lower().endswith(".mtl"):
+                return decoded(data).encode()
+            self.pictures[name] = self._folder.picture(data, f"The texture {_short(name)!r}")
+        except MediaError as error:
+            self.refused = self.refused or error
+            raise
+        return _stand_in(name)
+
+    __getitem__ = get
+
+
+def _stand_in(name: str) -> bytes:
+    """A PNG of one pixel whose ``info`` in Pillow has ``name`` as "file_path", as trimesh notes it for MTL files."""
+    import PIL.Image
+    import PIL.PngImagePlugin
+
+    text, file = PIL.PngImagePlugin.PngInfo(), io.BytesIO()
+    text.add_text("file_path", name)
+    PIL.Image.new("L", (1, 1)).save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def decoded(data: bytes) -> str:
+    """Give text in UTF-8, or else Latin-1, which nothing contradicts: words of these formats are ASCII."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _short(reference: str) -> str:
+    return " ".join(reference.split())[:80]

@@ -1,0 +1,163 @@
+"""Views of an asset <-> voxel tokens (paper section 3.2; scripts/pack_multiview_feat.py of the published code).
+
+A token is a cell of a grid over [-0.5, 0.5]^3 that some view saw a surface in; coordinates are t = 0 and the cell's
+place along the world's x, y and z. Its feature is the 16x16 patch of pixels around the cell, in the view whose camera
+is nearest by depth; flattened as a picture's patch is (row, column, channel), values in [-1, 1], zero-padded to 3072.
+Letters: ``N`` tokens, ``V`` views.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from atoken.errors import AtokenWarning, MediaError
+from atoken.modalities.pixels import PATCH, to_uint8, to_values
+from atoken.modalities.views import Views
+from atoken.tokens import SparseTokens
+
+MAX_TOKENS = 32_768  # of an asset, as TRELLIS has it
+VALUES = PATCH[1] * PATCH[2] * 3  # of a voxel's patch; the rest of a token, the further frames of a clip, is zero
+_BORDER = 2.0**-22  # half the width of the border between cells: the rounding of an fp32 depth
+_HIDDEN = 1e6  # added to the depth of a cell in views that do not see it
+
+
+class Voxels(NamedTuple):
+    """One sample of tokens (N, 3072), ordered by x, y, z, and the cells a side of the grid that they lie in."""
+
+    tokens: SparseTokens
+    resolution: int
+
+
+def voxelize(
+    views: Views,
+    resolution: int = 64,
+    *,
+    occlusion: bool = False,
+    max_tokens: int = MAX_TOKENS,
+    over: Literal["refuse", "coarsen"] = "refuse",
+) -> Voxels:
+    """Pack views into tokens on a grid of ``resolution`` cells a side.
+
+    With ``occlusion``, a cell takes its patch from a view whose depth map shows it, wherever there is one; without, as
+    in the published code, from any. An asset of more than ``max_tokens`` cells is refused, or its resolution is halved
+    until it fits, with an AtokenWarning. Raises: MediaError (over the limit, no surface in the box, sizes).
+    """
+    _check(views, resolution, over)
+    cells_N3, resolution = _fitting(views, resolution, max_tokens, over == "coarsen")
+    centres_N3 = (cells_N3 + 0.5) / resolution - 0.5
+    patches_NP = _patches(views, *_nearest(views, centres_N3, 3**0.5 / resolution if occlusion else None))
+    feats = torch.zeros(len(cells_N3), PATCH[0] * VALUES)
+    feats[:, :VALUES] = to_values(patches_NP)
+    coords = torch.from_numpy(np.pad(cells_N3.astype(np.int32), ((0, 0), (1, 0))))
+    return Voxels(SparseTokens(feats, coords, (len(coords),)), resolution)
+
+
+def unvoxelize(tokens: SparseTokens) -> np.ndarray:
+    """The patches of voxel tokens, of any width from 768 on: (N, 16, 16, 3) uint8."""
+    return to_uint8(tokens.feats[:, :VALUES]).reshape(-1, *PATCH[1:], 3)
+
+
+def occupied(views: Views, resolution: int) -> np.ndarray:
+    """Cells (N, 3) int64 that hold a point of some depth map, ordered by x, y, z; linear in the number of pixels.
+
+    Cells are closed: a point on a border is in the cells on both sides of it.
+    """
+    grid = np.zeros((resolution,) * 3, np.bool_)
+    slack = _BORDER * resolution
+    for view in range(len(views)):
+        places = (views.points(view) + 0.5) * resolution
+        first, last = np.ceil(places - slack).astype(np.int64) - 1, np.floor(places + slack).astype(np.int64)
+        grid[tuple(_cells(first, last, resolution).T)] = True
+    return np.argwhere(grid)
+
+
+def _fitting(views: Views, asked: int, max_tokens: int, coarsen: bool) -> tuple[np.ndarray, int]:
+    """Occupied cells (N, 3), at least one and at most ``max_tokens``, and the resolution of their grid."""
+    resolution, cells_N3 = asked, occupied(views, asked)
+    while coarsen and len(cells_N3) > max_tokens and resolution > 1:
+        resolution //= 2
+        cells_N3 = occupied(views, resolution)
+    if not len(cells_N3):
+        raise MediaError("The views show no surface in [-0.5, 0.5]^3; centre the asset and scale it to that box.")
+    if len(cells_N3) > max_tokens:
+        raise MediaError(
+            f"The asset fills {len(cells_N3):,} voxels at resolution {resolution}, over the limit of {max_tokens:,}; "
+            "ask for a lower resolution or over='coarsen'."
+        )
+    if resolution != asked:
+        message = f"The asset is packed at resolution {resolution}, not {asked}, to keep within {max_tokens:,} tokens."
+        warnings.warn(message, AtokenWarning, stacklevel=3)
+    return cells_N3, resolution
+
+
+def _cells(first: np.ndarray, last: np.ndarray, resolution: int) -> np.ndarray:
+    """Every cell of the grid from ``first`` (points, 3) to ``last``: the same cell or, on an axis, the next one."""
+    for axis in range(3):
+        border = last[:, axis] > first[:, axis]
+        other = first[border]
+        other[:, axis] = last[border, axis]
+        first, last = np.concatenate([first, other]), np.concatenate([last, last[border]])
+    return first[((first >= 0) & (first < resolution)).all(1)]
+
+
+def _nearest(views: Views, centres_N3: np.ndarray, margin: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """For each point the view of the smallest positive depth, (N,), and its place there, (N, 2) in units of the size.
+
+    With a ``margin``, views whose depth map shows something nearer by more than that, or nothing, come last.
+    """
+    best_N, view_N = np.full(len(centres_N3), np.inf), np.zeros(len(centres_N3), np.int64)
+    place_N2 = np.full((len(centres_N3), 2), np.nan)
+    for view in range(len(views)):
+        place, depth = views.cameras.project(view, centres_N3)
+        depth = np.where(depth > 0, depth, np.inf)
+        if margin is not None:
+            depth = np.where(_shown(views, view, place, depth - margin), depth, depth + _HIDDEN)
+        nearer = depth < best_N
+        best_N[nearer], view_N[nearer], place_N2[nearer] = depth[nearer], view, place[nearer]
+    return view_N, place_N2
+
+
+def _shown(views: Views, view: int, place_N2: np.ndarray, depth_N: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether the depth map, at a place in the picture, shows a surface no nearer than ``depth_N``."""
+    depth_map = views.depth[view]
+    size = np.array(depth_map.shape[::-1])
+    row_N, column_N, inside_N = _indices(place_N2 * size - views.pixel_offset, size)
+    surface_N = depth_map[row_N, column_N]
+    return inside_N & (surface_N >= depth_N)
+
+
+def _patches(views: Views, view_N: np.ndarray, place_N2: np.ndarray) -> np.ndarray:
+    """(N, 768) uint8: the patch at a place of a view; black outside the picture.
+
+    The first patch's centre is at 0 and the last one's at 1 (``align_corners=True`` of the published code), so that a
+    place u is in patch round((grid - 1) u).
+    """
+    patches = rearrange(views.rgb, "v (h ph) (w pw) c -> v h w (ph pw c)", ph=PATCH[1], pw=PATCH[2])
+    size = np.array(patches.shape[2:0:-1])
+    row_N, column_N, inside_N = _indices(place_N2 * (size - 1), size)
+    found_NP = patches[view_N, row_N, column_N]
+    found_NP[~inside_N] = 0
+    return found_NP
+
+
+def _indices(places_N2: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns (N,) nearest to places (x, y) in a grid of ``size`` (width, height), and which are in it."""
+    index_N2 = np.rint(places_N2)
+    inside_N = ((index_N2 >= 0) & (index_N2 < size)).all(1)
+    column_N, row_N = np.where(inside_N[:, None], index_N2, 0).astype(np.int64).T
+    return row_N, column_N, inside_N
+
+
+def _check(views: Views, resolution: int, over: str) -> None:
+    height, width = views.rgb.shape[1:3]
+    if height % PATCH[1] or width % PATCH[2]:
+        raise MediaError(f"Views are cut into patches of {PATCH[1]} pixels a side; {width}x{height} is no multiple.")
+    if not 1 <= resolution <= 512:
+        raise MediaError(f"resolution must be from 1 to 512 voxels a side, got {resolution}.")
+    if over not in ("refuse", "coarsen"):
+        raise MediaError(f"over must be 'refuse' or 'coarsen', got {over!r}.")
