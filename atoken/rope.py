@@ -20,7 +20,9 @@ def rotation(coords: Tensor, head_width: int, base: float = 10_000.0) -> Tensor:
 
 
 def rotate(x_NHK: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate queries or keys (N, H, K) by ``rotation`` (2, N, 1, K/2), in fp32; dtype as it came."""
-    even, odd = x_NHK.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rotation
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x_NHK.dtype)
+    """Rotate queries or keys (N, H, K) by ``rotation`` (2, N, 1, K/2), in fp32; dtype as it came.
+
+    A pair of channels is a complex number, which one product turns.
+    """
+    pairs_NHK = torch.view_as_complex(x_NHK.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs_NHK * torch.complex(*rotation)).flatten(-2).to(x_NHK.dtype)
