@@ -105,7 +105,10 @@ class Cameras:
         TRELLIS renders from the same radius and field of view, but takes three quarters of its views from above.
         """
         u = torch.arange(count, dtype=torch.float64) / count
-        yaw, pitch = 2 * pi * _radical_inverse(count), torch.acos(1 - 2 * u) - pi / 2
+        yaw, pitch = (
+            2 * pi * torch.tensor([radical_inverse(i, 2) for i in range(count)], dtype=torch.float64),
+            torch.acos(1 - 2 * u) - pi / 2,
+        )
         return Cameras.looking_at_centre((radius * _direction(yaw, pitch)).float(), fov)
 
     @staticmethod
@@ -128,9 +131,11 @@ def _direction(yaw: Tensor, pitch: Tensor) -> Tensor:
     return torch.stack([yaw.cos() * pitch.cos(), yaw.sin() * pitch.cos(), pitch.sin()], dim=-1)
 
 
-def _radical_inverse(count: int) -> Tensor:
-    """(count,) fp64: the binary digits of 0, 1, 2, ... mirrored at the point (van der Corput)."""
-    numbers, value = torch.arange(count), torch.zeros(count, dtype=torch.float64)
-    for bit in range(max(count, 1).bit_length()):
-        value += ((numbers >> bit) & 1).double() * 0.5 ** (bit + 1)
+def radical_inverse(number: int, base: int) -> float:
+    """The digits of ``number`` in ``base``, mirrored at the point (van der Corput)."""
+    value, digit = 0.0, 1.0
+    while number:
+        digit /= base
+        value += number % base * digit
+        number //= base
     return value

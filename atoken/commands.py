@@ -82,7 +82,9 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
     with TokenFileWriter(token_file) as writer:
         _add(tokenizer, writer, file, options)
     encoded = perf_counter()
-    originals = Originals(_reader(file, options) if _is_clip(file) else load_media(file, limits=_limits(options)))
+    originals = Originals(
+        _reader(file, options) if sniff(file).media == "clip" else load_media(file, limits=_limits(options))
+    )
     with TokenFile(token_file) as tokens, originals as frames:
         item = tokens.items[0]
         comparison = Comparison(frames, originals.cameras)
@@ -109,10 +111,6 @@ def _size(item: Item) -> str:
     return f"{item.size[1]}x{item.size[0]}" + (f"x{item.frames}" if item.kind == "clip" else "")
 
 
-def _is_clip(file: str) -> bool:
-    return not Path(file).is_dir() and sniff(file).media == "clip"
-
-
 def encode(options: argparse.Namespace) -> int:
     """All files to one token file, item by item."""
     if options.out is None and len(options.files) > 1:
@@ -127,7 +125,7 @@ def encode(options: argparse.Namespace) -> int:
 
 
 def _add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argparse.Namespace) -> None:
-    if _is_clip(file):
+    if sniff(file).media == "clip":
         with _reader(file, options) as reader:
             pieces = _progress(tokenizer.encode_stream(reader, fps=options.fps), reader.expected_frames, "encode")
             slack = float(clock_slack(reader.info.time_base))

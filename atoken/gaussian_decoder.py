@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import atanh, expm1, log, pi
+from math import atanh, expm1, log
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.attention import Bounds, varlen_attention
-from atoken.gaussians import Gaussians
+from atoken.cameras import radical_inverse
+from atoken.gaussians import SH_0, Gaussians
 from atoken.layers import MLP, NORM_EPS, Linear, RMSNorm
 from atoken.tokens import SparseTokens
 
@@ -29,7 +30,6 @@ REACH = 1.5  # side of the cube around a voxel's centre that its Gaussians stay 
 SCALE_START, SCALE_LEAST = 4e-3, 9e-4  # in the units of the box: where the output is zero, and added in quadrature
 OPACITY_START = 0.1  # where the output is zero
 ROTATION_RATE = 0.1
-SH_0 = 0.5 / pi**0.5  # the constant spherical harmonic
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,5 @@ def parts(outputs_NX: Tensor) -> dict[str, Tensor]:
 @functools.cache
 def spread() -> tuple[tuple[float, ...], ...]:
     """Offsets, before tanh, that spread a voxel's Gaussians over it in a Hammersley sequence: 32 rows of x, y, z."""
-    points = [(i / GAUSSIANS, _radical_inverse(i, 2), _radical_inverse(i, 3)) for i in range(GAUSSIANS)]
+    points = [(i / GAUSSIANS, radical_inverse(i, 2), radical_inverse(i, 3)) for i in range(GAUSSIANS)]
     return tuple(tuple(atanh((2 * value - 1) / REACH) for value in point) for point in points)
-
-
-def _radical_inverse(number: int, base: int) -> float:
-    """The digits of ``number`` in ``base``, mirrored at the point."""
-    value, digit = 0.0, 1.0
-    while number:
-        digit /= base
-        value += number % base * digit
-        number //= base
-    return value

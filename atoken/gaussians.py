@@ -159,7 +159,7 @@ def _turned(gaussians: Gaussians, cos: float, sin: float) -> Gaussians:
 _MEANS, _NORMALS, _DC = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1", "f_dc_2")
 _SCALES, _QUATS = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
 _FIELDS = (*_MEANS, *_NORMALS, *_DC, "opacity", *_SCALES, *_QUATS)
-_SH_0 = 0.5 / pi**0.5  # the constant spherical harmonic
+SH_0 = 0.5 / pi**0.5  # the constant spherical harmonic
 _HEADER_BYTES = 1 << 16
 _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "<i2", "int16": "<i2", "ushort": "<u2",
@@ -172,7 +172,7 @@ def _write_ply(gaussians: Gaussians, path: str | Path) -> None:
     exact = gaussians.to("cpu", torch.float64)
     tiny = torch.finfo(torch.float32).tiny
     columns = [
-        exact.means, torch.zeros_like(exact.means), (exact.colors - 0.5) / _SH_0,
+        exact.means, torch.zeros_like(exact.means), (exact.colors - 0.5) / SH_0,
         exact.opacities.clamp(tiny, 1 - 2**-24).logit()[:, None],  # the nearest to 1 that fp32 holds
         exact.scales.clamp_min(tiny).log(), exact.quats,
     ]  # fmt: skip
@@ -195,7 +195,7 @@ def _activated(table: dict[str, np.ndarray], path: str | Path) -> Gaussians:
     lengths = quats.norm(dim=1, keepdim=True)
     if not bool(scales.isfinite().all()) or not bool(((lengths > 0) & lengths.isfinite()).all()):
         raise MediaError(f"Cannot read {path}: it has scales beyond fp32 or rotations of no length; export it again.")
-    opacities, colors = torch.from_numpy(table["opacity"]).sigmoid(), columns(_DC) * _SH_0 + 0.5
+    opacities, colors = torch.from_numpy(table["opacity"]).sigmoid(), columns(_DC) * SH_0 + 0.5
     return Gaussians(columns(_MEANS), scales, quats / lengths, opacities, colors)
 
 

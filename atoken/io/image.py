@@ -51,7 +51,7 @@ def read_image(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Image:
     kind = sniff(path)
     if kind.media != "picture":
         raise MediaError(f"Cannot read {path} as a picture: it is a {kind.media}; read it with load_media.")
-    with _translated(f"Cannot read {path}"), Path(path).open("rb") as file:
+    with translated(f"Cannot read {path}"), Path(path).open("rb") as file:
         pil = _open(file, kind.format)
         limits.check_size(pil.height, pil.width, f"The picture {path}")
         _scale_transparency(pil)
@@ -67,7 +67,7 @@ def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:
     Raises: MediaError (over a limit, pixels that cannot be loaded or converted).
     """
     limits.check_size(pil.height, pil.width, "The picture")
-    with _translated("Cannot use the picture"):
+    with translated("Cannot use the picture"):
         pil.load()
         return _convert(_upright(pil, "the picture"))
 
@@ -84,16 +84,18 @@ def write_image(image: Image, path: str | Path) -> None:
 
 
 @contextmanager
-def _translated(failed: str) -> Iterator[None]:
+def translated(failed: str) -> Iterator[None]:
+    """Make one sentence, a MediaError that begins with ``failed``, of whatever a parser raises."""
     try:
         yield
     except AtokenError:
         raise
     except MemoryError as error:
         raise MediaError(f"{failed}: there is not enough memory for it.") from error
-    except Exception as error:  # Pillow's parsers raise nearly any type on damaged input
+    except Exception as error:  # parsers raise nearly any type on damaged input
         reason = str(error).strip().rstrip(".") or type(error).__name__
-        raise MediaError(f"{failed}: it is damaged, truncated or of an unsupported variant ({reason}).") from error
+        damage = "it is damaged, truncated, malformed or of an unsupported variant"
+        raise MediaError(f"{failed}: {damage} ({reason}).") from error
 
 
 def _open(file: IO[bytes], format: str) -> ImageFile:

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -26,8 +24,8 @@ import numpy as np
 import torch
 
 from atoken.cameras import Cameras
-from atoken.errors import AtokenError, MediaError
-from atoken.io.image import read_image
+from atoken.errors import MediaError
+from atoken.io.image import read_image, translated
 from atoken.io.media import DEFAULT_LIMITS, Limits
 from atoken.modalities.views import Views
 
@@ -64,7 +62,7 @@ def read_views(folder: str | Path, size: int = 256, *, limits: Limits = DEFAULT_
 def _read_frames(root: Path) -> list[dict[str, Any]]:
     """Frames of ``transforms.json``, at least one, each with its ``camera_angle_x``."""
     path = _inside(root, root / _JSON)
-    with _reading(path):
+    with translated(f"Cannot read {path}"):
         if path.stat().st_size > _MAX_JSON:
             raise MediaError(f"Cannot read {path}: it is over {_MAX_JSON >> 20} MB, too large for a list of views.")
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +83,7 @@ def _file(frame: dict[str, Any], number: int) -> str:
 
 def _inside(root: Path, path: Path) -> Path:
     """The same path, if it is that of a plain file in the folder. Raises: MediaError; links out of it are no way."""
-    with _reading(path):
+    with translated(f"Cannot read {path}"):
         if not path.resolve().is_relative_to(root.resolve()):
             raise MediaError(f"Cannot read {path}: it is outside of {root}; views are read from one folder only.")
         if not path.is_file():
@@ -111,7 +109,7 @@ def _read_picture(path: Path, size: int, limits: Limits) -> np.ndarray:
 def _read_depth(root: Path, picture: Path, frame: dict[str, Any], number: int, limits: Limits) -> np.ndarray:
     """(h, w) float32, -1 where there is no surface."""
     array, grey = (picture.with_name(f"{picture.stem}_depth{suffix}") for suffix in (".npy", ".png"))
-    with _reading(picture):
+    with translated(f"Cannot read {picture}"):
         if array.exists():
             return _read_array(_inside(root, array), limits)
         if not grey.exists():
@@ -130,7 +128,7 @@ def _range(frame: dict[str, Any], number: int) -> tuple[float, float]:
 
 
 def _read_array(path: Path, limits: Limits) -> np.ndarray:
-    with _reading(path):
+    with translated(f"Cannot read {path}"):
         array = np.lib.format.open_memmap(path, mode="r")  # mapped: a false shape costs no memory
         if array.ndim != 2 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
             raise MediaError(f"Cannot read {path}: a depth map must be one 2-dimensional array of floats.")
@@ -144,7 +142,7 @@ def _read_16_bit(path: Path, limits: Limits) -> np.ndarray:
     """(h, w) int32 in 0..65535."""
     from PIL.PngImagePlugin import PngImageFile
 
-    with _reading(path), path.open("rb") as file:
+    with translated(f"Cannot read {path}"), path.open("rb") as file:
         pil = PngImageFile(file)
         if not pil.mode.startswith("I"):
             raise MediaError(f"Cannot read {path}: a depth map must be a 16-bit grey PNG, or an array (.npy).")
@@ -188,16 +186,3 @@ def _check_memory(views: int, size: int, limits: Limits) -> None:
             f"{views:,} views would take {views * size >> 20:,} MB, over the limit of {limits.max_memory >> 20:,} MB; "
             "use fewer views or raise max_memory in Limits."
         )
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except AtokenError:
-        raise
-    except MemoryError as error:
-        raise MediaError(f"Cannot read {path}: there is not enough memory for it.") from error
-    except Exception as error:  # parsers raise nearly any type on damaged input
-        reason = str(error).strip().rstrip(".") or type(error).__name__
-        raise MediaError(f"Cannot read {path}: it is damaged or malformed ({reason}).") from error
