@@ -24,7 +24,7 @@ from atoken.errors import AtokenWarning, MediaError
 from atoken.io.atomic import atomic_path
 from atoken.io.media import DEFAULT_LIMITS, Image, Limits
 from atoken.io.video_writer import VideoWriter
-from atoken.rasterize import NEAR, rasterize
+from atoken.rasterize import NEAR, Splats, rasterize
 
 Up = Literal["z", "y", "-y"]
 
@@ -57,6 +57,11 @@ class Gaussians:
     def __len__(self) -> int:
         return len(self.means)
 
+    @property
+    def splats(self) -> Splats:
+        """The five tensors in the order that ``rasterize`` takes them."""
+        return self.means, self.scales, self.quats, self.opacities, self.colors
+
     @staticmethod
     def concat(parts: Sequence[Gaussians]) -> Gaussians:
         """All Gaussians of several assets as one. Raises ValueError for an empty list (the device would be unknown)."""
@@ -82,8 +87,7 @@ class Gaussians:
         size: (H, W), or the side of a square.
         """
         size = (size, size) if isinstance(size, int) else size
-        splats = self.means, self.scales, self.quats, self.opacities, self.colors
-        return rasterize(splats, cameras, size, background=background, near=near, far=far).rgb
+        return rasterize(self.splats, cameras, size, background=background, near=near, far=far).rgb
 
     def contact_sheet(self, cameras: Cameras | None = None, size: int = 256, columns: int = 4) -> Image:
         """A picture of square views on black, row after row; without ``cameras``, eight from all around."""

@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 SIGMA, WINDOW = 1.5, 11  # of SSIM's Gaussian
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -38,21 +37,24 @@ def ssim(ours: np.ndarray, theirs: np.ndarray) -> float:
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"the shapes differ: {ours.shape} and {theirs.shape}.")
-    x, y = (
-        torch.from_numpy(a.reshape(-1, *a.shape[-3:])).movedim(-1, 1).flatten(0, 1)[:, None].float()
-        for a in (ours, theirs)
-    )
+    x, y = (torch.from_numpy(a).float() for a in (ours, theirs))
+    return float(similarity(x, y, 255).double().mean())
+
+
+def similarity(ours: torch.Tensor, theirs: torch.Tensor, peak: float) -> torch.Tensor:
+    """SSIM, as of ``ssim``, at every place and colour of (..., H, W, 3) values from 0 to ``peak``; differentiable."""
+    x, y = (a.reshape(-1, *a.shape[-3:]).movedim(-1, 1).flatten(0, 1)[:, None] for a in (ours, theirs))
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
     mean_x, mean_y, xx, yy, xy = (_blur(values) for values in (x, y, x * x, y * y, x * y))
     variances, covariance = (xx - mean_x**2) + (yy - mean_y**2), xy - mean_x * mean_y
     means = mean_x**2 + mean_y**2
-    similarity = (2 * mean_x * mean_y + C1) * (2 * covariance + C2) / ((means + C1) * (variances + C2))
-    return float(similarity.double().mean())
+    return (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((means + c1) * (variances + c2))
 
 
 def _blur(values: torch.Tensor) -> torch.Tensor:
     for axis in (2, 3):
         size = min(WINDOW, values.shape[axis])
-        places = torch.arange(size) - (size - 1) / 2
+        places = torch.arange(size, device=values.device) - (size - 1) / 2
         kernel = torch.exp(-(places**2) / (2 * SIGMA**2))
         kernel = (kernel / kernel.sum()).reshape([-1 if a == axis else 1 for a in range(4)])
         values = F.conv2d(values, kernel)

@@ -37,7 +37,7 @@ FLOORS = [
     {"__init__"},
 ]
 SIBLINGS = {"mllm", "generation", "eval", "demos", "scripts", "benchmarks", "tests"}
-OPTIONAL = {"decord", "flash_attn", "trimesh", "embreex", "gsplat"}  # faster where installed, imported late
+OPTIONAL = {"decord", "flash_attn", "trimesh", "embreex", "gsplat", "scipy"}  # faster where installed, imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 
 

@@ -1,9 +1,9 @@
-"""Batches of procedural pictures and clips: batch s is a function of the stage and of s alone, so a run can resume."""
+"""Batches of procedural pictures, clips and assets: batch s is a function of stage and s alone, so a run can resume."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from atoken.data.procedural import clip, picture
 from atoken.modalities.pixels import PATCH, patchify, to_values
+from atoken.modalities.voxels import VALUES
 from atoken.tokens import SparseTokens
+from atoken.train.parts import Pictures, Surface, part, pictures, surface
 from atoken.train.stages import Stage
 
 MOST_SAMPLES = 4096  # of one batch: the room that each batch has in the numbering of samples
@@ -19,11 +21,21 @@ MOST_SAMPLES = 4096  # of one batch: the room that each batch has in the numberi
 
 @dataclass(frozen=True)
 class Batch:
-    """One packed batch of one modality. ``values``: how many of the P patch values are real."""
+    """One packed batch of one modality.
+
+    values: how many of the P patch values are real. targets: what the Gaussians of the tokens must be like, where the
+    step is one of the Gaussian decoder.
+    """
 
     modality: str
     tokens: SparseTokens
     values: int
+    targets: Surface | Pictures | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(self, tokens=self.tokens.to(device), targets=targets)
 
 
 def modality_of(stage: Stage, step: int) -> str:
@@ -33,18 +45,34 @@ def modality_of(stage: Stage, step: int) -> str:
 
 
 def batch(stage: Stage, step: int) -> Batch:
-    """Samples until the token budget is full; the last one that fits closes the batch."""
-    modality = modality_of(stage, step)
+    """The batch of a step: pictures or clips until the token budget is full, or a part of one asset that fits it.
+
+    Modalities: ``image`` and ``clip``; ``asset``, voxel tokens alone; ``surface`` and ``views``, with those targets of
+    the Gaussian decoder.
+    """
+    modality, first = modality_of(stage, step), step * MOST_SAMPLES
+    if modality in ("image", "clip"):
+        return Batch(modality, _full(stage, modality, first), VALUES if modality == "image" else PATCH[0] * VALUES)
+    made = part(stage.seed, first, stage.tokens)
+    targets: Surface | Pictures | None = None
+    if modality == "surface":
+        targets = surface(made)
+    elif modality == "views":
+        targets = pictures(made, stage.seed, first, stage.views)
+    return Batch(modality, made.tokens, VALUES, targets)
+
+
+def _full(stage: Stage, modality: str, first: int) -> SparseTokens:
+    """Samples from number ``first`` on; the last one that fits the budget closes the batch."""
     samples: list[SparseTokens] = []
     room = stage.tokens
-    for index in range(step * MOST_SAMPLES, (step + 1) * MOST_SAMPLES):
+    for index in range(first, first + MOST_SAMPLES):
         shape = sample_shape(stage, modality, index)
         if int(np.prod(shape)) > room:
             break
         samples.append(sample(stage, modality, index, shape))
         room -= len(samples[-1].feats)
-    frame_values = PATCH[1] * PATCH[2] * 3
-    return Batch(modality, SparseTokens.pack(samples), frame_values if modality == "image" else PATCH[0] * frame_values)
+    return SparseTokens.pack(samples)
 
 
 def sample_shape(stage: Stage, modality: str, index: int) -> tuple[int, int, int]:

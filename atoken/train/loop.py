@@ -48,7 +48,7 @@ def _steps(engine: PlainEngine, run_folder: RunFolder, workers: int, save_every:
         row = engine.train(made)
         run_folder.log({"step": engine.step - 1, "modality": made.modality, "tokens": len(made.tokens.feats), **row,
                         "seconds": round(time.monotonic() - started, 2)})  # fmt: skip
-        progress.set_postfix({made.modality: f"{row['l1']:.4f}"}, refresh=False)
+        progress.set_postfix({made.modality: f"{row['loss']:.4f}"}, refresh=False)
         progress.update()
         if engine.step % save_every == 0 or engine.step == stage.steps:
             run_folder.save(*engine.state())

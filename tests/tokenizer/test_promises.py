@@ -1,4 +1,4 @@
-"""The promises of design section 5 that pictures and clips can make; one test each, named as in the README."""
+"""The promises of design section 5; one test each, named as in the README."""
 
 import gc
 import itertools
@@ -10,10 +10,14 @@ import psutil
 import pytest
 import torch
 
+from atoken.data.procedural import asset
 from atoken.errors import AtokenError, TokenFileError
 from atoken.io import Clip, Image
 from atoken.io.tokens_record import Tokens
 from atoken.modalities.pixels import grid
+from atoken.modalities.views import render_views
+from atoken.tokenizer import Tokenizer
+from tests.model.sizes import small_model
 from tests.model.test_model import away_from_boundaries
 from tests.tokenizer.small import KINDS, random_frames, small_tokenizer
 from tests.tolerances import FP32
@@ -190,6 +194,23 @@ def test_decoding_a_saved_file_is_bit_for_bit_decoding_the_tokens(kind, tmp_path
         half = Tokens.load(tmp_path / name)
         expected = tokens.latents if kind == "discrete" else tokens.latents.half().float()
         assert torch.equal(half.latents, expected)
+
+
+def test_an_asset_comes_back_as_gaussians_at_its_voxels(tmp_path):
+    pytest.importorskip("embreex", reason="the extra 3d is not installed")
+    sizes = {"width": 48, "layers": 2, "heads": 4, "mlp": 64}
+    tokenizer = Tokenizer(small_model(gaussian_decoder=sizes), "small-assets")
+    views = render_views(asset(0, 4).mesh, 4, 64)
+    tokens, image = tokenizer.encode_batch([views, Image(random_frames(20, 40))])
+    torch.testing.assert_close(tokenizer.encode(views).latents, tokens.latents, atol=FP32, rtol=FP32)
+    tokens.save(tmp_path / "a.atok")
+    gaussians, _ = tokenizer.decode_batch([tokens, image])
+    again = tokenizer.decode(Tokens.load(tmp_path / "a.atok"))
+    for name in ("means", "scales", "quats", "opacities", "colors"):
+        torch.testing.assert_close(getattr(again, name), getattr(gaussians, name), atol=FP32, rtol=FP32)
+    assert len(gaussians) == 32 * len(tokens.coords)
+    centres = (tokens.coords[:, 1:] + 0.5) / 64 - 0.5
+    assert (gaussians.means.unflatten(0, (-1, 32)) - centres[:, None]).abs().max() <= 0.75 / 64 + FP32
 
 
 def test_a_token_file_of_another_model_is_refused_by_name(tmp_path):

@@ -27,13 +27,20 @@ from atoken.train.engine import PlainEngine
 from atoken.train.loop import START_BATCHES, run
 from atoken.train.objective import Objective
 from atoken.train.run_folder import KEEP, RunFolder
-from atoken.train.stages import NANO, NANO_D, STAGES
+from atoken.train.stages import NANO, NANO_D, NANO_PIXELS, STAGES
 from atoken.train.start import discrete_start, linear_start
 from tests.model.sizes import small_config, small_model
 from tests.tolerances import FP32
 
 TINY = replace(
-    NANO, preset="tiny", steps=6, warmup=2, tokens=64, image_patches=(4, 16), clip_patches=(4, 9), clip_steps=(1, 2)
+    NANO_PIXELS,
+    preset="tiny",
+    steps=6,
+    warmup=2,
+    tokens=64,
+    image_patches=(4, 16),
+    clip_patches=(4, 9),
+    clip_steps=(1, 2),
 )
 SIZES = {
     f"{side}_{name}": value
@@ -148,12 +155,28 @@ def test_learning_rate_warms_up_in_a_line_and_falls_as_a_cosine():
 def test_the_encoder_has_its_own_rate_and_only_matrices_decay():
     engine = tiny_engine(encoder_lr=0.1)
     rate = engine.train(batch(TINY, 0))["lr"]
-    of = {id(p): group for group in engine.optimiser.param_groups for p in group["params"]}
+    of = {id(p): group for group in engine.optimisers[0].param_groups for p in group["params"]}
     assert len(of) == len(engine.parameters)
     for name, parameter in engine.parameters.items():
         group = of[id(parameter)]
         assert group["lr"] == pytest.approx(rate * (0.1 if name.startswith("encoder.") else 1.0))
         assert group["weight_decay"] == (TINY.weight_decay if parameter.ndim > 1 else 0.0)
+
+
+def test_muon_turns_the_matrices_of_blocks_and_adamw_moves_the_rest():
+    engine = tiny_engine(muon=2.0, warmup=0, weight_decay=0.0)
+    before = {name: p.detach().clone() for name, p in engine.parameters.items()}
+    rate = engine.train(batch(TINY, 0))["lr"]
+    muon = [name for name, optimiser in engine.owners.items() if isinstance(optimiser, torch.optim.Muon)]
+    assert set(muon) == {name for name, p in before.items() if ".blocks." in name and p.ndim == 2}
+    for name in muon:
+        change = (engine.parameters[name].detach() - before[name]) / (2.0 * rate)
+        if change.any():
+            # Muon's step is the gradient with all its singular values brought near to 1, longer for tall matrices.
+            scale = max(1.0, change.shape[0] / change.shape[1]) ** 0.5
+            assert torch.linalg.matrix_norm(change, 2) / scale == pytest.approx(1, abs=0.35)
+    of = engine.optimisers[0].param_groups
+    assert sum(len(group["params"]) for group in of) == len(before) - len(muon)
 
 
 def test_the_average_ramps_up_to_its_decay():
@@ -192,13 +215,45 @@ def engine_equals(engine, tensors):
     return all(torch.equal(ours[name], value) for name, value in tensors.items())
 
 
-def test_a_restored_engine_goes_on_as_the_first_would_have():
-    first, second = tiny_engine(), PlainEngine(Objective(small_model(seed=1), TINY.terms), TINY, "cpu")
+@pytest.mark.parametrize("muon", [0.0, 2.0])
+def test_a_restored_engine_goes_on_as_the_first_would_have(muon):
+    stage = replace(TINY, muon=muon)
+    first, second = tiny_engine(muon=muon), PlainEngine(Objective(small_model(seed=1), TINY.terms), stage, "cpu")
     first.train(batch(TINY, 0))
     second.restore(snapshot(first), first.state()[1])
     for step in (1, 2):
         assert first.train(batch(TINY, step)) == second.train(batch(TINY, step))
     assert engine_equals(second, snapshot(first))
+
+
+# Gaussians
+
+
+@pytest.mark.parametrize("modality", ["surface", "views"])
+def test_the_gaussian_decoder_learns_and_the_tokenizer_stays(modality):
+    pytest.importorskip("embreex", reason="the extra 3d is not installed")
+    pytest.importorskip("scipy", reason="the extra train is not installed")
+    model = small_model(gaussian_decoder={"width": 48, "layers": 2, "heads": 4, "mlp": 64})
+    stage = replace(NANO, mixture={modality: 1}, tokens=200, views=1, warmup=1, steps=12, lr=3e-3)
+    engine = PlainEngine(Objective(model, stage.terms), stage, "cpu")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    made = batch(stage, 0)
+    assert (made.modality, made.values, len(made.tokens.lengths)) == (modality, 768, 1)
+    rows = [engine.train(made) for _ in range(stage.steps)]
+    assert set(rows[0]) == {*(term.fn.__name__ for term in stage.terms[modality]), "loss", "norm", "lr"}
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) != name.startswith("gaussian_decoder.")
+
+
+def test_voxel_tokens_are_a_modality_like_the_others():
+    pytest.importorskip("embreex", reason="the extra 3d is not installed")
+    stage = replace(TINY, mixture={"asset": 1}, tokens=100)
+    made = batch(stage, 0)
+    assert (made.modality, made.values, made.targets) == ("asset", 768, None)
+    assert not made.tokens.feats[:, 768:].any()
+    assert made.tokens.coords[:, 3].any()
+    assert PlainEngine(Objective(small_model(), stage.terms), stage, "cpu").train(made)["l1"] > 0
 
 
 # A run
@@ -361,7 +416,7 @@ def one_layer(**changes):
 
 
 def test_linear_start_is_near_the_best_linear_code():
-    stage = replace(NANO, tokens=512, image_patches=(16, 64), mixture={"image": 1})
+    stage = replace(NANO_PIXELS, tokens=512, image_patches=(16, 64), mixture={"image": 1})
     *seen, held_out = [batch(stage, step).tokens for step in range(7)]
     config = one_layer()
     model = linear_start(config, seen)
