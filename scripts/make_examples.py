@@ -1,4 +1,4 @@
-"""Make the media in ``examples/`` from the procedural generator: pictures (PNG, JPEG, alpha) and clips (MP4)."""
+"""Make the media in ``examples/`` from the procedural generator: pictures (PNG, JPEG, alpha), clips (MP4), a GLB."""
 
 import argparse
 from pathlib import Path
@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import trimesh
 
 from atoken.data import procedural
 from atoken.data.drawing import figure_outline
 from atoken.io import Clip, Image
+from atoken.mesh import Mesh
 
 SEED = 2
+MESH = 14
 CLIPS = {  # name: (index in the series, frames, height, width, frames a second)
     "pan.mp4": (14, 20, 96, 128, 12),
     "flight.mp4": (12, 37, 64, 64, 24),
@@ -26,6 +29,24 @@ def star_mask(height: int, width: int) -> np.ndarray:
     return np.asarray(enlarged.reduce(4))
 
 
+def scene(mesh: Mesh) -> trimesh.Scene:
+    """A mesh for export, y up: a part for each texture, and one for corner colours alone."""
+    parts, vertices = trimesh.Scene(), mesh.vertices[:, [0, 2, 1]] * np.float32([1, 1, -1])
+    for index in np.unique(mesh.texture):
+        chosen = mesh.texture == index
+        corners, faces = vertices[mesh.faces[chosen]].reshape(-1, 3), np.arange(3 * chosen.sum()).reshape(-1, 3)
+        if index < 0:
+            colors = mesh.colors[chosen].reshape(-1, 4) / 255
+            colors[:, :3] **= 2.2  # glTF's vertex colours are linear, to a rounding of their 8 bits
+            look = trimesh.visual.ColorVisuals(vertex_colors=(colors * 255).round().astype(np.uint8))
+        else:
+            picture = PIL.Image.fromarray(mesh.textures[index][..., :3])
+            material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, metallicFactor=0.0)
+            look = trimesh.visual.TextureVisuals(uv=mesh.uv[chosen].reshape(-1, 2), material=material)
+        parts.add_geometry(trimesh.Trimesh(corners, faces, visual=look))
+    return parts
+
+
 def main() -> None:
     """Write every example into the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -35,6 +56,7 @@ def main() -> None:
     Image(procedural.picture(SEED, 3, 256, 256).frames[0]).save(folder / "leaves.png")
     PIL.Image.fromarray(procedural.picture(SEED, 13, 157, 211).frames[0]).save(folder / "odd.jpg", quality=90)
     Image(procedural.picture(SEED, 19, 96, 128).frames[0], star_mask(96, 128)).save(folder / "star.png")
+    scene(procedural.asset(SEED, MESH).mesh).export(folder / "tower.glb")
     for name, (index, frames, height, width, fps) in CLIPS.items():
         Clip(procedural.clip(SEED, index, frames, height, width).frames, fps).save(folder / name)
 

@@ -1,6 +1,7 @@
-"""Train the bundled models from generated data, in two stages (continuous, then discrete), and put them in place.
+"""Train the bundled models from generated data, stage after stage, and put them in place.
 
-On 2 CPU cores: ``python scripts/train_nano.py`` (within an hour). Interrupted, the same command resumes.
+On 2 CPU cores: ``python scripts/train_nano.py``; docs/recipe.md has the stages and the time that each takes.
+Interrupted, the same command resumes.
 """
 
 import argparse
@@ -22,6 +23,12 @@ def _record(weights: Path) -> None:
     (weights / "fingerprints.txt").write_text("".join(lines))
 
 
+def _start(options: argparse.Namespace, stage: str) -> Path:
+    """What a stage left in the folder of runs, or the bundled model of that name."""
+    ran = options.runs / stage / "model"
+    return ran if ran.exists() or not (options.weights / stage).exists() else options.weights / stage
+
+
 def main() -> None:
     """Run the stages asked for, one after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,10 +40,11 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.stages:
         stage = STAGES[name]
-        start = options.weights / stage.start_from if stage.start_from else None
+        start = _start(options, stage.start_from) if stage.start_from else None
         model = run(stage, options.runs / name, start=start, device=options.device, workers=options.workers)
-        shutil.copytree(model, options.weights / name, dirs_exist_ok=True)
-        print(f"{name}: {options.weights / name}")
+        if name == stage.preset:  # the last stage of a bundled model
+            shutil.copytree(model, options.weights / name, dirs_exist_ok=True)
+            print(f"{name}: {options.weights / name}")
     _record(options.weights)
 
 
