@@ -24,6 +24,7 @@ from atoken.tokens import SparseTokens
 RESOLUTION = 64  # voxels along one side of the box [-0.5, 0.5]^3
 GAUSSIANS = 32  # of one voxel
 LAYOUT = {"offsets": 3, "colors": 3, "scales": 3, "quats": 4, "opacities": 1}  # all offsets of a voxel, all colours...
+OUTPUTS = GAUSSIANS * sum(LAYOUT.values())  # of the network for a voxel
 WINDOW, SHIFT = 8, 4  # voxels along one side of a window; shift of the windows in every second block
 SOFTCAP = 30.0  # of the attention logits
 REACH = 1.5  # side of the cube around a voxel's centre that its Gaussians stay in, in voxels
@@ -107,7 +108,7 @@ class GaussianDecoder(nn.Module):
         super().__init__()
         self.inputs = Linear(values, width, bias=False)
         self.blocks = nn.ModuleList(WindowBlock(width, heads, mlp) for _ in range(layers))
-        self.out = OutputLayer(width, GAUSSIANS * sum(LAYOUT.values()))
+        self.out = OutputLayer(width, OUTPUTS)
 
     def forward(self, voxels: SparseTokens) -> list[Gaussians]:
         """Patches (N, 768) in [-1, 1] on voxels (x, y, z) to the Gaussians of each sample, in fp32, voxel after voxel.

@@ -17,7 +17,7 @@ from torch import Tensor
 from atoken.cameras import RADIUS, Cameras
 from atoken.data.procedural import asset
 from atoken.errors import MissingExtraError
-from atoken.gaussian_decoder import REACH, RESOLUTION, spread
+from atoken.gaussian_decoder import OUTPUTS, REACH, RESOLUTION, to_gaussians
 from atoken.mesh import Mesh
 from atoken.modalities.views import Views, render_views
 from atoken.modalities.voxels import voxelize
@@ -106,9 +106,9 @@ def surface(of: Part) -> Surface:
         raise MissingExtraError("scipy", "train", "Training a Gaussian decoder") from error
     half = 0.5 * REACH / RESOLUTION
     centres_N3 = (of.tokens.coords[:, 1:].numpy() + 0.5) / RESOLUTION - 0.5
-    starts_NR3 = centres_N3[:, None] + np.tanh(np.array(spread())) * half
+    starts = to_gaussians(torch.zeros(len(centres_N3), OUTPUTS), of.tokens.coords[:, 1:]).means
     points_S3, colors_S3 = _seen(of.views, centres_N3.min(0) - 2 * half, centres_N3.max(0) + 2 * half)
-    found_NR = KDTree(points_S3).query(starts_NR3)[1]
+    found_NR = KDTree(points_S3).query(starts.numpy())[1].reshape(len(centres_N3), -1)
     points_NR3 = points_S3[found_NR]
     within_NR = (np.abs(points_NR3 - centres_N3[:, None]) < half).all(-1)
     return Surface(

@@ -33,7 +33,7 @@ from tests.model.sizes import small_config, small_model
 from tests.model.test_checkpoint import ARCH, OFFICIAL, small_tower
 from tests.tokenizer.small import random_frames
 from tests.tolerances import FP32
-from tests.train.test_train import no_file_over
+from tests.train.test_run_folder import no_file_over
 
 METRICS = 1e-6  # relative: the same sums in another order
 

@@ -1,5 +1,7 @@
 """Parts of assets: voxels of a cube, nearest points in closed form, pieces of whole views; and the losses on them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,12 @@ from atoken.metrics import similarity, ssim
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.train import losses, parts
+from atoken.train.batches import batch
+from atoken.train.engine import PlainEngine
+from atoken.train.objective import Objective
+from atoken.train.stages import NANO_PIXELS
 from tests.modalities.shapes import AXES, COLOURS, box
+from tests.model.sizes import small_model
 from tests.tolerances import EXACT, FP32
 
 pytest.importorskip("embreex", reason="the extra 3d is not installed")
@@ -169,3 +176,12 @@ def test_dissimilarity_is_one_minus_ssim():
     loss.backward()
     assert step.rgb.grad.abs().sum() > 0
     torch.testing.assert_close(similarity(x, y, 255), similarity(x / 255, y / 255, 1.0), atol=FP32, rtol=FP32)
+
+
+def test_voxel_tokens_are_a_modality_like_the_others():
+    stage = replace(NANO_PIXELS, mixture={"asset": 1}, tokens=100)
+    made = batch(stage, 0)
+    assert (made.modality, made.values, made.targets) == ("asset", 768, None)
+    assert not made.tokens.feats[:, 768:].any()
+    assert made.tokens.coords[:, 3].any()
+    assert PlainEngine(Objective(small_model(), stage.terms), stage, "cpu").train(made)["l1"] > 0

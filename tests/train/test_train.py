@@ -2,10 +2,8 @@
 
 import json
 import math
-import resource
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +24,6 @@ from atoken.train.batches import MOST_SAMPLES, Batch, batch, batches, modality_o
 from atoken.train.engine import PlainEngine
 from atoken.train.loop import START_BATCHES, run
 from atoken.train.objective import Objective
-from atoken.train.run_folder import KEEP, RunFolder
 from atoken.train.stages import NANO, NANO_D, NANO_PIXELS, STAGES
 from atoken.train.start import discrete_start, linear_start
 from tests.model.sizes import small_config, small_model
@@ -246,16 +243,6 @@ def test_the_gaussian_decoder_learns_and_the_tokenizer_stays(modality):
         assert torch.equal(parameter, before[name]) != name.startswith("gaussian_decoder.")
 
 
-def test_voxel_tokens_are_a_modality_like_the_others():
-    pytest.importorskip("embreex", reason="the extra 3d is not installed")
-    stage = replace(TINY, mixture={"asset": 1}, tokens=100)
-    made = batch(stage, 0)
-    assert (made.modality, made.values, made.targets) == ("asset", 768, None)
-    assert not made.tokens.feats[:, 768:].any()
-    assert made.tokens.coords[:, 3].any()
-    assert PlainEngine(Objective(small_model(), stage.terms), stage, "cpu").train(made)["l1"] > 0
-
-
 # A run
 
 
@@ -340,72 +327,6 @@ def test_stages_name_presets_and_stages_that_exist():
         assert set(stage.mixture) <= set(stage.terms)
     assert presets.preset(NANO_D.preset).fsq_levels
     assert not presets.preset(NANO.preset).fsq_levels
-
-
-# A run's folder
-
-
-def filled(path, steps=(1, 2)):
-    folder = RunFolder(path)
-    for step in steps:
-        folder.save({"x": torch.full((3,), float(step))}, {"step": step})
-    return folder
-
-
-def test_the_newest_checkpoints_are_kept_and_come_back(tmp_path):
-    folder = filled(tmp_path, range(1, 6))
-    assert [path.name for path in folder.checkpoints()] == [f"step-{step:06d}" for step in range(6 - KEEP, 6)]
-    tensors, numbers = folder.newest()
-    assert torch.equal(tensors["x"], torch.full((3,), 5.0))
-    assert numbers == {"step": 5}
-    assert RunFolder(tmp_path / "new").newest() is None
-
-
-@pytest.mark.parametrize("name", ["state.safetensors", "numbers.json", "manifest.json"])
-def test_any_flipped_byte_makes_the_older_checkpoint_the_newest(name, tmp_path):
-    folder = filled(tmp_path)
-    path = tmp_path / "step-000002" / name
-    whole = path.read_bytes()
-    for place, bit in product(range(len(whole)), (0x01, 0x80)):
-        flipped = bytearray(whole)
-        flipped[place] ^= bit
-        path.write_bytes(flipped)
-        assert folder.newest()[1] == {"step": 1}
-    path.write_bytes(whole)
-    assert folder.newest()[1] == {"step": 2}
-
-
-@pytest.mark.parametrize("name", ["state.safetensors", "numbers.json", "manifest.json"])
-def test_a_missing_or_cut_file_makes_the_older_checkpoint_the_newest(name, tmp_path):
-    folder = filled(tmp_path)
-    path = tmp_path / "step-000002" / name
-    path.write_bytes(path.read_bytes()[:-1])
-    assert folder.newest()[1] == {"step": 1}
-    path.unlink()
-    assert folder.newest()[1] == {"step": 1}
-
-
-@contextmanager
-def no_file_over(size):
-    """The system refuses to let a file grow, as a full disk does; a real failure of a real write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("size", [0, 200])  # of the tensors nothing, or all but the end, fits
-def test_a_write_that_fails_leaves_the_older_checkpoint(size, tmp_path):
-    folder = filled(tmp_path)
-    with pytest.raises(CheckpointError, match="step-000003") as error, no_file_over(size):
-        folder.save({"x": torch.zeros(1000)}, {"step": 3})
-    assert "\n" not in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000002"]
-    assert folder.newest()[1] == {"step": 2}
-    folder.save({"x": torch.zeros(1000)}, {"step": 3})
-    assert folder.newest()[1] == {"step": 3}
 
 
 # Starts
