@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import mimetypes
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -153,7 +154,7 @@ def decode(options: argparse.Namespace) -> int:
 
 
 def _decode_targets(tokens: TokenFile, chosen: list[int], options: argparse.Namespace) -> list[Path]:
-    if Path(options.out).suffix.lower() in (".png", ".mp4", ".ply"):
+    if _names_media(options.out):
         if len(chosen) > 1:
             raise AtokenError(f"{options.file} holds {len(chosen)} items; give a folder with -o, or one --item.")
         return [Path(options.out)]
@@ -161,6 +162,12 @@ def _decode_targets(tokens: TokenFile, chosen: list[int], options: argparse.Name
     items = [tokens.items[index] for index in chosen]
     names = _unique(item.name or f"item-{index}" for index, item in zip(chosen, items, strict=True))
     return [_result_path(out / name, item) for name, item in zip(names, items, strict=True)]
+
+
+def _names_media(path: str) -> bool:
+    """Whether a path names a picture, a clip or Gaussians, also in a format that we do not write, and not a folder."""
+    kind = mimetypes.guess_type(path)[0] or ""
+    return kind.startswith(("image/", "video/")) or Path(path).suffix.lower() == ".ply"
 
 
 def _result_path(target: Path, item: Item) -> Path:
