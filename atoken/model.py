@@ -56,7 +56,7 @@ class ATokenConfig(PreTrainedConfig):
     rope_base: float = 10_000.0
     tile_frames: int = 16  # new frames in a tile
     cache_frames: int = 0  # frames of the tile before that the decoder still sees
-    gaussian_decoder: dict[str, int] | None = None  # its width, layers, heads and mlp; None is a model without one
+    gaussian_decoder: dict[str, int] | None = None  # the sizes of a GaussianDecoder; None is a model without one
     logit_scale_init: float = 4.8438  # logarithm; of image-text similarities, as in SigLIP2
     logit_bias_init: float = -15.5625
     initializer_range: float = 0.02
@@ -104,12 +104,15 @@ class ATokenConfig(PreTrainedConfig):
         self.steps(self.tile_frames), self.steps(self.cache_frames)
         sizes = self.gaussian_decoder
         if sizes is not None and not _are_gaussian_sizes(sizes):
-            raise ValueError(f"gaussian_decoder must be width (a multiple of heads), layers, heads, mlp, got {sizes}.")
+            raise ValueError(
+                "gaussian_decoder must be width (a multiple of heads), layers, heads, mlp and, where wanted, an odd "
+                f"neighborhood, got {sizes}."
+            )
 
 
 def _are_gaussian_sizes(sizes: dict[str, int]) -> bool:
-    complete = sizes.keys() == {"width", "layers", "heads", "mlp"} and min(sizes.values()) > 0
-    return complete and sizes["width"] % sizes["heads"] == 0
+    complete = sizes.keys() - {"neighborhood"} == {"width", "layers", "heads", "mlp"} and min(sizes.values()) > 0
+    return complete and sizes["width"] % sizes["heads"] == 0 and sizes.get("neighborhood", 1) % 2 == 1
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ def _sides(width: int, layers: int, heads: int, mlp: int) -> dict[str, int]:
     return {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
 
 
-NANO = _sides(192, 6, 4, 768) | {"gaussian_decoder": {"width": 192, "layers": 4, "heads": 4, "mlp": 768}}
+SMALL_GAUSSIAN_DECODER = {"width": 192, "layers": 4, "heads": 4, "mlp": 768, "neighborhood": 5}
+NANO = _sides(192, 6, 4, 768) | {"gaussian_decoder": SMALL_GAUSSIAN_DECODER}
 BASE = _sides(768, 12, 12, 3072)
 SO400M = _sides(1152, 27, 16, 4304)
 GAUSSIAN_DECODER = {"width": 768, "layers": 12, "heads": 12, "mlp": 3072}  # the published one; comes with weights only

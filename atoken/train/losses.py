@@ -61,23 +61,23 @@ def kl(step: Step) -> Tensor:
 def place(step: Placed) -> Tensor:
     """Mean distance (city block) of the Gaussians from the surface, in voxels, where they can get there."""
     far_M = (step.gaussians.means - step.surface.points).abs().sum(-1) * RESOLUTION
-    return far_M[step.surface.within].mean()
+    return far_M[step.surface.within & step.surface.counts].mean()
 
 
 def color(step: Placed) -> Tensor:
     """Mean absolute difference of the colours from the surface's, in 0..1, where they can get there."""
-    return (step.gaussians.colors - step.surface.colors).abs()[step.surface.within].mean()
+    return (step.gaussians.colors - step.surface.colors).abs()[step.surface.within & step.surface.counts].mean()
 
 
 def size(step: Placed) -> Tensor:
     """Mean absolute difference of the scales from ``GRAIN``, in voxels."""
-    return (step.gaussians.scales * RESOLUTION - GRAIN).abs().mean()
+    return (step.gaussians.scales * RESOLUTION - GRAIN).abs()[step.surface.counts].mean()
 
 
 def opacity(step: Placed) -> Tensor:
     """Cross-entropy of opacities with whether the Gaussian can get to the surface, mean over Gaussians."""
     right_M = step.gaussians.opacities.where(step.surface.within, 1 - step.gaussians.opacities)
-    return -right_M.clamp_min(1e-6).log().mean()
+    return -right_M.clamp_min(1e-6).log()[step.surface.counts].mean()
 
 
 def picture_l1(step: Drawn) -> Tensor:

@@ -26,7 +26,7 @@ from atoken.tokens import SparseTokens
 SIZES = 0.6, 1.0  # of an asset, as a share of the box
 VIEW, WINDOW = 256, 128  # pixels a side: of a whole view, and of the piece of one that a step draws
 JITTER = 24  # pixels that a piece may lie away from the part's middle
-MARGIN = 4  # voxels along the faces of a cut whose neighbours the network does not see whole
+MARGIN = 2  # voxels along the faces of a cut whose neighbours the network does not see whole
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,27 @@ class Part:
     middle: np.ndarray
     reach: int
 
+    @property
+    def inner(self) -> int:
+        """How far from the middle voxels have all their neighbours in the part."""
+        return self.reach - MARGIN if self.reach < RESOLUTION else RESOLUTION
+
 
 @dataclass(frozen=True)
 class Surface:
-    """Where each of M Gaussians lies on the surface, (M, 3), the colour there, (M, 3) in 0..1, and if it can, (M,)."""
+    """Where each of M Gaussians belongs on the surface, (M, 3), and the colour there, (M, 3) in 0..1.
+
+    within: (M,) bool, whether it can get there. counts: (M,) bool, whether the part answers for it.
+    """
 
     points: Tensor
     colors: Tensor
     within: Tensor
+    counts: Tensor
 
     def to(self, device: torch.device | str) -> Surface:
         """The same on another device."""
-        return Surface(self.points.to(device), self.colors.to(device), self.within.to(device))
+        return Surface(*(tensor.to(device) for tensor in (self.points, self.colors, self.within, self.counts)))
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,12 @@ def surface(of: Part) -> Surface:
     found_NR = KDTree(points_S3).query(starts.numpy())[1].reshape(len(centres_N3), -1)
     points_NR3 = points_S3[found_NR]
     within_NR = (np.abs(points_NR3 - centres_N3[:, None]) < half).all(-1)
+    counts_N = np.abs(of.tokens.coords[:, 1:].numpy() - of.middle).max(1) <= of.inner
     return Surface(
         points=torch.from_numpy(points_NR3.reshape(-1, 3)).float(),
         colors=torch.from_numpy(colors_S3[found_NR].reshape(-1, 3)).float() / 255,
         within=torch.from_numpy(within_NR.reshape(-1)),
+        counts=torch.from_numpy(counts_N.repeat(within_NR.shape[1])),
     )
 
 
@@ -132,20 +143,29 @@ def _seen(views: Views, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, 
 def pictures(of: Part, seed: int, index: int, views: int) -> Pictures:
     """``views`` pieces of views from anywhere on the sphere of cameras, each around the part's middle.
 
-    What the rest of the asset shows does not count, and neither do the part's voxels at the faces of the cut.
+    What the rest of the asset shows does not count, and neither do the part's voxels at the faces of the cut. What
+    shows no surface counts where the ray passes the cube of the others.
     """
     rng = np.random.default_rng([seed, index, 1])
     directions = rng.standard_normal((views, 3))
     positions = RADIUS * directions / np.linalg.norm(directions, axis=1, keepdims=True)
     cameras = _pieces(rng, Cameras.looking_at_centre(torch.from_numpy(positions).float()), of)
     seen = render_views(of.mesh, cameras, WINDOW)
-    counts = np.ones(seen.mask.shape, np.bool_)
-    inner = of.reach - MARGIN if of.reach < RESOLUTION else RESOLUTION
+    counts = np.empty(seen.mask.shape, np.bool_)
     for view in range(views):
         cells = np.floor((seen.points(view) + 0.5) * RESOLUTION)
-        counts[view, seen.mask[view]] = np.abs(cells - of.middle).max(1) <= inner
+        counts[view] = _passing(*cameras.rays(view, WINDOW, WINDOW), of)
+        counts[view, seen.mask[view]] = np.abs(cells - of.middle).max(1) <= of.inner
     rgb, mask, counted = (torch.from_numpy(array) for array in (seen.rgb, seen.mask, counts))
     return Pictures(cameras, rgb.float() / 255, mask, counted)
+
+
+def _passing(origin: np.ndarray, directions: np.ndarray, of: Part) -> np.ndarray:
+    """(H, W) bool: which rays (H, W, 3) from one place (3,) pass the cube of the part's inner voxels."""
+    corners = (of.middle + np.array([[-of.inner], [of.inner + 1]])) / RESOLUTION - 0.5
+    with np.errstate(divide="ignore"):
+        first, last = np.sort((corners[:, None, None] - origin) / directions, axis=0)
+    return first.max(-1) <= last.min(-1)
 
 
 def _pieces(rng: np.random.Generator, cameras: Cameras, of: Part) -> Cameras:

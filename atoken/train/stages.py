@@ -61,17 +61,16 @@ class Stage:
 GAUSSIANS = ("gaussian_decoder.",)
 TOKENIZER = ("encoder.", "pool.", "to_latent.", "decoder.", "to_patch.", "logit_")
 NANO_PIXELS = Stage("nano-pixels", "nano", frozen=GAUSSIANS)
-NANO = Stage(
-    "nano", "nano", start_from="nano-pixels", mixture={"surface": 1}, frozen=TOKENIZER, tokens=2048,
-    steps=700, warmup=50, lr=2e-3, muon=2.5, seed=3,
+NANO_VOXELS = Stage(
+    "nano-voxels", "nano", start_from="nano-pixels", mixture={"image": 3, "clip": 1, "asset": 1}, frozen=GAUSSIANS,
+    steps=1000, lr=2e-4, seed=2,
 )  # fmt: skip
-# Not bundled: the outline gets better, but holes open between the Gaussians (docs/recipe.md).
-NANO_VIEWS = Stage(
-    "nano-views", "nano", start_from="nano", mixture={"views": 1}, frozen=TOKENIZER, tokens=2048,
-    steps=160, warmup=10, lr=1e-4, muon=3.0, seed=4,
+NANO = Stage(
+    "nano", "nano", start_from="nano-voxels", mixture={"surface": 1}, frozen=TOKENIZER, tokens=2048,
+    steps=1500, warmup=50, lr=2e-3, muon=2.5, seed=3,
 )  # fmt: skip
 # Its start is a code already. What writes and reads it has weights so large that a step of Adam would break it, and
 # bf16 would teach the rest of the decoder to expect noise in the finest digits.
 CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decoder.blocks.0.", *GAUSSIANS)
 NANO_D = Stage("nano-d", "nano-d", start_from="nano", frozen=CODE, mixed_precision=False, steps=1200, lr=3e-4, seed=1)
-STAGES = {stage.name: stage for stage in (NANO_PIXELS, NANO, NANO_VIEWS, NANO_D)}
+STAGES = {stage.name: stage for stage in (NANO_PIXELS, NANO_VOXELS, NANO, NANO_D)}

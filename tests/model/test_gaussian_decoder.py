@@ -13,7 +13,17 @@ from transformers import AutoModel
 from atoken import attention, gaussian_decoder
 from atoken.checkpoint import fingerprint, load_folder, load_official
 from atoken.errors import CheckpointError
-from atoken.gaussian_decoder import LAYOUT, SOFTCAP, WindowAttention, Windows, parts, positions, spread, to_gaussians
+from atoken.gaussian_decoder import (
+    LAYOUT,
+    SOFTCAP,
+    WindowAttention,
+    Windows,
+    occupancy,
+    parts,
+    positions,
+    spread,
+    to_gaussians,
+)
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.presets import GAUSSIAN_DECODER
 from atoken.tokens import SparseTokens
@@ -22,6 +32,7 @@ from tests.model.sizes import small_config, small_model
 from tests.tolerances import BF16_FORWARD, BF16_GRADIENT, EXACT, FP32
 
 SIZES = {"width": 48, "layers": 3, "heads": 2, "mlp": 64}
+SMALL = SIZES | {"neighborhood": 3}
 FIELDS = ("means", "scales", "quats", "opacities", "colors")
 OFFICIAL = POCKET / "soc-tiny.weights.safetensors", json.loads((POCKET / "soc-tiny.config.json").read_text())
 ARCH = json.loads((POCKET / "gs-tiny.config.json").read_text())
@@ -39,6 +50,9 @@ def voxels(*counts, side=40, seed=0, width=768):
 
 def decoder(seed=0, **changes):
     return small_model(seed, gaussian_decoder=SIZES | changes).gaussian_decoder
+
+
+both_kinds = pytest.mark.parametrize("sizes", [SIZES, SMALL], ids=["published", "with a neighborhood"])
 
 
 def near(ours, theirs):
@@ -110,8 +124,9 @@ def test_windows_are_cubes_of_8_of_one_sample_and_the_order_is_undone():
         assert len({tuple(group[0].tolist()) for group in groups}) == len(groups)
 
 
-def test_alone_equals_in_a_batch_and_twice_is_the_same():
-    model, batch = decoder(), voxels(300, 1, 0, 120)
+@both_kinds
+def test_alone_equals_in_a_batch_and_twice_is_the_same(sizes):
+    model, batch = decoder(**sizes), voxels(300, 1, 0, 120)
     with torch.no_grad():
         together, again = model(batch), model(batch)
         for sample, ours, same in zip(batch.unpack(), together, again, strict=True):
@@ -120,16 +135,18 @@ def test_alone_equals_in_a_batch_and_twice_is_the_same():
             assert len(ours.means) == 32 * len(sample.feats)
 
 
-def test_the_order_of_voxels_does_not_matter():
-    model, sample = decoder(), voxels(150)
+@both_kinds
+def test_the_order_of_voxels_does_not_matter(sizes):
+    model, sample = decoder(**sizes), voxels(150)
     order = torch.randperm(150, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         shuffled = model.outputs(SparseTokens(sample.feats[order], sample.coords[order], (150,)))
         torch.testing.assert_close(shuffled, model.outputs(sample)[order], atol=FP32, rtol=FP32)
 
 
-def test_moving_by_a_window_changes_the_outputs_only_through_the_positions(monkeypatch):
-    model, sample = decoder(), voxels(300, side=30)
+@both_kinds
+def test_moving_by_a_window_changes_the_outputs_only_through_the_positions(sizes, monkeypatch):
+    model, sample = decoder(**sizes), voxels(300, side=30)
     with torch.no_grad():
         original = model.outputs(sample)
         for distance, same in ((8, True), (4, False)):
@@ -139,6 +156,34 @@ def test_moving_by_a_window_changes_the_outputs_only_through_the_positions(monke
             with monkeypatch.context() as patch:
                 patch.setattr(gaussian_decoder, "positions", lambda _, width: positions(sample.coords[:, 1:], width))
                 assert torch.equal(model.outputs(moved), original) == same
+
+
+def test_occupancy_is_who_else_of_the_sample_is_in_the_cube():
+    batch = voxels(300, 0, 200, side=8)
+    batch = SparseTokens(batch.feats, batch.coords + torch.tensor([0, 56, 0, 30], dtype=torch.int32), batch.lengths)
+    for side in (1, 3, 5):
+        found = occupancy(batch, side)
+        assert found.shape == (500, side**3)
+        assert found[:, side**3 // 2].all()  # the voxel itself
+        for sample, ours in zip(batch.unpack(), found.split(batch.lengths), strict=True):
+            there = {tuple(cell) for cell in sample.coords[:, 1:].tolist()}
+            steps = list(product(range(-(side // 2), side // 2 + 1), repeat=3))
+            for cell, row in zip(sample.coords[:, 1:].tolist(), ours.tolist(), strict=True):
+                assert row == [(cell[0] + x, cell[1] + y, cell[2] + z) in there for x, y, z in steps]
+
+
+def test_a_voxel_reads_its_neighbors_across_the_borders_of_windows():
+    first, second = torch.tensor([[0, 7, 3, 3], [0, 8, 3, 3]], dtype=torch.int32).split(1)
+    far = second + torch.tensor([0, 24, 0, 0], dtype=torch.int32)
+    feats, same = torch.zeros(2, 768), {}
+    for name, sizes in {"published": SIZES, "neighborhood": SMALL}.items():
+        model = decoder(**sizes | {"layers": 1})
+        with torch.no_grad():
+            near_one, far_one = (
+                model.outputs(SparseTokens(feats, torch.cat([first, other]), (2,)))[0] for other in (second, far)
+            )
+        same[name] = torch.equal(near_one, far_one)
+    assert same == {"published": True, "neighborhood": False}
 
 
 def test_positions_are_sines_and_cosines_of_each_axis():
@@ -152,9 +197,12 @@ def test_positions_are_sines_and_cosines_of_each_axis():
         torch.testing.assert_close(table[:, 8 * axis + 4 + k].double(), angle.cos(), atol=FP32, rtol=0)
 
 
-def test_a_batch_without_voxels_gives_gaussians_without_members():
+@both_kinds
+def test_a_batch_without_voxels_gives_gaussians_without_members(sizes):
     for lengths in ((0, 0), (0,)):
-        for gaussians in decoder()(SparseTokens(torch.zeros(0, 768), torch.zeros(0, 4, dtype=torch.int32), lengths)):
+        for gaussians in decoder(**sizes)(
+            SparseTokens(torch.zeros(0, 768), torch.zeros(0, 4, dtype=torch.int32), lengths)
+        ):
             assert [len(getattr(gaussians, field)) for field in FIELDS] == [0] * 5
             assert gaussians.quats.shape == (0, 4)
 
@@ -222,10 +270,10 @@ def test_gradient_checkpointing_changes_nothing():
 
 
 def test_saving_and_loading_gives_the_same_model_bit_for_bit(tmp_path):
-    model, sample = small_model(gaussian_decoder=SIZES), voxels(60)
+    model, sample = small_model(gaussian_decoder=SMALL), voxels(60)
     model.save_pretrained(tmp_path)
     for loaded in (load_folder(tmp_path), AutoModel.from_pretrained(tmp_path)):
-        assert loaded.config.gaussian_decoder == SIZES
+        assert loaded.config.gaussian_decoder == SMALL
         assert fingerprint(loaded) == fingerprint(model)
         with torch.no_grad():
             assert torch.equal(loaded.gaussian_decoder.outputs(sample), model.gaussian_decoder.outputs(sample))
@@ -251,7 +299,18 @@ def test_the_gaussian_decoder_counts_for_the_fingerprint_and_is_off_by_default()
     assert fingerprint(model) != before
 
 
-@pytest.mark.parametrize("sizes", [{}, {"width": 48}, SIZES | {"heads": 5}, SIZES | {"heads": 0}, SIZES | {"odd": 1}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"width": 48},
+        SIZES | {"heads": 5},
+        SIZES | {"heads": 0},
+        SIZES | {"odd": 1},
+        SIZES | {"neighborhood": 4},
+        SIZES | {"neighborhood": -1},
+    ],
+)
 def test_wrong_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="width \\(a multiple of heads\\), layers, heads, mlp"):
         ATokenConfig(gaussian_decoder=sizes)

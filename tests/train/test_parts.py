@@ -84,6 +84,19 @@ def test_surface_colours_are_those_of_the_faces(surface):
     assert torch.equal(surface.colors[plain], expected)
 
 
+def test_voxels_count_that_have_all_their_neighbors_in_the_part():
+    cut, whole = parts.part(0, 1, 600), parts.part(0, 1, 10**6)
+    missing = {tuple(c) for c in whole.tokens.coords[:, 1:].tolist()} - {
+        tuple(c) for c in cut.tokens.coords[:, 1:].tolist()
+    }
+    outside = torch.tensor(sorted(missing))
+    counts = parts.surface(cut).counts.unflatten(0, (-1, GAUSSIANS))
+    assert 0.2 < counts.float().mean() < 0.9
+    assert parts.surface(whole).counts.all()
+    for cell in cut.tokens.coords[counts.all(1), 1:]:
+        assert (outside - cell).abs().amax(1).min() > parts.MARGIN
+
+
 def test_within_is_what_a_gaussian_can_reach(cube, surface):
     centres = (cube.tokens.coords[:, 1:].float() + 0.5) / RESOLUTION - 0.5
     away = (surface.points.unflatten(0, (-1, GAUSSIANS)) - centres[:, None]).abs().amax(-1).flatten()
@@ -110,10 +123,18 @@ def test_only_pixels_of_the_inner_part_count():
     shown = render_views(cut.mesh, seen.cameras, parts.WINDOW)
     for view in range(4):
         cells = np.floor((shown.points(view) + 0.5) * RESOLUTION)
-        inner = np.abs(cells - cut.middle).max(1) <= cut.reach - parts.MARGIN
+        inner = np.abs(cells - cut.middle).max(1) <= cut.inner
+        assert cut.inner == cut.reach - parts.MARGIN
         np.testing.assert_array_equal(seen.counts[view].numpy()[shown.mask[view]], inner)
-    assert seen.counts.numpy()[~shown.mask].all()
+        # Once more by walking along the rays in steps of an eighth of a voxel.
+        origin, directions = seen.cameras.rays(view, parts.WINDOW, parts.WINDOW)
+        walk = origin + np.arange(1.0, 3.0, 1 / 512)[:, None] * directions[~shown.mask[view]][:, None]
+        away = np.abs((walk + 0.5) * RESOLUTION - (cut.middle + 0.5)).max(-1).min(-1) - (cut.inner + 0.5)
+        counts = seen.counts[view].numpy()[~shown.mask[view]]
+        assert counts[away < 0].all()
+        assert not counts[away > 0.2].any()
     assert 0 < seen.counts.numpy()[shown.mask].mean() < 1
+    assert 0 < seen.counts.numpy()[~shown.mask].mean() < 1
 
 
 def test_losses_are_zero_at_the_surface(cube, surface):
@@ -139,7 +160,12 @@ def test_place_color_and_opacity_in_closed_form(surface):
         torch.full((count,), 0.25),
         surface.colors + 0.125,
     )
-    step, share = losses.Placed(wrong, surface), float(surface.within.float().mean())
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.rand(count, generator=generator) < 0.7
+    for field in ("means", "scales", "opacities", "colors"):  # what does not count may be anything
+        getattr(wrong, field)[~counts] = 0.9
+    step = losses.Placed(wrong, replace(surface, counts=counts))
+    share = float(surface.within[counts].float().mean())
     assert float(losses.place(step)) == pytest.approx(3.5, abs=1e-4)
     assert float(losses.color(step)) == pytest.approx(0.125, abs=FP32)
     assert float(losses.size(step)) == pytest.approx(0.25, abs=FP32)
@@ -184,4 +210,4 @@ def test_voxel_tokens_are_a_modality_like_the_others():
     assert (made.modality, made.values, made.targets) == ("asset", 768, None)
     assert not made.tokens.feats[:, 768:].any()
     assert made.tokens.coords[:, 3].any()
-    assert PlainEngine(Objective(small_model(), stage.terms), stage, "cpu").train(made)["l1"] > 0
+    assert PlainEngine(Objective(small_model(), stage.terms), stage, "cpu").train([made])["l1"] > 0
