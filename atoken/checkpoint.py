@@ -21,6 +21,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from atoken import gaussian_decoder
@@ -66,6 +67,10 @@ OFFICIAL_FIXED = {
     "quantizer_num_codebooks": 8,
     "quantizer_chunk_size": 1,
 }
+TEXT_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "projection_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
 OFFICIAL_GAUSSIANS = {
     "latent_channels": 768,  # a voxel's patch
     "resolution": gaussian_decoder.RESOLUTION,
@@ -213,6 +218,22 @@ def from_siglip2(siglip2_vision_model: torch.nn.Module, config: ATokenConfig) ->
     return fill(model, own | state, "the SigLIP2 vision tower")
 
 
+def with_text(model: ATokenModel, siglip2_text_model: PreTrainedModel) -> ATokenModel:
+    """The same model with a transformers ``Siglip2TextModel`` as its text side, which is taken up as it is.
+
+    Raises: CheckpointError where its vectors are not as wide as the pooled ones.
+    """
+    config = siglip2_text_model.config
+    if config.projection_size != model.config.encoder_width:
+        raise CheckpointError(
+            f"The text tower gives vectors of {config.projection_size}, the encoder of {model.config.encoder_width}; "
+            "take the SigLIP2 of the same size."
+        )
+    model.config.text = {name: getattr(config, name) for name in TEXT_SIZES}
+    model.text_tower = siglip2_text_model
+    return model.eval()
+
+
 def _siglip2_state(theirs: StateDict, config: ATokenConfig) -> dict[str, Tensor]:
     parts = {key.removeprefix("vision_model."): value for key, value in theirs.items()}
     for kind in ("weight", "bias"):
@@ -290,8 +311,9 @@ def fingerprint(model: ATokenModel) -> str:
     """SHA-256 (hex) of architecture and weights, these rounded to bf16 so that the dtype in use does not count."""
     config = model.config.to_dict()
     sizes = {key: config[key] for key in sorted(ATokenConfig.__annotations__) if key in config}
-    if sizes["gaussian_decoder"] is None:
-        del sizes["gaussian_decoder"]  # models from before there was one keep their fingerprint
+    for part in ("gaussian_decoder", "text"):
+        if sizes[part] is None:
+            del sizes[part]  # models from before there was one keep their fingerprint
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())

@@ -1,4 +1,4 @@
-"""The command line: ``atoken reconstruct | encode | decode | info | doctor | convert``.
+"""The command line: ``atoken reconstruct | encode | decode | info | embed | classify | search | doctor | convert``.
 
 Exit codes: 0 done, 1 some inputs failed (listed, the others done), 2 usage. Only what parsing needs is imported here.
 """
@@ -10,23 +10,28 @@ import sys
 import warnings
 from collections.abc import Sequence
 from fractions import Fraction
+from importlib import import_module
 from typing import Any
 
 from atoken import __version__
 from atoken.errors import AtokenError, AtokenWarning
+
+MATCHING = ("embed", "classify", "search")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     options = parser().parse_args(arguments)
     try:
-        from atoken import commands
+        from atoken import console
 
+        # A room each: what the command is called is a function there.
+        room = import_module("atoken.matching" if options.command in MATCHING else "atoken.commands")
         with warnings.catch_warnings():
             warnings.simplefilter("always", AtokenWarning)
             warnings.showwarning = _say_warning
-            commands.silence_transformers()
-            return int(getattr(commands, options.command)(options))
+            console.silence_transformers()
+            return int(getattr(room, options.command)(options))
     except AtokenError as error:
         print(f"atoken: {error}", file=sys.stderr)  # noqa: T201 - the program's voice
         return 1
@@ -73,6 +78,22 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("file", metavar="FILE.atok")
     info.add_argument("--json", action="store_true", help="machine-readable results")
 
+    embed = commands.add_parser("embed", help="one vector for each picture, clip, asset, item of a token file, or text")
+    _add_found(embed)
+    embed.add_argument("--text", action="append", default=[], help="a text to embed, too; may be given again")
+    embed.add_argument(
+        "-o", "--out", default="vectors.npz", help="NumPy file of names and vectors (default: vectors.npz)"
+    )
+
+    classify = commands.add_parser("classify", help="which label fits each file best")
+    _add_found(classify)
+    classify.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="texts to choose from")
+
+    search = commands.add_parser("search", help="the files that fit a text best")
+    search.add_argument("query", metavar="QUERY")
+    _add_found(search)
+    search.add_argument("--top", type=int, default=10, help="how many to show (default: 10)")
+
     doctor = commands.add_parser("doctor", help="check the promises on this machine and this model")
     _add_model(doctor)
 
@@ -82,8 +103,19 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--config", help="the published YAML (default: the name of the file, with .yaml)")
     convert.add_argument("--gaussians", metavar="FILE", help="the published Gaussian decoder's weights, for 3D")
     convert.add_argument("--gaussian-config", metavar="YAML", help="its YAML (default: the name of FILE, with .yaml)")
+    convert.add_argument("--text", metavar="FOLDER", help="a SigLIP2 folder with its text tokenizer, for the text side")
     convert.add_argument("--preset", default="so400m-c", help="for SigLIP2: the size to build around it")
     return top
+
+
+def _add_found(command: argparse.ArgumentParser) -> None:
+    command.add_argument("files", nargs="+", metavar="FILE", help="media, or token files, whose vectors are in them")
+    command.add_argument(
+        "--pool", choices=["whole", "frames"], default="whole",
+        help="of clips: one vector of all tokens, or the mean of the frames' vectors (default: whole)",
+    )  # fmt: skip
+    _add_model(command)
+    _add_media(command)
 
 
 def _add_model(command: argparse.ArgumentParser, default: str | None = "nano", shown: str = "nano") -> None:

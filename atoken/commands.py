@@ -6,29 +6,28 @@ import argparse
 import json
 import math
 import mimetypes
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
-from tqdm import tqdm
 
+from atoken import console
 from atoken.compare import Comparison, Originals
-from atoken.errors import AtokenError, CheckpointError, MediaError
+from atoken.errors import AtokenError, CheckpointError
 from atoken.gaussians import Gaussians
-from atoken.io import Clip, Image, Limits, VideoReader, VideoWriter, load_media
+from atoken.io import Clip, Image, VideoWriter, load_media
 from atoken.io.sniff import sniff
 from atoken.io.token_file import Item, TokenFile, TokenFileWriter, read_items
 from atoken.io.tokens_record import TILE, Tokens
 from atoken.io.video import clock_slack
 from atoken.metrics import psnr_of
 from atoken.presets import BUNDLED, PRESETS
-from atoken.tokenizer import Tokenizer, load
+from atoken.text import TextTokenizer
+from atoken.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -70,10 +69,10 @@ HEAD = ["file", "size", "tokens", "bytes", "bits/pixel", "PSNR dB", "SSIM", "enc
 
 def reconstruct(options: argparse.Namespace) -> int:
     """Every file to a token file and back; a table of figures, the results, and side-by-side pictures."""
-    tokenizer, out = _tokenizer(options), _folder(options.out)
-    jobs = list(zip(options.files, _unique(Path(file).name for file in options.files), strict=True))
-    rows, failed = _each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options))
-    _say(rows, [HEAD, *(row.cells() for row in rows)], options, [row.plain() for row in rows])
+    tokenizer, out = console.tokenizer(options), console.folder(options.out)
+    jobs = list(zip(options.files, console.unique(Path(file).name for file in options.files), strict=True))
+    rows, failed = console.each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options))
+    console.say(rows, [HEAD, *(row.cells() for row in rows)], options, [row.plain() for row in rows])
     return failed
 
 
@@ -84,7 +83,9 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
         _add(tokenizer, writer, file, options)
     encoded = perf_counter()
     originals = Originals(
-        _reader(file, options) if sniff(file).media == "clip" else load_media(file, limits=_limits(options))
+        console.reader(file, options)
+        if sniff(file).media == "clip"
+        else load_media(file, limits=console.limits(options))
     )
     with TokenFile(token_file) as tokens, originals as frames:
         item = tokens.items[0]
@@ -117,9 +118,9 @@ def encode(options: argparse.Namespace) -> int:
     if options.out is None and len(options.files) > 1:
         raise AtokenError("Several inputs go into one token file: name it with -o set.atok.")
     target = Path(options.out or Path(options.files[0]).with_suffix(".atok").name)
-    tokenizer = _tokenizer(options)
+    tokenizer = console.tokenizer(options)
     with TokenFileWriter(target) as writer:
-        done, failed = _each(options.files, lambda file: _add(tokenizer, writer, file, options))
+        done, failed = console.each(options.files, lambda file: _add(tokenizer, writer, file, options))
         if not done:
             raise AtokenError(f"None of the inputs could be encoded; {target} was not written.")
     return _describe(target, options) or failed
@@ -127,12 +128,14 @@ def encode(options: argparse.Namespace) -> int:
 
 def _add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argparse.Namespace) -> None:
     if sniff(file).media == "clip":
-        with _reader(file, options) as reader:
-            pieces = _progress(tokenizer.encode_stream(reader, fps=options.fps), reader.expected_frames, "encode")
+        with console.reader(file, options) as reader:
+            pieces = console.progress(
+                tokenizer.encode_stream(reader, fps=options.fps), reader.expected_frames, "encode"
+            )
             slack = float(clock_slack(reader.info.time_base))
             writer.add(pieces, dtype=options.latents, clock_slack=slack)
         return
-    tokens = tokenizer.encode(load_media(file, limits=_limits(options)), coarsen=options.coarsen)
+    tokens = tokenizer.encode(load_media(file, limits=console.limits(options)), coarsen=options.coarsen)
     writer.add(replace(tokens, name=Path(file).name), dtype=options.latents)
 
 
@@ -141,15 +144,15 @@ def decode(options: argparse.Namespace) -> int:
     if options.model is None:
         named = read_items(options.file)[0].model
         options.model = named if named in PRESETS and (BUNDLED / named).is_dir() else "nano"
-    tokenizer = _tokenizer(options)
+    tokenizer = console.tokenizer(options)
     with TokenFile(options.file) as tokens:
         chosen = options.item or range(len(tokens))
         for index in chosen:
             if not 0 <= index < len(tokens):
                 raise AtokenError(f"{options.file} has no item {index}; it holds 0 to {len(tokens) - 1}.")
         jobs = list(zip(chosen, _decode_targets(tokens, list(chosen), options), strict=True))
-        done, failed = _each(jobs, lambda job: _write_item(tokenizer, tokens, *job, frames=options.frames))
-    _say(done, [["wrote"], *([str(path)] for path in done)], options, [str(path) for path in done])
+        done, failed = console.each(jobs, lambda job: _write_item(tokenizer, tokens, *job, frames=options.frames))
+    console.say(done, [["wrote"], *([str(path)] for path in done)], options, [str(path) for path in done])
     return failed
 
 
@@ -158,9 +161,9 @@ def _decode_targets(tokens: TokenFile, chosen: list[int], options: argparse.Name
         if len(chosen) > 1:
             raise AtokenError(f"{options.file} holds {len(chosen)} items; give a folder with -o, or one --item.")
         return [Path(options.out)]
-    out = _folder(options.out)
+    out = console.folder(options.out)
     items = [tokens.items[index] for index in chosen]
-    names = _unique(item.name or f"item-{index}" for index, item in zip(chosen, items, strict=True))
+    names = console.unique(item.name or f"item-{index}" for index, item in zip(chosen, items, strict=True))
     return [_result_path(out / name, item) for name, item in zip(names, items, strict=True)]
 
 
@@ -195,7 +198,7 @@ def _write_item(
     pieces = tokenizer.decode_stream(_pieces(tokens, index, start, last))
     with VideoWriter(path, item.fps or 24, size=item.size) as writer:
         at = start // TILE * TILE
-        for clip in _progress(pieces, last - first, "decode"):
+        for clip in console.progress(pieces, last - first, "decode"):
             keep = slice(max(first - at, 0), max(last - at, 0))
             if len(clip.frames[keep]):
                 writer.write(clip.frames[keep], None if clip.timestamps is None else clip.timestamps[keep])
@@ -239,7 +242,7 @@ def _describe(path: Path, options: argparse.Namespace) -> int:
          "stored_as": item.dtype, "model": item.model, "fingerprint": item.fingerprint}
         for item in items
     ]  # fmt: skip
-    _say(cells, [head, *cells], options, plain)
+    console.say(cells, [head, *cells], options, plain)
     return 0
 
 
@@ -248,12 +251,12 @@ def doctor(options: argparse.Namespace) -> int:
     from atoken.doctor import examine
 
     findings = []
-    for finding in examine(_tokenizer(options)):
+    for finding in examine(console.tokenizer(options)):
         findings.append(finding)
         if not options.json:
-            _out(finding.line())
+            console.out(finding.line())
     if options.json:
-        _out(json.dumps([asdict(finding) for finding in findings], indent=1))
+        console.out(json.dumps([asdict(finding) for finding in findings], indent=1))
     return 0 if all(finding.passed for finding in findings) else 1
 
 
@@ -268,115 +271,45 @@ def convert(options: argparse.Namespace) -> int:
             config = preset(options.preset)
         except ValueError as error:
             raise AtokenError(str(error)) from error
-        model = checkpoint.from_siglip2(_siglip2(source), config)
+        model = checkpoint.from_siglip2(_siglip2(source, "vision"), config)
     else:
         model = checkpoint.load_official(source, options.config, options.gaussians, options.gaussian_config)
-    _save(model, _folder(options.out))
-    _out(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights")
+    texts = None
+    if options.text:
+        model = checkpoint.with_text(model, _siglip2(Path(options.text), "text"))
+        texts = TextTokenizer.load(options.text, model.text_length)
+    _save(model, texts, console.folder(options.out))
+    console.out(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights")
     return 0
 
 
-def _siglip2(folder: Path) -> Any:
-    from transformers import PreTrainedConfig, Siglip2VisionModel
+def _siglip2(folder: Path, side: str) -> Any:
+    """One of the towers, "vision" or "text", of a folder of transformers."""
+    from transformers import PreTrainedConfig, Siglip2TextModel, Siglip2VisionModel
 
+    towers = {"vision": Siglip2VisionModel, "text": Siglip2TextModel}
     try:
         kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-        if kind not in ("siglip2", "siglip2_vision_model"):
+        if kind not in ("siglip2", f"siglip2_{side}_model"):
             raise ValueError(f"its config.json is that of a model of type {kind}.")
-        tower, info = Siglip2VisionModel.from_pretrained(folder, output_loading_info=True)
+        tower, info = towers[side].from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder} holds no SigLIP2 vision tower: {reason}") from error
+        raise CheckpointError(f"{folder} holds no SigLIP2 {side} tower: {reason}") from error
     if info["missing_keys"]:  # transformers would draw these at random
-        raise CheckpointError(f"{folder} holds no SigLIP2 vision tower: it lacks {min(info['missing_keys'])}.")
+        raise CheckpointError(f"{folder} holds no SigLIP2 {side} tower: it lacks {min(info['missing_keys'])}.")
     return tower
 
 
-def _save(model: Any, folder: Path) -> None:
-    """Write a model into ``folder``; nothing is left of it if that fails."""
+def _save(model: Any, texts: TextTokenizer | None, folder: Path) -> None:
+    """Write a model, and the files of its text tokenizer, into ``folder``; nothing is left of them if that fails."""
     try:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as part:
             model.save_pretrained(part)
+            if texts is not None:
+                texts.save(part)
             for file in Path(part).iterdir():
                 file.replace(folder / file.name)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"Cannot write {folder}: {reason}.") from error
-
-
-def silence_transformers() -> None:
-    """Neither its progress bars nor its remarks: what matters becomes an exit code and one sentence."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def _tokenizer(options: argparse.Namespace) -> Tokenizer:
-    return load(options.model, device=options.device, dtype=options.dtype, config=options.config)
-
-
-def _limits(options: argparse.Namespace) -> Limits:
-    names = ("max_pixels", "max_side", "max_seconds", "max_frames")
-    return replace(Limits(), **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
-
-
-def _reader(file: str, options: argparse.Namespace) -> VideoReader:
-    return VideoReader(file, frames=options.frames, fps=options.fps, limits=_limits(options))
-
-
-def _folder(path: str) -> Path:
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MediaError(f"Cannot make the folder {path}: {error.strerror or error}.") from error
-    return Path(path)
-
-
-def _unique(names: Iterable[str]) -> list[str]:
-    """Names with -2, -3, ... behind those that came before, no two the same."""
-    result: dict[str, None] = {}
-    for name in names:
-        tries = chain([name], (f"{name}-{number}" for number in count(2)))
-        result[next(one for one in tries if one not in result)] = None
-    return list(result)
-
-
-def _each(jobs: Iterable[Any], work: Callable[[Any], T]) -> tuple[list[T], int]:
-    """Results of the jobs that went well, and exit code 1 if some did not; those are listed, the others done."""
-    results, failed = [], 0
-    for job in jobs:
-        try:
-            results.append(work(job))
-        except AtokenError as error:
-            failed = 1
-            print(f"atoken: {error}", file=sys.stderr)  # noqa: T201 - the program's voice
-    return results, failed
-
-
-def _progress(pieces: Iterator[T], frames: int | None, what: str) -> Iterator[T]:
-    """A bar over frames for what takes more than two seconds; silent where nobody watches."""
-    with tqdm(total=frames, desc=what, unit=" frames", delay=2, disable=None, leave=False) as bar:
-        for piece in pieces:
-            yield piece
-            bar.update(piece.frames if isinstance(piece, Tokens) else len(piece.frames))  # type: ignore[attr-defined]
-
-
-def _say(results: list[Any], lines: list[list[str]], options: argparse.Namespace, plain: list[Any]) -> None:
-    if options.json:
-        _out(json.dumps(plain, indent=1))
-    elif results:
-        _out(_columns(lines))
-
-
-def _columns(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = (
-        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    )
-    return "\n".join("  ".join(row).rstrip() for row in rows)
-
-
-def _out(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - the program's voice

@@ -57,6 +57,7 @@ class ATokenConfig(PreTrainedConfig):
     tile_frames: int = 16  # new frames in a tile
     cache_frames: int = 0  # frames of the tile before that the decoder still sees
     gaussian_decoder: dict[str, int] | None = None  # the sizes of a GaussianDecoder; None is a model without one
+    text: dict[str, Any] | None = None  # fields of a transformers Siglip2TextConfig; None is a model without text side
     logit_scale_init: float = 4.8438  # logarithm; of image-text similarities, as in SigLIP2
     logit_bias_init: float = -15.5625
     initializer_range: float = 0.02
@@ -162,14 +163,14 @@ class Stack(nn.Module):
 class ATokenModel(PreTrainedModel):
     """Encoder, bottleneck, pooling head and decoder over packed tokens.
 
-    ``gaussian_decoder`` makes Gaussians of the decoded patches of voxels (``atoken/gaussian_decoder.py``); None in a
-    model without one.
+    ``gaussian_decoder`` makes Gaussians of the decoded patches of voxels (``atoken/gaussian_decoder.py``) and
+    ``text_tower`` vectors of texts (transformers' ``Siglip2TextModel``); either is None in a model without it.
     """
 
     config_class = ATokenConfig
     base_model_prefix = "atoken"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Block", "WindowBlock")
+    _no_split_modules = ("Block", "WindowBlock", "Siglip2EncoderLayer")
     _supports_sdpa = True
 
     def __init__(self, config: ATokenConfig) -> None:
@@ -184,6 +185,8 @@ class ATokenModel(PreTrainedModel):
         self.quantiser = FSQ(config.fsq_levels) if config.fsq_levels else None
         sizes = config.gaussian_decoder
         self.gaussian_decoder = None if sizes is None else GaussianDecoder(config.frame_values, **sizes)
+        text = config.text
+        self.text_tower = None if text is None else _text_tower(text, config.encoder_width)
         self.post_init()
 
     def encode(
@@ -242,6 +245,21 @@ class ATokenModel(PreTrainedModel):
         places = Places.of(tile, width, base) if cache is None else cache.enter(tile, steps, width, base)
         return tile.with_feats(self.to_patch(self.decoder(tile, places, cache)))
 
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Ids (T, L) of ``atoken.text.TextTokenizer`` to (T, D) fp32, not normalised, beside ``Encoded.pooled``.
+
+        Raises ValueError for a model without text side.
+        """
+        if self.text_tower is None:
+            raise ValueError("This model has no text side.")
+        return self.text_tower(ids).pooler_output.float()
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a text that the text side reads (L); 0 without one."""
+        default = 64  # transformers' own, where the config does not say
+        return 0 if self.config.text is None else int(self.config.text.get("max_position_embeddings", default))
+
     def forward(self, tokens: SparseTokens) -> tuple[Encoded, SparseTokens]:
         """Encode and decode again: what a training step runs."""
         encoded = self.encode(tokens)
@@ -289,6 +307,16 @@ class ATokenModel(PreTrainedModel):
                 nn.init.zeros_(module.encoder.inputs.weight[:, self.config.frame_values :])
 
 
+def _text_tower(fields: dict[str, Any], width: int) -> PreTrainedModel:
+    """SigLIP2's text tower, whose vectors share the space of the pooling head's. Raises ValueError for other widths."""
+    from transformers import Siglip2TextConfig, Siglip2TextModel
+
+    config = Siglip2TextConfig(**fields)
+    if config.projection_size != width:
+        raise ValueError(f"The text tower's projection_size {config.projection_size} is not the encoder's {width}.")
+    return Siglip2TextModel(config)
+
+
 def _scatter(
     tokens: SparseTokens, windows: list[tuple[Tensor | slice, SparseTokens]], parts: list[SparseTokens]
 ) -> SparseTokens:
@@ -296,8 +324,9 @@ def _scatter(
     if len(windows) == 1:
         return tokens.with_feats(parts[0].feats)
     order = torch.cat([index for index, _ in windows if isinstance(index, Tensor)])
-    feats = torch.cat([part.feats for part in parts])
-    return replace(tokens, feats=torch.empty_like(feats).index_copy(0, order, feats))
+    # The way back by its index: copying to indices would keep all that it copies for the gradient.
+    back = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
+    return replace(tokens, feats=torch.cat([part.feats for part in parts]).index_select(0, back))
 
 
 AutoConfig.register(ATokenConfig.model_type, ATokenConfig)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from atoken import checkpoint
 from atoken.errors import AtokenError, CheckpointError, MediaError
@@ -20,7 +21,7 @@ from atoken.gaussian_decoder import RESOLUTION
 from atoken.gaussians import Gaussians
 from atoken.io import Clip, Image, from_pil, load_media
 from atoken.io.media import exact_fps
-from atoken.io.tokens_record import TILE, Tokens, check_follows
+from atoken.io.tokens_record import TILE, Tokens, check_follows, check_model
 from atoken.io.video import VideoReader
 from atoken.layers import PoolState
 from atoken.mesh import Mesh
@@ -29,6 +30,7 @@ from atoken.modalities.views import Views, render_views
 from atoken.modalities.voxels import voxelize
 from atoken.model import ATokenModel, Encoded
 from atoken.presets import BUNDLED, PRESETS
+from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
 
 Media = Any  # a path, PIL image, uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, Clip, Mesh, or Views
@@ -52,14 +54,17 @@ def load(
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     path = BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
+    texts = None
     if path.is_file():
         model = checkpoint.load_official(path, config, gaussians, gaussian_config)
     elif path.is_dir() or "/" in str(source):
-        model = checkpoint.load_folder(path if path.is_dir() else str(source), dtype=torch.float32)
+        folder = path if path.is_dir() else str(source)
+        model = checkpoint.load_folder(folder, dtype=torch.float32)
+        texts = TextTokenizer.load(folder, model.text_length) if model.text_length else None
     else:
         raise CheckpointError(_unknown(str(source)))
     try:
-        return Tokenizer(model.to(device, _dtype(device, dtype)), path.stem if path.is_file() else path.name)
+        return Tokenizer(model.to(device, _dtype(device, dtype)), path.stem if path.is_file() else path.name, texts)
     except (RuntimeError, AssertionError) as error:
         raise CheckpointError(f"This machine has no device {device!r}; pass device='cpu'.") from error
 
@@ -83,16 +88,18 @@ def _dtype(device: str, dtype: str) -> torch.dtype:
 class Tokenizer:
     """A model and a name for it. Results are the same alone and in a batch, and the same twice.
 
-    Raises: CheckpointError for a model whose tiles do not divide those of a token file.
+    texts: numbers the words for a model with a text side. Raises: CheckpointError for a model whose tiles do not divide
+    those of a token file.
     """
 
-    def __init__(self, model: ATokenModel, name: str) -> None:
+    def __init__(self, model: ATokenModel, name: str, texts: TextTokenizer | None = None) -> None:
         if TILE % model.config.tile_frames:
             raise CheckpointError(
                 f"Tiles of {model.config.tile_frames} frames do not divide the {TILE} of a token file."
             )
         self.model = model.eval()
         self.name = name
+        self.texts = texts
 
     @cached_property
     def fingerprint(self) -> str:
@@ -200,7 +207,7 @@ class Tokenizer:
         return replace(gaussians, means=(gaussians.means + 0.5) * coarser - 0.5, scales=gaussians.scales * coarser)
 
     def _check(self, tokens: Tokens) -> None:
-        tokens.check_model(self.fingerprint, self.name)
+        check_model(tokens, self.fingerprint, self.name)
         if tokens.first_frame and self.model.config.cache_frames:
             raise AtokenError("This model's decoder looks back at earlier frames; decode the clip from its start.")
         if tokens.kind == "asset" and self.model.gaussian_decoder is None:
@@ -265,14 +272,43 @@ class Tokenizer:
             before = piece
 
     def embed(self, media: Media | Tokens) -> Tensor:
-        """(D,) fp32 unit vector of a picture, a clip, or tokens (whose stored vector is used, no pixel is read)."""
+        """(D,) fp32 unit vector of a picture, a clip, an asset, or tokens (whose stored vector is used, no pixel read).
+
+        Raises: as ``encode``; AtokenError for a piece of a clip.
+        """
         pooled = (media if isinstance(media, Tokens) else self.encode(media)).pooled
         if pooled is None:
             raise AtokenError("These tokens are a piece of a clip without its pooled vector; pass the whole clip.")
-        return torch.nn.functional.normalize(pooled, dim=-1)
+        return normalize(pooled, dim=-1)
+
+    def embed_frames(self, frames: Clip | VideoReader) -> Tensor:
+        """(D,) fp32 unit vector of a clip: the mean of its frames' vectors, each frame seen as a picture.
+
+        The other way to search clips, beside ``embed`` of the whole: the paper's for retrieval. Constant memory.
+        Raises: MediaError (no frames).
+        """
+        total, count = torch.zeros(self.model.config.encoder_width), 0
+        for tile in _tiles(frames, None):
+            vectors = [self.embed(tokens) for tokens in self.encode_batch([Image(frame) for frame in tile.frames])]
+            total, count = total + torch.stack(vectors).sum(0), count + len(vectors)
+        if not count:
+            raise MediaError("The clip has no frames; there is nothing to embed.")
+        return normalize(total, dim=-1)
+
+    @torch.inference_mode()
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """(T, D) fp32 unit vectors of texts, in the space of ``embed``. Raises: AtokenError without a text side."""
+        if self.texts is None:
+            raise AtokenError(
+                f"Model {self.name} has no text side; add one with --text of atoken convert, or take another model."
+            )
+        return normalize(self.model.encode_text(self.texts(texts).to(self.device)), dim=-1).cpu()
 
     def logits(self, ours_VD: Tensor, theirs_BD: Tensor) -> Tensor:
-        """(V, B): similarities of unit vectors with the model's own scale and bias, as SigLIP2 defines them."""
+        """(V, B): similarities of unit vectors with the model's own scale and bias, as SigLIP2 defines them.
+
+        The sigmoid of one is the probability that the two belong together.
+        """
         scale, bias = self.model.logit_scale.float().exp().cpu(), self.model.logit_bias.float().cpu()
         return (ours_VD @ theirs_BD.T * scale + bias).detach()
 

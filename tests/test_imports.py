@@ -21,11 +21,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # lower floor or stay in its room; rooms on one floor do not see each other. __init__ is what "import atoken" gives.
 FLOORS = [
     {"cli"},
-    {"commands"},
+    {"commands", "matching"},
+    {"console"},
     {"doctor", "compare"},
     {"tokenizer"},
     {"train"},
-    {"checkpoint"},
+    {"checkpoint", "text"},
     {"presets"},
     {"model"},
     {"gaussian_decoder"},

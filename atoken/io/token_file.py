@@ -16,6 +16,7 @@ from typing import BinaryIO, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from atoken.bottleneck import FSQ
 from atoken.errors import TokenFileError
@@ -204,6 +205,15 @@ class TokenFile:
         with self._reading():
             whole = len(tiles) == len(item.tiles)
             return self._tokens(item, tiles, self._get(item.timestamps, "float64"), pooled=whole)
+
+    def vector(self, index: int = 0) -> Tensor:
+        """(D,) fp32 unit vector of one item; nothing else of it is read. Raises: TokenFileError (a piece has none)."""
+        item = self._item(index)
+        with self._reading():
+            pooled = self._get(item.pooled, "float32")
+        if pooled is None:
+            raise TokenFileError(f"{self.path} holds a piece of {item.name} without its vector; encode the whole clip.")
+        return torch.nn.functional.normalize(torch.from_numpy(pooled), dim=-1)
 
     def stream(self, index: int = 0) -> Iterator[Tokens]:
         """Read one item in pieces of one tile, in constant memory; the last has ``pooled``. Raises: TokenFileError."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor
 from atoken.errors import MediaError, TokenFileError
 from atoken.io.media import check_timestamps
 from atoken.modalities.pixels import PATCH, grid, grid_coords
+
+if TYPE_CHECKING:
+    from atoken.io.token_toc import Item
 
 TILE = 16  # frames of a tile, 4 steps: what the model encodes at once and what a file holds in one chunk
 
@@ -109,13 +112,14 @@ class Tokens:
             pooled=parts[-1].pooled,
         )
 
-    def check_model(self, fingerprint: str, model: str) -> None:
-        """Refuse to be decoded by another model than the one that made these tokens. Raises: TokenFileError."""
-        if fingerprint != self.fingerprint:
-            raise TokenFileError(
-                f"{self.name or 'These tokens'}: made by model {self.model} (fingerprint {self.fingerprint[:8]}…), "
-                f"this is {model} ({fingerprint[:8]}…): load that model to decode it."
-            )
+
+def check_model(made: Tokens | Item, fingerprint: str, model: str) -> None:
+    """Refuse the use of tokens with another model than the one that made them. Raises: TokenFileError."""
+    if fingerprint != made.fingerprint:
+        raise TokenFileError(
+            f"{made.name or 'These tokens'}: made by model {made.model} (fingerprint {made.fingerprint[:8]}…), "
+            f"this is {model} ({fingerprint[:8]}…): load that model to use them."
+        )
 
 
 def full_coords(size: tuple[int, int], frames: int, first_frame: int = 0) -> np.ndarray:

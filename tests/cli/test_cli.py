@@ -38,38 +38,6 @@ from tests.train.test_run_folder import no_file_over
 METRICS = 1e-6  # relative: the same sums in another order
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "small"
-    small_model().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tokenizer(model):
-    return atoken.load(model, device="cpu")
-
-
-@pytest.fixture
-def there(tmp_path, monkeypatch):
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def run(model, capsys, there):
-    """Run one command on the small model: exit code, standard output, standard error."""
-
-    def command(name, *arguments, model=model):
-        options = ["--model", str(model), "--device", "cpu"] if name not in ("info", "convert") else []
-        capsys.readouterr()  # what the preparations printed
-        code = main([name, *map(str, arguments), *options])
-        return code, *capsys.readouterr()
-
-    return command
-
-
 def picture(path, height=19, width=35, *, alpha=False, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = random_frames(height, width, seed=seed)
@@ -435,11 +403,14 @@ def test_doctor_finds_a_weight_that_is_not_a_number(run, tmp_path_factory):
 # convert
 
 
-@pytest.fixture
-def published(tmp_path_factory):
-    path = tmp_path_factory.mktemp("published") / "soc.yaml"
+def published_yaml(path):
     path.write_text(yaml.safe_dump({"model": {"model_cfg": {"arch_cfg": ARCH}}}))
     return path
+
+
+@pytest.fixture
+def published(tmp_path_factory):
+    return published_yaml(tmp_path_factory.mktemp("published") / "soc.yaml")
 
 
 def test_published_weights_become_a_folder_with_the_same_features(run, there, published):

@@ -22,7 +22,7 @@ from atoken.errors import TokenFileError
 from atoken.io.chunks import MAX_RAW, decode, encode, raw_size
 from atoken.io.media import varying
 from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens, read_items
-from atoken.io.tokens_record import plain_name
+from atoken.io.tokens_record import check_model, plain_name
 from atoken.modalities.pixels import grid
 from tests.io.token_cases import FINGERPRINT, LEVELS, assert_same, frame_tokens, make, read_all, take
 
@@ -344,10 +344,10 @@ def test_an_array_too_large_for_a_chunk_is_refused() -> None:
 
 def test_tokens_of_another_model_are_refused_by_name() -> None:
     tokens = make()
-    tokens.check_model(FINGERPRINT, "nano")
+    check_model(tokens, FINGERPRINT, "nano")
     sentence = r"photo.jpg: made by model nano \(fingerprint 01234567…\), this is micro \(ffffffff…\): load that model"
     with pytest.raises(TokenFileError, match=sentence):
-        tokens.check_model("f" * 64, "micro")
+        check_model(tokens, "f" * 64, "micro")
 
 
 def test_names_become_plain_and_grids_round_up() -> None:

@@ -1,0 +1,54 @@
+"""Texts as a SigLIP2 text tower reads them (arXiv 2502.14786): clean words, numbered, padded to one length."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atoken.errors import CheckpointError
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def clean(text: str) -> str:
+    """Lower case, no punctuation, single spaces; an underscore parts words (big_vision's canonical form of SigLIP)."""
+    return re.sub(r"\s+", " ", text.replace("_", " ").translate(_PUNCTUATION)).strip().lower()
+
+
+class TextTokenizer:
+    """A ``transformers`` tokenizer, and how many tokens (L) the tower reads of a text: longer ones are cut."""
+
+    def __init__(self, tokenizer: Any, length: int) -> None:
+        self.tokenizer, self.length = tokenizer, length
+
+    @staticmethod
+    def load(folder: str | Path, length: int) -> TextTokenizer:
+        """The tokenizer files of a folder or hub id; no code of theirs is run. Raises: CheckpointError."""
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{folder} holds no text tokenizer that transformers can load: {reason}") from error
+        if found.pad_token_id is None:
+            raise CheckpointError(f"The text tokenizer in {folder} has no padding token; SigLIP2's has one.")
+        return TextTokenizer(found, length)
+
+    def save(self, folder: str | Path) -> None:
+        """Write its files beside a model's."""
+        self.tokenizer.save_pretrained(folder)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(T, L) int64 ids of cleaned texts; padding counts as text, as in SigLIP2, so there is no mask."""
+        if not texts:
+            return torch.zeros(0, self.length, dtype=torch.long)
+        cleaned = [clean(text) for text in texts]
+        made = self.tokenizer(cleaned, padding="max_length", truncation=True, max_length=self.length)
+        return torch.tensor(made["input_ids"], dtype=torch.long)
