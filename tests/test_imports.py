@@ -31,14 +31,15 @@ FLOORS = [
     {"model"},
     {"gaussian_decoder"},
     {"gaussians"},
-    {"data", "io"},
+    {"data"},
+    {"io"},
     {"modalities", "metrics", "layers", "rasterize"},
     {"tokens", "attention", "rope", "bottleneck", "cameras", "mesh"},
     {"errors"},
     {"__init__"},
 ]
 SIBLINGS = {"mllm", "generation", "eval", "demos", "scripts", "benchmarks", "tests"}
-OPTIONAL = {"decord", "flash_attn", "trimesh", "embreex", "gsplat", "scipy"}  # faster where installed, imported late
+OPTIONAL = {"decord", "flash_attn", "trimesh", "embreex", "gsplat", "scipy", "pyarrow"}  # imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 
 

@@ -1,0 +1,46 @@
+"""A folder of pictures, clips and 3D assets, with captions in files beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from atoken.data.sources.sample import MOST_TEXT, SUFFIXES, Sample, captions_in, files_below, printable
+from atoken.errors import MediaError
+
+
+class FolderSource:
+    """Every file below ``folder`` with one of the ``suffixes``, sorted by its path; hidden files are passed over.
+
+    The captions of ``photo.jpg`` are the lines of ``photo.txt`` and ``captions`` of ``photo.json``, where these are.
+    Where 3D assets have their textures beside them as pictures, take ``suffixes=MESHES``.
+    Raises: MediaError (no such folder, nothing in it; for a sample: damaged captions).
+    """
+
+    def __init__(self, folder: str | Path, suffixes: Iterable[str] = SUFFIXES) -> None:
+        self.folder = Path(folder)
+        self._names = files_below(self.folder, suffixes)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"There is no sample {index} among {len(self)}.")
+        path = self.folder / self._names[index]
+        text, described = (_contents(path.with_suffix(suffix)) for suffix in (".txt", ".json"))
+        captions = captions_in(text, described, str(path))
+        return Sample(printable(self._names[index]), path, path.suffix.lower(), captions)
+
+
+def _contents(path: Path) -> bytes | None:
+    try:
+        if not path.is_file():  # opening a pipe could wait for ever
+            return None
+        with path.open("rb") as file:
+            data = file.read(MOST_TEXT + 1)
+    except OSError as error:
+        raise MediaError(f"Cannot read {path}: {error.strerror}.") from error
+    if len(data) > MOST_TEXT:
+        raise MediaError(f"The captions in {path} are longer than {MOST_TEXT:,} bytes; shorten them.")
+    return data

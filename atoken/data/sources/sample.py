@@ -1,0 +1,130 @@
+"""What every source gives, a ``Sample`` by its number, and what sources share: suffixes, captions, lists of files."""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from atoken.errors import MediaError
+
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+CLIPS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+MESHES = frozenset({".glb", ".gltf", ".obj", ".ply", ".stl", ".off"})
+SUFFIXES = PICTURES | CLIPS | MESHES  # what atoken.io reads, by the names that such files have
+
+MOST_MEDIA = 1 << 30  # bytes of the media of one sample that are brought into memory
+MOST_TEXT = 1 << 20  # bytes of the captions of one sample
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``media``: a file, or its contents; ``suffix``: lower case, with the dot; ``key``: unique in its source."""
+
+    key: str
+    media: Path | bytes
+    suffix: str
+    captions: tuple[str, ...]
+
+
+class Source(Protocol):
+    """Samples by number, in an order that never changes; pickled at little cost into worker processes."""
+
+    def __len__(self) -> int:
+        """How many samples there are, at least one."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Give sample ``index``. Raises: AtokenError (this sample is broken), IndexError (not 0 <= index < len)."""
+
+
+def captions_in(text: bytes | None, described: bytes | None, what: str) -> tuple[str, ...]:
+    """Captions of a ``.txt`` (one a line) and of ``captions`` or ``caption`` in a ``.json``, each once, in this order.
+
+    Raises: MediaError (neither UTF-8 nor JSON, or no texts).
+    """
+    try:
+        lines = (text or b"").decode("utf-8-sig").split("\n")
+        record = json.loads(described or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise MediaError(f"The captions of {what} are damaged: they are not UTF-8, or no JSON.") from error
+    stated = record.get("captions", record.get("caption")) if isinstance(record, dict) else None
+    return tuple(dict.fromkeys(clean_captions(lines, what) + clean_captions(stated, what)))
+
+
+def clean_captions(stated: object, what: str) -> tuple[str, ...]:
+    """Captions from None, one text or a list of texts, without space around them and without empty ones.
+
+    Raises: MediaError (anything else, half of a surrogate pair).
+    """
+    texts = [] if stated is None else [stated] if isinstance(stated, str) else stated
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise MediaError(f"The captions of {what} are neither a text nor a list of texts.")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise MediaError(f"The captions of {what} are damaged: they are not valid Unicode.") from error
+    return tuple(filter(None, map(str.strip, texts)))
+
+
+def files_below(folder: Path, suffixes: Iterable[str]) -> list[str]:
+    """Names, relative to ``folder``, of all its files with one of the suffixes, sorted; hidden ones are passed over.
+
+    Raises: MediaError (no such folder, one that cannot be listed, nothing found).
+    """
+    try:
+        found = sorted(_walk(folder, tuple(suffixes)))
+    except OSError as error:
+        raise MediaError(f"Cannot list the folder {folder}: {error.strerror}.") from error
+    if not found:
+        wanted = ", ".join(sorted(suffixes))
+        raise MediaError(
+            f"The folder {folder} holds no file to train on; put some with these suffixes there: {wanted}."
+        )
+    return found
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    found = []
+    for top, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        kept = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
+        found += [(Path(top) / name).relative_to(folder).as_posix() for name in kept]
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def files_at(path: Path, suffixes: Iterable[str]) -> list[tuple[str, Path]]:
+    """Name and path of the file ``path``, or of each file with one of the suffixes below the folder ``path``.
+
+    Raises: MediaError.
+    """
+    try:
+        whole_folder = path.is_dir()
+    except OSError as error:  # a name that is too long, or a folder on the way that is closed to us
+        raise MediaError(f"Cannot read {path}: {error.strerror}.") from error
+    if whole_folder:
+        return [(printable(name), path / name) for name in files_below(path, suffixes)]
+    return [(printable(path.name), path)]
+
+
+def printable(name: str) -> str:
+    """The name of a file as text that can be written anywhere: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def located(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """Which of several parts sample ``index`` is in, and its number there. ``ends``: samples up to each part's end.
+
+    Raises: IndexError.
+    """
+    if not 0 <= index < ends[-1]:
+        raise IndexError(f"There is no sample {index} among {ends[-1]}.")
+    part = bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)

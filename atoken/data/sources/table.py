@@ -1,0 +1,213 @@
+"""Parquet and Arrow tables with a column of media bytes, read a row group at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from atoken.data.sources.sample import MOST_MEDIA, SUFFIXES, Sample, clean_captions, files_at, located
+from atoken.errors import AtokenError, MediaError, MissingExtraError
+from atoken.io.sniff import kind_of
+
+TABLES = (".parquet", ".arrow", ".feather")
+MEDIA = ("glb", "mesh", "mp4", "video", "image", "jpg", "jpeg", "png", "webp", "bytes")  # names that are looked for
+CAPTIONS = ("caption", "captions", "text", "txt")
+_SUFFIX = {"matroska": ".mkv", "mov": ".mp4", "JPEG": ".jpg"}  # of what sniffing calls otherwise
+_MOST_GROUP = 2 << 30  # bytes of a row group that is brought into memory to reach one of its rows
+
+
+class TableSource:
+    """The rows of one ``.parquet``, ``.arrow`` or ``.feather`` table, or of all those below a folder.
+
+    The column ``media`` holds bytes, or structs of ``bytes`` and ``path`` as Hugging Face's datasets do; the column
+    ``captions`` texts or lists of texts. Without a name, the first fitting one of ``MEDIA`` and of ``CAPTIONS`` is
+    taken, and there may be no captions. A group of rows is read whole to reach one of them: the smaller the groups (100
+    rows, say), the faster; the last few stay in memory.
+    Raises: MediaError (missing or damaged tables, no such column, groups of over 2 GiB; for a sample: no bytes, or of
+    no known kind), MissingExtraError (pyarrow).
+    """
+
+    def __init__(self, path: str | Path, media: str | None = None, captions: str | None = None) -> None:
+        if importlib.util.find_spec("pyarrow") is None:
+            raise MissingExtraError("pyarrow", "train", f"Reading the table {path}")
+        self._tables = [_described(file, name, media, captions) for name, file in files_at(Path(path), TABLES)]
+        self._ends = list(accumulate(table.ends[-1] for table in self._tables))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        number, row = located(self._ends, index)
+        return _sample(self._tables[number], row)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """``stamp``: size and time of change; ``ends``: rows up to the end of each group."""
+
+    name: str
+    path: Path
+    stamp: tuple[int, int]
+    media: str
+    captions: str | None
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """An open table: its schema, and a function from the number of a row group and names of columns to a pyarrow.Table.
+
+    ``counts``: rows of each group, asked for once.
+    """
+
+    schema: Any
+    counts: Callable[[], list[int]]
+    read: Callable[[int, list[str]], Any]
+
+
+def _described(path: Path, name: str, media: str | None, captions: str | None) -> _Table:
+    if not path.is_file() or path.suffix.lower() not in TABLES:
+        raise MediaError(f"There is no table {path}; name a {', '.join(TABLES)} file, or a folder of them.")
+    with _translated(f"the table {path}"):
+        reader = _open(path)
+        ends = tuple(accumulate(reader.counts()))
+        if not ends or ends[-1] < 1:
+            raise MediaError(f"The table {path} has no rows; leave it out.")
+        media = _column(reader.schema, media, MEDIA, _is_media, path)
+        if media is None:
+            names = ", ".join(reader.schema.names)
+            raise MediaError(f"The table {path} has no column of media bytes by a usual name; name one of: {names}.")
+        return _Table(name, path, _stamp(path), media, _column(reader.schema, captions, CAPTIONS, _is_text, path), ends)
+
+
+def _column(
+    schema: Any, name: str | None, usual: tuple[str, ...], fits: Callable[[Any], bool], path: Path
+) -> str | None:
+    """The column to read: the one asked for, or the first usual one that fits."""
+    fitting = {field.name for field in schema if fits(field.type)}
+    if name is not None and name not in fitting:
+        raise MediaError(f"The table {path} has no fitting column {name!r}; those of this type: {sorted(fitting)}.")
+    return name or next((known for known in usual if known in fitting), None)
+
+
+def _is_media(kind: Any) -> bool:
+    import pyarrow.types as is_a
+
+    if is_a.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return bool(is_a.is_binary(kind) or is_a.is_large_binary(kind) or is_a.is_binary_view(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as is_a
+
+    if is_a.is_list(kind) or is_a.is_large_list(kind) or is_a.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(is_a.is_string(kind) or is_a.is_large_string(kind) or is_a.is_string_view(kind))
+
+
+def _open(path: Path) -> _Reader:
+    return _parquet(path) if path.suffix.lower() == ".parquet" else _arrow(path)
+
+
+def _parquet(path: Path) -> _Reader:
+    from pyarrow.parquet import ParquetFile
+
+    file = ParquetFile(path)
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    for group in groups:
+        if group.total_byte_size > _MOST_GROUP:
+            raise MediaError(f"A row group of {path} has {group.total_byte_size:,} bytes; write groups of 100 rows.")
+    return _Reader(
+        file.schema_arrow,
+        lambda: [group.num_rows for group in groups],
+        lambda number, columns: file.read_row_group(number, columns=columns, use_threads=False),
+    )
+
+
+def _arrow(path: Path) -> _Reader:
+    """Files and, as Hugging Face's datasets write them, streams. Mapped to memory: only what is touched is read."""
+    import pyarrow
+
+    mapped = pyarrow.memory_map(str(path))
+    if mapped.read(6) == b"ARROW1":
+        file = pyarrow.ipc.open_file(mapped)
+        schema, count, batch = file.schema, file.num_record_batches, file.get_batch
+    else:
+        mapped.seek(0)
+        stream = pyarrow.ipc.open_stream(mapped)
+        batches = list(stream)
+        schema, count, batch = stream.schema, len(batches), batches.__getitem__
+
+    def rows(number: int) -> int:
+        batch(number).validate()
+        return int(batch(number).num_rows)
+
+    def read(number: int, columns: list[str]) -> Any:
+        return pyarrow.Table.from_batches([batch(number)]).select(columns)
+
+    return _Reader(schema, lambda: [rows(number) for number in range(count)], read)
+
+
+@lru_cache(maxsize=8)
+def _opened(table: _Table) -> _Reader:
+    if _stamp(table.path) != table.stamp:
+        raise MediaError(f"The table {table.path} has changed since the run began; start again.")
+    return _open(table.path)
+
+
+@lru_cache(maxsize=2)
+def _group(table: _Table, number: int) -> Any:
+    """The columns of a row group that are needed, checked: an offset in a damaged Arrow file could lead anywhere."""
+    columns = [table.media] if table.captions is None else [table.media, table.captions]
+    group = _opened(table).read(number, columns)
+    group.validate(full=True)
+    if group.num_rows != table.ends[number] - (table.ends[number - 1] if number else 0):
+        raise MediaError(f"The table {table.path} is damaged: row group {number} has not the rows that it states.")
+    return group
+
+
+def _sample(table: _Table, row: int) -> Sample:
+    what = f"{table.name}/{row}"
+    with _translated(what):
+        number, place = located(table.ends, row)
+        group = _group(table, number)
+        cell = group.column(table.media)[place].as_py()
+        stated = None if table.captions is None else group.column(table.captions)[place].as_py()
+    media, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if not media or len(media) > MOST_MEDIA:
+        raise MediaError(f"{what} has {len(media or b''):,} bytes of media; it takes one to {MOST_MEDIA:,}.")
+    return Sample(what, media, _suffix(media, path, what), clean_captions(stated, what))
+
+
+def _suffix(media: bytes, path: object, what: str) -> str:
+    """By the path that is stored beside the bytes, else by how they begin."""
+    stated = Path(path).suffix.lower() if isinstance(path, str) else ""
+    if stated in SUFFIXES:
+        return stated
+    kind = kind_of(media[:64])
+    if kind is None and media[:4] != b"glTF":
+        raise MediaError(f"{what} holds no picture, clip or GLB, and no name that tells its kind.")
+    return _SUFFIX.get(kind.format, f".{kind.format.lower()}") if kind else ".glb"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except AtokenError:
+        raise
+    except Exception as error:  # pyarrow raises nearly any type on damaged input, with texts of several lines
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise MediaError(f"Cannot read {what}, it is damaged or of an unsupported variant: {reason}.") from error
