@@ -1,4 +1,4 @@
-"""The command line: ``atoken reconstruct | encode | decode | info | embed | classify | search | doctor | convert``.
+"""The command line: ``atoken COMMAND``, with the commands of ``parser``.
 
 Exit codes: 0 done, 1 some inputs failed (listed, the others done), 2 usage. Only what parsing needs is imported here.
 """
@@ -93,6 +93,12 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("query", metavar="QUERY")
     _add_found(search)
     search.add_argument("--top", type=int, default=10, help="how many to show (default: 10)")
+
+    train = commands.add_parser("train", help="runs of training")
+    tasks = train.add_subparsers(dest="task", required=True, metavar="TASK")
+    report = tasks.add_parser("report", help="one page of a run's curves and pictures, to look at or to mail")
+    report.add_argument("run", help="folder of the run")
+    report.add_argument("-o", "--out", help="HTML file (default: report.html in the folder)")
 
     doctor = commands.add_parser("doctor", help="check the promises on this machine and this model")
     _add_model(doctor)

@@ -246,6 +246,14 @@ def _describe(path: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def train(options: argparse.Namespace) -> int:
+    """A page that shows a run of training."""
+    from atoken.train.report import report
+
+    console.out(str(report(options.run, options.out)))
+    return 0
+
+
 def doctor(options: argparse.Namespace) -> int:
     """Run the promises on this machine and this model."""
     from atoken.doctor import examine

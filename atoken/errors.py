@@ -30,3 +30,7 @@ class MissingExtraError(AtokenError):
 
 class AtokenWarning(UserWarning):
     """Something of the input that the result will not hold, said aloud (an audio track, further pages)."""
+
+
+class ReportError(AtokenError):
+    """A run without a readable log, or a report that cannot be written."""

@@ -31,7 +31,7 @@ def run(model, capsys, there):
     """Run one command on the small model: exit code, standard output, standard error."""
 
     def command(name, *arguments, model=model):
-        options = ["--model", str(model), "--device", "cpu"] if name not in ("info", "convert") else []
+        options = ["--model", str(model), "--device", "cpu"] if name not in ("info", "convert", "train") else []
         capsys.readouterr()  # what the preparations printed
         code = main([name, *map(str, arguments), *options])
         return code, *capsys.readouterr()

@@ -400,6 +400,19 @@ def test_doctor_finds_a_weight_that_is_not_a_number(run, tmp_path_factory):
     assert (code, failed[0]) == (1, "weights: finite")
 
 
+# train
+
+
+def test_a_run_is_reported_on_one_page(run, there):
+    (there / "run").mkdir()
+    (there / "run" / "log.jsonl").write_text('{"step": 0, "modality": "image", "loss": 0.5, "norm": 1.0}\n')
+    assert run("train", "report", "run") == (0, "run/report.html\n", "")
+    assert "0.5" in (there / "run" / "report.html").read_text()
+    assert run("train", "report", "run", "-o", "mine.html")[0] == 0
+    assert (there / "mine.html").read_bytes() == (there / "run" / "report.html").read_bytes()
+    says_one_sentence(run("train", "report", "nowhere"), "not the folder of a run")
+
+
 # convert
 
 

@@ -35,7 +35,7 @@ def crops():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_variant_takes_at_most_20_mebibytes_and_is_the_listed_one(name, tokenizers):
-    assert sum(path.stat().st_size for path in (BUNDLED / name).iterdir()) <= 20 << 20  # 4 of them the Gaussian decoder's
+    assert sum(path.stat().st_size for path in (BUNDLED / name).iterdir()) <= 20 << 20  # 4 of them 3D's
     listed = dict(line.split() for line in (BUNDLED / "fingerprints.txt").read_text().splitlines())
     assert listed[name] == tokenizers[name].fingerprint
 
