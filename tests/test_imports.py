@@ -39,7 +39,7 @@ FLOORS = [
     {"__init__"},
 ]
 SIBLINGS = {"mllm", "generation", "eval", "demos", "scripts", "benchmarks", "tests"}
-OPTIONAL = {"decord", "flash_attn", "trimesh", "embreex", "gsplat", "scipy", "pyarrow"}  # imported late
+OPTIONAL = {"decord", "deepspeed", "flash_attn", "trimesh", "embreex", "gsplat", "scipy", "pyarrow"}  # imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 
 
@@ -146,6 +146,10 @@ def test_optional_packages_are_imported_late():
     optional = [found for found in third_party() if found.name.split(".")[0] in OPTIONAL]
     assert {found.name.split(".")[0] for found in optional} == OPTIONAL
     assert all(found.late for found in optional)
+
+
+def test_one_module_alone_knows_deepspeed():
+    assert {found.where for found in third_party() if found.name.split(".")[0] == "deepspeed"} == {"train.zero"}
 
 
 def with_what_they_need(names):

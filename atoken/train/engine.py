@@ -6,33 +6,51 @@ Its whole state is tensors and integers, kept as safetensors and JSON: nothing i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from atoken.errors import AtokenError
 from atoken.train.batches import Batch
 from atoken.train.objective import Objective
+from atoken.train.run_folder import RunFolder
 from atoken.train.stages import Stage
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")  # that the optimisers keep of a parameter
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # that the optimisers keep of a parameter
+PATIENCE = 10  # steps skipped one after another that end the run
 
 
 class PlainEngine:
-    """Holds the fp32 weights, the optimiser and the EMA of one stage."""
+    """Holds the fp32 weights, the optimiser and the EMA of one stage.
+
+    A parameter that a step does not use has a gradient of zero there, not none: its momentum goes on and its matrix
+    decays, as they must where weights are sharded. A stage freezes what it never uses.
+    """
 
     def __init__(self, objective: Objective, stage: Stage, device: str) -> None:
         self.objective = objective.to(device).train()
         self.stage, self.device = stage, device
-        self.step = 0  # batches seen
+        self.step = 0  # steps seen
         self.applied = 0  # steps taken; a step with a gradient that is not finite is skipped
+        self.skipped_in_a_row = 0
         for name, parameter in objective.model.named_parameters():
             parameter.requires_grad_(not name.startswith(stage.frozen))
         self.parameters = {name: p for name, p in objective.model.named_parameters() if p.requires_grad}
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.owners = {name: opt for opt, names in self._optimisers().items() for name in names}
         self.optimisers = list(dict.fromkeys(self.owners.values()))
+        self.masters = self._masters()  # the trained weights in fp32, by name
+        self.average = {name: master.detach().clone() for name, master in self.masters.items()}
+
+    @property
+    def skipped(self) -> int:
+        """Steps whose gradient was not finite."""
+        return self.step - self.applied
+
+    def _masters(self) -> dict[str, Tensor]:
+        return dict(self.parameters)
 
     def _optimisers(self) -> dict[torch.optim.Optimizer, list[str]]:
         """Muon for the matrices of blocks where the stage asks for it, AdamW for the rest; and what each works on."""
@@ -42,11 +60,15 @@ class PlainEngine:
         groups = [self._group(rest, encoder, matrix) for encoder in (True, False) for matrix in (True, False)]
         found: dict[torch.optim.Optimizer, list[str]] = {}
         if rest:
-            found[torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, fused=True)] = rest
+            found[self.optimiser([group for group in groups if group["params"]])] = rest
         if inner:
             group = {"params": [self.parameters[n] for n in inner], "lr_scale": stage.muon}
             found[torch.optim.Muon([group], lr=stage.lr, weight_decay=stage.weight_decay)] = inner
         return found
+
+    def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """What moves all parameters that Muon does not."""
+        return torch.optim.AdamW(groups, lr=self.stage.lr, betas=self.stage.betas, fused=True)
 
     def _group(self, names: list[str], encoder: bool, matrix: bool) -> dict[str, Any]:
         """Parameters of the encoder or of the rest, matrices or not; only matrices decay."""
@@ -65,45 +87,114 @@ class PlainEngine:
         done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
         return stage.final_lr + 0.5 * (stage.lr - stage.final_lr) * (1 + math.cos(math.pi * done))
 
-    def train(self, batch: Batch) -> dict[str, float]:
-        """One step. Returns the named terms, the loss, the gradient's norm and the learning rate."""
+    def train(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """One step on the mean loss of its micro-batches, of one modality or of several.
+
+        Returns the loss and the named terms, each a mean over the micro-batches that have it, the gradient's norm and
+        the learning rate. Raises: AtokenError when ``PATIENCE`` steps in a row had to be skipped.
+        """
         rate = self.learning_rate(self.step)
         for group in chain.from_iterable(optimiser.param_groups for optimiser in self.optimisers):
             group["lr"] = rate * group["lr_scale"]
+        rows = []
+        for number, batch in enumerate(batches, 1):
+            loss, terms = self._backward(batch.to(self.device), 1 / len(batches), last=number == len(batches))
+            rows.append({**terms, "loss": loss.detach()})
+        norm = self._update()
+        self._count(math.isfinite(norm))
+        return {**self._means(rows), "norm": norm, "lr": rate}
+
+    def _backward(self, batch: Batch, share: float, *, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add ``share`` of a micro-batch's gradient to that of the step."""
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.stage.mixed_precision):
-            loss, terms = self.objective(batch.to(self.device))
-        loss.backward()
+            loss, terms = self.objective(batch)
+        (loss * share).backward()
+        return loss, terms
+
+    def _update(self) -> float:
+        """Apply the step's gradient, clipped, if its norm is finite. Returns the norm."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip)
         if torch.isfinite(norm):
             for optimiser in self.optimisers:
                 optimiser.step()
-            self._advance_average()
         self.objective.zero_grad(set_to_none=True)
-        self.step += 1
-        return {**{k: v.item() for k, v in terms.items()}, "loss": loss.item(), "norm": norm.item(), "lr": rate}
+        return norm.item()
 
     @torch.no_grad()
-    def _advance_average(self) -> None:
-        self.applied += 1
-        decay = min(self.stage.ema, (1 + self.applied) / (10 + self.applied))
-        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+    def _count(self, applied: bool) -> None:
+        self.step += 1
+        if applied:
+            self.applied, self.skipped_in_a_row = self.applied + 1, 0
+            decay = min(self.stage.ema, (1 + self.applied) / (10 + self.applied))
+            torch._foreach_lerp_(list(self.average.values()), list(self.masters.values()), 1 - decay)
+            return
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == PATIENCE:
+            raise AtokenError(
+                f"The gradient was not finite {PATIENCE} steps in a row, last at step {self.step - 1}; go back to a "
+                "checkpoint and lower the learning rate, or look in the log for the term that is not finite."
+            )
+
+    def _means(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
+        names = list(dict.fromkeys(chain.from_iterable(rows)))
+        means = [torch.stack([row[name].float() for row in rows if name in row]).mean() for name in names]
+        return dict(zip(names, self._over_ranks(torch.stack(means)).tolist(), strict=True))
+
+    def _over_ranks(self, means: Tensor) -> Tensor:
+        return means
+
+    def on_any_rank(self, flag: bool) -> bool:
+        """Whether it is set on any rank, the same answer on all."""
+        return flag
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as tensors and as plain numbers."""
-        tensors = {f"weights/{n}": p.detach() for n, p in self.objective.model.named_parameters()}
-        tensors |= {f"average/{n}": p for n, p in self.average.items()}
-        for name, parameter in self.parameters.items():
-            tensors |= {f"{key}/{name}": value for key, value in self.owners[name].state.get(parameter, {}).items()}
+        parts = {"weights": self._frozen() | self._gathered(self.masters), "average": self._gathered(self.average)}
+        for key in MOMENTS:
+            held = {name: self.owners[name].state.get(master, {}) for name, master in self.masters.items()}
+            parts[key] = self._gathered({name: moments[key] for name, moments in held.items() if key in moments})
+        tensors = {f"{key}/{name}": value for key, part in parts.items() for name, value in part.items()}
         return tensors, {"step": self.step, "applied": self.applied}
 
+    def save(self, run_folder: RunFolder) -> None:
+        """Write a checkpoint. Raises: CheckpointError."""
+        run_folder.save(*self.state())
+
+    def averaged(self) -> dict[str, Tensor]:
+        """All parameters of the model by name, those that are trained averaged: what a stage hands on."""
+        return self._frozen() | self._gathered(self.average)
+
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Take up a state that ``state`` gave."""
-        self.step, self.applied = numbers["step"], numbers["applied"]
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take up a state that ``state`` gave, of this engine or another."""
+        self.step, self.applied, self.skipped_in_a_row = numbers["step"], numbers["applied"], 0
+        for key in ("average", *MOMENTS):
+            shards = self._scattered({n: tensors[f"{key}/{n}"] for n in self.parameters if f"{key}/{n}" in tensors})
+            for name, value in shards.items():
+                if key == "average":
+                    self.average[name] = value
+                else:  # every parameter moves in every step that is applied
+                    count = torch.tensor(float(self.applied), device=value.device)
+                    self.owners[name].state[self.masters[name]].update({"step": count, key: value})
+        self._load({name: tensors[f"weights/{name}"] for name, _ in self.objective.model.named_parameters()})
+
+    def _frozen(self) -> dict[str, Tensor]:
+        named = self.objective.model.named_parameters()
+        return {name: p.detach() for name, p in named if name not in self.parameters}
+
+    def _gathered(self, shards: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors by the names of their parameters, of something that is shaped and sharded as the masters."""
+        return {name: value.detach() for name, value in shards.items()}
+
+    def _scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The way back from ``_gathered``; the weights must be loaded afterwards."""
+        return {name: value.to(self.device, copy=True) for name, value in whole.items()}
+
+    def _load(self, whole: dict[str, Tensor]) -> None:
+        """Set parameters by name."""
         for name, parameter in self.objective.model.named_parameters():
-            parameter.copy_(tensors[f"weights/{name}"])
-        for name, parameter in self.parameters.items():
-            self.average[name].copy_(tensors[f"average/{name}"])
-            moments = {key: tensors[f"{key}/{name}"].clone() for key in MOMENTS if f"{key}/{name}" in tensors}
-            if moments:
-                self.owners[name].state[parameter] = moments
+            if name in whole:
+                parameter.copy_(whole[name])

@@ -23,7 +23,7 @@ KEEP = 2  # checkpoints
 
 
 class RunFolder:
-    """Checkpoints ``step-NNNNNN/`` and ``log.jsonl`` under one folder."""
+    """Checkpoints ``step-NNNNNN/``, ``log.jsonl`` and notes under one folder."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -58,16 +58,27 @@ class RunFolder:
         return sorted(self.path.glob("step-*"))
 
     def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint whose files match their manifest; None where there is none."""
+        """The newest checkpoint whose files match their manifest; None where there is none at all.
+
+        Raises: CheckpointError where all are damaged: a run that began anew would throw away the log.
+        """
         for folder in reversed(self.checkpoints()):
-            if _verified(folder):
+            if verified(folder):
                 return load_file(folder / "state.safetensors"), json.loads((folder / "numbers.json").read_text())
+        if self.checkpoints():
+            raise CheckpointError(f"All checkpoints in {self.path} are damaged; remove them to begin the run anew.")
         return None
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line of JSON."""
         with self.log_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def note(self, name: str, values: dict[str, Any]) -> None:
+        """Write ``name.json``, in place of one of that name."""
+        temporary = self.path / f".{name}.part"
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
+        temporary.replace(self.path / f"{name}.json")
 
     def rewind_log(self, step: int) -> None:
         """Drop lines of steps that a resumed run will do again, and one that was cut short."""
@@ -79,7 +90,8 @@ class RunFolder:
             temporary.replace(self.log_path)
 
 
-def _verified(folder: Path) -> bool:
+def verified(folder: Path) -> bool:
+    """Whether the files of a checkpoint match its manifest."""
     try:
         sums = json.loads((folder / "manifest.json").read_text())
         return bool(sums) and all(_sha256(folder / name) == value for name, value in sums.items())

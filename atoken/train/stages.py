@@ -59,10 +59,11 @@ class Stage:
 
 
 GAUSSIANS = ("gaussian_decoder.",)
+UNUSED = ("pool.", "logit_", *GAUSSIANS)  # by patches alone
 TOKENIZER = ("encoder.", "pool.", "to_latent.", "decoder.", "to_patch.", "logit_")
-NANO_PIXELS = Stage("nano-pixels", "nano", frozen=GAUSSIANS)
+NANO_PIXELS = Stage("nano-pixels", "nano", frozen=UNUSED)
 NANO_VOXELS = Stage(
-    "nano-voxels", "nano", start_from="nano-pixels", mixture={"image": 3, "clip": 1, "asset": 1}, frozen=GAUSSIANS,
+    "nano-voxels", "nano", start_from="nano-pixels", mixture={"image": 3, "clip": 1, "asset": 1}, frozen=UNUSED,
     steps=1000, lr=2e-4, seed=2,
 )  # fmt: skip
 NANO = Stage(
@@ -71,6 +72,6 @@ NANO = Stage(
 )  # fmt: skip
 # Its start is a code already. What writes and reads it has weights so large that a step of Adam would break it, and
 # bf16 would teach the rest of the decoder to expect noise in the finest digits.
-CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decoder.blocks.0.", *GAUSSIANS)
+CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decoder.blocks.0.", *UNUSED)
 NANO_D = Stage("nano-d", "nano-d", start_from="nano", frozen=CODE, mixed_precision=False, steps=1200, lr=3e-4, seed=1)
 STAGES = {stage.name: stage for stage in (NANO_PIXELS, NANO_VOXELS, NANO, NANO_D)}

@@ -51,6 +51,14 @@ def test_a_missing_or_cut_file_makes_the_older_checkpoint_the_newest(name, tmp_p
     assert folder.newest()[1] == {"step": 1}
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
+    folder = filled(tmp_path)
+    for checkpoint in folder.checkpoints():
+        (checkpoint / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="are damaged; remove them"):
+        folder.newest()
+
+
 @contextmanager
 def no_file_over(size):
     """The system refuses to let a file grow, as a full disk does; a real failure of a real write."""

@@ -1,7 +1,13 @@
 """Training: terms in closed form, batches and schedules as functions of the step, and a run that can be interrupted."""
 
+import importlib.metadata
 import json
 import math
+import os
+import platform
+import re
+import signal
+import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,15 +21,16 @@ from torch.distributions import Normal, kl_divergence
 from atoken import presets
 from atoken.bottleneck import Posterior
 from atoken.checkpoint import load_folder
-from atoken.errors import CheckpointError
+from atoken.errors import AtokenError, CheckpointError
 from atoken.metrics import psnr_of
 from atoken.model import ATokenConfig
 from atoken.tokens import SparseTokens
-from atoken.train import losses
-from atoken.train.batches import MOST_SAMPLES, Batch, batch, batches, modality_of, sample_shape
-from atoken.train.engine import PlainEngine
+from atoken.train import losses, record
+from atoken.train.batches import MOST_SAMPLES, batch, batches, modality_of, sample_shape
+from atoken.train.engine import PATIENCE, PlainEngine
 from atoken.train.loop import START_BATCHES, run
 from atoken.train.objective import Objective
+from atoken.train.run_folder import RunFolder
 from atoken.train.stages import NANO, NANO_D, NANO_PIXELS, STAGES
 from atoken.train.start import discrete_start, linear_start
 from tests.model.sizes import small_config, small_model
@@ -151,7 +158,7 @@ def test_learning_rate_warms_up_in_a_line_and_falls_as_a_cosine():
 
 def test_the_encoder_has_its_own_rate_and_only_matrices_decay():
     engine = tiny_engine(encoder_lr=0.1)
-    rate = engine.train(batch(TINY, 0))["lr"]
+    rate = engine.train([batch(TINY, 0)])["lr"]
     of = {id(p): group for group in engine.optimisers[0].param_groups for p in group["params"]}
     assert len(of) == len(engine.parameters)
     for name, parameter in engine.parameters.items():
@@ -163,7 +170,7 @@ def test_the_encoder_has_its_own_rate_and_only_matrices_decay():
 def test_muon_turns_the_matrices_of_blocks_and_adamw_moves_the_rest():
     engine = tiny_engine(muon=2.0, warmup=0, weight_decay=0.0)
     before = {name: p.detach().clone() for name, p in engine.parameters.items()}
-    rate = engine.train(batch(TINY, 0))["lr"]
+    rate = engine.train([batch(TINY, 0)])["lr"]
     muon = [name for name, optimiser in engine.owners.items() if isinstance(optimiser, torch.optim.Muon)]
     assert set(muon) == {name for name, p in before.items() if ".blocks." in name and p.ndim == 2}
     for name in muon:
@@ -180,7 +187,7 @@ def test_the_average_ramps_up_to_its_decay():
     engine = tiny_engine(ema=0.2)  # reached at the second step: (1 + 2) / (10 + 2) is more
     expected = {name: p.detach().double() for name, p in engine.parameters.items()}
     for step, decay in enumerate((2 / 11, 0.2, 0.2)):
-        engine.train(batch(TINY, step))
+        engine.train([batch(TINY, step)])
         for name, parameter in engine.parameters.items():
             expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
             torch.testing.assert_close(engine.average[name].double(), expected[name], atol=FP32, rtol=0)
@@ -192,18 +199,50 @@ def snapshot(engine):
 
 def test_a_gradient_that_is_not_finite_is_skipped():
     engine = tiny_engine()
-    engine.train(batch(TINY, 0))
-    before, made = snapshot(engine), batch(TINY, 1)
-    feats = made.tokens.feats.clone()
-    feats[3, 5] = math.nan
-    row = engine.train(Batch(made.modality, made.tokens.with_feats(feats), made.values))
+    engine.train([batch(TINY, 0)])
+    before = snapshot(engine)
+    row = engine.train([poisoned(batch(TINY, 1))])
     assert math.isnan(row["norm"])
     assert (engine.step, engine.applied) == (2, 1)
     assert engine_equals(engine, before)
-    engine.train(batch(TINY, 2))
+    engine.train([batch(TINY, 2)])
     assert (engine.step, engine.applied) == (3, 2)
     assert not engine_equals(engine, before)
     assert all(value.isfinite().all() for value in engine.state()[0].values())
+
+
+def poisoned(made):
+    feats = made.tokens.feats.clone()
+    feats[3, 5] = math.nan
+    return replace(made, tokens=made.tokens.with_feats(feats))
+
+
+def test_the_run_ends_when_too_many_steps_in_a_row_are_skipped():
+    engine, good = tiny_engine(), batch(TINY, 0)
+    bad = poisoned(good)
+    for made in [bad] * (PATIENCE - 1) + [good] + [bad] * (PATIENCE - 1):
+        engine.train([made])
+    assert (engine.step, engine.skipped) == (2 * PATIENCE - 1, 2 * PATIENCE - 2)
+    with pytest.raises(AtokenError, match=f"{PATIENCE} steps in a row"):
+        engine.train([bad])
+
+
+def test_a_step_takes_the_mean_over_its_micro_batches():
+    made, objective = [batch(TINY, step) for step in (0, 2)], Objective(small_model(), TINY.terms)
+    assert made[0].modality != made[1].modality
+    loss = torch.stack([objective(one)[0] for one in made]).mean()
+    loss.backward()
+    row = tiny_engine(mixed_precision=False).train(made)
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    assert row["loss"] == pytest.approx(loss.item(), rel=FP32)
+    assert row["norm"] == pytest.approx(torch.nn.utils.get_total_norm(gradients).item(), rel=FP32)
+
+
+def test_what_a_step_does_not_use_has_a_gradient_of_zero_and_decays():
+    engine = tiny_engine(weight_decay=0.5, frozen=())
+    before = engine.parameters["pool.kv.weight"].detach().clone()
+    rate = engine.train([batch(TINY, 0)])["lr"]
+    torch.testing.assert_close(engine.parameters["pool.kv.weight"].detach(), before * (1 - 0.5 * rate))
 
 
 def engine_equals(engine, tensors):
@@ -216,10 +255,10 @@ def engine_equals(engine, tensors):
 def test_a_restored_engine_goes_on_as_the_first_would_have(muon):
     stage = replace(TINY, muon=muon)
     first, second = tiny_engine(muon=muon), PlainEngine(Objective(small_model(seed=1), TINY.terms), stage, "cpu")
-    first.train(batch(TINY, 0))
+    first.train([batch(TINY, 0)])
     second.restore(snapshot(first), first.state()[1])
     for step in (1, 2):
-        assert first.train(batch(TINY, step)) == second.train(batch(TINY, step))
+        assert first.train([batch(TINY, step)]) == second.train([batch(TINY, step)])
     assert engine_equals(second, snapshot(first))
 
 
@@ -236,7 +275,7 @@ def test_the_gaussian_decoder_learns_and_the_tokenizer_stays(modality):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     made = batch(stage, 0)
     assert (made.modality, made.values, len(made.tokens.lengths)) == (modality, 768, 1)
-    rows = [engine.train(made) for _ in range(stage.steps)]
+    rows = [engine.train([made]) for _ in range(stage.steps)]
     assert set(rows[0]) == {*(term.fn.__name__ for term in stage.terms[modality]), "loss", "norm", "lr"}
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
     for name, parameter in model.named_parameters():
@@ -296,6 +335,49 @@ def test_a_resumed_run_equals_an_uninterrupted_one(save_every, uninterrupted, tm
     assert [row["step"] for row in rows[0]] == list(range(TINY.steps))
 
 
+def test_sigterm_saves_the_step_that_ran_and_the_run_goes_on_from_there(uninterrupted, tmp_path, monkeypatch):
+    again = {"start": None, "device": "cpu", "workers": 0}
+    train = PlainEngine.train
+
+    def is_asked_to_end(engine, made):
+        if engine.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(engine, made)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainEngine, "train", is_asked_to_end)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            run(TINY, tmp_path, **again)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert [folder.name for folder in RunFolder(tmp_path).checkpoints()] == ["step-000003"]
+    ours, theirs = exported(run(TINY, tmp_path, **again)), exported(uninterrupted)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    starts = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("start-*.json")}
+    assert sorted(starts) == ["start-000000.json", "start-000003.json"]
+    assert starts["start-000003.json"] == starts["start-000000.json"] | {"step": 3}
+
+
+def test_a_run_records_its_stage_its_packages_and_its_checkout(uninterrupted):
+    noted = json.loads((uninterrupted.parent / "start-000000.json").read_text())
+    assert (noted["step"], noted["stage"]["steps"], noted["stage"]["preset"]) == (0, TINY.steps, "tiny")
+    terms = noted["stage"]["terms"]["image"]
+    assert terms == [{"fn": term.fn.__name__, "weight": term.weight} for term in TINY.terms["image"]]
+    assert noted["versions"]["torch"] == importlib.metadata.version("torch")
+    assert noted["versions"]["python"] == platform.python_version()
+    assert noted["git"] is None or re.fullmatch("[0-9a-f]{40}", noted["git"]["commit"])
+
+
+def test_the_state_of_a_checkout_names_its_commit_and_what_was_changed(tmp_path):
+    assert record.git_state(tmp_path) is None
+    for words in (("init", "-q"), ("add", "."), ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x")):
+        (tmp_path / "a.txt").touch()
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    clean = record.git_state(tmp_path)
+    assert clean["changed"] == []
+    (tmp_path / "a.txt").write_text("changed")
+    assert record.git_state(tmp_path) == {"commit": clean["commit"], "changed": ["a.txt"]}
+
+
 def test_a_finished_run_run_again_changes_nothing(uninterrupted):
     before, log = exported(uninterrupted), (uninterrupted.parent / "log.jsonl").read_text()
     run(TINY, uninterrupted.parent, start=None, device="cpu", workers=0)
@@ -307,7 +389,8 @@ def test_a_run_writes_a_model_that_loads_and_holds_the_average(uninterrupted):
     model = load_folder(uninterrupted)
     saved = load_file(uninterrupted.parent / "step-000006" / "state.safetensors")
     for name, value in model.named_parameters():
-        assert torch.equal(value, saved[f"average/{name}"].bfloat16())
+        frozen = name.startswith(TINY.frozen)
+        assert torch.equal(value, saved[f"weights/{name}" if frozen else f"average/{name}"].bfloat16())
 
 
 def test_a_stage_that_starts_from_another_asks_for_it_and_takes_it_up(uninterrupted, tmp_path, monkeypatch):
