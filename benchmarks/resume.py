@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def _process(folder: Path, *point: object) -> subprocess.Popen[bytes]:
 def _after(seconds: float) -> Callable[[Path], int]:
     def kill(folder: Path) -> int:
         process = _process(folder)
-        time.sleep(seconds)
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds)
         process.kill()
         return process.wait()
 
