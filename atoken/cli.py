@@ -51,6 +51,14 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="atoken", description="Pictures, clips and 3D assets to tokens and back.")
     top.add_argument("--version", action="version", version=f"atoken {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_tokenizing(commands)
+    _add_matching(commands)
+    _add_upkeep(commands)
+    return top
+
+
+def _add_tokenizing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Media to tokens and back."""
     reconstruct = commands.add_parser("reconstruct", help="through the tokenizer and back, with a table of figures")
     reconstruct.add_argument("files", nargs="+", metavar="FILE")
     reconstruct.add_argument("-o", "--out", default="out", help="folder for the results (default: out)")
@@ -78,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("file", metavar="FILE.atok")
     info.add_argument("--json", action="store_true", help="machine-readable results")
 
+
+def _add_matching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Media and texts; what these do is in ``matching``."""
     embed = commands.add_parser("embed", help="one vector for each picture, clip, asset, item of a token file, or text")
     _add_found(embed)
     embed.add_argument("--text", action="append", default=[], help="a text to embed, too; may be given again")
@@ -94,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
     _add_found(search)
     search.add_argument("--top", type=int, default=10, help="how many to show (default: 10)")
 
+
+def _add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Runs, models, this machine."""
     train = commands.add_parser("train", help="runs of training")
     tasks = train.add_subparsers(dest="task", required=True, metavar="TASK")
     report = tasks.add_parser("report", help="one page of a run's curves and pictures, to look at or to mail")
@@ -111,7 +125,6 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--gaussian-config", metavar="YAML", help="its YAML (default: the name of FILE, with .yaml)")
     convert.add_argument("--text", metavar="FOLDER", help="a SigLIP2 folder with its text tokenizer, for the text side")
     convert.add_argument("--preset", default="so400m-c", help="for SigLIP2: the size to build around it")
-    return top
 
 
 def _add_found(command: argparse.ArgumentParser) -> None:
