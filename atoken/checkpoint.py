@@ -21,7 +21,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from atoken import gaussian_decoder
@@ -295,14 +295,36 @@ def load_folder(folder: str | Path, **options: Any) -> ATokenModel:
     return model.eval()
 
 
+def load_transformers(folder: str | Path, kinds: Mapping[str, type[PreTrainedModel]]) -> PreTrainedModel:
+    """The fp32 model of a local folder of transformers, of the class that its type (in config.json) has in ``kinds``.
+
+    Raises: CheckpointError, whose text is a clause without a full stop: the caller knows what the model is for.
+    """
+    try:
+        kind = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
+        if kind not in kinds:
+            raise ValueError(f"its config.json is of type {kind}, not {' or '.join(kinds)}")
+        with quiet_transformers():
+            model, info = kinds[kind].from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        if info["missing_keys"]:  # transformers would draw these at random
+            raise ValueError(f"it lacks {min(info['missing_keys'])}")
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(_first_line(error).rstrip(".")) from error
+    return model
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Switch off the progress bars of transformers, which it draws into files and pipes, too."""
-    shown = logging.is_progress_bar_enabled()
+    """Switch off what transformers draws into files and pipes, too: progress bars, tables of weights not taken."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -293,20 +293,15 @@ def convert(options: argparse.Namespace) -> int:
 
 def _siglip2(folder: Path, side: str) -> Any:
     """One of the towers, "vision" or "text", of a folder of transformers."""
-    from transformers import PreTrainedConfig, Siglip2TextModel, Siglip2VisionModel
+    from transformers import Siglip2TextModel, Siglip2VisionModel
 
-    towers = {"vision": Siglip2VisionModel, "text": Siglip2TextModel}
+    from atoken.checkpoint import load_transformers
+
+    tower = {"vision": Siglip2VisionModel, "text": Siglip2TextModel}[side]
     try:
-        kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
-        if kind not in ("siglip2", f"siglip2_{side}_model"):
-            raise ValueError(f"its config.json is that of a model of type {kind}.")
-        tower, info = towers[side].from_pretrained(folder, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder} holds no SigLIP2 {side} tower: {reason}") from error
-    if info["missing_keys"]:  # transformers would draw these at random
-        raise CheckpointError(f"{folder} holds no SigLIP2 {side} tower: it lacks {min(info['missing_keys'])}.")
-    return tower
+        return load_transformers(folder, {"siglip2": tower, f"siglip2_{side}_model": tower})
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} holds no SigLIP2 {side} tower: {error}.") from error
 
 
 def _save(model: Any, texts: TextTokenizer | None, folder: Path) -> None:

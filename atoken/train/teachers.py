@@ -19,19 +19,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 from torch.nn.utils.rnn import pad_sequence
 
-from atoken.checkpoint import quiet_transformers
+from atoken.checkpoint import load_transformers
 from atoken.errors import CheckpointError
 from atoken.tokens import SparseTokens
 from atoken.train.vgg import VGG16, Heads, published_heads, published_vgg
@@ -239,38 +237,12 @@ def _siglip(folder: Path) -> Siglip2Model:
 
 
 def _load(kinds: Mapping[str, Any], folder: Path) -> Any:
-    """The model of a folder, frozen, of a class by the type in its config.json. Raises: CheckpointError."""
-    from transformers import PreTrainedConfig
-
+    """The model of a folder, frozen. Raises: CheckpointError."""
     try:
-        kind = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
-        if kind not in kinds:
-            raise ValueError(f"its config.json is of type {kind}, not {' or '.join(kinds)}")
-        with quiet_transformers(), _without_report():
-            model, info = kinds[kind].from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        if info["missing_keys"]:  # transformers would draw these at random
-            raise ValueError(f"it lacks {min(info['missing_keys'])}")
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(
-            f"No teacher in {folder} ({reason}): put the published model there, {WITHOUT}."
-        ) from error
+        model = load_transformers(folder, kinds)
+    except CheckpointError as error:
+        raise CheckpointError(f"No teacher in {folder} ({error}): put the published model there, {WITHOUT}.") from error
     return model.eval().requires_grad_(False)
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Switch off the table of weights that a file has and a tower does not take (those of CLIP's texts)."""
-    from transformers import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _sha256(file: Path) -> str:
