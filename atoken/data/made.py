@@ -108,16 +108,24 @@ def drawing(surface: Surface) -> Painted:
         radius = min(slot, h / count) * rng.uniform(0.25, 0.48)
         for row in range(count):
             centre = np.array((slot * (column + 0.5), h * (row + 0.5) / count)) + rng.normal(0, 0.04, 2) * radius
-            _paste_figure(canvas, surface, figure, np.array(COLOURS[tint], np.float32), centre, radius)
+            paste_figure(canvas, surface, figure, np.array(COLOURS[tint], np.float32), centre, radius)
         several = f"{NUMBERS[count]} {tint} {figure}{'es' if figure == 'cross' else 's'}"
         phrases.append(article(f"{tint} {figure}") if count == 1 else several)
     return canvas, " left of ".join(phrases) + f" on {ground}"
 
 
-def _paste_figure(
-    canvas: Image.Image, surface: Surface, figure: str, colour: np.ndarray, centre: np.ndarray, radius: float
+def paste_figure(
+    canvas: Image.Image,
+    surface: Surface,
+    figure: str,
+    colour: np.ndarray,
+    centre: np.ndarray,
+    radius: float,
+    turn: float = 0.0,
 ) -> None:
-    rng, outline = surface.rng, figure_outline(figure) * radius + centre
+    """Lay one of the ``FIGURES``, turned by ``turn`` radians, over the canvas: plain or textured, some with an edge."""
+    rng, cos, sin = surface.rng, np.cos(turn), np.sin(turn)
+    outline = figure_outline(figure) @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
     if (placed := stencil(outline, canvas.size)) is None:
         return
     mask = ring_mask(placed[0], 0.55) if figure == "ring" else placed[0]

@@ -38,31 +38,32 @@ class Asset:
 
 def picture(seed: int, index: int, height: int, width: int) -> Sample:
     """Picture ``index`` of the series ``seed``: frames (1, height, width, 3)."""
-    rng = _generator(seed, index, _PICTURE)
+    rng = generator(seed, index, _PICTURE)
     family, surface = scenes.choose(rng), Surface(rng, height, width)
     canvas, caption = family(surface)
     frames = np.array(scenes.develop(canvas, surface))[None]
-    return Sample(_with_sensor_noise(rng, frames), caption)
+    return Sample(with_sensor_noise(rng, frames), caption)
 
 
 def clip(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
     """Clip ``index`` of the series ``seed``: frames (frames, height, width, 3)."""
-    rng = _generator(seed, index, _CLIP)
+    rng = generator(seed, index, _CLIP)
     shot, caption = motion.moving(rng, frames, height, width)
-    return Sample(_with_sensor_noise(rng, shot), caption)
+    return Sample(with_sensor_noise(rng, shot), caption)
 
 
 def asset(seed: int, index: int) -> Asset:
     """Mesh ``index`` of the series ``seed``."""
-    rng = _generator(seed, index, _MESH)
+    rng = generator(seed, index, _MESH)
     return Asset(*solids.arranged(Surface(rng, solids.TEXTURE, solids.TEXTURE)))
 
 
-def _generator(seed: int, index: int, kind: int) -> np.random.Generator:
+def generator(seed: int, index: int, kind: int) -> np.random.Generator:
+    """The random numbers of sample ``index`` of a series; ``kind`` keeps the streams of different media apart."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, kind])))
 
 
-def _with_sensor_noise(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
+def with_sensor_noise(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
     """Add mild noise to a quarter of the samples; each frame takes its noise from another place of one sheet."""
     strength = float(rng.uniform(0.5, 5)) if rng.random() < 0.25 else 0.0
     if not strength:

@@ -17,6 +17,8 @@ from atoken.mesh import Mesh, fitted
 
 _SEGMENTS = 48  # around an axis
 TEXTURE = 128  # pixels a side
+SHAPES = ("ball", "egg", "box", "cylinder", "cone", "ring", "vase", "bottle", "star", "cross", "prism")
+PAINTS = {"plain": 0.3, "gradient": 0.2, "textured": 0.5}  # and the share of the solids that each covers
 _BETWEEN = {"alone": "", "stacked": " on top of ", "beside": " beside "}
 _STRIP = np.array([[0, 1, 3], [0, 3, 2]])  # of the corners of a quad: here, next along, here above, next above
 
@@ -90,13 +92,11 @@ def joined(solids: list[Solid]) -> Solid:
     )
 
 
-def shape(rng: np.random.Generator) -> tuple[Solid, str]:
-    """A shape of about unit size around the origin, and its name."""
+def shape(rng: np.random.Generator, name: str = "") -> tuple[Solid, str]:
+    """A shape of about unit size around the origin, and its name: one of the ``SHAPES``, or the one asked for."""
     height, width = rng.uniform(0.4, 1.4), rng.uniform(0.3, 0.6)
     angle = np.linspace(-np.pi / 2, np.pi / 2, 25)
-    match str(
-        rng.choice(("ball", "egg", "box", "cylinder", "cone", "ring", "vase", "bottle", "star", "cross", "prism"))
-    ):
+    match name or str(rng.choice(SHAPES)):
         case "ball":
             return turned(0.5 * np.stack([np.cos(angle), np.sin(angle)], -1)), "ball"
         case "egg":
@@ -136,9 +136,9 @@ def _winding(rng: np.random.Generator, count: int, low: float, high: float) -> n
     return low + (high - low) * np.clip(wave, 0, 1)
 
 
-def painted(surface: Surface, solid: Solid, tint: np.ndarray) -> tuple[Mesh, str]:
-    """A solid in a plain colour, a gradient, or a texture around ``tint`` (3,), and the word for it (or "")."""
-    kind = str(surface.rng.choice(("plain", "gradient", "textured"), p=(0.3, 0.2, 0.5)))
+def painted(surface: Surface, solid: Solid, tint: np.ndarray, kind: str = "") -> tuple[Mesh, str]:
+    """A solid in one of the ``PAINTS`` around ``tint`` (3,), drawn or asked for, and the word for it (or "")."""
+    kind = kind or str(surface.rng.choice(list(PAINTS), p=list(PAINTS.values())))
     faces = len(solid.faces)
     colours = np.full((faces, 3, 4), 255, np.uint8)
     textures: tuple[np.ndarray, ...] = ()

@@ -1,0 +1,90 @@
+"""Labelled training data: one object of a nameable class in each picture, clip or asset; and scenes of several.
+
+A class is a colour and a shape, 48 of each medium; the class of sample ``index`` is ``index`` modulo 48, so that 48
+samples one after another hold every class once, and no two of them share a prompt. Colours are those that stay apart
+under the tone curves of ``scenes.develop``, shapes those that stay apart when turned. All other things vary: place,
+size, turn, texture and ground; the ground may come near the object's colour. A sample is a function of (seed, index)
+and its size alone, as in ``procedural``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from atoken.data import scenes, solids
+from atoken.data.made import drawing, paste_figure
+from atoken.data.natural import backdrop
+from atoken.data.procedural import Asset, Sample, generator, with_sensor_noise
+from atoken.data.textures import Surface
+from atoken.data.words import COLOURS, article
+
+TINTS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
+FIGURES = ("circle", "square", "triangle", "star", "ring", "cross")  # a turned diamond is nearly a square
+SOLIDS = ("ball", "box", "cone", "ring", "star", "cross")
+FIGURE_PROMPTS = tuple(article(f"{tint} {figure}") for figure in FIGURES for tint in TINTS)  # by class
+SOLID_PROMPTS = tuple(article(f"{tint} {solid}") for solid in SOLIDS for tint in TINTS)
+WAYS = len(FIGURE_PROMPTS)  # classes of each medium
+
+_PICTURE, _CLIP, _MESH, _SCENE = 3, 4, 5, 6  # keeps the random streams apart, also from those of ``procedural``
+_RADII = 0.2, 0.42  # of a figure, as a share of the shorter side
+_TURN = np.pi  # radians that a figure is turned at most
+_BARE = 0.5  # share of the captions that are the prompt alone
+
+
+def class_of(index: int) -> int:
+    """The class of a labelled sample: where its prompt stands in ``FIGURE_PROMPTS`` or ``SOLID_PROMPTS``."""
+    return index % WAYS
+
+
+def labelled_picture(seed: int, index: int, height: int, width: int) -> Sample:
+    """Picture ``index`` of the series ``seed``, of one figure: frames (1, height, width, 3)."""
+    return _shown(generator(seed, index, _PICTURE), class_of(index), 1, height, width)
+
+
+def labelled_clip(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
+    """Clip ``index`` of the series ``seed``, of one figure that moves: frames (frames, height, width, 3)."""
+    return _shown(generator(seed, index, _CLIP), class_of(index), frames, height, width)
+
+
+def labelled_asset(seed: int, index: int) -> Asset:
+    """Mesh ``index`` of the series ``seed``, of one solid."""
+    rng, (shape, tint) = generator(seed, index, _MESH), divmod(class_of(index), len(TINTS))
+    solid, name = solids.shape(rng, SOLIDS[shape])
+    kind = "plain" if rng.random() < 0.4 else "textured"  # a gradient would run into a second colour
+    surface = Surface(rng, solids.TEXTURE, solids.TEXTURE)
+    mesh, word = solids.painted(surface, solid, _rgb(TINTS[tint]), kind)
+    caption = article(" ".join(filter(None, [word if rng.random() > _BARE else "", TINTS[tint], name])))
+    return Asset(solids.centred(mesh, rng.uniform(0, 2 * np.pi)), caption)
+
+
+def scene(seed: int, index: int, height: int, width: int) -> Sample:
+    """Picture ``index`` of the series ``seed``, of two or three columns of figures, as its caption says.
+
+    Here are all figures and colours, one to three figures in a column: "a red ring left of two blue stars on ...".
+    """
+    rng, caption = generator(seed, index, _SCENE), ""
+    while " left of " not in caption:  # a drawing of one column
+        surface = Surface(rng, height, width)
+        canvas, caption = drawing(surface)
+    return Sample(with_sensor_noise(rng, np.array(scenes.develop(canvas, surface))[None]), caption)
+
+
+def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int) -> Sample:
+    """A figure on a ground; in a clip it moves straight from one place to another."""
+    (shape, tint), side = divmod(label, len(TINTS)), min(height, width)
+    ground, words = backdrop(Surface(rng, height, width))
+    radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-_TURN, _TURN)
+    start, end = radius + rng.random((2, 2)) * (np.array((width, height)) - 2 * radius)
+    shares, look = np.linspace(0, 1, frames), int(rng.integers(2**32))
+    pictures = []
+    for share in shares:
+        surface = Surface(np.random.default_rng(look), height, width)  # the same paint and light in every frame
+        canvas = ground.copy()
+        paste_figure(canvas, surface, FIGURES[shape], _rgb(TINTS[tint]), start + share * (end - start), radius, turn)
+        pictures.append(np.asarray(scenes.develop(canvas, surface)))
+    where = "" if rng.random() < _BARE else f"{' moving over' if frames > 1 else ' on'} {words}"
+    return Sample(with_sensor_noise(rng, np.stack(pictures)), FIGURE_PROMPTS[label] + where)
+
+
+def _rgb(tint: str) -> np.ndarray:
+    return np.array(COLOURS[tint], np.float32)
