@@ -4,7 +4,7 @@ BIN := .venv/bin
 FILES ?= $(wildcard examples/*)
 OUT ?= out
 
-.PHONY: setup test lint reconstruct clean
+.PHONY: setup test lint reconstruct nano clean
 
 setup: .venv/.dev
 
@@ -27,6 +27,11 @@ test: lint
 
 reconstruct: .venv/.base
 	$(BIN)/atoken reconstruct $(FILES) -o $(OUT)
+
+# Trains the bundled models anew and puts them in place; interrupted, it goes on where it was.
+nano: .venv/.dev
+	$(BIN)/atoken train --preset nano --stage all -o runs
+	$(BIN)/python scripts/bundle_nano.py runs
 
 clean:
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache

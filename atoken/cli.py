@@ -50,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="atoken", description="Pictures, clips and 3D assets to tokens and back.")
     top.add_argument("--version", action="version", version=f"atoken {__version__}")
+    # DeepSpeed's launcher says it to every program, and again in the environment, which is where it is read.
+    top.add_argument("--local_rank", help=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_tokenizing(commands)
     _add_matching(commands)
@@ -108,11 +110,7 @@ def _add_matching(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def _add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Runs, models, this machine."""
-    train = commands.add_parser("train", help="runs of training")
-    tasks = train.add_subparsers(dest="task", required=True, metavar="TASK")
-    report = tasks.add_parser("report", help="one page of a run's curves and pictures, to look at or to mail")
-    report.add_argument("run", help="folder of the run")
-    report.add_argument("-o", "--out", help="HTML file (default: report.html in the folder)")
+    _add_train(commands)
 
     doctor = commands.add_parser("doctor", help="check the promises on this machine and this model")
     _add_model(doctor)
@@ -125,6 +123,44 @@ def _add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     convert.add_argument("--gaussian-config", metavar="YAML", help="its YAML (default: the name of FILE, with .yaml)")
     convert.add_argument("--text", metavar="FOLDER", help="a SigLIP2 folder with its text tokenizer, for the text side")
     convert.add_argument("--preset", default="so400m-c", help="for SigLIP2: the size to build around it")
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Nothing that is imported late is known here: names of presets, stages and fields are checked by the command."""
+    train = commands.add_parser(
+        "train", help="a model, stage by stage; or the report of a run",
+        description="Train stages of a curriculum, or resume them; launched by torchrun or deepspeed, on many GPUs.",
+    )  # fmt: skip
+    train.add_argument("--preset", default="nano", help="nano, base or so400m-c (default: nano)")
+    train.add_argument("--stage", default="all", help="name of one, or all (default: all)")
+    train.add_argument("--data", default="procedural", help="TOML file of sources, or procedural (default)")
+    train.add_argument("-o", "--out", default="runs", help="folder of runs, one for each stage (default: runs)")
+    train.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+        help="change the stages: steps=100 tasks.image.bins=8 mixture.clip=4 tasks.image.terms.l1=0.5",
+    )  # fmt: skip
+    train.add_argument("--start", metavar="FOLDER", help="model to start from (default: what the stage before left)")
+    train.add_argument(
+        "--teachers", metavar="FOLDER", help="of the frozen networks, or none to train without (default: the cache)"
+    )
+    train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
+    train.add_argument(
+        "--zero", type=int, choices=range(4),
+        help="stage of DeepSpeed's ZeRO (default: 1 on several processes, and no DeepSpeed in one)",
+    )  # fmt: skip
+    train.add_argument("--workers", type=_count, default=1, help="processes a rank that make batches (default: 1)")
+    train.add_argument(
+        "--evaluate-every", type=_count, default=0, metavar="STEPS", help="between evaluations (default: none)"
+    )
+    train.add_argument("--plan", action="store_true", help="say what the stages take, and train nothing")
+    train.add_argument("--gpus", type=int, default=1, help="of the plan (default: 1)")
+    train.add_argument("--gpu", default="H100", help="of the plan: their name (default: H100)")
+    train.add_argument("--mfu", type=float, default=0.45, help="of the plan: share of their peak (default: 0.45)")
+    train.set_defaults(json=False)  # its tables are for people
+    tasks = train.add_subparsers(dest="task", metavar="report")
+    report = tasks.add_parser("report", help="one page of a run's curves and pictures, to look at or to mail")
+    report.add_argument("run", help="folder of the run")
+    report.add_argument("-o", "--out", help="HTML file (default: report.html in the folder)")
 
 
 def _add_found(command: argparse.ArgumentParser) -> None:
@@ -172,6 +208,12 @@ def _frame_range(text: str) -> tuple[int | None, int | None]:
         return int(first) if first else None, int(last) if last else None
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, such as 0:48 or 16:") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
 
 
 def _fps(text: str) -> Fraction:

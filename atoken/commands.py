@@ -28,6 +28,7 @@ from atoken.metrics import psnr_of
 from atoken.presets import BUNDLED, PRESETS
 from atoken.text import TextTokenizer
 from atoken.tokenizer import Tokenizer
+from atoken.train.stages import Stage
 
 T = TypeVar("T")
 
@@ -247,10 +248,35 @@ def _describe(path: Path, options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    """A page that shows a run of training."""
-    from atoken.train.report import report
+    """Stages of training, or what they would take, or a page that shows a run of one."""
+    if options.task == "report":
+        from atoken.train.report import report
 
-    console.out(str(report(options.run, options.out)))
+        console.out(str(report(options.run, options.out)))
+        return 0
+    from atoken.train import command
+
+    stages = command.chosen(options.preset, options.stage, options.changes, options.teachers)
+    if options.plan:
+        return _plan(stages, options)
+    models = command.train(
+        stages, console.folder(options.out), data=options.data, start=options.start and Path(options.start),
+        teachers=options.teachers, device=options.device, workers=options.workers, zero=options.zero,
+        evaluate_every=options.evaluate_every,
+    )  # fmt: skip
+    for stage, model in zip(stages, models, strict=True):
+        if command.speaks():
+            console.out(f"{stage.name}: {model}")
+    return 0
+
+
+def _plan(stages: list[Stage], options: argparse.Namespace) -> int:
+    from atoken.train.plan import plan
+
+    for stage in stages:
+        for table in plan(stage, gpus=options.gpus, gpu=options.gpu, mfu=options.mfu).tables():
+            console.say(table, table, options, [])
+            console.out("")
     return 0
 
 

@@ -25,6 +25,8 @@ PRESETS: dict[str, dict] = {
     "nano": NANO,
     "nano-d": NANO | {"encoder_layers": 7, "decoder_layers": 7, "fsq_levels": FSQ_LEVELS},
     "base": BASE,
+    "base-s1": BASE | {"latent_channels": 32},
+    "base-d": BASE | {"fsq_levels": FSQ_LEVELS},
     "so400m-c": SO400M,
     "so400m-c-s1": SO400M | {"latent_channels": 32},
     "so400m-d": SO400M | {"fsq_levels": FSQ_LEVELS},

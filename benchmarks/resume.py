@@ -22,12 +22,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from atoken.train.feeds import load_feeds
+
 from atoken.train import run_folder
+from atoken.train.curriculum import NANO_PIXELS, NANO_TASKS
 from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import NANO_PIXELS
 
-STAGE = replace(NANO_PIXELS, steps=24, warmup=4, tokens=128, image_patches=(16, 64), clip_patches=(16, 32))
+TASKS = {
+    "image": replace(NANO_TASKS["image"], tokens=128, patches=(16, 64)),
+    "clip": replace(NANO_TASKS["clip"], tokens=128, patches=(16, 32)),
+}
+STAGE = replace(NANO_PIXELS, tasks=TASKS, steps=24, warmup=4)
 MOMENTS, FLIPS, EVERY = 30, 300, 3
 # A call that saving makes, which of them in the run, and whether the process dies before or after it.
 POINTS = [
@@ -68,7 +74,8 @@ def _train(folder: Path, call: str = "", number: str = "0", when: str = "") -> N
         _dying(Path, "rename", int(number), when)
     elif call:
         _dying(run_folder, call, int(number), when)
-    run(STAGE, folder, start=None, device="cpu", workers=0, save_every=EVERY)
+    feeds = load_feeds("procedural", STAGE)
+    run(STAGE, folder, start=None, feeds=feeds, device="cpu", workers=0, save_every=EVERY)
 
 
 def _dying(home: Any, name: str, number: int, when: str) -> None:
@@ -118,9 +125,9 @@ def _killed(folder: Path, wanted: tuple[bytes, list], kill: Callable[[Path], int
 
 
 def _outcome(folder: Path) -> tuple[bytes, list]:
-    """The final weights, and of each step its number, modality and tokens, and the loss to the last digit."""
+    """The final weights, and of each step its number, tasks and tokens, and the loss to the last digit."""
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    seen = [[row[name] for name in ("step", "modality", "tokens", "loss")] for row in rows]
+    seen = [[row[name] for name in ("step", "tasks", "tokens", "loss")] for row in rows]
     return (folder / "model" / "model.safetensors").read_bytes(), seen
 
 

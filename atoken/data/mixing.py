@@ -6,13 +6,13 @@ So the position of a run is one integer, and of w ranks rank r takes the indices
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
 from math import isqrt
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from atoken.data.sources.sample import Sample, Source, located
 from atoken.errors import AtokenError, MediaError, MissingExtraError
@@ -100,35 +100,54 @@ class Mixture:
         return number, permuted(turn, size, self._seed, number, epoch)
 
 
+class Counted(Protocol):
+    """Something that ``drawn`` samples went into, ``broken`` ones having been skipped."""
+
+    @property
+    def drawn(self) -> int:
+        """How many."""
+
+    @property
+    def broken(self) -> Sequence[Broken]:
+        """Which."""
+
+
 class Tally:
     """Counts the broken samples of a run, lists them in a file, a line of JSON each, and stops a run with too many.
 
-    ``most``: the share of all samples tried that may break, looked at from ``at_least`` samples on. ``tried`` and
+    ``most``: the share of all samples tried that may break, looked at from ``at_least`` samples on. ``drawn`` and
     ``broken`` are the counts, to be given again where a run resumes.
     """
 
     def __init__(
-        self, path: str | Path, most: float = 0.1, at_least: int = 100, *, tried: int = 0, broken: int = 0
+        self, path: str | Path, most: float = 0.1, at_least: int = 100, *, drawn: int = 0, broken: int = 0
     ) -> None:
         self.path, self.most, self.at_least = Path(path), most, at_least
-        self.tried, self.broken = tried, broken
+        self.drawn, self.broken = drawn, broken
 
-    def count(self, drawn: Drawn[T]) -> None:
-        """Count one sample and those skipped before it. Raises: MediaError (too many are broken)."""
-        self.tried += 1 + len(drawn.broken)
-        self.broken += len(drawn.broken)
-        if drawn.broken:
-            self._list(drawn.broken)
-        if self.tried >= self.at_least and self.broken > self.most * self.tried:
-            found, limit = f"{self.broken} of {self.tried} samples are broken", f"over the limit of {self.most:.0%}"
+    def listed(self, step: int, batches: Iterable[Counted]) -> tuple[int, int]:
+        """Write the broken samples of a step to the file; how many were drawn, and how many are broken.
+
+        They are counted apart, by ``count``, because all ranks must stop together. Raises: MediaError (cannot write).
+        """
+        batches = list(batches)
+        broken = [entry for batch in batches for entry in batch.broken]
+        if broken:
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps({"step": step, **entry._asdict()}) + "\n" for entry in broken)
+            except OSError as error:
+                raise MediaError(f"Cannot write the list of broken samples {self.path}: {error.strerror}.") from error
+        return sum(batch.drawn for batch in batches), len(broken)
+
+    def count(self, drawn: int, broken: int) -> dict[str, int]:
+        """Add to the counts, and give them. Raises: MediaError (too many are broken)."""
+        self.drawn, self.broken = self.drawn + drawn, self.broken + broken
+        tried = self.drawn + self.broken
+        if tried >= self.at_least and self.broken > self.most * tried:
+            found, limit = f"{self.broken} of {tried} samples are broken", f"over the limit of {self.most:.0%}"
             raise MediaError(f"{found}, {limit}; mend or remove those that {self.path} lists.")
-
-    def _list(self, broken: tuple[Broken, ...]) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(entry._asdict()) + "\n" for entry in broken)
-        except OSError as error:
-            raise MediaError(f"Cannot write the list of broken samples {self.path}: {error.strerror}.") from error
+        return {"drawn": self.drawn, "broken": self.broken}
 
 
 def permuted(place: int, size: int, *key: int) -> int:

@@ -1,36 +1,41 @@
-"""Batches of procedural pictures, clips and assets: batch s is a function of stage and s alone, so a run can resume."""
+"""Batches: bin b of a task is a function of stage, feeds and b alone, so a run can resume, on any number of ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from atoken.data.procedural import clip, picture
-from atoken.modalities.pixels import PATCH, patchify, to_values
+from atoken.data.mixing import Broken
+from atoken.errors import AtokenError
+from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import VALUES
 from atoken.tokens import SparseTokens
+from atoken.train.feeds import Feed
+from atoken.train.packing import PARTS, rooms
 from atoken.train.parts import Pictures, Surface, part, pictures, surface
 from atoken.train.stages import Stage
-
-MOST_SAMPLES = 4096  # of one batch: the room that each batch has in the numbering of samples
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One packed batch of one modality.
+    """One packed bin of one task.
 
-    values: how many of the P patch values are real. targets: what the Gaussians of the tokens must be like, where the
-    step is one of the Gaussian decoder.
+    values: how many of the P patch values are real, 768 of a picture or voxel, 3072 of a clip. captions: one a sample,
+    "" where it has none. targets: what the Gaussians of the tokens must be like, where the task is one of the Gaussian
+    decoder. drawn: samples taken; broken: those skipped.
     """
 
-    modality: str
+    task: str
     tokens: SparseTokens
     values: int
+    captions: tuple[str, ...] = ()
     targets: Surface | Pictures | None = None
+    drawn: int = 0
+    broken: tuple[Broken, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -38,85 +43,89 @@ class Batch:
         return replace(self, tokens=self.tokens.to(device), targets=targets)
 
 
-def modality_of(stage: Stage, step: int) -> str:
-    """The modality of a step: the mixture's cycle, spread evenly, equal on every rank."""
-    slots = [(turn / share, name) for name, share in stage.mixture.items() for turn in range(1, share + 1)]
-    return sorted(slots)[step % len(slots)][1]
+def batch(stage: Stage, feeds: Mapping[str, Feed], name: str, number: int) -> Batch:
+    """Bin ``number`` of the task ``name``. Raises: AtokenError (too many samples in a row are broken, no extra)."""
+    task = stage.tasks[name]
+    if task.medium in PARTS:
+        return _part(stage, name, number)
+    drawn = [feeds[name].draw(room) for room in rooms(task, stage.seed, name, number)]
+    return Batch(
+        name,
+        SparseTokens.pack([one.value.tokens for one in drawn]),
+        PATCH[0] * VALUES if task.medium == "clip" else VALUES,
+        captions=tuple(one.value.caption for one in drawn),
+        drawn=len(drawn),
+        broken=tuple(broken for one in drawn for broken in one.broken),
+    )
 
 
-def batch(stage: Stage, step: int) -> Batch:
-    """The batch of a step: pictures or clips until the token budget is full, or a part of one asset that fits it.
-
-    Modalities: ``image`` and ``clip``; ``asset``, voxel tokens alone; ``surface`` and ``views``, with those targets of
-    the Gaussian decoder.
-    """
-    modality, first = modality_of(stage, step), step * MOST_SAMPLES
-    if modality in ("image", "clip"):
-        return Batch(modality, _full(stage, modality, first), VALUES if modality == "image" else PATCH[0] * VALUES)
-    made = part(stage.seed, first, stage.tokens)
+def _part(stage: Stage, name: str, number: int) -> Batch:
+    """A part of one procedural asset, with what its Gaussians must be like where the task asks for it."""
+    task = stage.tasks[name]
+    (room,) = rooms(task, stage.seed, name, number)
+    made = part(stage.seed, room.index, room.patches)
     targets: Surface | Pictures | None = None
-    if modality == "surface":
+    if task.medium == "surface":
         targets = surface(made)
-    elif modality == "views":
-        targets = pictures(made, stage.seed, first, stage.views)
-    return Batch(modality, made.tokens, VALUES, targets)
+    elif task.medium == "views":
+        targets = pictures(made, stage.seed, room.index, task.views)
+    return Batch(name, made.tokens, VALUES, ("",), targets, drawn=1)
 
 
-def _full(stage: Stage, modality: str, first: int) -> SparseTokens:
-    """Samples from number ``first`` on; the last one that fits the budget closes the batch."""
-    samples: list[SparseTokens] = []
-    room = stage.tokens
-    for index in range(first, first + MOST_SAMPLES):
-        shape = sample_shape(stage, modality, index)
-        if int(np.prod(shape)) > room:
-            break
-        samples.append(sample(stage, modality, index, shape))
-        room -= len(samples[-1].feats)
-    return SparseTokens.pack(samples)
+def batches(
+    stage: Stage, feeds: Mapping[str, Feed], first_step: int, workers: int, rank: int = 0, world: int = 1
+) -> Iterator[list[Batch]]:
+    """The micro-batches of a rank in each step from ``first_step`` on, made ahead by ``workers`` processes.
 
-
-def sample_shape(stage: Stage, modality: str, index: int) -> tuple[int, int, int]:
-    """Time steps, rows and columns of patches of a sample: a function of the seed and its index."""
-    rng = np.random.default_rng([stage.seed, index])
-    low, high = stage.image_patches if modality == "image" else stage.clip_patches
-    area = np.exp(rng.uniform(np.log(low), np.log(high)))
-    aspect = stage.aspect ** rng.uniform(-1, 1)
-    rows, columns = (max(1, int(side)) for side in (np.sqrt(area * aspect), np.sqrt(area / aspect)))
-    steps = 1 if modality == "image" else int(rng.integers(stage.clip_steps[0], stage.clip_steps[1] + 1))
-    return steps, rows, columns
-
-
-def sample(stage: Stage, modality: str, index: int, shape: tuple[int, int, int]) -> SparseTokens:
-    """The tokens of one procedural sample."""
-    steps, rows, columns = shape
-    size = rows * PATCH[1], columns * PATCH[2]
-    if modality == "image":
-        made = picture(stage.seed, index, *size)
-    else:
-        made = clip(stage.seed, index, steps * PATCH[0], *size)
-    return patchify(to_values(made.frames))
-
-
-class _Steps(Dataset[Batch]):
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-
-    def __len__(self) -> int:
-        return self.stage.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        return batch(self.stage, step)
-
-
-def batches(stage: Stage, first: int, workers: int) -> Iterator[Batch]:
-    """Batches ``first`` to the stage's last, in order, made ahead by ``workers`` processes."""
-    order = range(first, stage.steps)
+    They are in the order of ``Stage.tasks_of``; of a task's bins, rank r of w takes r, r + w, r + 2w, ... Raises:
+    AtokenError (bins that cannot be shared out evenly, and as ``batch``).
+    """
+    for name, task in stage.used.items():
+        if task.bins % world:
+            raise AtokenError(
+                f"The {task.bins} bins of the task {name} cannot be shared out evenly to {world} ranks; set a multiple "
+                f"of {world}, such as --set tasks.{name}.bins={-(-task.bins // world) * world}."
+            )
     # Spawned: torch's threads do not survive a fork, and the worker of a fork server would outlive a killed run.
     loader = DataLoader(
-        _Steps(stage), batch_size=None, sampler=order, num_workers=workers, prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread, multiprocessing_context="spawn" if workers else None,
+        _Bins(stage, feeds), batch_size=None, sampler=_places(stage, first_step, rank, world), num_workers=workers,
+        prefetch_factor=2 if workers else None, worker_init_fn=_one_thread,
+        multiprocessing_context="spawn" if workers else None,
     )  # fmt: skip
-    return iter(loader)
+    return _steps(stage, first_step, world, iter(loader))
+
+
+def _places(stage: Stage, first_step: int, rank: int, world: int) -> Iterator[tuple[str, int]]:
+    """Task and number of each bin of a rank, in order."""
+    for step in range(first_step, stage.steps):
+        for name, before in stage.tasks_of(step):
+            bins = stage.tasks[name].bins
+            yield from ((name, before * bins + k) for k in range(rank, bins, world))
+
+
+def _steps(stage: Stage, first_step: int, world: int, made: Iterator[Batch | AtokenError]) -> Iterator[list[Batch]]:
+    for step in range(first_step, stage.steps):
+        count = sum(stage.tasks[name].bins // world for name, _ in stage.tasks_of(step))
+        yield [_sound(one) for one in islice(made, count)]
+
+
+def _sound(made: Batch | AtokenError) -> Batch:
+    if isinstance(made, AtokenError):
+        raise made
+    return made
+
+
+class _Bins(Dataset[Batch | AtokenError]):
+    """What goes wrong is given, not raised: a DataLoader would make a page of its one sentence."""
+
+    def __init__(self, stage: Stage, feeds: Mapping[str, Feed]) -> None:
+        self.stage, self.feeds = stage, feeds
+
+    def __getitem__(self, place: tuple[str, int]) -> Batch | AtokenError:
+        try:
+            return batch(self.stage, self.feeds, *place)
+        except AtokenError as error:
+            return AtokenError(str(error))  # not every kind of it can travel between processes
 
 
 def _one_thread(_: int) -> None:

@@ -6,6 +6,7 @@ Its whole state is tensors and integers, kept as safetensors and JSON: nothing i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -30,8 +31,13 @@ class PlainEngine:
     decays, as they must where weights are sharded. A stage freezes what it never uses.
     """
 
+    rank, world = 0, 1
+
     def __init__(self, objective: Objective, stage: Stage, device: str) -> None:
         self.objective = objective.to(device).train()
+        objective.teachers = objective.teachers.to(device)
+        if stage.checkpointing:
+            objective.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.stage, self.device = stage, device
         self.step = 0  # steps seen
         self.applied = 0  # steps taken; a step with a gradient that is not finite is skipped
@@ -88,21 +94,24 @@ class PlainEngine:
         return stage.final_lr + 0.5 * (stage.lr - stage.final_lr) * (1 + math.cos(math.pi * done))
 
     def train(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """One step on the mean loss of its micro-batches, of one modality or of several.
+        """One step on its micro-batches: the sum over tasks of the mean over the micro-batches of each.
 
-        Returns the loss and the named terms, each a mean over the micro-batches that have it, the gradient's norm and
-        the learning rate. Raises: AtokenError when ``PATIENCE`` steps in a row had to be skipped.
+        Returns the loss, by task the loss and its named terms (``task/term``), the gradient's norm and the learning
+        rate. Raises: AtokenError when ``PATIENCE`` steps in a row had to be skipped.
         """
         rate = self.learning_rate(self.step)
         for group in chain.from_iterable(optimiser.param_groups for optimiser in self.optimisers):
             group["lr"] = rate * group["lr_scale"]
-        rows = []
+        rows, counts = [], Counter(batch.task for batch in batches)
         for number, batch in enumerate(batches, 1):
-            loss, terms = self._backward(batch.to(self.device), 1 / len(batches), last=number == len(batches))
-            rows.append({**terms, "loss": loss.detach()})
+            share = 1 / counts[batch.task]
+            loss, terms = self._backward(batch.to(self.device), share, last=number == len(batches))
+            named = {**terms, "loss": loss.detach()}
+            rows.append({f"{batch.task}/{name}": value for name, value in named.items()})
         norm = self._update()
         self._count(math.isfinite(norm))
-        return {**self._means(rows), "norm": norm, "lr": rate}
+        means = self._means(rows)
+        return {**means, "loss": sum(means[f"{task}/loss"] for task in counts), "norm": norm, "lr": rate}
 
     def _backward(self, batch: Batch, share: float, *, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Add ``share`` of a micro-batch's gradient to that of the step."""
@@ -146,9 +155,9 @@ class PlainEngine:
     def _over_ranks(self, means: Tensor) -> Tensor:
         return means
 
-    def on_any_rank(self, flag: bool) -> bool:
-        """Whether it is set on any rank, the same answer on all."""
-        return flag
+    def total(self, numbers: Sequence[int]) -> list[int]:
+        """Sums over ranks, the same answer on all."""
+        return list(numbers)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as tensors and as plain numbers."""

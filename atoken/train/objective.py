@@ -6,27 +6,42 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from atoken.errors import CheckpointError
 from atoken.gaussians import Gaussians
 from atoken.model import ATokenModel
 from atoken.rasterize import rasterize
+from atoken.text import TextTokenizer
 from atoken.train.batches import Batch
 from atoken.train.losses import Drawn, Placed, Step
 from atoken.train.parts import WINDOW, Pictures, Surface
-from atoken.train.stages import Term
+from atoken.train.stages import Task
+from atoken.train.teachers import NO_TEACHERS, WITHOUT, Teachers
 
 
 class Objective(nn.Module):
-    """Model and loss of one stage."""
+    """Model and loss of one stage.
 
-    def __init__(self, model: ATokenModel, terms: Mapping[str, tuple[Term, ...]]) -> None:
+    tasks: those that are trained, by name. teachers: no part of the module, so that nothing registers, shards or saves
+    them; who moves the module moves them, too (``Teachers.to``). texts: the tokenizer of the model's text side.
+    Raises: CheckpointError where a task lacks a teacher or a text side, or a teacher does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: ATokenModel,
+        tasks: Mapping[str, Task],
+        teachers: Teachers = NO_TEACHERS,
+        texts: TextTokenizer | None = None,
+    ) -> None:
         super().__init__()
-        self.model = model
-        self.terms = terms
+        self.model, self.tasks, self.teachers, self.texts = model, tasks, teachers, texts
+        for name, task in tasks.items():
+            self._check(name, task)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term unweighted and detached, by name."""
         step = self._step(batch)
-        named = {term.fn.__name__: (term.weight, term.fn(step)) for term in self.terms[batch.modality]}
+        named = {term.fn.__name__: (term.weight, term.fn(step)) for term in self.tasks[batch.task].terms}
         loss = sum(weight * value for weight, value in named.values())
         return loss, {name: value.detach() for name, (_, value) in named.items()}  # type: ignore[return-value]
 
@@ -38,11 +53,35 @@ class Objective(nn.Module):
                 drawn = rasterize(self._gaussians(batch).splats, batch.targets.cameras, (WINDOW, WINDOW))
                 return Drawn(drawn.rgb, drawn.alpha, batch.targets)
             case _:
-                encoded, decoded = self.model(batch.tokens)
-                return Step(batch.tokens, batch.values, encoded, decoded)
+                return Step(self.model, batch.tokens, batch.values, batch.captions, self.teachers, self.texts)
 
     def _gaussians(self, batch: Batch) -> Gaussians:
         """Of the original patches, not of decoded ones: the Gaussian decoder is trained apart, as the published one."""
         assert self.model.gaussian_decoder is not None  # the stage's preset has one
         (gaussians,) = self.model.gaussian_decoder(batch.tokens.with_feats(batch.tokens.feats[:, : batch.values]))
         return gaussians
+
+    def _check(self, name: str, task: Task) -> None:
+        if task.teachers and task.medium != "image":
+            raise CheckpointError(f"Task {name} is of medium {task.medium}, and teachers see pictures alone.")
+        for teacher in sorted(task.teachers - self.teachers.names):
+            raise CheckpointError(f"Task {name} needs the teacher {teacher}, which was not loaded: load it, {WITHOUT}.")
+        if task.texts and (self.texts is None or self.model.text_tower is None):
+            raise CheckpointError(
+                f"Task {name} needs a text side, which the model lacks: start from one that atoken convert made with "
+                "--text."
+            )
+        if "siglip" in task.teachers:
+            self._check_siglip(name)
+
+    def _check_siglip(self, name: str) -> None:
+        """Whether the teacher can read our ids, and its vectors are as wide as ours."""
+        assert self.model.text_tower is not None
+        assert self.teachers.siglip is not None
+        ours, theirs = self.model.text_tower.config, self.teachers.siglip.config.text_config
+        for size in ("vocab_size", "max_position_embeddings", "projection_size"):
+            if getattr(ours, size) != getattr(theirs, size):
+                raise CheckpointError(
+                    f"The teacher siglip of task {name} has {size} {getattr(theirs, size)} in its text side, the model "
+                    f"{getattr(ours, size)}: take the SigLIP2 that the model started from, {WITHOUT}."
+                )

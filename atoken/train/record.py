@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -13,9 +14,13 @@ from typing import Any
 from atoken.train.stages import Stage
 
 
-def record(stage: Stage, step: int) -> dict[str, Any]:
-    """All of it as plain values for JSON. ``step``: where this start of the run begins."""
-    return {"step": step, "stage": _plain(stage), "versions": versions(), "git": git_state(Path(__file__).parent)}
+def record(stage: Stage, step: int, teachers: Mapping[str, str]) -> dict[str, Any]:
+    """All of it as plain values for JSON.
+
+    step: where this start of the run begins. teachers: SHA-256 of the frozen networks' files, none without teachers.
+    """
+    found = {"step": step, "stage": _plain(stage), "teachers": dict(teachers)}
+    return {**found, "versions": versions(), "git": git_state(Path(__file__).parent)}
 
 
 def versions() -> dict[str, str]:

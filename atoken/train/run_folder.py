@@ -69,9 +69,9 @@ class RunFolder:
             raise CheckpointError(f"All checkpoints in {self.path} are damaged; remove them to begin the run anew.")
         return None
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Append one line of JSON."""
-        with self.log_path.open("a") as file:
+    def log(self, row: dict[str, Any], name: str = "log") -> None:
+        """Append one line of JSON to ``name.jsonl``."""
+        with (self.path / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def note(self, name: str, values: dict[str, Any]) -> None:
@@ -80,14 +80,23 @@ class RunFolder:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
         temporary.replace(self.path / f"{name}.json")
 
-    def rewind_log(self, step: int) -> None:
-        """Drop lines of steps that a resumed run will do again, and one that was cut short."""
-        if self.log_path.exists():
-            lines = self.log_path.read_text().splitlines(keepends=True)
+    def rewind(self, step: int) -> None:
+        """Drop what a run resumed at ``step`` will write again: lines of all logs, those cut short, pictures."""
+        for path in self.path.glob("*.jsonl"):
+            lines = path.read_text().splitlines(keepends=True)
             rows = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-            temporary = self.log_path.with_suffix(".part")
+            temporary = path.with_suffix(".part")
             temporary.write_text("".join(rows))
-            temporary.replace(self.log_path)
+            temporary.replace(path)
+        for picture in self.path.glob("pictures/step-*.png"):
+            if int(picture.stem.removeprefix("step-")) >= step:
+                picture.unlink()
+
+    def counted(self, step: int) -> dict[str, int]:
+        """How many samples were drawn and broken before ``step``, as the log says."""
+        lines = self.log_path.read_text().splitlines()[:step] if self.log_path.exists() else []
+        last = json.loads(lines[-1]) if lines else {}
+        return {name: last.get(name, 0) for name in ("drawn", "broken")}
 
 
 def verified(folder: Path) -> bool:

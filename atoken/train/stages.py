@@ -1,48 +1,75 @@
-"""Stages of training as data: what is seen, what is summed, how long, from where.
+"""What a stage of training is, as data: which tasks are seen how often, what is summed, how long, from where.
 
-The paper's weights (section 3.5) are reconstruction 0.2, L1 1.0, KL 1e-8.
+The stages themselves are values in ``atoken/train/curriculum.py``. A **task** is a kind of micro-batch: a medium, how
+much of it, and the terms of its loss. A step has the task that the mixture's cycle names, and those that go beside
+every one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import Tensor
 
-from atoken.train import losses
+MATCHING = ("pool.", "logit_", "text_tower.")  # parameters that only matching with texts reads
+Medium = Literal["image", "clip", "asset", "part", "surface", "views"]
 
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the loss: the function itself, not its name."""
+    """One summand of the loss: the function itself, not its name, and which frozen network it needs.
+
+    texts: it reads the captions, so its task wants samples that have some.
+    """
 
     fn: Callable[[Any], Tensor]
     weight: float
+    teacher: str | None = None
+    texts: bool = False
 
 
-PATCHES = (Term(losses.l1, 0.2), Term(losses.kl, 1e-8))
-SURFACE = (Term(losses.place, 1.0), Term(losses.color, 3.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
-VIEWS = (Term(losses.picture_l1, 1.0), Term(losses.dissimilarity, 0.2), Term(losses.silhouette, 0.3))
-TERMS = {"image": PATCHES, "clip": PATCHES, "asset": PATCHES, "surface": SURFACE, "views": VIEWS}
+@dataclass(frozen=True)
+class Task:
+    """One kind of micro-batch. Sizes are in patches of 16 x 16 pixels, lengths in time steps of 4 frames.
+
+    medium: ``image``; ``clip``; ``asset``, voxels of whole 3D assets; ``part``, those of a cube of one asset, and with
+    what its Gaussians must be like as points of the surface (``surface``) or as pictures (``views``).
+    """
+
+    medium: Medium
+    terms: tuple[Term, ...]
+    tokens: int = 1024  # budget of one bin, which is a micro-batch of one rank
+    bins: int = 1  # of a step, over all ranks
+    patches: tuple[int, int] = (16, 256)  # fewest and most of a picture, of one time step of a clip, of an asset
+    length: tuple[int, int] = (1, 1)  # of a clip
+    strides: tuple[tuple[int, int], ...] = ((1, 3), (4, 12))  # frames from one taken to the next: ranges drawn alike
+    fps: float | None = None  # frames a second that are taken of a clip, in place of a stride
+    aspect: float = 4.0  # longest side over shortest, at most, of what is generated
+    views: int = 2  # pictures of a part
+
+    @property
+    def texts(self) -> bool:
+        """Whether it wants samples with captions."""
+        return any(term.texts for term in self.terms)
+
+    @property
+    def teachers(self) -> set[str]:
+        """The frozen networks that its terms need."""
+        return {term.teacher for term in self.terms if term.teacher}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. Sizes are in patches of 16 x 16 pixels, clip lengths in time steps of 4 frames."""
+    """One stage. The loss of a step is the sum over its tasks of the mean over their bins."""
 
     name: str
     preset: str
-    start_from: str | None = None  # a stage whose weights this one starts with; None is the linear start
-    mixture: Mapping[str, int] = field(default_factory=lambda: {"image": 3, "clip": 1})  # steps of each in a cycle
-    terms: Mapping[str, tuple[Term, ...]] = field(default_factory=lambda: TERMS)
-    tokens: int = 1024  # budget of one batch
-    image_patches: tuple[int, int] = (16, 256)  # fewest and most patches of a picture
-    clip_patches: tuple[int, int] = (16, 100)  # of one time step of a clip
-    clip_steps: tuple[int, int] = (1, 8)
-    aspect: float = 4.0  # longest side over shortest, at most
-    views: int = 2  # pictures of a part of an asset, where Gaussians are drawn
+    tasks: Mapping[str, Task]
+    mixture: Mapping[str, int]  # steps of each task in a cycle
+    beside: tuple[str, ...] = ()  # tasks whose gradient is accumulated with every step's own
+    start_from: str | None = None  # a stage whose weights this one starts with; None: see ``atoken/train/start.py``
     steps: int = 4500
     warmup: int = 100
     lr: float = 5e-4
@@ -54,24 +81,34 @@ class Stage:
     weight_decay: float = 0.01
     clip: float = 1.0  # of the gradient's norm
     mixed_precision: bool = True  # bf16 in products
+    checkpointing: bool = False  # activations of blocks are computed again for the gradient
     ema: float = 0.999  # decay; ramps up as (1 + n) / (10 + n)
     seed: int = 0
 
+    def tasks_of(self, step: int) -> list[tuple[str, int]]:
+        """The tasks of a step, and how often each came before: the mixture's cycle, spread evenly, and those beside."""
+        slots = [(turn / share, name) for name, share in self.mixture.items() for turn in range(1, share + 1)]
+        order = [name for _, name in sorted(slots)]
+        cycle, turn = divmod(step, len(order))
+        name = order[turn]
+        before = cycle * self.mixture[name] + order[:turn].count(name)
+        return [(name, before), *((other, step) for other in self.beside)]
 
-GAUSSIANS = ("gaussian_decoder.",)
-UNUSED = ("pool.", "logit_", *GAUSSIANS)  # by patches alone
-TOKENIZER = ("encoder.", "pool.", "to_latent.", "decoder.", "to_patch.", "logit_")
-NANO_PIXELS = Stage("nano-pixels", "nano", frozen=UNUSED)
-NANO_VOXELS = Stage(
-    "nano-voxels", "nano", start_from="nano-pixels", mixture={"image": 3, "clip": 1, "asset": 1}, frozen=UNUSED,
-    steps=1000, lr=2e-4, seed=2,
-)  # fmt: skip
-NANO = Stage(
-    "nano", "nano", start_from="nano-voxels", mixture={"surface": 1}, frozen=TOKENIZER, tokens=2048,
-    steps=1500, warmup=50, lr=2e-3, muon=2.5, seed=3,
-)  # fmt: skip
-# Its start is a code already. What writes and reads it has weights so large that a step of Adam would break it, and
-# bf16 would teach the rest of the decoder to expect noise in the finest digits.
-CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decoder.blocks.0.", *UNUSED)
-NANO_D = Stage("nano-d", "nano-d", start_from="nano", frozen=CODE, mixed_precision=False, steps=1200, lr=3e-4, seed=1)
-STAGES = {stage.name: stage for stage in (NANO_PIXELS, NANO_VOXELS, NANO, NANO_D)}
+    @property
+    def used(self) -> dict[str, Task]:
+        """The tasks that its steps have."""
+        return {name: self.tasks[name] for name in (*self.mixture, *self.beside)}
+
+    @property
+    def teachers(self) -> set[str]:
+        """The frozen networks that it needs."""
+        return set().union(*(task.teachers for task in self.used.values()))
+
+    def without_teachers(self) -> Stage:
+        """The same stage without the terms that need a frozen network, and without tasks that are nothing but those."""
+        left = {n: replace(t, terms=tuple(x for x in t.terms if not x.teacher)) for n, t in self.tasks.items()}
+        tasks = {name: task for name, task in left.items() if task.terms}
+        mixture = {name: share for name, share in self.mixture.items() if name in tasks}
+        bare = replace(self, tasks=tasks, mixture=mixture, beside=tuple(n for n in self.beside if n in tasks))
+        matched = any(task.texts for task in bare.used.values())
+        return bare if matched else replace(bare, frozen=(*self.frozen, *MATCHING))

@@ -1,18 +1,98 @@
-"""Where a stage starts: near the best linear code, or from a continuous model on its way to a discrete one."""
+"""Where a stage starts: near the best linear code, or from an earlier model, made wider or discrete where need be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from atoken.checkpoint import fill, load_folder
+from atoken.errors import CheckpointError
 from atoken.layers import Block, PositionTable
 from atoken.model import ATokenConfig, ATokenModel
+from atoken.presets import preset
+from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
+from atoken.train.batches import batch
 from atoken.train.digits import fit_digits, least_squares, read_digits, stored, write_digits
+from atoken.train.feeds import Feed
+from atoken.train.stages import Stage
+
+BINS = 24  # that a start takes its statistics from
+BLANK = "blank"  # folder in that of a run
 
 STEADY = 10.0  # how far a constant stands above the largest channel of the code
+
+
+def begin(stage: Stage, start: Path | None, feeds: Mapping[str, Feed]) -> tuple[ATokenModel, TextTokenizer | None]:
+    """The model before step 0, in fp32, and its text tokenizer, if it has a text side.
+
+    start: folder of the model that the stage starts from; a stage that names none may do without. Raises:
+    CheckpointError (a start is missing, or of other sizes).
+    """
+    config = preset(stage.preset)
+    if start is not None:
+        model = continued(load_folder(start, dtype=torch.float32), config, _first(stage, feeds))
+        return model, TextTokenizer.load(start, model.text_length) if model.text_length else None
+    if stage.start_from is not None:
+        raise CheckpointError(f"Stage {stage.name} starts from {stage.start_from}; pass the folder of that model.")
+    pictures = {name: task for name, task in stage.used.items() if task.medium == "image"}
+    if not pictures:
+        raise CheckpointError(f"Stage {stage.name} sees no pictures to start from; pass the folder of a model.")
+    name = next(iter(pictures))
+    return linear_start(config, [batch(stage, feeds, name, number).tokens for number in range(BINS)]), None
+
+
+def _first(stage: Stage, feeds: Mapping[str, Feed]) -> Iterator[SparseTokens]:
+    """The first bins of the stage's own tasks."""
+    for step in range(BINS):
+        name, before = stage.tasks_of(step)[0]
+        yield batch(stage, feeds, name, before * stage.tasks[name].bins).tokens
+
+
+def save_blank(folder: Path, model: ATokenModel, texts: TextTokenizer | None) -> None:
+    """Write what a checkpoint does not hold of a model: its sizes, and the files of its text tokenizer."""
+    model.config.save_pretrained(folder / BLANK)
+    if texts is not None:
+        texts.save(folder / BLANK)
+
+
+def blank(folder: Path) -> tuple[ATokenModel, TextTokenizer | None]:
+    """The way back from ``save_blank``, for a checkpoint to fill."""
+    model = ATokenModel(ATokenConfig.from_pretrained(folder / BLANK))
+    return model, TextTokenizer.load(folder / BLANK, model.text_length) if model.text_length else None
+
+
+@torch.no_grad()
+def continued(model: ATokenModel, config: ATokenConfig, tokens: Iterable[SparseTokens]) -> ATokenModel:
+    """A model of the sizes of ``config`` that goes on where ``model`` stands.
+
+    A text side and a Gaussian decoder that the config leaves open are the model's. Where the config has more latent
+    channels, the new ones start unread; where it has FSQ levels and a layer more a side, see ``discrete_start``, whose
+    statistics are those of ``tokens``. Raises: CheckpointError (other sizes differ).
+    """
+    config = deepcopy(config)
+    for part in ("text", "gaussian_decoder"):
+        setattr(config, part, getattr(config, part) or getattr(model.config, part))
+    if config.fsq_levels and not model.config.fsq_levels and config.encoder_layers == model.config.encoder_layers + 1:
+        return discrete_start(model, config, list(tokens))
+    larger = ATokenModel(config)
+    state = larger.state_dict() | model.state_dict()
+    if config.latent_channels > model.config.latent_channels:
+        state |= _widened(model, larger)
+    return fill(larger, state, "the model that the stage starts from")
+
+
+def _widened(model: ATokenModel, larger: ATokenModel) -> dict[str, Tensor]:
+    """The layers around the latents of ``larger``: first the channels of ``model``, then those not read yet."""
+    count = model.config.latent_channels
+    write, read = larger.to_latent.weight.clone(), torch.zeros_like(larger.decoder.inputs.weight)
+    write.unflatten(0, (2, -1))[:, :count] = model.to_latent.weight.unflatten(0, (2, -1))
+    read[:, :count] = model.decoder.inputs.weight
+    return {"to_latent.weight": write, "decoder.inputs.weight": read}
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ class ImageTower:
 
 @dataclass(frozen=True)
 class Teachers:
-    """What a run has of them; ``Teachers()`` is none, to train without. record: SHA-256 by file, for the run's own."""
+    """What a run has of them; ``NO_TEACHERS`` is to train without. record: SHA-256 by file, for the run's own."""
 
     vgg: VGG16 | None = None
     heads: Heads | None = None
@@ -115,6 +115,14 @@ class Teachers:
             if network is not None:
                 network.to(device)
         return replace(self, heads=self.heads and tuple(head_C.to(device) for head_C in self.heads))
+
+    @property
+    def names(self) -> set[str]:
+        """Which there are, as ``load_teachers`` names them."""
+        return {name for name in get_args(Name) if getattr(self, name) is not None}
+
+
+NO_TEACHERS = Teachers()
 
 
 def load_teachers(names: Collection[Name], folder: str | Path | None = None) -> Teachers:

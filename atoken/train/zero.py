@@ -98,14 +98,14 @@ class ZeroEngine(PlainEngine):
         """Ranks that do not run the same modules in the same order would wait for each other for ever."""
         config = self.objective.model.config
         tile = config.steps(config.tile_frames)
-        order = [(b.modality, len(b.tokens.time_windows(tile)) if self.zero == 3 else 0) for b in batches]
+        order = [(b.task, len(b.tokens.time_windows(tile)) if self.zero == 3 else 0) for b in batches]
         number = zlib.crc32(repr(order).encode())
         ends = torch.tensor([number, -number], device=self.device)
         distributed.all_reduce(ends, distributed.ReduceOp.MAX)
         if ends[0] != -ends[1]:
             raise AtokenError(
                 f"The ranks have different work at step {self.step}: all must have micro-batches of the same "
-                "modalities in the same order and, under ZeRO-3, clips of as many tiles."
+                "tasks in the same order and, under ZeRO-3, clips of as many tiles."
             )
 
     def _backward(self, batch: Batch, share: float, *, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -124,11 +124,11 @@ class ZeroEngine(PlainEngine):
         distributed.all_reduce(means)
         return means / self.world
 
-    def on_any_rank(self, flag: bool) -> bool:
-        """Whether it is set on any rank, the same answer on all."""
-        found = torch.tensor(flag, dtype=torch.int32, device=self.device)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        return bool(found)
+    def total(self, numbers: Sequence[int]) -> list[int]:
+        """Sums over ranks, the same answer on all."""
+        found = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        distributed.all_reduce(found)
+        return [int(number) for number in found.tolist()]
 
     def save(self, run_folder: RunFolder) -> None:
         """Write a checkpoint from rank 0. Raises: CheckpointError, on all ranks."""

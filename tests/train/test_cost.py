@@ -31,7 +31,7 @@ from atoken.train.cost import (
     tiles,
     training_flops,
 )
-from atoken.train.stages import CODE
+from atoken.train.curriculum import CODE
 from tests.model.sizes import small_config, small_model
 
 COUNTER, KEPT, KEPT_ON_CPU = 0.02, 0.08, 0.15  # shares by which a formula may be off what is measured

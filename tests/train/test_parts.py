@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from atoken.train.feeds import load_feeds
 
 from atoken.cameras import Cameras
 from atoken.gaussian_decoder import GAUSSIANS, RESOLUTION, to_gaussians
@@ -13,10 +14,10 @@ from atoken.metrics import similarity, ssim
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.train import losses, parts
-from atoken.train.batches import batch
+from atoken.train.batches import batches
+from atoken.train.curriculum import NANO_PIXELS, NANO_TASKS
 from atoken.train.engine import PlainEngine
 from atoken.train.objective import Objective
-from atoken.train.stages import NANO_PIXELS
 from tests.modalities.shapes import AXES, COLOURS, box
 from tests.model.sizes import small_model
 from tests.tolerances import EXACT, FP32
@@ -204,10 +205,11 @@ def test_dissimilarity_is_one_minus_ssim():
     torch.testing.assert_close(similarity(x, y, 255), similarity(x / 255, y / 255, 1.0), atol=FP32, rtol=FP32)
 
 
-def test_voxel_tokens_are_a_modality_like_the_others():
-    stage = replace(NANO_PIXELS, mixture={"asset": 1}, tokens=100)
-    made = batch(stage, 0)
-    assert (made.modality, made.values, made.targets) == ("asset", 768, None)
+def test_voxel_tokens_are_learned_like_the_others():
+    tasks = {"part": replace(NANO_TASKS["part"], tokens=100)}
+    stage = replace(NANO_PIXELS, tasks=tasks, mixture={"part": 1})
+    (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
+    assert (made.task, made.values, made.targets) == ("part", 768, None)
     assert not made.tokens.feats[:, 768:].any()
     assert made.tokens.coords[:, 3].any()
-    assert PlainEngine(Objective(small_model(), stage.terms), stage, "cpu").train([made])["l1"] > 0
+    assert PlainEngine(Objective(small_model(), tasks), stage, "cpu").train([made])["part/l1"] > 0

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from atoken.errors import AtokenError, ReportError
+from atoken.train import charts
 from atoken.train import report as module
-from atoken.train.report import POINTS, WINDOW, Curve, report, running_mean, thin
+from atoken.train.charts import POINTS, WINDOW, Curve, running_mean, thin
+from atoken.train.report import report
 from tests.tolerances import FP32
 from tests.train.test_run_folder import no_file_over
 
@@ -43,7 +45,7 @@ class Page(HTMLParser):
         elif tag == "path":
             self.chart[found["class"].strip()] = found["d"]
         elif tag == "img":
-            self.pictures.append((self.heading, found["alt"], base64.b64decode(found["src"].partition(",")[2])))
+            self.pictures.append((self.heading, base64.b64decode(found["src"].partition(",")[2])))
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
@@ -74,10 +76,10 @@ class Page(HTMLParser):
         return np.stack([np.polyval(lines[0], numbers[0]), np.polyval(lines[1], scale(numbers[1]))], axis=1)
 
 
-def run_of(folder, rows):
+def run_of(folder, rows, name="log"):
     """A run's folder with these rows in its log."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
@@ -86,43 +88,67 @@ def page_of(folder, rows):
 
 
 def loss(values, **more):
-    return [{"step": step, "modality": "image", "loss": value, **more} for step, value in enumerate(values)]
+    return [{"step": step, "tasks": ["image"], "image/loss": value, **more} for step, value in enumerate(values)]
 
 
-NAMES = ("step", "modality", "tokens", "l1", "psnr", "loss", "norm", "lr", "seconds")
+NAMES = ("step", "tasks", "tokens", "image/l1", "image/loss", "clip/loss", "loss", "norm", "lr", "seconds", "data")
 NAN, INF = float("nan"), float("inf")
 ROWS = [
-    dict(zip(NAMES, (0, "image", 1000, 0.5, 20.0, 5.0, 2.0, 1e-4, 3600), strict=True)),
-    {"step": 1, "modality": "clip", "tokens": 900, "l1": 0.25, "loss": 2.5, "norm": 1.0, "lr": 2e-4, "seconds": 7200},
-    dict(zip(NAMES, (2, "image", 950, 0.125, 31.5, 1.25, 3.0, 3e-4, 1800), strict=True)),
-    dict(zip(NAMES, (3, "image", 150, NAN, 29.0, NAN, INF, 2e-4, 3600), strict=True)),
-    dict(zip(NAMES, (4, "image", 1000, 0.2, 30.0, 2.0, 1.0, 1e-4, 5400), strict=True)),
+    dict(zip(NAMES, (0, ["image", "clip"], 1000, 0.5, 5.0, 1.0, 6.0, 2.0, 1e-4, 3600, 9.0), strict=True)),
+    {"step": 1, "tasks": ["clip"], "tokens": 900, "clip/loss": 2.5, "loss": 2.5, "norm": 1.0, "lr": 2e-4,
+     "seconds": 7200, "data": 900.0, "mfu": 0.4, "drawn": 90, "broken": 4},
+    dict(zip(NAMES, (2, ["image", "clip"], 950, 0.125, 1.25, 0.75, 2.0, 3.0, 3e-4, 1800, 9.0), strict=True)),
+    dict(zip(NAMES, (3, ["image", "clip"], 150, NAN, NAN, 0.5, NAN, INF, 2e-4, 3600, 9.0), strict=True)),
+    dict(zip(NAMES, (4, ["image", "clip"], 1000, 0.2, 2.0, 1.0, 3.0, 1.0, 1e-4, 5400, 18.0), strict=True))
+    | {"drawn": 1234, "broken": 5, "mfu": None},
+]  # fmt: skip
+EVALUATION = [
+    {"step": 1, "image/psnr": 20.0, "clip/psnr": 18.0, "image/retrieval": 0.25},
+    {"step": 3, "image/psnr": 22.0, "clip/psnr": INF, "image/retrieval": 0.125},
 ]
 
 
-def test_the_tables_hold_the_numbers_of_the_log(tmp_path):
+def test_the_tables_hold_the_numbers_of_the_logs(tmp_path):
+    run_of(tmp_path, EVALUATION, "evaluation")
     tables = page_of(tmp_path, ROWS).tables  # the clock begins anew at step 2, where the run was resumed
     assert dict(row for row in tables["facts"] if len(row) == 2) == {
         "steps done": "5",
         "last step": "4",
         "hours": "3.50",
+        "of these, waiting for data": "7.5%",
         "tokens seen": "4,000",
+        "samples broken": "5 of 1,234",
         "steps skipped (gradient not finite)": "1",
         "steps with any value not finite": "1",
     }
     assert tables["terms"][1:] == [
         ["loss", "image", "2", "2", "1.25", "2", "1"],
-        ["loss", "clip", "2.5", "2.5", "2.5", "1", "0"],
+        ["loss", "clip", "1", "1", "0.5", "3", "0"],
+        ["loss", "every task", "3", "3", "2", "2", "1"],
         ["l1", "image", "0.2", "0.2", "0.125", "2", "1"],
-        ["l1", "clip", "0.25", "0.25", "0.25", "1", "0"],
-        ["psnr", "image", "30", "30", "31.5", "2", "0"],
+        ["psnr", "image", "22", "22", "22", "3", "0"],
+        ["psnr", "clip", "18", "18", "18", "1", "1"],
+        ["retrieval", "image", "0.125", "0.125", "0.25", "1", "0"],
     ]
 
 
 def test_a_chart_is_drawn_of_every_numeric_column_and_of_no_other(tmp_path):
-    rows = [{**row, "mfu": 0.4, "novel": 7, "note": "text", "nothing": None, "list": [1]} for row in ROWS]
-    titles = ["loss", "l1", "psnr", "novel", "gradient norm", "learning rate", "tokens a step", "seconds a step", "mfu"]
+    rows = [{**row, "mfu": 0.4, "clip/novel": 7, "note": "text", "nothing": None, "list": [1]} for row in ROWS]
+    titles = ["loss", "l1", "novel", "gradient norm", "learning rate", "tokens a step", "seconds a step",
+              "seconds waited for data", "MFU", "samples drawn", "samples broken"]  # fmt: skip
     assert list(page_of(tmp_path, rows).charts) == titles
+    run_of(tmp_path, EVALUATION, "evaluation")
+    assert list(page_of(tmp_path, rows).charts) == [*titles[:3], "psnr", "retrieval", *titles[3:]]
+
+
+def test_terms_evaluation_and_pictures_share_the_colours_of_tasks_and_the_steps(tmp_path):
+    run_of(tmp_path, EVALUATION, "evaluation")
+    page = page_of(tmp_path, ROWS)
+    for title, task, rows in (("loss", "c0", 3), ("loss", "c1", 5), ("psnr", "c0", 2), ("psnr", "c1", 1)):
+        assert len(page.drawn(title, f"rows {task}")[0]) == rows
+    assert page.charts["psnr"]["step"] == page.charts["loss"]["step"]
+    dots, _ = page.drawn("psnr", "rows c0")
+    assert dots == pytest.approx(page.places("psnr", [(1, 20.0), (3, 22.0)], lambda x: x), abs=PLACE)
 
 
 @pytest.mark.parametrize(("spread", "scale"), [(0.3, lambda x: x), (3.0, np.log10)], ids=["linear", "logarithmic"])
@@ -138,10 +164,10 @@ def test_curves_lie_where_the_ticks_say_that_the_log_is(spread, scale, tmp_path)
     assert commands == "M" + 59 * "L"
 
 
-def test_every_modality_has_its_own_curve_and_the_learning_rate_one_for_all(tmp_path):
+def test_every_task_has_its_own_curve_and_what_is_of_the_run_has_one(tmp_path):
     page = page_of(tmp_path, ROWS)
-    counts = {name: len(page.drawn("tokens a step", name)[0]) for name in ("rows c0", "rows c1")}
-    assert counts == {"rows c0": 4, "rows c1": 1}
+    counts = {name: len(page.drawn("loss", name)[0]) for name in ("rows", "rows c0", "rows c1")}
+    assert counts == {"rows": 4, "rows c0": 3, "rows c1": 5}
     assert len(page.drawn("learning rate", "rows")[0]) == 5
 
 
@@ -198,31 +224,29 @@ def test_the_running_mean_is_that_of_a_plain_window_and_keeps_gaps():
     assert running_mean(values) == pytest.approx(plain, abs=FP32, nan_ok=True)
 
 
-HOSTILE = "\"'><script>alert(1)</script>&amp;"
+HOSTILE = "\"'><script>alert(1)<script>&amp;"
 
 
 def test_what_comes_from_outside_is_text_and_never_markup(tmp_path):
-    folder = run_of(tmp_path / HOSTILE.replace("/", "|"), [{"step": 0, "modality": HOSTILE, HOSTILE: 1.0, "\ud800": 2}])
-    add_picture(folder, f"step-000000-{HOSTILE.replace('/', '|')}")
+    row = {"step": 0, f"{HOSTILE}/{HOSTILE}": 1.0, "\ud800": 2}
+    folder = run_of(tmp_path / HOSTILE, [row])
     page = Page(report(folder))
     assert HOSTILE in page.charts
     assert page.tables["terms"][1][:2] == [HOSTILE, HOSTILE]
-    assert page.pictures[0][1] == HOSTILE.replace("/", "|")
-    assert page.text.count(folder.name) == 3  # title, heading, caption of the picture
-    plain = page_of(tmp_path / "plain", [{"step": 0, "modality": "image", "loss": 1.0, "other": 2}])
-    assert page.tags == plain.tags | {"img", "h3"}
-    assert page.text.count(HOSTILE) == 2 + 3 + 1  # in the legends of two charts, in the table, over its own chart
+    assert page.text.count(folder.name) == 2 + 4  # title and heading; in the table, over its chart, in the legend
+    plain = page_of(tmp_path / "plain", [{"step": 0, "image/l1": 1.0, "other": 2}])
+    assert page.tags == plain.tags
 
 
-def add_picture(folder, stem, shade=0):
-    path = folder / "pictures" / f"{stem}.png"
+def add_picture(folder, step, shade=0):
+    path = folder / "pictures" / f"step-{step}.png"
     path.parent.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8), (shade, 0, 0)).save(path)
     return path.read_bytes()
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):
-    add_picture(run_of(tmp_path, ROWS), "step-000004-image")
+    add_picture(run_of(tmp_path, ROWS), "000004")
     page = Page(report(tmp_path))
     sources = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
     assert len(sources) == 1
@@ -237,27 +261,25 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
 
 def test_pictures_come_newest_first_as_they_are(tmp_path):
     folder = run_of(tmp_path, ROWS)
-    names = ["step-000009-b", "step-000010-b-1", "step-1000000-x", "step-000010-a"]
-    data = {name: add_picture(folder, name, shade) for shade, name in enumerate(names)}
+    data = {step: add_picture(folder, step, shade) for shade, step in enumerate(("000009", "1000000", "000010"))}
     add_picture(folder, "other")
     assert Page(report(folder)).pictures == [
-        ("step 1,000,000", "x", data["step-1000000-x"]),
-        ("step 10", "a", data["step-000010-a"]),
-        ("step 10", "b-1", data["step-000010-b-1"]),
-        ("step 9", "b", data["step-000009-b"]),
+        ("step 1,000,000", data["1000000"]),
+        ("step 10", data["000010"]),
+        ("step 9", data["000009"]),
     ]
 
 
 def test_older_pictures_that_do_not_fit_are_counted(tmp_path, monkeypatch):
     folder = run_of(tmp_path, ROWS)
-    sizes = [len(add_picture(folder, f"step-{step:06d}-image")) for step in range(5)]
+    sizes = [len(add_picture(folder, f"{step:06d}")) for step in range(5)]
     monkeypatch.setattr(module, "PICTURES", sum(sizes[3:]))
     page = Page(report(folder))
-    assert [step for step, _, _ in page.pictures] == ["step 4", "step 3"]
+    assert [step for step, _ in page.pictures] == ["step 4", "step 3"]
     assert any(text.startswith("3 older pictures") for text in page.text)
 
 
-@pytest.mark.parametrize("cut", [b'{"step": 5, "mod', b'{"step": 5, "loss": 1.0}', b"\xff"])
+@pytest.mark.parametrize("cut", [b'{"step": 5, "tas', b'{"step": 5, "loss": 1.0}', b"\xff"])
 def test_a_last_line_that_is_being_written_is_left_out(cut, tmp_path):
     whole = report(run_of(tmp_path, ROWS)).read_bytes()
     with (tmp_path / "log.jsonl").open("ab") as log:
@@ -324,5 +346,5 @@ def test_charts_of_odd_values_have_ticks_inside_and_finite_places(values, tmp_pa
     chart = page_of(tmp_path, loss(values)).charts["loss"]
     places = np.array([place for _, place in chart["level"]])
     assert len(places) >= 2
-    assert ((places >= module.TOP - PLACE) & (places <= module.BOTTOM + PLACE)).all()
+    assert ((places >= charts.TOP - PLACE) & (places <= charts.BOTTOM + PLACE)).all()
     assert "nan" not in "".join(chart[name] for name in chart if name.startswith(("rows", "mean", "grid")))

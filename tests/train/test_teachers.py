@@ -23,10 +23,10 @@ from atoken.train import teachers
 from atoken.train.teachers import (
     CLIP,
     HEADS,
+    NO_TEACHERS,
     SIGLIP2,
     VGG,
     ImageTower,
-    Teachers,
     cosine_distance,
     image_features,
     load_teachers,
@@ -151,7 +151,8 @@ def test_only_what_is_asked_for_is_loaded(folder):
     assert (only.vgg, only.heads, only.clip) == (None, None, None)
     assert list(only.record) == ["siglip2/model.safetensors"]
     none = load_teachers(())
-    assert none == Teachers() == none.to("cpu")
+    assert none == NO_TEACHERS == none.to("cpu")
+    assert (only.names, none.names) == ({"siglip"}, set())
 
 
 def test_a_module_that_holds_teachers_does_not_own_them(loaded):

@@ -10,42 +10,34 @@ import signal
 import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributions import Normal, kl_divergence
 
 from atoken import presets
-from atoken.bottleneck import Posterior
 from atoken.checkpoint import load_folder
 from atoken.errors import AtokenError, CheckpointError
 from atoken.metrics import psnr_of
 from atoken.model import ATokenConfig
-from atoken.tokens import SparseTokens
-from atoken.train import losses, record
-from atoken.train.batches import MOST_SAMPLES, batch, batches, modality_of, sample_shape
+from atoken.train import record
+from atoken.train.batches import batches
+from atoken.train.curriculum import CURRICULA, NANO, NANO_PIXELS, NANO_TASKS
 from atoken.train.engine import PATIENCE, PlainEngine
-from atoken.train.loop import START_BATCHES, run
+from atoken.train.feeds import load_feeds
+from atoken.train.loop import run
 from atoken.train.objective import Objective
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import NANO, NANO_D, NANO_PIXELS, STAGES
-from atoken.train.start import discrete_start, linear_start
+from atoken.train.start import begin, continued, discrete_start, linear_start
 from tests.model.sizes import small_config, small_model
 from tests.tolerances import FP32
 
-TINY = replace(
-    NANO_PIXELS,
-    preset="tiny",
-    steps=6,
-    warmup=2,
-    tokens=64,
-    image_patches=(4, 16),
-    clip_patches=(4, 9),
-    clip_steps=(1, 2),
-)
+TASKS = NANO_TASKS | {
+    "image": replace(NANO_TASKS["image"], tokens=64, patches=(4, 16)),
+    "clip": replace(NANO_TASKS["clip"], tokens=64, patches=(4, 9), length=(1, 2)),
+}
+TINY = replace(NANO_PIXELS, preset="tiny", tasks=TASKS, steps=6, warmup=2)
 SIZES = {
     f"{side}_{name}": value
     for side in ("encoder", "decoder")
@@ -60,87 +52,22 @@ def tiny_preset(monkeypatch):
 
 
 def tiny_engine(**changes):
-    return PlainEngine(Objective(small_model(), TINY.terms), replace(TINY, **changes), "cpu")
+    return PlainEngine(Objective(small_model(), TINY.used), replace(TINY, **changes), "cpu")
 
 
-# Losses
+def micro_batches(stage, step):
+    stage = replace(stage, steps=step + 1)
+    return next(batches(stage, load_feeds("procedural", stage), step, workers=0))
 
 
-def test_l1_counts_real_values_only():
-    inputs = SparseTokens(torch.zeros(5, 3072), torch.zeros(5, 4, dtype=torch.int32), (5,))
-    ours = torch.full((5, 3072), 100.0)
-    ours[:, :768] = torch.tensor([0.5, -0.25]).repeat(384)
-    step = losses.Step(inputs, 768, None, inputs.with_feats(ours))
-    assert losses.l1(step).item() == 0.375
-    assert losses.l1(replace(step, values=3072)).item() == pytest.approx((0.375 + 300) / 4, rel=FP32)
+def batch(stage, step):
+    (made,) = micro_batches(stage, step)
+    return made
 
 
-def test_kl_is_the_divergence_to_the_unit_gaussian_summed_over_channels():
-    generator = torch.Generator().manual_seed(0)
-    mean, logvar = torch.randn(2, 7, 48, generator=generator)
-    theirs = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1).mean()
-    ours = losses.kl(SimpleNamespace(encoded=SimpleNamespace(posterior=Posterior(mean, logvar))))
-    torch.testing.assert_close(ours, theirs, rtol=FP32, atol=0)
-    zeros = Posterior(torch.zeros(3, 48), torch.zeros(3, 48))
-    assert losses.kl(SimpleNamespace(encoded=SimpleNamespace(posterior=zeros))) == 0
-
-
-@pytest.mark.parametrize("step", [0, 2])
-def test_the_loss_is_the_weighted_sum_of_its_terms(step):
-    made = batch(TINY, step)
-    loss, terms = Objective(small_model(), TINY.terms)(made)
-    expected = sum(term.weight * terms[term.fn.__name__] for term in TINY.terms[made.modality])
-    torch.testing.assert_close(loss.detach(), expected, rtol=FP32, atol=0)
-    assert set(terms) == {"l1", "kl"}
-    assert not any(value.requires_grad for value in terms.values())
-
-
-# Batches
-
-
-@pytest.mark.parametrize("mixture", [{"image": 3, "clip": 1}, {"image": 1, "clip": 1}, {"image": 2, "clip": 5}])
-def test_every_cycle_holds_the_mixture_exactly(mixture):
-    stage, cycle = replace(TINY, mixture=mixture), sum(mixture.values())
-    for first in (0, cycle, 7 * cycle):
-        names = [modality_of(stage, step) for step in range(first, first + cycle)]
-        assert {name: names.count(name) for name in mixture} == mixture
-        assert names == [modality_of(stage, step) for step in range(cycle)]
-
-
-def same(ours, theirs):
-    return (
-        (ours.modality, ours.values, ours.tokens.lengths) == (theirs.modality, theirs.values, theirs.tokens.lengths)
-        and torch.equal(ours.tokens.feats, theirs.tokens.feats)
-        and torch.equal(ours.tokens.coords, theirs.tokens.coords)
-    )
-
-
-def test_a_batch_is_a_function_of_stage_and_step():
-    first = [batch(TINY, step) for step in range(TINY.steps)]
-    for workers in (0, 1):
-        again = list(batches(TINY, 2, workers))
-        assert len(again) == TINY.steps - 2
-        assert all(same(*pair) for pair in zip(first[2:], again, strict=True))
-    assert not any(same(first[0], other) for other in first[1:])
-    assert not same(first[0], batch(replace(TINY, seed=1), 0))
-
-
-def test_a_batch_keeps_to_its_budget_its_modality_and_its_sizes():
-    for step in range(12):
-        made = batch(TINY, step)
-        numbers = range(step * MOST_SAMPLES, step * MOST_SAMPLES + len(made.tokens.lengths) + 1)
-        *taken, next_one = [math.prod(sample_shape(TINY, made.modality, number)) for number in numbers]
-        assert made.tokens.lengths == tuple(taken)
-        assert sum(taken) <= TINY.tokens < sum(taken) + next_one
-        assert made.modality == modality_of(TINY, step)
-        for part in made.tokens.unpack():
-            steps, rows, columns = (int(part.coords[:, axis].max()) + 1 for axis in range(3))
-            assert steps * rows * columns == len(part.feats)
-            assert steps <= (TINY.clip_steps[1] if made.modality == "clip" else 1)
-            assert rows * columns <= (TINY.clip_patches if made.modality == "clip" else TINY.image_patches)[1]
-        assert made.values == (3072 if made.modality == "clip" else 768)
-        assert not made.tokens.feats[:, made.values :].any()
-        assert made.tokens.feats.abs().max() <= 1
+def tiny_run(stage, folder, start=None, **options):
+    feeds = load_feeds("procedural", stage)
+    return run(stage, folder, **({"start": start, "feeds": feeds, "device": "cpu", "workers": 0} | options))
 
 
 # The engine
@@ -227,12 +154,14 @@ def test_the_run_ends_when_too_many_steps_in_a_row_are_skipped():
         engine.train([bad])
 
 
-def test_a_step_takes_the_mean_over_its_micro_batches():
-    made, objective = [batch(TINY, step) for step in (0, 2)], Objective(small_model(), TINY.terms)
-    assert made[0].modality != made[1].modality
-    loss = torch.stack([objective(one)[0] for one in made]).mean()
+def test_a_step_sums_over_tasks_the_mean_over_their_micro_batches():
+    made, objective = [batch(TINY, step) for step in (0, 1, 2)], Objective(small_model(), TINY.used)
+    assert [one.task for one in made] == ["image", "image", "clip"]
+    losses = [objective(one)[0] for one in made]
+    loss = (losses[0] + losses[1]) / 2 + losses[2]
     loss.backward()
     row = tiny_engine(mixed_precision=False).train(made)
+    assert row["clip/loss"] == pytest.approx(losses[2].item(), rel=FP32)
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     assert row["loss"] == pytest.approx(loss.item(), rel=FP32)
     assert row["norm"] == pytest.approx(torch.nn.utils.get_total_norm(gradients).item(), rel=FP32)
@@ -254,7 +183,7 @@ def engine_equals(engine, tensors):
 @pytest.mark.parametrize("muon", [0.0, 2.0])
 def test_a_restored_engine_goes_on_as_the_first_would_have(muon):
     stage = replace(TINY, muon=muon)
-    first, second = tiny_engine(muon=muon), PlainEngine(Objective(small_model(seed=1), TINY.terms), stage, "cpu")
+    first, second = tiny_engine(muon=muon), PlainEngine(Objective(small_model(seed=1), TINY.used), stage, "cpu")
     first.train([batch(TINY, 0)])
     second.restore(snapshot(first), first.state()[1])
     for step in (1, 2):
@@ -265,18 +194,20 @@ def test_a_restored_engine_goes_on_as_the_first_would_have(muon):
 # Gaussians
 
 
-@pytest.mark.parametrize("modality", ["surface", "views"])
-def test_the_gaussian_decoder_learns_and_the_tokenizer_stays(modality):
+@pytest.mark.parametrize("medium", ["surface", "views"])
+def test_the_gaussian_decoder_learns_and_the_tokenizer_stays(medium):
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     pytest.importorskip("scipy", reason="the extra train is not installed")
     model = small_model(gaussian_decoder={"width": 48, "layers": 2, "heads": 4, "mlp": 64})
-    stage = replace(NANO, mixture={modality: 1}, tokens=200, views=1, warmup=1, steps=12, lr=3e-3)
-    engine = PlainEngine(Objective(model, stage.terms), stage, "cpu")
+    task = replace(NANO.tasks[medium], tokens=200, views=1)
+    stage = replace(NANO, tasks={medium: task}, mixture={medium: 1}, warmup=1, steps=12, lr=3e-3)
+    engine = PlainEngine(Objective(model, stage.used), stage, "cpu")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     made = batch(stage, 0)
-    assert (made.modality, made.values, len(made.tokens.lengths)) == (modality, 768, 1)
+    assert (made.task, made.values, len(made.tokens.lengths)) == (medium, 768, 1)
     rows = [engine.train([made]) for _ in range(stage.steps)]
-    assert set(rows[0]) == {*(term.fn.__name__ for term in stage.terms[modality]), "loss", "norm", "lr"}
+    named = {f"{medium}/{name}" for name in ("loss", *(term.fn.__name__ for term in task.terms))}
+    assert set(rows[0]) == {*named, "loss", "norm", "lr"}
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != name.startswith("gaussian_decoder.")
@@ -293,7 +224,7 @@ def exported(folder):
 def uninterrupted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(presets.PRESETS, "tiny", SIZES)
-        return run(TINY, tmp_path_factory.mktemp("run"), start=None, device="cpu", workers=0)
+        return tiny_run(TINY, tmp_path_factory.mktemp("run"))
 
 
 class Killed(BaseException):
@@ -317,26 +248,25 @@ def killed_before(step):
 
 @pytest.mark.parametrize("save_every", [1, 2, 250], ids=["saved at once", "a step ago", "never"])
 def test_a_resumed_run_equals_an_uninterrupted_one(save_every, uninterrupted, tmp_path):
-    again = {"start": None, "device": "cpu", "workers": 0, "save_every": save_every}
     with killed_before(3):
-        run(TINY, tmp_path, **again)
+        tiny_run(TINY, tmp_path, save_every=save_every)
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 3, "modal')  # killed while it wrote
     (tmp_path / ".step-000003.part").mkdir()
     torch.manual_seed(99)
-    model = run(TINY, tmp_path, **again)
+    model = tiny_run(TINY, tmp_path, save_every=save_every)
     ours, theirs = exported(model), exported(uninterrupted)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     rows = [[json.loads(line) for line in (folder / "log.jsonl").open()] for folder in (tmp_path, uninterrupted.parent)]
     for row in rows[0] + rows[1]:
-        assert row.pop("seconds") >= 0
+        for measured in ("seconds", "data", "memory"):
+            assert row.pop(measured) >= 0
     assert rows[0] == rows[1]
     assert [row["step"] for row in rows[0]] == list(range(TINY.steps))
 
 
 def test_sigterm_saves_the_step_that_ran_and_the_run_goes_on_from_there(uninterrupted, tmp_path, monkeypatch):
-    again = {"start": None, "device": "cpu", "workers": 0}
     train = PlainEngine.train
 
     def is_asked_to_end(engine, made):
@@ -347,10 +277,10 @@ def test_sigterm_saves_the_step_that_ran_and_the_run_goes_on_from_there(uninterr
     with monkeypatch.context() as patch:
         patch.setattr(PlainEngine, "train", is_asked_to_end)
         with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-            run(TINY, tmp_path, **again)
+            tiny_run(TINY, tmp_path)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert [folder.name for folder in RunFolder(tmp_path).checkpoints()] == ["step-000003"]
-    ours, theirs = exported(run(TINY, tmp_path, **again)), exported(uninterrupted)
+    ours, theirs = exported(tiny_run(TINY, tmp_path)), exported(uninterrupted)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     starts = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("start-*.json")}
     assert sorted(starts) == ["start-000000.json", "start-000003.json"]
@@ -360,8 +290,9 @@ def test_sigterm_saves_the_step_that_ran_and_the_run_goes_on_from_there(uninterr
 def test_a_run_records_its_stage_its_packages_and_its_checkout(uninterrupted):
     noted = json.loads((uninterrupted.parent / "start-000000.json").read_text())
     assert (noted["step"], noted["stage"]["steps"], noted["stage"]["preset"]) == (0, TINY.steps, "tiny")
-    terms = noted["stage"]["terms"]["image"]
-    assert terms == [{"fn": term.fn.__name__, "weight": term.weight} for term in TINY.terms["image"]]
+    terms = noted["stage"]["tasks"]["image"]["terms"]
+    assert [(term["fn"], term["weight"]) for term in terms] == [("l1", 0.2), ("kl", 1e-8)]
+    assert noted["teachers"] == {}
     assert noted["versions"]["torch"] == importlib.metadata.version("torch")
     assert noted["versions"]["python"] == platform.python_version()
     assert noted["git"] is None or re.fullmatch("[0-9a-f]{40}", noted["git"]["commit"])
@@ -380,7 +311,7 @@ def test_the_state_of_a_checkout_names_its_commit_and_what_was_changed(tmp_path)
 
 def test_a_finished_run_run_again_changes_nothing(uninterrupted):
     before, log = exported(uninterrupted), (uninterrupted.parent / "log.jsonl").read_text()
-    run(TINY, uninterrupted.parent, start=None, device="cpu", workers=0)
+    tiny_run(TINY, uninterrupted.parent)
     assert all(torch.equal(value, before[name]) for name, value in exported(uninterrupted).items())
     assert (uninterrupted.parent / "log.jsonl").read_text() == log
 
@@ -397,19 +328,51 @@ def test_a_stage_that_starts_from_another_asks_for_it_and_takes_it_up(uninterrup
     monkeypatch.setitem(presets.PRESETS, "tiny-d", SIZES | ONE_LAYER_MORE | {"fsq_levels": presets.FSQ_LEVELS})
     stage = replace(TINY, name="tiny-d", preset="tiny-d", start_from="tiny", steps=1)
     with pytest.raises(CheckpointError, match="starts from tiny"):
-        run(stage, tmp_path / "a", start=None, device="cpu", workers=0)
-    model = load_folder(run(stage, tmp_path / "b", start=uninterrupted, device="cpu", workers=0))
+        tiny_run(stage, tmp_path / "a")
+    model = load_folder(tiny_run(stage, tmp_path / "b", start=uninterrupted))
     assert model.config.fsq_levels == presets.FSQ_LEVELS
 
 
-def test_stages_name_presets_and_stages_that_exist():
-    for name, stage in STAGES.items():
+@pytest.mark.parametrize("stages", CURRICULA.values(), ids=list(CURRICULA))
+def test_stages_name_presets_and_stages_that_exist(stages):
+    for name, stage in stages.items():
         assert name == stage.name
         assert presets.preset(stage.preset)
-        assert stage.start_from is None or stage.start_from in STAGES
-        assert set(stage.mixture) <= set(stage.terms)
-    assert presets.preset(NANO_D.preset).fsq_levels
-    assert not presets.preset(NANO.preset).fsq_levels
+        assert stage.start_from is None or stage.start_from in stages
+        assert stage.used.keys() <= stage.tasks.keys()
+
+
+def test_the_paper_s_stages_show_what_its_table_says():
+    """Table 2: ninths of each task, steps, latent channels; FSQ in the fourth alone."""
+    stages = CURRICULA["so400m-c"].values()
+    assert [tuple(stage.mixture.values()) for stage in stages] == [(1,), (2, 1, 6), (2, 1, 4, 1, 1), (2, 1, 4, 1, 1)]
+    assert [stage.steps for stage in stages] == [200_000, 200_000, 50_000, 100_000]
+    configs = [presets.preset(stage.preset) for stage in stages]
+    assert [config.latent_channels for config in configs] == [32, 48, 48, 48]
+    assert [bool(config.fsq_levels) for config in configs] == [False, False, False, True]
+    assert all(stage.beside == ("image-text",) for stage in stages)
+
+
+def test_without_teachers_a_stage_has_no_term_of_theirs_and_keeps_what_nothing_reads():
+    first, second = (CURRICULA["so400m-c"][name].without_teachers() for name in ("1", "2"))
+    assert first.beside == second.beside == ()
+    assert [term.fn.__name__ for term in first.tasks["image"].terms] == ["l1", "kl"]
+    assert not first.teachers | second.teachers
+    assert "pool." in first.frozen
+    assert "pool." not in second.frozen  # clips are still matched with their captions
+
+
+@pytest.mark.parametrize("mixture", [{"image": 3, "clip": 1}, {"image": 1, "clip": 1}, {"image": 2, "clip": 5}])
+def test_every_cycle_holds_the_mixture_exactly_and_counts_on(mixture):
+    stage, cycle = replace(TINY, mixture=mixture, beside=("part",)), sum(mixture.values())
+    met = dict.fromkeys(TASKS, 0)
+    for step in range(8 * cycle):
+        for name, before in stage.tasks_of(step):
+            assert before == met[name]
+            met[name] += 1
+    assert {name: met[name] for name in (*mixture, "part")} == {n: 8 * k for n, k in mixture.items()} | {
+        "part": 8 * cycle
+    }
 
 
 # Starts
@@ -420,7 +383,8 @@ def one_layer(**changes):
 
 
 def test_linear_start_is_near_the_best_linear_code():
-    stage = replace(NANO_PIXELS, tokens=512, image_patches=(16, 64), mixture={"image": 1})
+    task = replace(NANO_TASKS["image"], tokens=512, patches=(16, 64))
+    stage = replace(NANO_PIXELS, tasks={"image": task}, mixture={"image": 1})
     *seen, held_out = [batch(stage, step).tokens for step in range(7)]
     config = one_layer()
     model = linear_start(config, seen)
@@ -467,12 +431,27 @@ def test_a_start_needs_an_mlp_that_is_wide_enough():
 
 @pytest.mark.parametrize("frozen", [(), ("encoder.", "to_latent.")])
 def test_frozen_parameters_stay_and_come_back(frozen, tmp_path):
-    model = load_folder(run(replace(TINY, frozen=frozen), tmp_path, start=None, device="cpu", workers=0))
+    stage = replace(TINY, frozen=frozen)
+    model = load_folder(tiny_run(stage, tmp_path))
     torch.manual_seed(TINY.seed)
-    pictures = [batch(TINY, step).tokens for step in range(START_BATCHES) if modality_of(TINY, step) == "image"]
-    start = linear_start(presets.preset("tiny"), pictures)
+    start, texts = begin(stage, None, load_feeds("procedural", stage))
+    assert texts is None
     for name, parameter in start.state_dict().items():
         if frozen and name.startswith(frozen):
             torch.testing.assert_close(model.state_dict()[name], parameter.bfloat16(), atol=0, rtol=0)
     assert not torch.equal(model.to_patch.weight.float(), start.to_patch.weight.bfloat16().float())
     assert bool(frozen) == torch.equal(model.to_latent.weight.float(), start.to_latent.weight.bfloat16().float())
+
+
+def test_a_start_with_more_channels_or_a_quantiser_does_what_the_model_before_it_did():
+    narrow, tokens = small_model(latent_channels=32), batch(TINY, 0).tokens
+    wide = continued(narrow, small_config(latent_channels=48), ())
+    with torch.no_grad():
+        (ours, ours_out), (theirs, theirs_out) = wide(tokens), narrow(tokens)
+    assert torch.equal(ours.latents.feats[:, :32], theirs.latents.feats)
+    assert ours.latents.feats[:, 32:].any()
+    torch.testing.assert_close(ours_out.feats, theirs_out.feats, atol=FP32, rtol=0)
+    discrete = continued(wide, small_config(fsq_levels=presets.FSQ_LEVELS), ())
+    assert torch.equal(discrete.encode(tokens).posterior.mean, wide.encode(tokens).posterior.mean)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        continued(wide, small_config(latent_channels=32), ())

@@ -157,8 +157,8 @@ def test_a_run_goes_on_with_other_ranks_another_zero_stage_or_the_plain_engine(l
 def test_ranks_that_disagree_or_cannot_save_all_say_so(level, folder):
     ours, theirs = (json.loads((folder / f"refusals {level} {rank}.json").read_text()) for rank in (0, 1))
     assert ours == theirs
-    modalities, tiles, disk = ours
-    assert "The ranks have different work at step 0" in modalities
+    tasks, tiles, disk = ours
+    assert "The ranks have different work at step 0" in tasks
     assert (tiles is not None) == (level == 3)
     assert "Cannot write the checkpoint" in disk
 

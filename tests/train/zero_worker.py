@@ -21,14 +21,14 @@ from atoken.train.engine import PlainEngine
 from atoken.train.objective import Objective
 from atoken.train.parts import Surface
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import NANO_PIXELS, Term
+from atoken.train.stages import Stage, Task, Term
 from atoken.train.zero import ZeroEngine
 from tests.model.sizes import small_model
 
 STEPS, SAVED = 12, (3, 6)  # of a run, and where its checkpoints are
 ZEROS = (0, 1, 2, 3)
-ONE, THREE, NOT_FINITE = CASES = ("one modality a step", "three as micro-steps", "not finite")
-MODALITIES = ("image", "clip", "surface")
+ONE, THREE, NOT_FINITE = CASES = ("one task a step", "three as micro-steps", "not finite")
+MEDIA = ("image", "clip", "surface")
 POISONED = (4, 8)  # steps, where they are not finite
 
 
@@ -48,16 +48,16 @@ def colors(step):
     return (step.gaussians.colors - step.surface.colors).square().mean()
 
 
-TERMS = {
-    "image": (Term(patches, 1.0), Term(losses.kl, 1e-3)),
-    "clip": (Term(patches, 1.0), Term(pooled, 0.1)),
-    "surface": (Term(colors, 1.0),),
+TASKS = {
+    "image": Task("image", (Term(patches, 1.0), Term(losses.kl, 1e-3))),
+    "clip": Task("clip", (Term(patches, 1.0), Term(pooled, 0.1))),
+    "surface": Task("surface", (Term(colors, 1.0),)),
 }
 # A bias of keys has no gradient but by rounding, and Adam would make of that a step like any other.
 FROZEN = ("decoder.position.", "encoder.blocks.0.attention.qkv.bias")
-ADAMW = replace(
-    NANO_PIXELS, terms=TERMS, steps=STEPS, warmup=2, lr=3e-4, final_lr=1e-4, encoder_lr=0.5, weight_decay=0.1,
-    ema=0.9, frozen=FROZEN, mixed_precision=False,
+ADAMW = Stage(
+    "zero", "nano", TASKS, dict.fromkeys(TASKS, 1), steps=STEPS, warmup=2, lr=3e-4, final_lr=1e-4, encoder_lr=0.5,
+    weight_decay=0.1, ema=0.9, frozen=FROZEN, mixed_precision=False,
 )  # fmt: skip
 SGD = replace(ADAMW, lr=0.1, final_lr=0.05)
 STAGES = {"sgd": SGD, "adamw": ADAMW}
@@ -66,7 +66,7 @@ TWINS = [("sgd", case) for case in CASES] + [("adamw", case) for case in (THREE,
 
 def objective():
     sizes = {"width": 48, "layers": 1, "heads": 4, "mlp": 64}
-    return Objective(small_model(encoder_layers=1, decoder_layers=1, gaussian_decoder=sizes), TERMS)
+    return Objective(small_model(encoder_layers=1, decoder_layers=1, gaussian_decoder=sizes), TASKS)
 
 
 def tokens_of(generator, shapes):
@@ -76,24 +76,24 @@ def tokens_of(generator, shapes):
     return SparseTokens(feats, coords, tuple(len(grid) for grid in grids))
 
 
-def micro_batch(modality, step, number):
+def micro_batch(medium, step, number):
     """Pictures, a clip of two tiles, or voxels for the Gaussian decoder, which leaves the tokenizer idle."""
     generator = torch.Generator().manual_seed(1000 * step + number)
-    if modality == "image":
+    if medium == "image":
         tokens = tokens_of(generator, [(1, 3, 2), (1, 1, 4)])
         tokens.feats[:, 768:] = 0
-        return Batch(modality, tokens, 768)
-    if modality == "clip":
-        return Batch(modality, tokens_of(generator, [(5, 1, 2)]), 3072)
+        return Batch(medium, tokens, 768)
+    if medium == "clip":
+        return Batch(medium, tokens_of(generator, [(5, 1, 2)]), 3072)
     tokens = tokens_of(generator, [(1, 4, 2)])
     points, colors = torch.rand(2, 8 * 32, 3, generator=generator) - 0.5
     everywhere = torch.ones(len(points), dtype=torch.bool)
-    return Batch(modality, tokens, 768, Surface(points, colors, everywhere, everywhere))
+    return Batch(medium, tokens, 768, targets=Surface(points, colors, everywhere, everywhere))
 
 
 def micro_batches(case, step):
-    """Those of all ranks, two of each modality that the step has."""
-    names = MODALITIES if case == THREE else (MODALITIES[step % 3],)
+    """Those of all ranks, two of each task that the step has."""
+    names = MEDIA if case == THREE else (MEDIA[step % 3],)
     made = [micro_batch(name, step, number) for name in names for number in (0, 1)]
     if case == NOT_FINITE and step in POISONED:
         made[-1].tokens.feats[1, 5] = torch.nan  # of the last rank

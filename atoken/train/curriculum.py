@@ -1,0 +1,106 @@
+"""The stages themselves: the paper's four (Table 2, sections 3.3 to 3.5), and those of the bundled models.
+
+What the paper leaves open is chosen in docs/recipe.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from atoken.train import losses
+from atoken.train.stages import MATCHING, Stage, Task, Term
+
+# The paper's weights: reconstruction 0.2 with L1 1, LPIPS 10, Gram 1e3 and CLIP 1 in it; semantics 1; KL 1e-8.
+PATCHES = (Term(losses.l1, 0.2), Term(losses.kl, 1e-8))
+PICTURES = (
+    *PATCHES,
+    Term(losses.lpips, 0.2 * 10, teacher="vgg"),
+    Term(losses.gram, 0.2 * 1e3, teacher="vgg"),
+    Term(losses.clip, 0.2, teacher="clip"),
+)
+SEMANTICS = (Term(losses.semantics, 1.0, teacher="siglip", texts=True),)
+ALIGNMENT = (Term(losses.alignment, 1.0, texts=True),)
+
+GAUSSIANS = ("gaussian_decoder.",)
+TEXT = ("text_tower.",)
+LOGITS = ("logit_",)
+
+
+def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Stage]:
+    """The four stages for presets of one size; 256 bins a step are one for each GPU of the paper's cluster."""
+    picture = Task("image", PICTURES, tokens=4096, bins=256, patches=(16, 1024))
+    captioned = Task("image", SEMANTICS, tokens=8192, bins=256, patches=(256, 256))
+    clip = Task("clip", PATCHES, tokens=6144, bins=256, patches=(16, 1024), length=(4, 8))
+    shown = Task("clip", ALIGNMENT, tokens=8192, bins=256, patches=(64, 256), length=(4, 16), fps=1.0)
+    asset = Task("asset", PATCHES, tokens=16384, bins=256, patches=(1, 16384))
+    first = Stage(
+        "1", first_preset, {"image": picture, "image-text": captioned}, {"image": 1}, beside=("image-text",),
+        steps=200_000, warmup=2000, lr=3e-4, final_lr=3e-5, encoder_lr=0.1, weight_decay=0.1, ema=0.9999,
+        checkpointing=True, frozen=(*TEXT, *GAUSSIANS, *LOGITS),
+    )  # fmt: skip
+    second = replace(
+        first, name="2", preset=continuous, start_from="1", frozen=(*TEXT, *GAUSSIANS), seed=1,
+        tasks={
+            **first.tasks,
+            "image": replace(picture, tokens=8192, patches=(16, 4096)),
+            "clip-text": shown,
+            "clip": clip,
+        },
+        mixture={"image": 2, "clip-text": 1, "clip": 6},
+    )  # fmt: skip
+    larger = {
+        "image": replace(picture, tokens=16384, patches=(16, 16384)),
+        "clip": replace(clip, tokens=16384, patches=(16, 4096)),
+        "asset-text": replace(asset, terms=ALIGNMENT),
+        "asset": asset,
+    }
+    third = replace(
+        second, name="3", start_from="2", steps=50_000, seed=2, tasks={**second.tasks, **larger},
+        mixture={"image": 2, "clip-text": 1, "clip": 4, "asset-text": 1, "asset": 1},
+    )  # fmt: skip
+    fourth = replace(third, name="4", preset=discrete, start_from="3", steps=100_000, seed=3)
+    return MappingProxyType({stage.name: stage for stage in (first, second, third, fourth)})
+
+
+PLACES = (Term(losses.place, 1.0), Term(losses.color, 3.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
+COLORS = (Term(losses.place, 1.0), Term(losses.color, 10.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
+VIEWS = (Term(losses.picture_l1, 1.0), Term(losses.dissimilarity, 0.2), Term(losses.silhouette, 0.3))
+
+UNUSED = (*MATCHING, *GAUSSIANS)  # by patches alone
+TOKENIZER = ("encoder.", "to_latent.", "decoder.", "to_patch.", *MATCHING)
+# The start of nano-d is a code already. What writes and reads it has weights so large that a step of Adam would break
+# it, and bf16 would teach the rest of the decoder to expect noise in the finest digits.
+CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decoder.blocks.0.", *UNUSED)
+
+NANO_TASKS = {
+    "image": Task("image", PATCHES),
+    "clip": Task("clip", PATCHES, patches=(16, 100), length=(1, 8)),
+    "part": Task("part", PATCHES),
+    "surface": Task("surface", PLACES, tokens=2048),
+    "views": Task("views", VIEWS, tokens=2048),
+}
+NANO_PIXELS = Stage("nano-pixels", "nano", NANO_TASKS, {"image": 3, "clip": 1}, frozen=UNUSED)
+NANO_VOXELS = Stage(
+    "nano-voxels", "nano", NANO_TASKS, {"image": 3, "clip": 1, "part": 1}, start_from="nano-pixels", frozen=UNUSED,
+    steps=1000, lr=2e-4, seed=2,
+)  # fmt: skip
+NANO_SURFACE = Stage(
+    "nano-surface", "nano", NANO_TASKS, {"surface": 1}, start_from="nano-voxels", frozen=TOKENIZER,
+    steps=1500, warmup=50, lr=2e-3, muon=2.5, seed=3,
+)  # fmt: skip
+NANO = Stage(
+    "nano", "nano", NANO_TASKS | {"surface": Task("surface", COLORS, tokens=2048)}, {"surface": 1},
+    start_from="nano-surface", frozen=TOKENIZER, steps=1600, warmup=30, lr=1.5e-3, final_lr=1e-5, muon=2.5, seed=13,
+)  # fmt: skip
+NANO_D = Stage(
+    "nano-d", "nano-d", NANO_TASKS, {"image": 3, "clip": 1}, start_from="nano", frozen=CODE, mixed_precision=False,
+    steps=1200, lr=3e-4, seed=1,
+)  # fmt: skip
+
+CURRICULA: Mapping[str, Mapping[str, Stage]] = {
+    "nano": {stage.name: stage for stage in (NANO_PIXELS, NANO_VOXELS, NANO_SURFACE, NANO, NANO_D)},
+    "base": paper("base-s1", "base", "base-d"),
+    "so400m-c": paper("so400m-c-s1", "so400m-c", "so400m-d"),
+}

@@ -1,0 +1,152 @@
+"""Where the samples of a task come from: the procedural generator, or the sources that a file names.
+
+Each sample is made to fit its room (``atoken/train/packing.py``).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+from atoken.data import procedural
+from atoken.data.loading import fitting, load_asset, load_clip, load_picture, voxels_of
+from atoken.data.mixing import Drawn, Mixture, hashed
+from atoken.data.sources import CLIPS, MESHES, PICTURES, FolderSource, Sample, ShardSource, Source, TableSource
+from atoken.errors import AtokenError, MediaError
+from atoken.modalities.pixels import PATCH, patchify, to_values
+from atoken.tokens import SparseTokens
+from atoken.train.data_file import MEDIA, Data, Origin, read_data
+from atoken.train.packing import Room
+from atoken.train.stages import Stage, Task
+
+SUFFIXES = {"image": PICTURES, "clip": CLIPS, "asset": MESHES}  # of the media that sources may give
+PROCEDURAL = ".procedural"  # stands in a sample for the suffix of its media, which are then its number
+ENDLESS = 1 << 40  # samples of the generator
+SHOWN = 16  # samples of a source that are looked at for captions
+
+
+class Fitted(NamedTuple):
+    """What was made of a sample: its tokens, and one of its captions, or "" where it has none."""
+
+    tokens: SparseTokens
+    caption: str
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The samples of the task ``name``, each made to fit its room. ``seed``: of what is generated."""
+
+    name: str
+    task: Task
+    mixture: Mixture
+    seed: int
+
+    def draw(self, room: Room) -> Drawn[Fitted]:
+        """The sample of a room: a function of the room alone. Raises: AtokenError (as ``Mixture.draw``)."""
+        return self.mixture.draw(room.index, partial(self._fitted, room))
+
+    def _fitted(self, room: Room, sample: Sample) -> Fitted:
+        rng, task = room.rng(), self.task
+        if sample.suffix == PROCEDURAL:
+            return generated(task, room, self.seed, int(sample.media))  # type: ignore[arg-type]
+        if task.texts and not sample.captions:
+            raise MediaError(f"{sample.key} has no caption, and {self.name} is trained on captions.")
+        caption = sample.captions[rng.integers(len(sample.captions))] if sample.captions else ""
+        if task.medium == "asset":
+            return Fitted(load_asset(sample, room.patches), caption)
+        if task.medium == "image":
+            frames = load_picture(sample, room.patches, task.patches[0])
+        else:
+            least, strides, fps = task.patches[0], task.strides, task.fps
+            frames = load_clip(sample, room.length, room.patches, rng, least=least, strides=strides, fps=fps)
+        return Fitted(patchify(to_values(frames)), caption)
+
+
+def generated(task: Task, room: Room, seed: int, number: int) -> Fitted:
+    """Sample ``number`` of the procedural series ``seed``, pictures and clips in a shape of their own."""
+    if task.medium == "asset":
+        asset = procedural.asset(seed, number)
+        return Fitted(voxels_of(asset.mesh, room.patches), asset.caption)
+    rows, columns = shape(task, room)
+    size = rows * PATCH[1], columns * PATCH[2]
+    if task.medium == "image":
+        made = procedural.picture(seed, number, *size)
+    else:
+        made = procedural.clip(seed, number, room.length * PATCH[0], *size)
+    return Fitted(patchify(to_values(made.frames)), made.caption)
+
+
+def shape(task: Task, room: Room) -> tuple[int, int]:
+    """Rows and columns of patches of a generated picture, or of a clip's frames; its aspect is drawn."""
+    return fitting(room.patches, task.aspect ** room.rng().uniform(-1, 1), 1.0)
+
+
+class Procedural:
+    """The generator as a source: a sample is its number, because its size and shape depend on where it is wanted."""
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(f"procedural {index}", str(index).encode(), PROCEDURAL, ())
+
+
+class Feeds(dict[str, Feed]):
+    """The feed of each task by its name. ``most_broken``: the share of samples that may be broken."""
+
+    most_broken = 0.1
+
+
+def load_feeds(data: str | Path, stage: Stage) -> Feeds:
+    """The feeds of a stage's tasks; those that are parts of assets need none, they are always generated.
+
+    data: the word ``procedural``, or the path of a file as ``atoken/train/data_file.py`` describes it. Raises:
+    MediaError (one sentence that names file, table and key), MissingExtraError (tables without pyarrow).
+    """
+    if str(data) == "procedural":
+        found = Data("procedural", {medium: {"procedural": Origin("procedural")} for medium in MEDIA})
+    else:
+        found = read_data(Path(data), [name for name, task in stage.tasks.items() if task.medium in MEDIA])
+    tasks = {name: task for name, task in stage.used.items() if task.medium in MEDIA}
+    feeds = Feeds({name: _feed(found, name, task, stage.seed) for name, task in tasks.items()})
+    feeds.most_broken = found.most_broken
+    return feeds
+
+
+def _feed(data: Data, name: str, task: Task, seed: int) -> Feed:
+    table, origins = data.origins(name, task.medium)
+    sources: dict[str, tuple[Source, int]] = {}
+    for source, origin in origins.items():
+        try:
+            sources[source] = _opened(origin, task), origin.weight
+        except MediaError as error:
+            raise MediaError(f"{data.file}, [{table}.{source}]: {error}") from error
+    # Each task and stage has an order of its own: two tasks on the same sources would else see the same at a time.
+    return Feed(name, task, Mixture(sources, hashed(data.seed, seed, crc32(name.encode()))), seed)
+
+
+def _opened(origin: Origin, task: Task) -> Source:
+    """Raises: MediaError (nothing there, no captions for a task that is trained on them), MissingExtraError."""
+    source: Source
+    match origin.kind:
+        case "folder":
+            source = FolderSource(origin.path, SUFFIXES[task.medium])
+        case "shards":
+            source = ShardSource(origin.path)
+        case "table":
+            source = TableSource(origin.path, origin.media, origin.captions)
+        case _:
+            return Procedural()
+    if task.texts and not any(_has_captions(source, index) for index in range(min(SHOWN, len(source)))):
+        raise MediaError(f"none of the first {SHOWN} samples has a caption, and the task is trained on captions.")
+    return source
+
+
+def _has_captions(source: Source, index: int) -> bool:
+    with suppress(AtokenError):  # a broken sample
+        return bool(source[index].captions)
+    return False

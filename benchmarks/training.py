@@ -1,0 +1,102 @@
+"""Speed of training: the step against the matrix-product rate, and the input pipeline against what the model eats.
+
+``python -m benchmarks.training`` prints two tables; the machine should be otherwise idle. A step is forward, backward
+and what the optimiser does; its share of the matrix-product rate is that of forward and backward, which are what MFU
+counts. Data is ready before the clock starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from itertools import islice
+
+import torch
+
+from atoken.model import ATokenModel
+from atoken.presets import preset
+from atoken.train.batches import Batch, batches
+from atoken.train.cost import model_parts, tiles, training_flops
+from atoken.train.curriculum import NANO_TASKS, PATCHES, UNUSED
+from atoken.train.engine import PlainEngine
+from atoken.train.feeds import load_feeds
+from atoken.train.objective import Objective
+from atoken.train.stages import Stage, Task
+from benchmarks.measure import best_of, matrix_rate
+
+BATCH = 1024  # tokens
+STEP = Stage("step", "base", {"image": Task("image", PATCHES, tokens=BATCH)}, {"image": 1}, frozen=UNUSED)
+
+
+def steps(sizes: list[str], runs: int) -> None:
+    """Print the table of training steps."""
+    print("| model | products in | tokens | step, s | forward + backward, s | Gop/s | matrix product Gop/s | share |")
+    print("|" + " --- |" * 8)
+    for size in sizes:
+        for mixed in (False, True):
+            _step(replace(STEP, preset=size, mixed_precision=mixed), runs)
+
+
+def _step(stage: Stage, runs: int) -> None:
+    dtype = torch.bfloat16 if stage.mixed_precision else torch.float32
+    (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
+    config = preset(stage.preset)
+    engine = PlainEngine(Objective(ATokenModel(config), stage.used), stage, "cpu")
+    rate = matrix_rate(dtype)
+    whole = best_of(runs, lambda: engine.train([made]))
+    inner = best_of(runs, lambda: _forward_and_backward(engine, made))
+    rate = max(rate, matrix_rate(dtype))
+    parts = model_parts(config, tiles(made.tokens, config.steps(config.tile_frames)))
+    work = training_flops(parts, stage.frozen).counted / inner
+    print(
+        f"| {stage.preset} | {str(dtype).removeprefix('torch.')} | {len(made.tokens.feats)} | {whole:.3f} | "
+        f"{inner:.3f} | {work / 1e9:.0f} | {rate / 1e9:.0f} | {work / rate:.1%} |"
+    )
+
+
+def _forward_and_backward(engine: PlainEngine, made: Batch) -> None:
+    engine._backward(made, 1.0, last=True)
+    engine.objective.zero_grad(set_to_none=True)
+
+
+def pipeline(workers: list[int], count: int) -> None:
+    """Print the table of the input pipeline, task by task, beside what nano eats."""
+    print("| task | nano eats, tokens/s | " + " | ".join(f"made by {n}, tokens/s" for n in workers) + " | ratio |")
+    print("|" + " --- |" * (len(workers) + 3))
+    for name in ("image", "clip", "part"):
+        stage = Stage("pipeline", "nano", {name: NANO_TASKS[name]}, {name: 1}, frozen=UNUSED, steps=100_000)
+        (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
+        engine = PlainEngine(Objective(ATokenModel(preset("nano")), stage.used), stage, "cpu")
+        eaten = len(made.tokens.feats) / best_of(5, lambda made=made, engine=engine: engine.train([made]))
+        rates = [_rate(stage, number, count) for number in workers]
+        cells = " | ".join(f"{rate:,.0f}" for rate in rates)
+        print(f"| {name} | {eaten:,.0f} | {cells} | {max(rates) / eaten:.1f} |")
+
+
+def _rate(stage: Stage, workers: int, count: int) -> float:
+    """Tokens a second over ``count`` batches, after the workers have started and filled their queues."""
+    made = batches(stage, load_feeds("procedural", stage), 0, workers)
+    for _ in islice(made, 1 + 5 * workers):  # what is ready does not count
+        pass
+    start = time.perf_counter()
+    tokens = sum(len(batch.tokens.feats) for step in islice(made, count) for batch in step)
+    return tokens / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--presets", nargs="+", default=["base", "nano"])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batches", type=int, default=40, help="of the input pipeline that are timed")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    steps(options.presets, options.runs)
+    print()
+    pipeline(options.workers, options.batches)
+
+
+if __name__ == "__main__":
+    main()

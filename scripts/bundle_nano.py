@@ -1,0 +1,29 @@
+"""Put the models that ``atoken train --preset nano --stage all`` made in place of the bundled ones.
+
+``make nano`` trains and then runs this; docs/recipe.md has the stages and the time that each takes.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from atoken.checkpoint import fingerprint, load_folder
+from atoken.presets import BUNDLED
+from atoken.train.curriculum import CURRICULA
+
+
+def main() -> None:
+    """Copy the last stage of each preset, and list the fingerprints, for ``atoken doctor`` to check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of the stages' runs")
+    parser.add_argument("--weights", type=Path, default=BUNDLED, help="where the models go")
+    options = parser.parse_args()
+    last = {stage.preset: name for name, stage in CURRICULA["nano"].items()}
+    for preset, stage in last.items():
+        shutil.copytree(options.runs / stage / "model", options.weights / preset, dirs_exist_ok=True)
+    lines = [f"{preset} {fingerprint(load_folder(options.weights / preset))}\n" for preset in sorted(last)]
+    (options.weights / "fingerprints.txt").write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""``atoken train``: stages are planned, trained one from the other, and resumed; wrong words get one sentence."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import atoken
+from atoken.cli import main
+from atoken.errors import CheckpointError
+from atoken.presets import BUNDLED
+from atoken.train.command import chosen, start_of
+from atoken.train.curriculum import CURRICULA, NANO_PIXELS, PICTURES
+from atoken.train.run_folder import RunFolder
+from atoken.train.stages import Task
+from tests.cli.test_cli import files_in, picture, says_one_sentence
+
+EVERY = [(name, stage) for name, stages in CURRICULA.items() for stage in stages]
+SMALL = [
+    *(f"tasks.{name}.tokens=64" for name in ("image", "clip", "part", "surface", "views")),
+    *(f"tasks.{name}.patches=4,16" for name in ("image", "clip")), "tasks.clip.length=1,2", "warmup=0",
+]  # fmt: skip
+PATIENCE = 600  # seconds for a launch
+ROOT = Path(atoken.__file__).parents[1]
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture
+def train(run):
+    """Train in small bins, without processes of their own for data."""
+
+    def command(*arguments, changes=()):
+        return run("train", *arguments, "--device", "cpu", "--workers", 0, "--set", *SMALL, *changes)
+
+    return command
+
+
+# Plans
+
+
+@pytest.mark.parametrize(("preset", "stage"), EVERY)
+def test_every_stage_has_a_plan_and_nothing_is_written(preset, stage, run, there):
+    code, out, error = run("train", "--preset", preset, "--stage", stage, "--plan")
+    assert (code, error, files_in(there)) == (0, "", [])
+    assert out.startswith(f"stage        {stage}, ")
+    assert all(f"\n{task} " in out for task in CURRICULA[preset][stage].used)
+
+
+def test_a_plan_of_all_stages_is_theirs_one_after_another(run):
+    alone = [run("train", "--stage", stage, "--plan")[1] for stage in CURRICULA["nano"]]
+    assert run("train", "--plan")[1] == "".join(alone)
+
+
+def test_a_plan_is_of_the_stage_as_it_is_changed(run):
+    out = run("train", "--preset", "base", "--stage", "1", "--plan", "--gpus", 8, "--gpu", "A100", "--mfu", 0.3,
+              "--teachers", "none", "--set", "steps=77", "tasks.image.bins=16")[1]  # fmt: skip
+    assert "77, " in out
+    assert "8 A100 at an MFU of 30%" in out
+    assert "image-text" not in out
+    assert "lpips" not in out
+
+
+# Runs
+
+
+def test_a_stage_is_trained_resumed_and_then_done(train, there):
+    runs = there / "runs"
+    assert train("--stage", "nano-pixels", changes=["steps=2"]) == (0, "nano-pixels: runs/nano-pixels/model\n", "")
+    assert [row["step"] for row in rows(runs / "nano-pixels")] == [0, 1]
+    assert train("--stage", "nano-pixels", changes=["steps=3"])[0] == 0
+    assert [row["step"] for row in rows(runs / "nano-pixels")] == [0, 1, 2]
+    assert json.loads((runs / "nano-pixels" / "start-000002.json").read_text())["stage"]["steps"] == 3
+    log, model = (runs / "nano-pixels" / "log.jsonl").read_text(), weights(runs / "nano-pixels" / "model")
+    assert train("--stage", "nano-pixels", changes=["steps=3"])[0] == 0
+    assert (runs / "nano-pixels" / "log.jsonl").read_text() == log
+    again = weights(runs / "nano-pixels" / "model")
+    assert all(torch.equal(model[name], again[name]) for name in model)
+
+
+def test_each_stage_starts_from_what_the_one_before_left(train, there):
+    still = ["steps=1", "lr=0", "final_lr=0"]  # so that a stage hands on what it was given
+    code, out, _ = train("-o", "mine", changes=still)
+    assert (code, out) == (0, "".join(f"{name}: mine/{name}/model\n" for name in CURRICULA["nano"]))
+    first, *others = (weights(there / "mine" / name / "model") for name in CURRICULA["nano"])
+    *same, discrete = others
+    assert all(torch.equal(model[name], first[name]) for model in same for name in first)
+    assert torch.equal(discrete["decoder.blocks.1.mlp.up.weight"], first["decoder.blocks.0.mlp.up.weight"])
+
+
+def test_a_stage_starts_from_the_folder_that_is_named(train, there):
+    changes = ["steps=1", "lr=0", "final_lr=0"]
+    assert train("--stage", "nano-surface", "--start", BUNDLED / "nano", changes=changes)[0] == 0
+    ours, theirs = weights(there / "runs" / "nano-surface" / "model"), weights(BUNDLED / "nano")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_pictures_come_from_the_file_that_is_named(train, there):
+    for number in range(3):
+        picture(there / "pictures" / f"{number}.png", 64, 48, seed=number)
+    (there / "data.toml").write_text('[image.mine]\nfolder = "pictures"\n')
+    changes = ["steps=2", "mixture.clip=0"]
+    assert train("--stage", "nano-pixels", "--data", "data.toml", changes=changes)[0] == 0
+    assert [row["broken"] for row in rows(there / "runs" / "nano-pixels")] == [0, 0]
+    (there / "pictures" / "1.png").write_text("no picture")
+    assert train("--stage", "nano-pixels", "--data", "data.toml", "-o", "b", changes=changes)[0] == 0
+    assert rows(there / "b" / "nano-pixels")[-1]["broken"] > 0
+
+
+def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train, there, monkeypatch):
+    taught = replace(NANO_PIXELS, name="taught", tasks={"image": Task("image", PICTURES)}, mixture={"image": 1})
+    monkeypatch.setitem(CURRICULA["nano"], "taught", taught)
+    changes = ["steps=1", "tasks.image.tokens=64", "tasks.image.patches=4,16"]
+    options = ["train", "--stage", "taught", "--device", "cpu", "--workers", "0", "--set", *changes]
+    assert main([*options, "--teachers", str(there)]) == 1  # a folder that has none
+    assert files_in(there) == []
+    assert main([*options, "--teachers", "none"]) == 0
+    record = json.loads((there / "runs" / "taught" / "start-000000.json").read_text())
+    assert record["teachers"] == {}
+    assert [term["fn"] for term in record["stage"]["tasks"]["image"]["terms"]] == ["l1", "kl"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra zero")
+@pytest.mark.timeout(2 * PATIENCE)
+def test_launched_twice_it_is_one_run_and_one_voice(there):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "atoken"]
+    changes = [*SMALL, "steps=2", "tasks.image.bins=2", "tasks.clip.bins=2"]
+    words = ["train", "--stage", "nano-pixels", "--device", "cpu", "--workers", "0", "--set", *changes]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (there / "said").open("w") as said:
+        launched = subprocess.Popen([*launcher, *words], env=environment, stdout=said, stderr=subprocess.STDOUT)
+    try:
+        code = launched.wait(PATIENCE)
+    finally:
+        launched.terminate()  # and the ranks with it
+        launched.wait()
+    spoken = (there / "said").read_text()
+    assert code == 0, spoken
+    assert spoken.splitlines().count("nano-pixels: runs/nano-pixels/model") == 1
+    assert [row["step"] for row in rows(there / "runs" / "nano-pixels")] == [0, 1]
+
+
+@pytest.mark.parametrize("launched", [[], ["--local_rank=1"]], ids=["alone", "by deepspeed"])
+def test_the_package_is_the_program(launched):
+    command = [sys.executable, "-m", "atoken", *launched, "--version"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, f"atoken {atoken.__version__}\n")
+
+
+# Where a stage starts
+
+
+def test_what_a_run_left_goes_before_what_is_bundled(there):
+    stage = CURRICULA["nano"]["nano-d"]
+    assert start_of(stage, there, None) == BUNDLED / "nano"
+    (there / "nano" / "model").mkdir(parents=True)
+    assert start_of(stage, there, None) == there / "nano" / "model"
+    assert start_of(stage, there, there) == there
+    assert start_of(NANO_PIXELS, there, None) is None
+
+
+def test_a_run_that_resumes_needs_no_start(there):
+    stage = CURRICULA["so400m-c"]["2"]
+    with pytest.raises(CheckpointError, match=r"starts from stage 1, and there is no .*train that stage first"):
+        start_of(stage, there, None)
+    RunFolder(there / "2").save({"x": torch.zeros(1)}, {"step": 3})
+    assert start_of(stage, there, None) is None
+
+
+def test_texts_need_a_model_with_a_text_side(there):
+    (stage,) = chosen("so400m-c", "1", [], None)
+    with pytest.raises(CheckpointError, match="atoken convert SIGLIP2 --preset so400m-c-s1 --text SIGLIP2 -o START"):
+        start_of(stage, there, None)
+    (without,) = chosen("so400m-c", "1", [], "none")
+    assert start_of(without, there, None) is None
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--preset", "huge"], "no curriculum for huge; there are those for nano, base, so400m-c"),
+        (["--stage", "5"], "nano has no stage 5; there are nano-pixels, .*nano-d, or all"),
+        (["--stage", "nano-surface"], "there is no runs/nano-voxels/model: train that stage first"),
+        (["--start", "nowhere"], "no folder nowhere"),
+        (["--data", "nowhere.toml"], "Cannot read nowhere.toml"),
+        (["--set", "step=3"], "did you mean steps"),
+        (["--set", "steps=0"], "steps must be"),
+        (["--plan", "--gpu", "abacus"], "The peak of abacus is not known"),
+        (["--plan", "--gpus", "3"], "3 GPUs cannot share"),
+        (["--preset", "base", "--stage", "1", "--start", ".", "--teachers", "."], "vgg16-.* --teachers none"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_said_in_one_sentence_before_anything_is_trained(words, sentence, run, there):
+    says_one_sentence(run("train", *words), sentence)
+    assert files_in(there) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(run):
+    says_one_sentence(run("train", "--device", "cuda"), "no GPU that torch can use")
+
+
+@pytest.mark.parametrize(
+    "words", [["--zero", "4"], ["--workers", "-1"], ["--workers", "two"], ["--device", "tpu"], ["repost", "x"]], ids=str
+)
+def test_wrong_usage_is_exit_code_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *words])
+    assert stop.value.code == 2
+    assert "usage: atoken train" in capsys.readouterr().err

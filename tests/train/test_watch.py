@@ -1,0 +1,403 @@
+"""Watching a run: what is logged is what was done, and nothing that is trained notices."""
+
+import copy
+import json
+import random
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from atoken.metrics import psnr, psnr_of
+from atoken.modalities.pixels import PATCH, patchify
+from atoken.modalities.voxels import VALUES
+from atoken.tokenizer import Tokenizer
+from atoken.tokens import SparseTokens
+from atoken.train import cost, evaluation, losses
+from atoken.train import watch as module
+from atoken.train.batches import Batch
+from atoken.train.curriculum import CURRICULA
+from atoken.train.engine import PlainEngine
+from atoken.train.evaluation import HeldOut, evaluate, retrieval
+from atoken.train.objective import Objective
+from atoken.train.report import report
+from atoken.train.run_folder import RunFolder
+from atoken.train.stages import Stage, Task, Term
+from atoken.train.watch import Watch, averaged_model, decodes, step_flops
+from tests.model.sizes import small_model
+from tests.tokenizer.texts import text_sizes, words
+from tests.tolerances import FP32
+
+PATCHES = (Term(losses.l1, 1.0), Term(losses.kl, 1e-4))
+TASKS = {
+    "picture": Task("image", PATCHES),
+    "clip": Task("clip", PATCHES),
+    "caption": Task("image", (Term(losses.alignment, 0.1, texts=True),)),
+    "part": Task("part", PATCHES),
+    "views": Task("views", (Term(losses.picture_l1, 1.0),)),
+}
+STAGE = Stage(
+    "tiny", "nano", TASKS, {"picture": 1, "clip": 1}, beside=("caption",), steps=6, warmup=1, lr=1e-3, ema=0.5,
+    mixed_precision=False, frozen=("gaussian_decoder.", "encoder.inputs."),
+)  # fmt: skip
+GAUSSIANS = {"width": 32, "layers": 2, "heads": 2, "mlp": 48}
+
+
+@pytest.fixture(autouse=True)
+def few_and_small_samples(monkeypatch):
+    for name, value in {"PICTURES": 5, "CLIPS": 2, "PARTS": 1, "SIDE": 48, "FRAMES": 20, "VOXELS": 60}.items():
+        monkeypatch.setattr(evaluation, name, value)
+
+
+def texts_model():
+    return small_model(text=text_sizes(96), gaussian_decoder=GAUSSIANS)
+
+
+def engine_of(stage=STAGE, device="cpu"):
+    return PlainEngine(Objective(texts_model(), stage.used, texts=words()), stage, device)
+
+
+def micro_batch(task, *sizes, seed=0):
+    """Random pictures or clips of (frames, height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = [patchify(torch.rand(*size, 3, generator=generator) * 2 - 1) for size in sizes]
+    values = VALUES if sizes[0][0] == 1 else PATCH[0] * VALUES
+    return Batch(task, SparseTokens.pack(samples), values, tuple(f"{n} red box" for n, _ in enumerate(sizes)))
+
+
+def batches_of(step):
+    own = STAGE.tasks_of(step)[0][0]
+    frames = 1 if own == "picture" else 8
+    shown = micro_batch("caption", (1, 16, 32), (1, 32, 32), seed=step)
+    return [micro_batch(own, (frames, 32, 32), (frames, 16, 48), seed=step), shown]
+
+
+def watched(engine, folder, until, every=0):
+    """Train to a step as the loop does."""
+    run_folder = RunFolder(folder)
+    run_folder.rewind(engine.step)
+    with Watch(engine, run_folder, words(), every) as watch:
+        while engine.step < until:
+            batches = batches_of(engine.step)
+            watch.step(engine.train(batches), batches, 0.0)
+            watch.evaluate_if_due()
+    return engine
+
+
+def rows_of(folder, name="log"):
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def events_of(folder):
+    found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    return found.Reload()
+
+
+# What a step costs
+
+
+def test_the_flops_of_a_row_are_those_of_its_micro_batches(tmp_path):
+    engine = watched(engine_of(), tmp_path, 2)
+    config, frozen = engine.objective.model.config, STAGE.frozen
+
+    def cost_of(tiles, decode):
+        return cost.training_flops(cost.model_parts(config, tiles, decode=decode), frozen).counted
+
+    embedded = cost_of([(2,), (4,)], False)
+    assert [row["flops"] for row in rows_of(tmp_path)] == [
+        cost_of([(8,), (6,)], True) + embedded,
+        cost_of([(4,), (3,)], True) + embedded,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("even", "uneven"),
+    [
+        ([(1, 32, 32), (1, 32, 32)], [(1, 48, 32), (1, 16, 32)]),
+        ([(24, 16, 16), (24, 16, 16)], [(32, 16, 16), (16, 16, 16)]),  # attention stays in tiles of 16 frames
+    ],
+)
+def test_attention_is_counted_as_the_sum_of_squared_lengths(even, uneven):
+    config = small_model().config
+    pairs = [16 + 16, 36 + 4] if even[0][0] == 1 else [16 + 4 + 16 + 4, 16 + 16 + 16]
+    flops = [step_flops(config, STAGE, [micro_batch("clip", *sizes)]) for sizes in (even, uneven)]
+    passes, layers, width = 3, 4, 96  # forward and twice that backward; two layers of each side
+    assert flops[1] - flops[0] == passes * layers * 4 * width * (pairs[1] - pairs[0])
+
+
+def test_a_step_of_the_gaussian_decoder_costs_that_alone():
+    config, stage = texts_model().config, replace(STAGE, frozen=("encoder.", "decoder."))
+    voxels = micro_batch("views", (1, 32, 32))
+    expected = cost.training_flops(cost.gaussian_parts(config, voxels.tokens), stage.frozen).counted
+    assert step_flops(config, stage, [voxels, voxels]) == 2 * expected
+
+
+@pytest.mark.parametrize("fn", [losses.l1, losses.kl, losses.alignment])
+def test_what_is_said_to_decode_does(fn):
+    task, calls = Task("image", (Term(fn, 1.0),)), []
+    objective = Objective(texts_model(), {"picture": task}, texts=words())
+    objective.model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    objective(micro_batch("picture", (1, 32, 32)))
+    assert bool(calls) == decodes(task)
+
+
+@pytest.mark.parametrize("names", [("l1", "lpips", "gram", "clip"), ("kl", "semantics", "alignment")])
+def test_terms_of_reconstructions_decode_and_others_do_not(names):
+    for name in names:
+        assert decodes(Task("image", (Term(getattr(losses, name), 1.0),))) == (names[0] == "l1")
+
+
+def test_time_is_that_of_steps_and_not_of_what_lies_between(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    engine = engine_of()
+    watch = Watch(engine, RunFolder(tmp_path), None, 0)
+    watch.peak = 1e9
+    for step in range(2):
+        batches = batches_of(step)
+        row = engine.train(batches)
+        clock.now += 4.0
+        watch.step(row, batches, 1.0)
+        clock.now += 100.0  # a checkpoint
+        watch.evaluate_if_due()
+    rows = rows_of(tmp_path)
+    assert [row["mfu"] for row in rows] == [row["flops"] / 4e9 for row in rows]
+    assert [(row["seconds"], row["data"]) for row in rows] == [(4.0, 1.0), (108.0, 1.0)]
+
+
+# What is logged
+
+
+def test_a_row_holds_what_the_engine_found_and_what_was_seen(tmp_path):
+    engine, found = engine_of(), []
+    with Watch(engine, RunFolder(tmp_path), None, 0) as watch:
+        for step in range(3):
+            batches = batches_of(step)
+            if step == 1:
+                batches[0].tokens.feats[0] = torch.nan
+            found.append({**engine.train(batches), "drawn": 4, "broken": step})
+            watch.step(found[-1], batches, 0.0)
+    rows = rows_of(tmp_path)
+    assert [row["skipped"] for row in rows] == [0, 1, 1]
+    assert [row["tasks"] for row in rows] == [["clip", "caption"], ["picture", "caption"], ["clip", "caption"]]
+    assert [row["tokens"] for row in rows] == [14 + 6, 7 + 6, 14 + 6]
+    assert all(row["mfu"] is None and row["memory"] > 1 << 20 for row in rows)
+    for step, (row, engine_row) in enumerate(zip(rows, found, strict=True)):
+        assert row["step"] == step
+        assert {name: row[name] for name in engine_row} == pytest.approx(engine_row, nan_ok=True, rel=0, abs=0)
+
+
+def test_tensorboard_holds_every_number_of_both_logs_and_the_pictures(tmp_path):
+    watched(engine_of(), tmp_path, 4, every=2)
+    events = events_of(tmp_path)
+    rows = [*rows_of(tmp_path), *rows_of(tmp_path, "evaluation")]
+    logged = {(k, row["step"]): v for row in rows for k, v in row.items() if k not in ("step", "tasks", "mfu")}
+    assert {tag for tag, _ in logged} == set(events.Tags()["scalars"])
+    shown = {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    assert shown == {key: np.float32(value) for key, value in logged.items()}
+    pictures = events.Images("reconstructions")
+    assert [event.step for event in pictures] == [1, 3]
+    (tmp_path / "event.png").write_bytes(pictures[1].encoded_image_string)
+    with Image.open(tmp_path / "event.png") as ours, Image.open(tmp_path / "pictures/step-000003.png") as theirs:
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_a_resumed_run_has_every_step_once_and_nothing_of_what_was_given_up(tmp_path):
+    engine = watched(engine_of(), tmp_path, 3, every=1)
+    tensors, numbers = engine.state()
+    saved = {name: tensor.clone() for name, tensor in tensors.items()}, dict(numbers)
+    watched(engine, tmp_path, 5, every=1)
+    (tmp_path / "pictures/step-000004.png").write_bytes(b"of a step that is given up")
+    resumed = engine_of()
+    resumed.restore(*saved)
+    watched(resumed, tmp_path, 6, every=2)
+    assert [row["step"] for row in rows_of(tmp_path)] == [0, 1, 2, 3, 4, 5]
+    assert [row["step"] for row in rows_of(tmp_path, "evaluation")] == [0, 1, 2, 3, 5]
+    assert sorted(path.stem[-1] for path in (tmp_path / "pictures").iterdir()) == ["0", "1", "2", "3", "5"]
+    events = events_of(tmp_path)
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("image/psnr")] == [0, 1, 2, 3, 5]
+    assert [event.step for event in events.Images("reconstructions")] == [0, 1, 2, 3, 5]
+
+
+def test_without_tensorboard_the_run_goes_on_and_says_so_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    watched(engine_of(), tmp_path, 2, every=1)
+    assert capsys.readouterr().err.count("pip install 'atoken[train]'") == 1
+    assert [row["step"] for row in rows_of(tmp_path)] == [0, 1]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (4, [4, 6]), (3, [3, 6]), (9, [6])])
+def test_all_ranks_take_part_in_an_evaluation_and_the_first_alone_writes(every, steps, tmp_path, monkeypatch):
+    engine, calls = engine_of(), []
+    averaged = engine.averaged
+    monkeypatch.setattr(engine, "rank", 1)
+    monkeypatch.setattr(engine, "averaged", lambda: calls.append(engine.step) or averaged())
+    with Watch(engine, RunFolder(tmp_path), words(), every) as watch:
+        batches = batches_of(0)
+        row = engine.train(batches)
+        for engine.step in range(1, STAGE.steps + 1):
+            watch.step(row, batches, 0.0)
+            watch.evaluate_if_due()
+    assert calls == steps
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_done_writes_nothing_more(tmp_path):
+    engine = engine_of()
+    engine.step = STAGE.steps
+    watched(engine, tmp_path, STAGE.steps, every=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is evaluated
+
+
+def randomness():
+    of_numpy = np.random.get_state()[1].tolist()  # noqa: NPY002 - that it is left alone is what is tested
+    return torch.get_rng_state().tolist(), random.getstate(), of_numpy
+
+
+def test_an_evaluation_changes_nothing_that_is_trained(tmp_path):
+    plain, engine = engine_of(), engine_of()
+    watch = Watch(engine, RunFolder(tmp_path), words(), 1)
+    for step in range(3):
+        plain.train(batches_of(step))
+        engine.train(batches_of(step))
+        before, modes = randomness(), [part.training for part in engine.objective.modules()]
+        watch.evaluate_if_due()
+        assert randomness() == before
+        assert [part.training for part in engine.objective.modules()] == modes
+        assert all(parameter.grad is None for parameter in engine.objective.parameters())
+    ours, theirs = engine.state(), plain.state()
+    assert ours[1] == theirs[1]
+    assert ours[0].keys() == theirs[0].keys()
+    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in theirs[0])
+
+
+def test_what_is_evaluated_are_the_averaged_weights(tmp_path):
+    engine = watched(engine_of(), tmp_path, 2, every=2)
+    media = {"image", "clip"}
+    model = texts_model()
+    model.load_state_dict(model.state_dict() | engine.averaged())
+    expected, _ = evaluate(model, HeldOut.of(media), words())
+    assert rows_of(tmp_path, "evaluation") == [{"step": 1, **expected}]
+    trained, _ = evaluate(copy.deepcopy(engine.objective.model).eval(), HeldOut.of(media), words())
+    assert trained["image/psnr"] != expected["image/psnr"]
+
+
+def test_psnr_is_that_of_what_the_tokenizer_gives_back():
+    model, held_out = texts_model(), HeldOut.of({"image", "clip"})
+    numbers, _ = evaluate(model, held_out, None)
+    tokenizer = Tokenizer(model, "small")
+    clips = [(tokenizer.decode(tokenizer.encode(one.frames)).frames, one.frames) for one in held_out.clips]
+    shown = [(tokenizer.decode(tokenizer.encode(one.frames[0])).pixels, one.frames[0]) for one in held_out.pictures]
+    for name, pairs in {"clip/psnr": clips, "image/psnr": shown}.items():
+        ours, theirs = (np.stack(side) for side in zip(*pairs, strict=True))
+        assert numbers[name] == pytest.approx(psnr(ours, theirs), rel=1e-4)
+    assert numbers.keys() == {"clip/psnr", "image/psnr"}
+
+
+def test_psnr_of_voxels_is_that_of_their_patches():
+    model, held_out = texts_model(), HeldOut.of({"part"})
+    numbers, sheet = evaluate(model, held_out, words())
+    tokens = held_out.parts[0].tokens
+    with torch.no_grad():
+        ours, theirs = model(tokens)[1].feats[:, :768].double(), tokens.feats[:, :768].double()
+    error = (((ours + 1) * 127.5).clamp(0, 255).round() - ((theirs + 1) * 127.5).round()).square().mean().item()
+    assert numbers == {"asset/psnr": pytest.approx(psnr_of(error), rel=1e-4)}
+    assert sheet is None
+
+
+def test_psnr_of_gaussians_heeds_only_pixels_that_count():
+    model, held_out = texts_model(), HeldOut.of({"views"})
+    numbers, sheet = evaluate(model, held_out, None)
+    (of, views), *_ = held_out.views
+    other = torch.where(views.counts[..., None], views.rgb, torch.rand(views.rgb.shape))
+    assert not torch.equal(other, views.rgb)
+    changed, same = evaluate(model, replace(held_out, views=[(of, replace(views, rgb=other))]), None)
+    assert changed == numbers
+    np.testing.assert_array_equal(sheet, same)
+    counted = replace(views, rgb=torch.where(views.counts[..., None], 1 - views.rgb, views.rgb))
+    assert evaluate(model, replace(held_out, views=[(of, counted)]), None)[0] != numbers
+
+
+def test_the_sheet_shows_originals_above_reconstructions():
+    model, held_out = texts_model(), HeldOut.of({"image", "clip"})
+    _, sheet = evaluate(model, held_out, None)
+    side, line = evaluation.SIDE, evaluation.SIDE + evaluation.GAP
+    pictures = np.stack([one.frames for one in held_out.pictures])
+    with torch.no_grad():
+        _, ours = evaluation.reconstructed(model, pictures)
+    for column in range(evaluation.PICTURES):
+        across = slice(column * side, (column + 1) * side)
+        np.testing.assert_array_equal(sheet[:side, across], pictures[column, 0])
+        np.testing.assert_array_equal(sheet[line : line + side, across], ours[column, 0])
+    middle = held_out.clips[1].frames[evaluation.FRAMES // 2]
+    np.testing.assert_array_equal(sheet[2 * line : 2 * line + side, side : 2 * side], middle)
+    assert sheet.shape == (4 * line, evaluation.PICTURES * side, 3)
+
+
+def test_retrieval_counts_as_a_plain_search_does():
+    generator = torch.Generator().manual_seed(0)
+    for size in range(1, 60):
+        texts = torch.randn(size, 3, generator=generator)
+        pictures = texts + torch.randn(size, 3, generator=generator)
+        hits = 0
+        for index, picture in enumerate(pictures.double().numpy()):
+            cosines = [picture @ text / np.linalg.norm(text) for text in texts.double().numpy()]
+            hits += int(np.argmax(cosines)) == index
+        assert retrieval(pictures, texts) == pytest.approx(hits / size, abs=FP32)
+        assert retrieval(3 * texts, texts) == 1
+
+
+def test_ties_and_what_is_not_finite_are_no_hits():
+    same = torch.ones(4, 3)
+    assert retrieval(same, same) == 0
+    pictures = torch.eye(4)
+    pictures[2] = torch.nan
+    assert retrieval(pictures, torch.eye(4)) == 0.75
+    assert retrieval(torch.eye(4), pictures) == 0
+
+
+def test_a_model_without_text_side_is_not_asked_for_texts():
+    held_out = HeldOut.of({"image"})
+    assert evaluate(small_model(), held_out, words())[0].keys() == {"image/psnr"}
+    assert evaluate(texts_model(), held_out, words())[0].keys() == {"image/psnr", "image/retrieval"}
+
+
+def test_held_out_samples_are_the_same_each_time_and_of_no_stage():
+    ours, theirs = (HeldOut.of({"image", "clip"}) for _ in range(2))
+    for one, other in zip((*ours.pictures, *ours.clips), (*theirs.pictures, *theirs.clips), strict=True):
+        np.testing.assert_array_equal(one.frames, other.frames)
+    assert len({one.caption for one in ours.pictures}) == evaluation.PICTURES
+    assert all(stage.seed != evaluation.SEED for stages in CURRICULA.values() for stage in stages.values())
+
+
+@pytest.mark.parametrize("fsq_levels", [None, (4,) * 6])
+def test_a_model_of_averaged_weights_is_whole(fsq_levels):
+    model = small_model(fsq_levels=fsq_levels, text=text_sizes(96))
+    made = averaged_model(model.config, dict(model.named_parameters()), "cpu")
+    assert made.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(made.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    tokens = micro_batch("picture", (1, 32, 48)).tokens
+    with torch.no_grad():
+        assert torch.equal(made(tokens)[1].feats, model(tokens)[1].feats)
+        assert torch.equal(made.encode_text(words()(["a red box"])), model.encode_text(words()(["a red box"])))
+
+
+def test_the_report_shows_the_curves_of_every_task_and_the_newest_picture(tmp_path):
+    watched(engine_of(), tmp_path, 4, every=2)
+    page = report(tmp_path).read_text()
+    for name in ("loss", "l1", "kl", "alignment", "psnr", "retrieval", "gradient norm", "FLOPs a step"):
+        assert f'aria-label="{name} by step"' in page
+    assert all(f">{task}</span>" in page for task in ("picture", "clip", "caption"))
+    assert page.index("<h3>step 3</h3>") < page.index("<h3>step 1</h3>")
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page
