@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from atoken.model import ATokenConfig
 
@@ -16,7 +17,15 @@ def _sides(width: int, layers: int, heads: int, mlp: int) -> dict[str, int]:
 
 
 SMALL_GAUSSIAN_DECODER = {"width": 192, "layers": 4, "heads": 4, "mlp": 768, "neighborhood": 5}
-NANO = _sides(192, 6, 4, 768) | {"gaussian_decoder": SMALL_GAUSSIAN_DECODER}
+SMALL_TEXT_TOWER = {
+    "vocab_size": 512, "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 32, "projection_size": 192, "pad_token_id": 1, "bos_token_id": None,
+    "eos_token_id": None,
+}  # fmt: skip
+# Scale and bias of similarities start as those of SigLIP do (Zhai et al. 2023, section 3.3): 10 and -10.
+FROM_SCRATCH = {"logit_scale_init": 2.3026, "logit_bias_init": -10.0}
+NANO: dict[str, Any] = _sides(192, 6, 4, 768) | FROM_SCRATCH
+NANO |= {"gaussian_decoder": SMALL_GAUSSIAN_DECODER, "text": SMALL_TEXT_TOWER}
 BASE = _sides(768, 12, 12, 3072)
 SO400M = _sides(1152, 27, 16, 4304)
 GAUSSIAN_DECODER = {"width": 768, "layers": 12, "heads": 12, "mlp": 3072}  # the published one; comes with weights only

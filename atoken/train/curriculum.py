@@ -77,6 +77,9 @@ CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decod
 NANO_TASKS = {
     "image": Task("image", PATCHES),
     "clip": Task("clip", PATCHES, patches=(16, 100), length=(1, 8)),
+    "image-text": Task("image", ALIGNMENT, tokens=936, patches=(9, 36), aspect=2.0),  # 48 pictures
+    "clip-text": Task("clip", ALIGNMENT, tokens=756, patches=(9, 25), length=(1, 3), aspect=2.0),  # 24 clips
+    "asset-text": Task("asset", ALIGNMENT, tokens=4096, patches=(1, 512)),  # 8 assets
     "part": Task("part", PATCHES),
     "surface": Task("surface", PLACES, tokens=2048),
     "views": Task("views", VIEWS, tokens=2048),

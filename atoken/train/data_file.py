@@ -3,7 +3,8 @@
 It has a table for each medium (``image``, ``clip``, ``asset``) or task, and in it one for each source, whose name is
 free; a task's own table goes before that of its medium. A source has a folder of media, shards (a ``.tar`` file or a
 folder of them), a table (a ``.parquet``, ``.arrow`` or ``.feather`` file or a folder of them; ``media`` and
-``captions`` name its columns), or the generator. Paths are relative to the file::
+``captions`` name its columns), or the generator, which has three series: all that it makes (``mixed``), one object of
+a nameable class (``labelled``), pictures of several (``scenes``). Paths are relative to the file::
 
     seed = 0            # of the order of samples
     most_broken = 0.1   # share of samples that may be broken before the run stops
@@ -20,7 +21,7 @@ folder of them), a table (a ``.parquet``, ``.arrow`` or ``.feather`` file or a f
     shards = "captioned"
 
     [clip.generated]
-    procedural = true
+    procedural = "mixed"
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ from atoken.train.curriculum import CURRICULA
 
 MEDIA = ("image", "clip", "asset")  # that come from sources; parts of assets are always generated
 KINDS = ("folder", "shards", "table", "procedural")
+SERIES = ("mixed", "labelled", "scenes")  # of the generator
 COLUMNS = ("media", "captions")
 ALLOWED = {
     **dict.fromkeys(("folder", "shards", "table"), "a path"),
-    "procedural": "true",
+    "procedural": f"one of {', '.join(SERIES)}",
     "weight": "a whole number from 1 on",
     **dict.fromkeys(COLUMNS, "the name of a column, of a table only"),
 }
@@ -47,10 +49,11 @@ ALLOWED = {
 
 @dataclass(frozen=True)
 class Origin:
-    """One source: ``kind`` is one of ``KINDS``; ``media`` and ``captions`` are columns of a table."""
+    """One source: ``kind`` is one of ``KINDS``, ``series`` is the generator's, and two names are columns of a table."""
 
     kind: str
     path: Path = Path()
+    series: str = "mixed"
     weight: int = 1
     media: str | None = None
     captions: str | None = None
@@ -123,13 +126,15 @@ def _origin(path: Path, table: str, stated: dict[str, Any]) -> Origin:
             raise MediaError(f"{path}: {key} of {table} must be {ALLOWED[key]}, not {value!r}.")
     kind = kinds[0]
     rest = {key: value for key, value in stated.items() if key != kind}
-    return Origin(kind, Path() if kind == "procedural" else path.parent / stated[kind], **rest)
+    if kind == "procedural":
+        return Origin(kind, series=stated[kind], **rest)
+    return Origin(kind, path.parent / stated[kind], **rest)
 
 
 def _is_allowed(key: str, value: object) -> bool:
     if key == "weight":
         return type(value) is int and value >= 1
-    return value is True if key == "procedural" else isinstance(value, str) and value != ""
+    return value in SERIES if key == "procedural" else isinstance(value, str) and value != ""
 
 
 def _listed(names: Iterable[str]) -> str:

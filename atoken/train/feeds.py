@@ -5,14 +5,15 @@ Each sample is made to fit its room (``atoken/train/packing.py``).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
-from atoken.data import procedural
+from atoken.data import labelled, procedural
 from atoken.data.loading import fitting, load_asset, load_clip, load_picture, voxels_of
 from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import CLIPS, MESHES, PICTURES, FolderSource, Sample, ShardSource, Source, TableSource
@@ -24,8 +25,19 @@ from atoken.train.packing import Room
 from atoken.train.stages import Stage, Task
 
 SUFFIXES = {"image": PICTURES, "clip": CLIPS, "asset": MESHES}  # of the media that sources may give
-PROCEDURAL = ".procedural"  # stands in a sample for the suffix of its media, which are then its number
+PROCEDURAL = ".procedural"  # stands in a sample for the suffix of its media; its key is then the series
 ENDLESS = 1 << 40  # samples of the generator
+MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # of each medium's series, from (seed, index, sizes)
+    "image": {
+        "mixed": procedural.picture,
+        "labelled": labelled.labelled_picture,
+        "scenes": labelled.scene,
+    },
+    "clip": {"mixed": procedural.clip, "labelled": labelled.labelled_clip},
+    "asset": {"mixed": procedural.asset, "labelled": labelled.labelled_asset},
+}
+MIXED = {"mixed": 1}
+MATCHED = {"image": {"labelled": 3, "scenes": 1}, "clip": {"labelled": 1}, "asset": {"labelled": 1}}  # with captions
 SHOWN = 16  # samples of a source that are looked at for captions
 
 
@@ -52,7 +64,7 @@ class Feed:
     def _fitted(self, room: Room, sample: Sample) -> Fitted:
         rng, task = room.rng(), self.task
         if sample.suffix == PROCEDURAL:
-            return generated(task, room, self.seed, int(sample.media))  # type: ignore[arg-type]
+            return generated(task, room, self.seed, sample.key)
         if task.texts and not sample.captions:
             raise MediaError(f"{sample.key} has no caption, and {self.name} is trained on captions.")
         caption = sample.captions[rng.integers(len(sample.captions))] if sample.captions else ""
@@ -66,17 +78,15 @@ class Feed:
         return Fitted(patchify(to_values(frames)), caption)
 
 
-def generated(task: Task, room: Room, seed: int, number: int) -> Fitted:
-    """Sample ``number`` of the procedural series ``seed``, pictures and clips in a shape of their own."""
+def generated(task: Task, room: Room, seed: int, series: str) -> Fitted:
+    """The room's sample of a series of the generator, pictures and clips in a shape of their own."""
+    make = MAKERS[task.medium][series]
     if task.medium == "asset":
-        asset = procedural.asset(seed, number)
+        asset = make(seed, room.index)
         return Fitted(voxels_of(asset.mesh, room.patches), asset.caption)
     rows, columns = shape(task, room)
-    size = rows * PATCH[1], columns * PATCH[2]
-    if task.medium == "image":
-        made = procedural.picture(seed, number, *size)
-    else:
-        made = procedural.clip(seed, number, room.length * PATCH[0], *size)
+    frames = () if task.medium == "image" else (room.length * PATCH[0],)
+    made = make(seed, room.index, *frames, rows * PATCH[1], columns * PATCH[2])
     return Fitted(patchify(to_values(made.frames)), made.caption)
 
 
@@ -86,13 +96,19 @@ def shape(task: Task, room: Room) -> tuple[int, int]:
 
 
 class Procedural:
-    """The generator as a source: a sample is its number, because its size and shape depend on where it is wanted."""
+    """A series of the generator as a source: it gives the name, because a sample depends on where it is wanted.
+
+    What is generated is numbered by the task (``Room.index``), so that labels come round as they do in the series.
+    """
+
+    def __init__(self, series: str) -> None:
+        self.series = series
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(f"procedural {index}", str(index).encode(), PROCEDURAL, ())
+        return Sample(self.series, b"", PROCEDURAL, ())
 
 
 class Feeds(dict[str, Feed]):
@@ -108,13 +124,19 @@ def load_feeds(data: str | Path, stage: Stage) -> Feeds:
     MediaError (one sentence that names file, table and key), MissingExtraError (tables without pyarrow).
     """
     if str(data) == "procedural":
-        found = Data("procedural", {medium: {"procedural": Origin("procedural")} for medium in MEDIA})
+        found = Data("procedural", {name: _generated(task) for name, task in stage.used.items()})
     else:
         found = read_data(Path(data), [name for name, task in stage.tasks.items() if task.medium in MEDIA])
     tasks = {name: task for name, task in stage.used.items() if task.medium in MEDIA}
     feeds = Feeds({name: _feed(found, name, task, stage.seed) for name, task in tasks.items()})
     feeds.most_broken = found.most_broken
     return feeds
+
+
+def _generated(task: Task) -> Mapping[str, Origin]:
+    """What is generated for a task: all there is or, where it is trained on captions, what they tell apart."""
+    weights = MATCHED[task.medium] if task.texts else MIXED
+    return {series: Origin("procedural", series=series, weight=weight) for series, weight in weights.items()}
 
 
 def _feed(data: Data, name: str, task: Task, seed: int) -> Feed:
@@ -126,7 +148,8 @@ def _feed(data: Data, name: str, task: Task, seed: int) -> Feed:
         except MediaError as error:
             raise MediaError(f"{data.file}, [{table}.{source}]: {error}") from error
     # Each task and stage has an order of its own: two tasks on the same sources would else see the same at a time.
-    return Feed(name, task, Mixture(sources, hashed(data.seed, seed, crc32(name.encode()))), seed)
+    own = hashed(data.seed, seed, crc32(name.encode()))
+    return Feed(name, task, Mixture(sources, own), own)
 
 
 def _opened(origin: Origin, task: Task) -> Source:
@@ -140,7 +163,10 @@ def _opened(origin: Origin, task: Task) -> Source:
         case "table":
             source = TableSource(origin.path, origin.media, origin.captions)
         case _:
-            return Procedural()
+            if origin.series not in MAKERS[task.medium]:
+                known = ", ".join(MAKERS[task.medium])
+                raise MediaError(f"the generator has no {origin.series} for the medium {task.medium}; it has {known}.")
+            return Procedural(origin.series)
     if task.texts and not any(_has_captions(source, index) for index in range(min(SHOWN, len(source)))):
         raise MediaError(f"none of the first {SHOWN} samples has a caption, and the task is trained on captions.")
     return source

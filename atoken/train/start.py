@@ -20,8 +20,10 @@ from atoken.train.batches import batch
 from atoken.train.digits import fit_digits, least_squares, read_digits, stored, write_digits
 from atoken.train.feeds import Feed
 from atoken.train.stages import Stage
+from atoken.train.vocabulary import captions, vocabulary
 
 BINS = 24  # that a start takes its statistics from
+CAPTIONS = 300  # of each generator, whose words a new text side knows
 BLANK = "blank"  # folder in that of a run
 
 STEADY = 10.0  # how far a constant stands above the largest channel of the code
@@ -30,20 +32,33 @@ STEADY = 10.0  # how far a constant stands above the largest channel of the code
 def begin(stage: Stage, start: Path | None, feeds: Mapping[str, Feed]) -> tuple[ATokenModel, TextTokenizer | None]:
     """The model before step 0, in fp32, and its text tokenizer, if it has a text side.
 
-    start: folder of the model that the stage starts from; a stage that names none may do without. Raises:
-    CheckpointError (a start is missing, or of other sizes).
+    start: folder of the model that the stage starts from; a stage that names none may do without. A text side that is
+    new knows the words of the generators' captions. Raises: CheckpointError (a start is missing, or of other sizes).
     """
     config = preset(stage.preset)
-    if start is not None:
-        model = continued(load_folder(start, dtype=torch.float32), config, _first(stage, feeds))
-        return model, TextTokenizer.load(start, model.text_length) if model.text_length else None
+    if start is None:
+        model = linear_start(config, _pictures(stage, feeds))
+        return model, _words(model) if model.text_length else None
+    before = load_folder(start, dtype=torch.float32)
+    model = continued(before, config, _first(stage, feeds))
+    if before.text_length:
+        return model, TextTokenizer.load(start, before.text_length)
+    return model, _words(model) if model.text_length else None
+
+
+def _words(model: ATokenModel) -> TextTokenizer:
+    sizes = model.config.text or {}
+    return vocabulary(captions(CAPTIONS), model.text_length, sizes["vocab_size"])
+
+
+def _pictures(stage: Stage, feeds: Mapping[str, Feed]) -> list[SparseTokens]:
+    """The first pictures of a stage. Raises: CheckpointError (it has none, or starts from another stage)."""
     if stage.start_from is not None:
         raise CheckpointError(f"Stage {stage.name} starts from {stage.start_from}; pass the folder of that model.")
-    pictures = {name: task for name, task in stage.used.items() if task.medium == "image"}
-    if not pictures:
+    name = next((name for name, task in stage.used.items() if task.medium == "image"), None)
+    if name is None:
         raise CheckpointError(f"Stage {stage.name} sees no pictures to start from; pass the folder of a model.")
-    name = next(iter(pictures))
-    return linear_start(config, [batch(stage, feeds, name, number).tokens for number in range(BINS)]), None
+    return [batch(stage, feeds, name, number).tokens for number in range(BINS)]
 
 
 def _first(stage: Stage, feeds: Mapping[str, Feed]) -> Iterator[SparseTokens]:
@@ -81,6 +96,8 @@ def continued(model: ATokenModel, config: ATokenConfig, tokens: Iterable[SparseT
         return discrete_start(model, config, list(tokens))
     larger = ATokenModel(config)
     state = larger.state_dict() | model.state_dict()
+    if config.text and not model.config.text:  # similarities are new, too
+        state |= {"logit_scale": larger.logit_scale, "logit_bias": larger.logit_bias}
     if config.latent_channels > model.config.latent_channels:
         state |= _widened(model, larger)
     return fill(larger, state, "the model that the stage starts from")

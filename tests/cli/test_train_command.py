@@ -105,7 +105,8 @@ def test_a_stage_starts_from_the_folder_that_is_named(train, there):
     changes = ["steps=1", "lr=0", "final_lr=0"]
     assert train("--stage", "nano-surface", "--start", BUNDLED / "nano", changes=changes)[0] == 0
     ours, theirs = weights(there / "runs" / "nano-surface" / "model"), weights(BUNDLED / "nano")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    kept = [name for name in theirs if not name.startswith("logit_")]  # new, where the text side is new
+    assert all(torch.equal(ours[name], theirs[name]) for name in kept)
 
 
 def test_pictures_come_from_the_file_that_is_named(train, there):

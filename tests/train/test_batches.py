@@ -232,7 +232,7 @@ def test_bins_that_ranks_cannot_share_evenly_are_refused() -> None:
 def test_what_goes_wrong_is_said_in_one_sentence_whoever_meets_it(workers: int, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"nonsense")
-    (tmp_path / "data.toml").write_text("[image.photos]\nfolder = 'photos'\n[clip.made]\nprocedural = true\n")
+    (tmp_path / "data.toml").write_text("[image.photos]\nfolder = 'photos'\n[clip.made]\nprocedural = 'mixed'\n")
     made = batches(TINY, load_feeds(tmp_path / "data.toml", TINY), 0, workers)
     with pytest.raises(AtokenError, match=r"^100 samples of photos in a row are broken[^\n]*\.$"):
         next(made)
@@ -280,8 +280,7 @@ def test_whole_assets_are_generated_with_their_captions() -> None:
     assert made.values == 768
     assert len(made.tokens.lengths) == 2
     assert all(0 < length <= 600 for length in made.tokens.lengths)
-    numbers = [int(feeds["some"].mixture.draw(index, lambda sample: sample.media).value) for index in range(2)]
-    assert made.captions == tuple(asset(0, number).caption for number in numbers)
+    assert made.captions == tuple(asset(feeds["some"].seed, number).caption for number in range(2))
 
 
 def test_feeds_travel_light() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from atoken.data.labelled import FIGURE_PROMPTS, WAYS, class_of
 from atoken.data.loading import load_clip, load_picture
 from atoken.data.mixing import Broken
 from atoken.data.procedural import clip, picture
@@ -141,20 +142,33 @@ def test_the_word_procedural_generates_all_tasks_but_parts() -> None:
     feeds = load_feeds("procedural", STAGE)
     assert list(feeds) == ["image", "captioned", "clip"]
     room = Room(5, 2, 9, (3, 1, 2, 5))
-    number = feeds["clip"].mixture.place(5)[1]
     drawn, (rows, columns) = feeds["clip"].draw(room).value, shape(TASKS["clip"], room)
-    made = clip(3, number, 8, rows * 16, columns * 16)
+    made = clip(feeds["clip"].seed, 5, 8, rows * 16, columns * 16)
     assert torch.equal(drawn.tokens.feats, patchify(to_values(made.frames)).feats)
     assert drawn.caption == made.caption
-    made = picture(8, 6, rows * 16, columns * 16)
-    assert torch.equal(generated(TASKS["image"], room, 8, 6).tokens.feats, patchify(to_values(made.frames)).feats)
+    made = picture(8, 5, rows * 16, columns * 16)
+    assert torch.equal(generated(TASKS["image"], room, 8, "mixed").tokens.feats, patchify(to_values(made.frames)).feats)
+    assert len({feed.seed for feed in feeds.values()}) == 3
+
+
+def test_what_is_generated_for_captions_has_labels_that_come_round() -> None:
+    feed = load_feeds("procedural", STAGE)["captioned"]
+    rooms_of_all = [Room(index, 1, 16, (3, index)) for index in range(2 * WAYS)]
+    found = [feed.draw(room) for room in rooms_of_all]
+    labels = [index for index, one in enumerate(found) if one.source == "labelled"]
+    assert len(labels) == len(found) * 3 // 4
+    assert all(found[index].value.caption.startswith(FIGURE_PROMPTS[class_of(index)]) for index in labels)
+    assert all(" left of " in one.value.caption for one in found if one.source == "scenes")
+
+
+def test_a_series_that_a_medium_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"\[clip\.x\]: the generator has no scenes for the medium clip; it has mix"):
+        feeds_of(tmp_path, "[clip.x]\nprocedural = 'scenes'", replace(STAGE, mixture={"clip": 1}))
 
 
 def test_the_generator_is_a_source_among_others(tmp_path: Path) -> None:
-    text = (
-        f"[image.mine]\n{write_folder(tmp_path, pictures())}\nweight = 1\n[image.made]\nprocedural = true\nweight = 2"
-    )
-    feed = feeds_of(tmp_path, text)["image"]
+    mine, made = write_folder(tmp_path, pictures()), "procedural = 'mixed'\nweight = 2"
+    feed = feeds_of(tmp_path, f"[image.mine]\n{mine}\n[image.made]\n{made}")["image"]
     found = [feed.draw(room) for number in range(3) for room in rooms(TASKS["image"], 3, "image", number)]
     assert len(found) % 3 == 0
     assert [one.source for one in found].count("made") == len(found) * 2 // 3
@@ -189,7 +203,7 @@ def test_feeds_are_pickled_small(tmp_path: Path) -> None:
 
 def test_a_tasks_own_table_goes_before_that_of_its_medium(tmp_path: Path) -> None:
     write_folder(tmp_path, pictures())
-    tables = "[image.a]\nprocedural = true\n[captioned.b]\nfolder = 'photos'\n[clip.c]\nprocedural = true\n"
+    tables = "[image.a]\nprocedural = 'mixed'\n[captioned.b]\nfolder = 'photos'\n[clip.c]\nprocedural = 'mixed'\n"
     feeds = feeds_of(tmp_path, "most_broken = 0.25\n" + tables, STAGE)
     assert {name: feed.mixture.place(0)[0] for name, feed in feeds.items()} == {
         "image": "a",
@@ -211,7 +225,7 @@ def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch:
 def test_one_file_may_serve_all_stages_of_the_curricula(tmp_path: Path) -> None:
     names = {name for stages in CURRICULA.values() for stage in stages.values() for name in stage.used}
     names -= {"part", "surface", "views"}
-    (tmp_path / "all.toml").write_text("".join(f"[{name}.made]\nprocedural = true\n" for name in sorted(names)))
+    (tmp_path / "all.toml").write_text("".join(f"[{name}.made]\nprocedural = 'mixed'\n" for name in sorted(names)))
     for stages in CURRICULA.values():
         for stage in stages.values():
             feeds = load_feeds(tmp_path / "all.toml", stage)
@@ -220,11 +234,11 @@ def test_one_file_may_serve_all_stages_of_the_curricula(tmp_path: Path) -> None:
 
 REFUSED = {
     "": "no source for the task image; add a table [image.SOURCE] with folder, shards, table, procedural.",
-    "[clip.x]\nprocedural = true": "no source for the task image",
+    "[clip.x]\nprocedural = 'mixed'": "no source for the task image",
     "[image.x": "it is no TOML",
     "sed = 1": "sed is unknown; there are seed, most_broken, and tables for image, clip, asset, captioned",
-    "[imag.x]\nprocedural = true": "imag is unknown",
-    "[surface.x]\nprocedural = true": "surface is unknown",
+    "[imag.x]\nprocedural = 'mixed'": "imag is unknown",
+    "[surface.x]\nprocedural = 'mixed'": "surface is unknown",
     "seed = -1": "seed must be a whole number from 0 on, not -1.",
     "seed = true": "seed must be a whole number",
     "most_broken = 2": "most_broken must be a number from 0 to 1, not 2.",
@@ -240,7 +254,9 @@ REFUSED = {
     "[image.x]\nfolder = 'a'\nweight = 0": "weight of [image.x] must be a whole number from 1 on, not 0.",
     "[image.x]\nfolder = 'a'\nweight = 1.5": "weight of [image.x] must be a whole number from 1 on, not 1.5.",
     "[image.x]\nfolder = 'a'\nweight = true": "weight of [image.x] must be a whole number",
-    "[image.x]\nprocedural = false": "procedural of [image.x] must be true, not False.",
+    "[image.x]\nprocedural = false": "procedural of [image.x] must be one of mixed, labelled, scenes, not False.",
+    "[image.x]\nprocedural = 'some'": "must be one of mixed, labelled, scenes, not 'some'",
+    "[image.x]\nprocedural = 'labels'": "procedural of [image.x] must be one of",
     "[image.x]\nfolder = 'a'\ncaptions = 'b'": "captions of [image.x] must be the name of a column, of a table only",
     "[image.x]\ntable = 'a'\nmedia = 1": "media of [image.x] must be the name of a column",
     "[image.x]\nfolder = 'missing'": "[image.x]: Cannot list the folder",

@@ -101,10 +101,10 @@ def apart(ours, theirs, *kinds):
 
 
 def rows_apart(ours, theirs, key):
-    """The largest difference between two logs; what is not finite in one must not be finite in the other."""
+    """The largest difference between two logs, relative above 1; what is not finite in one is not in the other."""
     pairs = [(one[key], other[key]) for one, other in zip(ours, theirs, strict=True)]
     assert all(math.isfinite(one) == math.isfinite(other) for one, other in pairs)
-    return max(abs(one - other) for one, other in pairs if math.isfinite(one))
+    return max(abs(one - other) / max(1, abs(other)) for one, other in pairs if math.isfinite(one))
 
 
 @worlds
