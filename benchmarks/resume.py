@@ -22,18 +22,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atoken.train.feeds import load_feeds
-
 from atoken.train import run_folder
-from atoken.train.curriculum import NANO_PIXELS, NANO_TASKS
+from atoken.train.curriculum import NANO_TASKS, UNUSED
+from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
+from atoken.train.stages import Stage
 
 TASKS = {
     "image": replace(NANO_TASKS["image"], tokens=128, patches=(16, 64)),
     "clip": replace(NANO_TASKS["clip"], tokens=128, patches=(16, 32)),
 }
-STAGE = replace(NANO_PIXELS, tasks=TASKS, steps=24, warmup=4)
+STAGE = Stage("resume", "nano", TASKS, {"image": 3, "clip": 1}, frozen=UNUSED, steps=24, warmup=4)
 MOMENTS, FLIPS, EVERY = 30, 300, 3
 # A call that saving makes, which of them in the run, and whether the process dies before or after it.
 POINTS = [

@@ -49,7 +49,7 @@ from atoken.tokens import SparseTokens
 HELD_OUT_SEED = 1_000_003
 PICTURES, CLIPS, ASSETS, SCENES = 384, 192, 144, 200
 SIDES, FRAMES, SCENE_SIDE = (64, 80, 96, 112, 128), (8, 12, 16), 128
-MOST_VOXELS = 1024
+MOST_VOXELS = 512
 AT_ONCE = 16  # samples that are encoded together
 
 

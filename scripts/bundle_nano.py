@@ -9,7 +9,7 @@ from pathlib import Path
 
 from atoken.checkpoint import fingerprint, load_folder
 from atoken.presets import BUNDLED
-from atoken.train.curriculum import CURRICULA
+from atoken.train.curriculum import FINISHED
 
 
 def main() -> None:
@@ -18,10 +18,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder of the stages' runs")
     parser.add_argument("--weights", type=Path, default=BUNDLED, help="where the models go")
     options = parser.parse_args()
-    last = {stage.preset: name for name, stage in CURRICULA["nano"].items()}
-    for preset, stage in last.items():
+    for stage, preset in FINISHED.items():
         shutil.copytree(options.runs / stage / "model", options.weights / preset, dirs_exist_ok=True)
-    lines = [f"{preset} {fingerprint(load_folder(options.weights / preset))}\n" for preset in sorted(last)]
+    lines = [f"{preset} {fingerprint(load_folder(options.weights / preset))}\n" for preset in sorted(FINISHED.values())]
     (options.weights / "fingerprints.txt").write_text("".join(lines))
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import distributed
 
 from atoken.errors import AtokenError, CheckpointError
-from atoken.presets import BUNDLED
+from atoken.presets import BUNDLED, preset
 from atoken.train.config import overridden
-from atoken.train.curriculum import CURRICULA
+from atoken.train.curriculum import CURRICULA, FINISHED
 from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
@@ -85,17 +85,19 @@ def start_of(stage: Stage, runs: Path, given: Path | None) -> Path | None:
     if given is not None or resumes:
         return given
     if stage.start_from is None:
-        if any(task.texts for task in stage.used.values()):
+        if any(task.texts for task in stage.used.values()) and not preset(stage.preset).text:
             raise CheckpointError(
                 f"Stage {stage.name} is trained on captions and needs a model with a text side: run atoken convert "
                 f"SIGLIP2 --preset {stage.preset} --text SIGLIP2 -o START, and train with --start START."
             )
         return None
-    left = [runs / stage.start_from / "model", BUNDLED / stage.start_from]
-    if found := next((folder for folder in left if folder.is_dir()), None):
-        return found
+    left = runs / stage.start_from / "model"
+    if left.is_dir():
+        return left
+    if stage.start_from in FINISHED:
+        return BUNDLED / FINISHED[stage.start_from]
     raise CheckpointError(
-        f"Stage {stage.name} starts from stage {stage.start_from}, and there is no {left[0]}: train that stage first, "
+        f"Stage {stage.name} starts from stage {stage.start_from}, and there is no {left}: train that stage first, "
         "or name a model with --start."
     )
 

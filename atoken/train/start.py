@@ -20,35 +20,28 @@ from atoken.train.batches import batch
 from atoken.train.digits import fit_digits, least_squares, read_digits, stored, write_digits
 from atoken.train.feeds import Feed
 from atoken.train.stages import Stage
-from atoken.train.vocabulary import captions, vocabulary
+from atoken.train.text_start import text_start
 
 BINS = 24  # that a start takes its statistics from
-CAPTIONS = 300  # of each generator, whose words a new text side knows
 BLANK = "blank"  # folder in that of a run
 
+LOUD = 4.0  # size of the code in a residual stream, beside that of the latents
 STEADY = 10.0  # how far a constant stands above the largest channel of the code
 
 
 def begin(stage: Stage, start: Path | None, feeds: Mapping[str, Feed]) -> tuple[ATokenModel, TextTokenizer | None]:
     """The model before step 0, in fp32, and its text tokenizer, if it has a text side.
 
-    start: folder of the model that the stage starts from; a stage that names none may do without. A text side that is
-    new knows the words of the generators' captions. Raises: CheckpointError (a start is missing, or of other sizes).
+    start: folder of the model that the stage starts from; a stage that names none may do without. Where the text side
+    is new, see ``atoken/train/text_start.py``. Raises: CheckpointError (a start is missing, or of other sizes).
     """
     config = preset(stage.preset)
     if start is None:
         model = linear_start(config, _pictures(stage, feeds))
-        return model, _words(model) if model.text_length else None
+        return model, text_start(model)
     before = load_folder(start, dtype=torch.float32)
     model = continued(before, config, _first(stage, feeds))
-    if before.text_length:
-        return model, TextTokenizer.load(start, before.text_length)
-    return model, _words(model) if model.text_length else None
-
-
-def _words(model: ATokenModel) -> TextTokenizer:
-    sizes = model.config.text or {}
-    return vocabulary(captions(CAPTIONS), model.text_length, sizes["vocab_size"])
+    return model, TextTokenizer.load(start, before.text_length) if before.text_length else text_start(model)
 
 
 def _pictures(stage: Stage, feeds: Mapping[str, Feed]) -> list[SparseTokens]:
@@ -116,30 +109,34 @@ def _widened(model: ATokenModel, larger: ATokenModel) -> dict[str, Tensor]:
 def linear_start(config: ATokenConfig, pictures: Sequence[SparseTokens]) -> ATokenModel:
     """A new model that begins as PCA of the pictures' patches, with every block adding nothing yet.
 
-    The first C channels of both residual streams carry the coefficients at their natural size, the last two a constant
-    of either sign, so large that the norms behind the blocks are nearly linear in the code. Scales are such that a step
-    of Adam moves no weight by much of its size. Frames 1 to 3 of a patch come out as frame 0: a still clip.
+    The first C channels of both residual streams carry the coefficients, LOUD times their natural size, the last two a
+    constant of either sign, so large that the norms behind the blocks are nearly linear in the code. What a block
+    reads, and the pooling head, has all coefficients at the same size and no constant, or it would learn next to
+    nothing of the finer ones. Scales are such that a step of Adam moves no weight by much of its size, and that what
+    blocks begin to add is little beside the code. Frames 1 to 3 of a patch come out as frame 0: a still clip.
     """
     model = ATokenModel(config)
     frame, count = config.patch_values // config.patch_size[0], config.latent_channels
     values = torch.cat([tokens.feats[:, :frame] for tokens in pictures])
     mean, (components, spread) = values.mean(0), principal(values, count)
-    constant = float(STEADY * spread[0])
+    constant = float(STEADY * LOUD * spread[0])
     for stack in (model.encoder, model.decoder):
         _silence(stack.blocks)
         stack.position.weight.zero_()
         stack.position.weight[:, -2:] = torch.tensor([constant, -constant])
     # A norm divides by the size of what comes in, which is that of the constant.
     sizes = [constant * (2 / width) ** 0.5 for width in (config.encoder_width, config.decoder_width)]
-    model.encoder.inputs.weight[:count, :frame] = components.T
+    _read_evenly([model.encoder.norm, *_norms(model.encoder.blocks)], spread, sizes[0])
+    _read_evenly(_norms(model.decoder.blocks), spread, sizes[1])
+    model.encoder.inputs.weight[:count, :frame] = LOUD * components.T
     model.encoder.inputs.weight[count:].zero_()
-    model.encoder.inputs.bias[:count] = -components.T @ mean
+    model.encoder.inputs.bias[:count] = -LOUD * components.T @ mean
     model.to_latent.weight.zero_()
-    model.to_latent.weight[:count, :count] = torch.eye(count) * sizes[0]
+    model.to_latent.weight[:count, :count] = spread.diag()
     model.decoder.inputs.weight.zero_()
-    model.decoder.inputs.weight[:count] = torch.eye(count)
+    model.decoder.inputs.weight[:count] = LOUD * torch.eye(count)
     model.to_patch.weight.zero_()
-    model.to_patch.weight[:, :count] = components.repeat(config.patch_size[0], 1) * sizes[1]
+    model.to_patch.weight[:, :count] = components.repeat(config.patch_size[0], 1) * sizes[1] / LOUD
     model.to_patch.weight[:, -2:] = (
         mean.repeat(config.patch_size[0])[:, None] * torch.tensor([0.5, -0.5]) / constant * sizes[1]
     )
@@ -151,6 +148,19 @@ def principal(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     centred = (values - values.mean(0)).double()
     variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
     return vectors[:, -count:].flip(1).float(), variances[-count:].flip(0).sqrt().float()
+
+
+def _read_evenly(norms: Iterable[torch.nn.Module], spread: Tensor, size: float) -> None:
+    """Set gains of norms that divide by ``size``: the code's deviations (C,), LOUD, to one, the constant to nothing."""
+    for norm in norms:
+        gain_D = norm.get_parameter("weight")
+        gain_D.fill_(size)
+        gain_D[: len(spread)] /= LOUD * spread
+        gain_D[-2:] = 0
+
+
+def _norms(blocks: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+    return [norm for block in blocks if isinstance(block, Block) for norm in (block.norm1, block.norm2)]
 
 
 def _silence(blocks: Iterable[torch.nn.Module]) -> list[Block]:

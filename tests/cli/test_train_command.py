@@ -17,15 +17,16 @@ from atoken.cli import main
 from atoken.errors import CheckpointError
 from atoken.presets import BUNDLED
 from atoken.train.command import chosen, start_of
-from atoken.train.curriculum import CURRICULA, NANO_PIXELS, PICTURES
+from atoken.train.curriculum import CURRICULA, NANO_1, PICTURES
 from atoken.train.run_folder import RunFolder
 from atoken.train.stages import Task
 from tests.cli.test_cli import files_in, picture, says_one_sentence
 
 EVERY = [(name, stage) for name, stages in CURRICULA.items() for stage in stages]
 SMALL = [
-    *(f"tasks.{name}.tokens=64" for name in ("image", "clip", "part", "surface", "views")),
-    *(f"tasks.{name}.patches=4,16" for name in ("image", "clip")), "tasks.clip.length=1,2", "warmup=0",
+    *(f"tasks.{name}.tokens=64" for name in CURRICULA["nano"]["1"].tasks),
+    *(f"tasks.{name}.patches=4,16" for name in ("image", "clip", "image-text", "clip-text")),
+    *(f"tasks.{name}.length=1,2" for name in ("clip", "clip-text")), "tasks.asset-text.patches=1,64", "warmup=0",
 ]  # fmt: skip
 PATIENCE = 600  # seconds for a launch
 ROOT = Path(atoken.__file__).parents[1]
@@ -79,15 +80,15 @@ def test_a_plan_is_of_the_stage_as_it_is_changed(run):
 
 def test_a_stage_is_trained_resumed_and_then_done(train, there):
     runs = there / "runs"
-    assert train("--stage", "nano-pixels", changes=["steps=2"]) == (0, "nano-pixels: runs/nano-pixels/model\n", "")
-    assert [row["step"] for row in rows(runs / "nano-pixels")] == [0, 1]
-    assert train("--stage", "nano-pixels", changes=["steps=3"])[0] == 0
-    assert [row["step"] for row in rows(runs / "nano-pixels")] == [0, 1, 2]
-    assert json.loads((runs / "nano-pixels" / "start-000002.json").read_text())["stage"]["steps"] == 3
-    log, model = (runs / "nano-pixels" / "log.jsonl").read_text(), weights(runs / "nano-pixels" / "model")
-    assert train("--stage", "nano-pixels", changes=["steps=3"])[0] == 0
-    assert (runs / "nano-pixels" / "log.jsonl").read_text() == log
-    again = weights(runs / "nano-pixels" / "model")
+    assert train("--stage", "1", changes=["steps=2"]) == (0, "1: runs/1/model\n", "")
+    assert [row["step"] for row in rows(runs / "1")] == [0, 1]
+    assert train("--stage", "1", changes=["steps=3"])[0] == 0
+    assert [row["step"] for row in rows(runs / "1")] == [0, 1, 2]
+    assert json.loads((runs / "1" / "start-000002.json").read_text())["stage"]["steps"] == 3
+    log, model = (runs / "1" / "log.jsonl").read_text(), weights(runs / "1" / "model")
+    assert train("--stage", "1", changes=["steps=3"])[0] == 0
+    assert (runs / "1" / "log.jsonl").read_text() == log
+    again = weights(runs / "1" / "model")
     assert all(torch.equal(model[name], again[name]) for name in model)
 
 
@@ -103,8 +104,8 @@ def test_each_stage_starts_from_what_the_one_before_left(train, there):
 
 def test_a_stage_starts_from_the_folder_that_is_named(train, there):
     changes = ["steps=1", "lr=0", "final_lr=0"]
-    assert train("--stage", "nano-surface", "--start", BUNDLED / "nano", changes=changes)[0] == 0
-    ours, theirs = weights(there / "runs" / "nano-surface" / "model"), weights(BUNDLED / "nano")
+    assert train("--stage", "surface", "--start", BUNDLED / "nano", changes=changes)[0] == 0
+    ours, theirs = weights(there / "runs" / "surface" / "model"), weights(BUNDLED / "nano")
     kept = [name for name in theirs if not name.startswith("logit_")]  # new, where the text side is new
     assert all(torch.equal(ours[name], theirs[name]) for name in kept)
 
@@ -113,16 +114,16 @@ def test_pictures_come_from_the_file_that_is_named(train, there):
     for number in range(3):
         picture(there / "pictures" / f"{number}.png", 64, 48, seed=number)
     (there / "data.toml").write_text('[image.mine]\nfolder = "pictures"\n')
-    changes = ["steps=2", "mixture.clip=0"]
-    assert train("--stage", "nano-pixels", "--data", "data.toml", changes=changes)[0] == 0
-    assert [row["broken"] for row in rows(there / "runs" / "nano-pixels")] == [0, 0]
+    changes = ["steps=2", "beside=[]"]
+    assert train("--stage", "1", "--data", "data.toml", changes=changes)[0] == 0
+    assert [row["broken"] for row in rows(there / "runs" / "1")] == [0, 0]
     (there / "pictures" / "1.png").write_text("no picture")
-    assert train("--stage", "nano-pixels", "--data", "data.toml", "-o", "b", changes=changes)[0] == 0
-    assert rows(there / "b" / "nano-pixels")[-1]["broken"] > 0
+    assert train("--stage", "1", "--data", "data.toml", "-o", "b", changes=changes)[0] == 0
+    assert rows(there / "b" / "1")[-1]["broken"] > 0
 
 
 def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train, there, monkeypatch):
-    taught = replace(NANO_PIXELS, name="taught", tasks={"image": Task("image", PICTURES)}, mixture={"image": 1})
+    taught = replace(NANO_1, name="taught", tasks={"image": Task("image", PICTURES)}, mixture={"image": 1}, beside=())
     monkeypatch.setitem(CURRICULA["nano"], "taught", taught)
     changes = ["steps=1", "tasks.image.tokens=64", "tasks.image.patches=4,16"]
     options = ["train", "--stage", "taught", "--device", "cpu", "--workers", "0", "--set", *changes]
@@ -138,8 +139,8 @@ def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train,
 @pytest.mark.timeout(2 * PATIENCE)
 def test_launched_twice_it_is_one_run_and_one_voice(there):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "atoken"]
-    changes = [*SMALL, "steps=2", "tasks.image.bins=2", "tasks.clip.bins=2"]
-    words = ["train", "--stage", "nano-pixels", "--device", "cpu", "--workers", "0", "--set", *changes]
+    changes = [*SMALL, "steps=2", "tasks.image.bins=2", "tasks.image-text.bins=2"]
+    words = ["train", "--stage", "1", "--device", "cpu", "--workers", "0", "--set", *changes]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (there / "said").open("w") as said:
         launched = subprocess.Popen([*launcher, *words], env=environment, stdout=said, stderr=subprocess.STDOUT)
@@ -150,8 +151,8 @@ def test_launched_twice_it_is_one_run_and_one_voice(there):
         launched.wait()
     spoken = (there / "said").read_text()
     assert code == 0, spoken
-    assert spoken.splitlines().count("nano-pixels: runs/nano-pixels/model") == 1
-    assert [row["step"] for row in rows(there / "runs" / "nano-pixels")] == [0, 1]
+    assert spoken.splitlines().count("1: runs/1/model") == 1
+    assert [row["step"] for row in rows(there / "runs" / "1")] == [0, 1]
 
 
 @pytest.mark.parametrize("launched", [[], ["--local_rank=1"]], ids=["alone", "by deepspeed"])
@@ -166,12 +167,12 @@ def test_the_package_is_the_program(launched):
 
 
 def test_what_a_run_left_goes_before_what_is_bundled(there):
-    stage = CURRICULA["nano"]["nano-d"]
+    stage = CURRICULA["nano"]["4"]
     assert start_of(stage, there, None) == BUNDLED / "nano"
-    (there / "nano" / "model").mkdir(parents=True)
-    assert start_of(stage, there, None) == there / "nano" / "model"
+    (there / "colors" / "model").mkdir(parents=True)
+    assert start_of(stage, there, None) == there / "colors" / "model"
     assert start_of(stage, there, there) == there
-    assert start_of(NANO_PIXELS, there, None) is None
+    assert start_of(NANO_1, there, None) is None
 
 
 def test_a_run_that_resumes_needs_no_start(there):
@@ -197,8 +198,8 @@ def test_texts_need_a_model_with_a_text_side(there):
     ("words", "sentence"),
     [
         (["--preset", "huge"], "no curriculum for huge; there are those for nano, base, so400m-c"),
-        (["--stage", "5"], "nano has no stage 5; there are nano-pixels, .*nano-d, or all"),
-        (["--stage", "nano-surface"], "there is no runs/nano-voxels/model: train that stage first"),
+        (["--stage", "5"], "nano has no stage 5; there are 1, 2, 3, surface, colors, 4, or all"),
+        (["--stage", "surface"], "there is no runs/3/model: train that stage first"),
         (["--start", "nowhere"], "no folder nowhere"),
         (["--data", "nowhere.toml"], "Cannot read nowhere.toml"),
         (["--set", "step=3"], "did you mean steps"),

@@ -16,7 +16,7 @@ from PIL import Image
 from atoken.data.procedural import asset
 from atoken.errors import AtokenError
 from atoken.train.batches import Batch, batch, batches
-from atoken.train.curriculum import CURRICULA, NANO_PIXELS, NANO_TASKS
+from atoken.train.curriculum import CURRICULA, NANO_1, NANO_TASKS
 from atoken.train.feeds import Feeds, load_feeds, shape
 from atoken.train.packing import PARTS, Room, rooms, samples
 from atoken.train.parts import part
@@ -27,7 +27,7 @@ SMALL = {
     "clip": Task("clip", (), tokens=64, bins=4, patches=(4, 9), length=(1, 3)),
     "more": Task("image", (), tokens=48, bins=2, patches=(9, 9)),
 }
-TINY = replace(NANO_PIXELS, tasks=SMALL, mixture={"image": 2, "clip": 1}, beside=("more",), steps=6)
+TINY = replace(NANO_1, tasks=SMALL, mixture={"image": 2, "clip": 1}, beside=("more",), steps=6)
 FEEDS = load_feeds("procedural", TINY)
 FILLED = 0.9  # of the budget, on average, at least
 

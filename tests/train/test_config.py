@@ -36,9 +36,9 @@ def test_every_field_is_of_a_known_kind_and_every_number_has_limits():
 
 @pytest.mark.parametrize("name", STAGE)
 def test_a_field_written_out_and_read_back_is_the_field(name):
-    donor = replace(CURRICULA["nano"]["nano-d"], beside=(), betas=(0.8, 0.99), checkpointing=True)
-    changed = overridden(CURRICULA["nano"]["nano"], [f"{name}={written(getattr(donor, name))}"])
-    assert changed == replace(CURRICULA["nano"]["nano"], **{name: getattr(donor, name)})
+    donor = replace(CURRICULA["nano"]["4"], beside=(), betas=(0.8, 0.99), checkpointing=True)
+    changed = overridden(CURRICULA["nano"]["1"], [f"{name}={written(getattr(donor, name))}"])
+    assert changed == replace(CURRICULA["nano"]["1"], **{name: getattr(donor, name)})
     assert type(getattr(changed, name)) is type(getattr(donor, name))
 
 

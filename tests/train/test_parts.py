@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from atoken.train.feeds import load_feeds
 
 from atoken.cameras import Cameras
 from atoken.gaussian_decoder import GAUSSIANS, RESOLUTION, to_gaussians
@@ -15,8 +14,9 @@ from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.train import losses, parts
 from atoken.train.batches import batches
-from atoken.train.curriculum import NANO_PIXELS, NANO_TASKS
+from atoken.train.curriculum import NANO_1, NANO_TASKS
 from atoken.train.engine import PlainEngine
+from atoken.train.feeds import load_feeds
 from atoken.train.objective import Objective
 from tests.modalities.shapes import AXES, COLOURS, box
 from tests.model.sizes import small_model
@@ -207,7 +207,7 @@ def test_dissimilarity_is_one_minus_ssim():
 
 def test_voxel_tokens_are_learned_like_the_others():
     tasks = {"part": replace(NANO_TASKS["part"], tokens=100)}
-    stage = replace(NANO_PIXELS, tasks=tasks, mixture={"part": 1})
+    stage = replace(NANO_1, tasks=tasks, mixture={"part": 1}, beside=())
     (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
     assert (made.task, made.values, made.targets) == ("part", 768, None)
     assert not made.tokens.feats[:, 768:].any()

@@ -90,7 +90,7 @@ def test_memory_is_that_of_all_parameters_and_of_the_largest_bin(gpus):
 
 
 def test_a_part_of_an_asset_is_as_large_as_its_bin_and_its_gaussians_lie_on_a_sheet():
-    stage = replace(CURRICULA["nano"]["nano"], tasks=NANO_TASKS, mixture={"surface": 1, "part": 1})
+    stage = replace(CURRICULA["nano"]["1"], tasks=NANO_TASKS, mixture={"surface": 1, "part": 1}, beside=())
     surface, part = (planned(stage).loads[name] for name in ("surface", "part"))
     assert (surface.samples, surface.tokens, part.samples, part.tokens) == (1, 2048, 1, 1024)
     place_N = torch.arange(2048)

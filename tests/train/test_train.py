@@ -23,12 +23,13 @@ from atoken.metrics import psnr_of
 from atoken.model import ATokenConfig
 from atoken.train import record
 from atoken.train.batches import batches
-from atoken.train.curriculum import CURRICULA, NANO, NANO_PIXELS, NANO_TASKS
+from atoken.train.curriculum import CURRICULA, NANO_COLORS, NANO_TASKS, UNUSED
 from atoken.train.engine import PATIENCE, PlainEngine
 from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.objective import Objective
 from atoken.train.run_folder import RunFolder
+from atoken.train.stages import Stage
 from atoken.train.start import begin, continued, discrete_start, linear_start
 from tests.model.sizes import small_config, small_model
 from tests.tolerances import FP32
@@ -37,7 +38,7 @@ TASKS = NANO_TASKS | {
     "image": replace(NANO_TASKS["image"], tokens=64, patches=(4, 16)),
     "clip": replace(NANO_TASKS["clip"], tokens=64, patches=(4, 9), length=(1, 2)),
 }
-TINY = replace(NANO_PIXELS, preset="tiny", tasks=TASKS, steps=6, warmup=2)
+TINY = Stage("tiny", "tiny", TASKS, {"image": 3, "clip": 1}, frozen=UNUSED, steps=6, warmup=2)
 SIZES = {
     f"{side}_{name}": value
     for side in ("encoder", "decoder")
@@ -199,8 +200,8 @@ def test_the_gaussian_decoder_learns_and_the_tokenizer_stays(medium):
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     pytest.importorskip("scipy", reason="the extra train is not installed")
     model = small_model(gaussian_decoder={"width": 48, "layers": 2, "heads": 4, "mlp": 64})
-    task = replace(NANO.tasks[medium], tokens=200, views=1)
-    stage = replace(NANO, tasks={medium: task}, mixture={medium: 1}, warmup=1, steps=12, lr=3e-3)
+    task = replace(NANO_COLORS.tasks[medium], tokens=200, views=1)
+    stage = replace(NANO_COLORS, tasks={medium: task}, mixture={medium: 1}, warmup=1, steps=12, lr=3e-3)
     engine = PlainEngine(Objective(model, stage.used), stage, "cpu")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     made = batch(stage, 0)
@@ -384,7 +385,7 @@ def one_layer(**changes):
 
 def test_linear_start_is_near_the_best_linear_code():
     task = replace(NANO_TASKS["image"], tokens=512, patches=(16, 64))
-    stage = replace(NANO_PIXELS, tasks={"image": task}, mixture={"image": 1})
+    stage = replace(TINY, tasks={"image": task}, mixture={"image": 1})
     *seen, held_out = [batch(stage, step).tokens for step in range(7)]
     config = one_layer()
     model = linear_start(config, seen)
