@@ -85,12 +85,13 @@ def continued(model: ATokenModel, config: ATokenConfig, tokens: Iterable[SparseT
     config = deepcopy(config)
     for part in ("text", "gaussian_decoder"):
         setattr(config, part, getattr(config, part) or getattr(model.config, part))
+    if config.text and not model.config.text:  # similarities are new, too
+        model.logit_scale.fill_(config.logit_scale_init)
+        model.logit_bias.fill_(config.logit_bias_init)
     if config.fsq_levels and not model.config.fsq_levels and config.encoder_layers == model.config.encoder_layers + 1:
         return discrete_start(model, config, list(tokens))
     larger = ATokenModel(config)
     state = larger.state_dict() | model.state_dict()
-    if config.text and not model.config.text:  # similarities are new, too
-        state |= {"logit_scale": larger.logit_scale, "logit_bias": larger.logit_bias}
     if config.latent_channels > model.config.latent_channels:
         state |= _widened(model, larger)
     return fill(larger, state, "the model that the stage starts from")
