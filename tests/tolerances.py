@@ -7,6 +7,6 @@ BF16_GRADIENT = 5e-2
 RELEASED = 1e-4  # relative to the largest absolute value of the tensor, against the published code
 ROUNDING_MARGIN = 1e-4  # codes must be equal where the value is farther than this from a rounding boundary
 GSPLAT = 2e-3  # mean absolute difference: approximate exponentials, another rule at the last Gaussian of a pixel
-CURVE = 1e-4  # absolute, a loss of about 1 after up to 30 steps on another machine
+CURVE = 1e-4  # relative above 1: a loss after up to 30 steps on another machine
 BAG = 1e-2  # cosine: attention of a new text side is nearly even, not quite
 EXACT = 0.0  # a refactor, a round trip
