@@ -53,34 +53,24 @@ def backend(device: str, dtype: torch.dtype) -> Backend:
 
 def sdpa_by_sample(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds) -> Tensor:
     """Scaled-dot-product attention sample by sample; neighbours of one shape share a call."""
+    runs = _runs(bounds, kv_bounds)
+    # Split, not sliced: the gradient of a slice is as long as the batch, that of a split is one concatenation.
+    queries = q_NHK.split([samples * length for samples, length, _ in runs])
+    keys, values = (x.split([samples * length for samples, _, length in runs]) for x in (k_NHK, v_NHK))
     parts = []
-    for samples, queries, keys in _runs(bounds, kv_bounds):
-        q_BHLK, k_BHLK, v_BHLK = (
-            x[span[0] : span[1]].unflatten(0, (samples, -1)).transpose(1, 2)
-            for x, span in ((q_NHK, queries), (k_NHK, keys), (v_NHK, keys))
-        )
-        parts.append(F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(0, 1))
-    return _join(parts, q_NHK)
-
-
-def _runs(bounds: Bounds, kv_bounds: Bounds) -> Iterator[tuple[int, tuple[int, int], tuple[int, int]]]:
-    """Neighbouring samples of equal lengths as (samples, query span, key span); samples without queries left out."""
-    spans = [(q, k) for q, k in zip(pairwise(bounds), pairwise(kv_bounds), strict=True) if q[0] < q[1]]
-    for _, run in groupby(spans, key=lambda span: (span[0][1] - span[0][0], span[1][1] - span[1][0])):
-        members = list(run)
-        (first_q, first_k), (last_q, last_k) = members[0], members[-1]
-        adjacent = last_q[1] - first_q[0] == len(members) * (first_q[1] - first_q[0])
-        adjacent &= last_k[1] - first_k[0] == len(members) * (first_k[1] - first_k[0])
-        if adjacent:
-            yield len(members), (first_q[0], last_q[1]), (first_k[0], last_k[1])
-        else:
-            yield from ((1, q, k) for q, k in members)
-
-
-def _join(parts: list[Tensor], q_NHK: Tensor) -> Tensor:
+    for (samples, length, _), *parts_of in zip(runs, queries, keys, values, strict=True):
+        if length:
+            q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (samples, -1)).transpose(1, 2) for x in parts_of)
+            parts.append(F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(0, 1))
     if not parts:
         return torch.zeros_like(q_NHK)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _runs(bounds: Bounds, kv_bounds: Bounds) -> list[tuple[int, int, int]]:
+    """Neighbouring samples of equal lengths: how many, their queries each, their keys each."""
+    lengths = zip(map(_length, pairwise(bounds)), map(_length, pairwise(kv_bounds)), strict=True)
+    return [(len(list(run)), *shape) for shape, run in groupby(lengths)]
 
 
 def softcapped(

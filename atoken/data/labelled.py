@@ -26,7 +26,7 @@ SOLID_PROMPTS = tuple(article(f"{tint} {solid}") for solid in SOLIDS for tint in
 WAYS = len(FIGURE_PROMPTS)  # classes of each medium
 
 _PICTURE, _CLIP, _MESH, _SCENE = 3, 4, 5, 6  # keeps the random streams apart, also from those of ``procedural``
-_RADII = 0.2, 0.42  # of a figure, as a share of the shorter side
+_RADII = 0.28, 0.45  # of a figure, as a share of the shorter side
 _TURN = np.pi  # radians that a figure is turned at most
 _BARE = 0.5  # share of the captions that are the prompt alone
 

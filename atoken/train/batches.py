@@ -48,7 +48,9 @@ def batch(stage: Stage, feeds: Mapping[str, Feed], name: str, number: int) -> Ba
     task = stage.tasks[name]
     if task.medium in PARTS:
         return _part(stage, name, number)
-    drawn = [feeds[name].draw(room) for room in rooms(task, stage.seed, name, number)]
+    found = [(room.length, feeds[name].draw(room)) for room in rooms(task, stage.seed, name, number)]
+    # Attention takes neighbours of one length together. Time steps come first: their order is that of all ranks.
+    drawn = [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].value.tokens.lengths))]
     return Batch(
         name,
         SparseTokens.pack([one.value.tokens for one in drawn]),

@@ -77,38 +77,36 @@ CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decod
 # Far below the paper's weight: its gradient is so large that nano's encoder would else forget how to reconstruct.
 MATCHED = tuple(replace(term, weight=0.02) for term in ALIGNMENT)
 NANO_TASKS = {
-    "image": Task("image", PATCHES),
+    "image": Task("image", PATCHES, tokens=768),
     "image-text": Task("image", MATCHED, tokens=936, patches=(9, 36), aspect=2.0),  # 48 pictures
     "clip": Task("clip", PATCHES, patches=(16, 100), length=(1, 8)),
     "clip-text": Task("clip", MATCHED, tokens=756, patches=(9, 25), length=(1, 3), aspect=2.0),  # 24 clips
     "part": Task("part", PATCHES),
-    "asset-text": Task("asset", MATCHED, tokens=4096, patches=(1, 512)),  # 8 assets
+    "asset-text": Task("asset", MATCHED, tokens=8192, patches=(1, 512)),  # 16 assets
     "surface": Task("surface", PLACES, tokens=2048),
     "views": Task("views", VIEWS, tokens=2048),
 }
 NANO_1 = Stage(
-    "1", "nano", NANO_TASKS, {"image": 1}, beside=("image-text",), frozen=(*GAUSSIANS, *TEXT), steps=2000, lr=7e-4,
-    final_lr=5e-5,
+    "1", "nano", NANO_TASKS, {"image": 1}, beside=("image-text",), frozen=(*GAUSSIANS, *TEXT), steps=1600, lr=8e-4,
+    final_lr=5e-5, mixed_precision=False,
 )  # fmt: skip
 NANO_2 = replace(
-    NANO_1, name="2", start_from="1", mixture={"image": 2, "clip-text": 1, "clip": 6}, frozen=GAUSSIANS, steps=1500,
-    lr=3e-4, seed=1,
+    NANO_1, name="2", start_from="1", mixture={"image": 2, "clip-text": 1, "clip": 4}, frozen=GAUSSIANS, steps=900,
+    lr=5e-4, seed=1,
 )  # fmt: skip
 NANO_3 = replace(
-    NANO_2, name="3", start_from="2", mixture={"image": 2, "clip-text": 1, "clip": 4, "asset-text": 1, "part": 1},
-    steps=1000, lr=3e-4, final_lr=1e-5, seed=2,
+    NANO_2, name="3", start_from="2", mixture={"image": 2, "clip-text": 1, "clip": 3, "asset-text": 2, "part": 2},
+    steps=1000, lr=4e-4, final_lr=1e-5, seed=2,
 )  # fmt: skip
 NANO_SURFACE = Stage(
     "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="3", frozen=TOKENIZER, steps=1500, warmup=50, lr=2e-3,
-    muon=2.5, seed=3,
+    muon=2.5, mixed_precision=False, seed=3,
 )  # fmt: skip
 NANO_COLORS = replace(
     NANO_SURFACE, name="colors", tasks=NANO_TASKS | {"surface": Task("surface", COLORS, tokens=2048)},
     start_from="surface", steps=1600, warmup=30, lr=1.5e-3, final_lr=1e-5, seed=13,
 )  # fmt: skip
-NANO_4 = replace(
-    NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE, mixed_precision=False, steps=1200, seed=4
-)
+NANO_4 = replace(NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=700, seed=4)
 NANO = (NANO_1, NANO_2, NANO_3, NANO_SURFACE, NANO_COLORS, NANO_4)
 FINISHED = {stage.name: stage.preset for stage in (NANO_COLORS, NANO_4)}  # the last stage of each bundled model
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from atoken.data.labelled import FIGURE_PROMPTS, WAYS, labelled_picture
 from atoken.data.procedural import Sample, clip, picture
 from atoken.metrics import psnr
 from atoken.modalities.pixels import patchify, to_uint8, to_values, unpatchify
 from atoken.modalities.voxels import VALUES, unvoxelize
-from atoken.model import ATokenModel, Encoded
+from atoken.model import ATokenModel
 from atoken.rasterize import rasterize
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
@@ -39,7 +39,8 @@ Found = tuple[dict[str, float], Shown | None]
 class HeldOut:
     """Samples by what is compared; none where a stage has no task of that medium."""
 
-    pictures: Sequence[Sample] = ()  # all captions differ
+    pictures: Sequence[Sample] = ()
+    named: Sequence[Sample] = ()  # labelled pictures, one of each class, to be named
     clips: Sequence[Sample] = ()
     parts: Sequence[Part] = ()  # for the colours of voxels
     views: Sequence[tuple[Part, Pictures]] = ()  # for what cameras see of Gaussians
@@ -52,22 +53,12 @@ class HeldOut:
         )
         made = [part(SEED, index, VOXELS) for index in range(PARTS * (of_voxels or of_gaussians))]
         return HeldOut(
-            _different() if "image" in media else (),
+            [picture(SEED, index, SIDE, SIDE) for index in range(PICTURES * ("image" in media))],
+            [labelled_picture(SEED, index, SIDE, SIDE) for index in range(WAYS * ("image" in media))],
             [clip(SEED, index, FRAMES, SIDE, SIDE) for index in range(CLIPS * ("clip" in media))],
             made if of_voxels else (),
             [(one, pictures(one, SEED, index, VIEWS)) for index, one in enumerate(made) if of_gaussians],
         )
-
-
-def _different() -> list[Sample]:
-    """The first pictures of the series with captions of their own."""
-    found: dict[str, Sample] = {}
-    for index in count():
-        if len(found) == PICTURES:
-            break
-        made = picture(SEED, index, SIDE, SIDE)
-        found.setdefault(made.caption, made)
-    return list(found.values())
 
 
 @torch.inference_mode()
@@ -76,13 +67,15 @@ def evaluate(
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """``image/psnr``, ``clip/psnr``, ``asset/psnr`` (patches of voxels), ``gaussians/psnr`` (pictures of them), in dB.
 
-    Each is that of the mean squared error over all samples. With a text side also ``image/retrieval``, see
-    ``retrieval``. The second is a sheet (H, W, 3) uint8 of originals, each line above that of reconstructions; None
-    where nothing can be shown.
+    Each is that of the mean squared error over all samples. With a text side also ``image/zero-shot``: the share of
+    labelled pictures that are named right out of all classes. The second is a sheet (H, W, 3) uint8 of originals, each
+    line above that of reconstructions; None where nothing can be shown.
     """
     found = []
     if held_out.pictures:
-        found.append(_of_pictures(model, held_out.pictures, texts))
+        found.append(_of_pictures(model, held_out.pictures))
+    if held_out.named and texts is not None and model.text_tower is not None:
+        found.append(_of_names(model, held_out.named, texts))
     if held_out.clips:
         found.append(_of_clips(model, held_out.clips))
     if held_out.parts:
@@ -93,19 +86,21 @@ def evaluate(
     return numbers, _sheet([shown for _, shown in found if shown is not None])
 
 
-def _of_pictures(model: ATokenModel, samples: Sequence[Sample], texts: TextTokenizer | None) -> Found:
+def _of_pictures(model: ATokenModel, samples: Sequence[Sample]) -> Found:
     originals = np.stack([sample.frames for sample in samples])
-    encoded, ours = reconstructed(model, originals)
-    numbers = {"image/psnr": psnr(ours, originals)}
-    if texts is not None and model.text_tower is not None:
-        ids = texts([sample.caption for sample in samples]).to(model.device)
-        numbers["image/retrieval"] = retrieval(encoded.pooled, model.encode_text(ids))
-    return numbers, (originals[:, 0], ours[:, 0])
+    ours = reconstructed(model, originals)
+    return {"image/psnr": psnr(ours, originals)}, (originals[:, 0], ours[:, 0])
+
+
+def _of_names(model: ATokenModel, samples: Sequence[Sample], texts: TextTokenizer) -> Found:
+    packed = SparseTokens.pack([patchify(to_values(sample.frames)) for sample in samples])
+    prompts = model.encode_text(texts(FIGURE_PROMPTS).to(model.device))
+    return {"image/zero-shot": top_1(model.encode(packed.to(model.device)).pooled, prompts)}, None
 
 
 def _of_clips(model: ATokenModel, samples: Sequence[Sample]) -> Found:
     originals = np.stack([sample.frames for sample in samples])
-    _, ours = reconstructed(model, originals)
+    ours = reconstructed(model, originals)
     return {"clip/psnr": psnr(ours, originals)}, (originals[:, FRAMES // 2], ours[:, FRAMES // 2])
 
 
@@ -122,16 +117,16 @@ def _of_gaussians(model: ATokenModel, views: Sequence[tuple[Part, Pictures]]) ->
     return {"gaussians/psnr": psnr(ours[counts], theirs[counts])}, shown
 
 
-def reconstructed(model: ATokenModel, frames_BTHW3: np.ndarray) -> tuple[Encoded, np.ndarray]:
-    """What a model encodes, and decodes again, of pictures (T = 1) or clips of one size."""
+def reconstructed(model: ATokenModel, frames_BTHW3: np.ndarray) -> np.ndarray:
+    """What comes back of pictures (T = 1) or clips of one size, as they came."""
     packed = SparseTokens.pack([patchify(to_values(frames)) for frames in frames_BTHW3])
-    encoded, decoded = model(packed.to(model.device))
+    _, decoded = model(packed.to(model.device))
     size = frames_BTHW3.shape[1:4]
-    return encoded, np.stack([to_uint8(unpatchify(sample, *size)) for sample in decoded.unpack()])
+    return np.stack([to_uint8(unpatchify(sample, *size)) for sample in decoded.unpack()])
 
 
-def retrieval(pictures_BD: Tensor, texts_BD: Tensor) -> float:
-    """Share of pictures that are nearer to their own text than to any other (zero-shot top-1, or recall at 1).
+def top_1(pictures_BD: Tensor, texts_BD: Tensor) -> float:
+    """Share of pictures that are nearer to the text of the same row than to any other.
 
     Ties, and what is not finite, are misses.
     """

@@ -280,7 +280,17 @@ def test_whole_assets_are_generated_with_their_captions() -> None:
     assert made.values == 768
     assert len(made.tokens.lengths) == 2
     assert all(0 < length <= 600 for length in made.tokens.lengths)
-    assert made.captions == tuple(asset(feeds["some"].seed, number).caption for number in range(2))
+    assert set(made.captions) == {asset(feeds["some"].seed, number).caption for number in range(2)}
+
+
+def test_samples_of_one_length_are_neighbours_in_a_batch() -> None:
+    task = Task("clip", (), tokens=400, patches=(4, 16), length=(1, 3))
+    stage = Stage("clips", "nano", {"some": task}, {"some": 1}, steps=1)
+    ((made,),) = batches(stage, load_feeds("procedural", stage), 0, 0)
+    steps = (made.tokens.reduce_coords("amax")[:, 0] + 1).tolist()
+    shapes = list(zip(steps, made.tokens.lengths, strict=True))
+    assert shapes == sorted(shapes)
+    assert len(set(steps)) == 3
 
 
 def test_feeds_travel_light() -> None:

@@ -103,8 +103,8 @@ ROWS = [
     | {"drawn": 1234, "broken": 5, "mfu": None},
 ]  # fmt: skip
 EVALUATION = [
-    {"step": 1, "image/psnr": 20.0, "clip/psnr": 18.0, "image/retrieval": 0.25},
-    {"step": 3, "image/psnr": 22.0, "clip/psnr": INF, "image/retrieval": 0.125},
+    {"step": 1, "image/psnr": 20.0, "clip/psnr": 18.0, "image/zero-shot": 0.25},
+    {"step": 3, "image/psnr": 22.0, "clip/psnr": INF, "image/zero-shot": 0.125},
 ]
 
 
@@ -128,7 +128,7 @@ def test_the_tables_hold_the_numbers_of_the_logs(tmp_path):
         ["l1", "image", "0.2", "0.2", "0.125", "2", "1"],
         ["psnr", "image", "22", "22", "22", "3", "0"],
         ["psnr", "clip", "18", "18", "18", "1", "1"],
-        ["retrieval", "image", "0.125", "0.125", "0.25", "1", "0"],
+        ["zero-shot", "image", "0.125", "0.125", "0.25", "1", "0"],
     ]
 
 
@@ -138,7 +138,7 @@ def test_a_chart_is_drawn_of_every_numeric_column_and_of_no_other(tmp_path):
               "seconds waited for data", "MFU", "samples drawn", "samples broken"]  # fmt: skip
     assert list(page_of(tmp_path, rows).charts) == titles
     run_of(tmp_path, EVALUATION, "evaluation")
-    assert list(page_of(tmp_path, rows).charts) == [*titles[:3], "psnr", "retrieval", *titles[3:]]
+    assert list(page_of(tmp_path, rows).charts) == [*titles[:3], "psnr", "zero-shot", *titles[3:]]
 
 
 def test_terms_evaluation_and_pictures_share_the_colours_of_tasks_and_the_steps(tmp_path):

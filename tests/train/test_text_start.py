@@ -6,33 +6,45 @@ from torch.nn.functional import normalize
 
 from atoken.model import ATokenModel
 from atoken.presets import preset
-from atoken.text import TextTokenizer
 from atoken.train import text_start
 from atoken.train.vocabulary import vocabulary
 from tests.model.sizes import small_model
 from tests.tolerances import BAG
 
 WORDS = ["red", "blue", "green", "teal", "circle", "square", "star", "ring", "on", "left", "of"]
+SAID = [f"a {tint} {figure}" for tint in WORDS[:4] for figure in WORDS[4:8]]  # "a" tells nothing
+SAID += [f"a {word}" for word in WORDS[8:]]
 
 
 @pytest.fixture(scope="module")
-def tower():
+def texts():
+    return vocabulary(SAID, preset("nano").text["max_position_embeddings"])
+
+
+@pytest.fixture(scope="module")
+def tower(texts):
     torch.manual_seed(0)
     found = ATokenModel(preset("nano")).text_tower
-    text_start.bag_of_words(found)
+    text_start.bag_of_words(found, texts(SAID))
     return found
 
 
 @pytest.fixture(scope="module")
-def vectors(tower):
-    """Unit vectors of texts."""
-    texts: TextTokenizer = vocabulary([" ".join(WORDS)], tower.config.max_position_embeddings)
+def sums(tower, texts):
+    """Vectors of texts, and of the texts that the start has seen."""
 
     @torch.no_grad()
     def of(*said):
-        return normalize(tower(texts(said)).pooler_output, dim=1)
+        return tower(texts(said)).pooler_output
 
     return of
+
+
+@pytest.fixture(scope="module")
+def vectors(sums):
+    """Unit vectors of texts, before the mean of all is taken off."""
+    nothing = sums("")[0]
+    return lambda *said: normalize(sums(*said) - nothing, dim=1)
 
 
 def test_the_order_of_words_does_not_matter_yet(vectors):
@@ -53,6 +65,16 @@ def test_words_begin_far_apart(vectors):
     assert cosines.abs().mean() < 0.15
     red_circle, red_square, blue_circle, blue_square = vectors("red circle", "red square", "blue circle", "blue square")
     assert red_circle @ blue_square < min(red_circle @ red_square, red_circle @ blue_circle) < 0.75
+
+
+def test_a_word_that_all_texts_have_counts_for_nothing(sums):
+    said = ["red star", "a red star", "a a red a star"]
+    assert ((normalize(sums(*said), dim=1) @ normalize(sums(*said), dim=1).T) > 1 - BAG).all()
+
+
+def test_the_mean_of_what_it_has_seen_is_zero(sums):
+    seen = sums(*SAID)
+    assert seen.mean(0).norm() < BAG * seen.norm(dim=1).mean()
 
 
 def test_all_of_it_can_still_learn(tower):

@@ -21,6 +21,7 @@ from atoken.checkpoint import load_folder
 from atoken.errors import AtokenError, CheckpointError
 from atoken.metrics import psnr_of
 from atoken.model import ATokenConfig
+from atoken.rope import rotate, rotation
 from atoken.train import record
 from atoken.train.batches import batches
 from atoken.train.curriculum import CURRICULA, NANO_COLORS, NANO_TASKS, UNUSED
@@ -30,7 +31,7 @@ from atoken.train.loop import run
 from atoken.train.objective import Objective
 from atoken.train.run_folder import RunFolder
 from atoken.train.stages import Stage
-from atoken.train.start import begin, continued, discrete_start, linear_start
+from atoken.train.start import BESIDE, LOOKING, begin, continued, discrete_start, linear_start
 from tests.model.sizes import small_config, small_model
 from tests.tolerances import FP32
 
@@ -406,6 +407,22 @@ def test_linear_start_shows_a_still_clip():
         frames = model(batch(TINY, 2).tokens)[1].feats.unflatten(1, (4, 768))
     for later in frames.unbind(1)[1:]:
         torch.testing.assert_close(later, frames[:, 0], atol=FP32, rtol=0)
+
+
+def test_heads_begin_by_looking_at_one_neighbour_each():
+    """By place alone: of 7 x 7 patches, each one in the middle looks most at the one that its head's step leads to."""
+    config = ATokenConfig(**presets.PRESETS["nano"])
+    model = linear_start(config, [batch(TINY, step).tokens for step in (0, 1)])
+    coords = torch.cartesian_prod(torch.tensor([2]), torch.arange(7), torch.arange(7), torch.tensor([0]))
+    turn = rotation(coords, config.encoder_width // config.encoder_heads, config.rope_base)
+    inner = ((coords[:, 1:3] > 0) & (coords[:, 1:3] < 6)).all(1)
+    for number, block in enumerate(model.encoder.blocks[:LOOKING]):
+        q_HK, k_HK, _ = block.attention.qkv.bias.detach().unflatten(0, (3, block.attention.heads, -1))
+        q_NHK, k_NHK = (rotate(bias.expand(len(coords), -1, -1), turn) for bias in (q_HK, k_HK))
+        seen_HN = torch.einsum("nhk,mhk->hnm", q_NHK, k_NHK).argmax(2)
+        steps_HN2 = coords[seen_HN][..., 1:3] - coords[:, 1:3]
+        for head, step in enumerate(BESIDE[number % 2]):
+            assert (steps_HN2[head][inner] == torch.tensor(step)).all()
 
 
 def test_discrete_start_reads_the_latents_off_its_codes():

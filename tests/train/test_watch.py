@@ -23,7 +23,7 @@ from atoken.train import watch as module
 from atoken.train.batches import Batch
 from atoken.train.curriculum import CURRICULA
 from atoken.train.engine import PlainEngine
-from atoken.train.evaluation import HeldOut, evaluate, retrieval
+from atoken.train.evaluation import HeldOut, evaluate, top_1
 from atoken.train.objective import Objective
 from atoken.train.report import report
 from atoken.train.run_folder import RunFolder
@@ -334,7 +334,7 @@ def test_the_sheet_shows_originals_above_reconstructions():
     side, line = evaluation.SIDE, evaluation.SIDE + evaluation.GAP
     pictures = np.stack([one.frames for one in held_out.pictures])
     with torch.no_grad():
-        _, ours = evaluation.reconstructed(model, pictures)
+        ours = evaluation.reconstructed(model, pictures)
     for column in range(evaluation.PICTURES):
         across = slice(column * side, (column + 1) * side)
         np.testing.assert_array_equal(sheet[:side, across], pictures[column, 0])
@@ -344,7 +344,7 @@ def test_the_sheet_shows_originals_above_reconstructions():
     assert sheet.shape == (4 * line, evaluation.PICTURES * side, 3)
 
 
-def test_retrieval_counts_as_a_plain_search_does():
+def test_naming_counts_as_a_plain_search_does():
     generator = torch.Generator().manual_seed(0)
     for size in range(1, 60):
         texts = torch.randn(size, 3, generator=generator)
@@ -353,23 +353,23 @@ def test_retrieval_counts_as_a_plain_search_does():
         for index, picture in enumerate(pictures.double().numpy()):
             cosines = [picture @ text / np.linalg.norm(text) for text in texts.double().numpy()]
             hits += int(np.argmax(cosines)) == index
-        assert retrieval(pictures, texts) == pytest.approx(hits / size, abs=FP32)
-        assert retrieval(3 * texts, texts) == 1
+        assert top_1(pictures, texts) == pytest.approx(hits / size, abs=FP32)
+        assert top_1(3 * texts, texts) == 1
 
 
 def test_ties_and_what_is_not_finite_are_no_hits():
     same = torch.ones(4, 3)
-    assert retrieval(same, same) == 0
+    assert top_1(same, same) == 0
     pictures = torch.eye(4)
     pictures[2] = torch.nan
-    assert retrieval(pictures, torch.eye(4)) == 0.75
-    assert retrieval(torch.eye(4), pictures) == 0
+    assert top_1(pictures, torch.eye(4)) == 0.75
+    assert top_1(torch.eye(4), pictures) == 0
 
 
 def test_a_model_without_text_side_is_not_asked_for_texts():
     held_out = HeldOut.of({"image"})
     assert evaluate(small_model(), held_out, words())[0].keys() == {"image/psnr"}
-    assert evaluate(texts_model(), held_out, words())[0].keys() == {"image/psnr", "image/retrieval"}
+    assert evaluate(texts_model(), held_out, words())[0].keys() == {"image/psnr", "image/zero-shot"}
 
 
 def test_held_out_samples_are_the_same_each_time_and_of_no_stage():
@@ -395,7 +395,7 @@ def test_a_model_of_averaged_weights_is_whole(fsq_levels):
 def test_the_report_shows_the_curves_of_every_task_and_the_newest_picture(tmp_path):
     watched(engine_of(), tmp_path, 4, every=2)
     page = report(tmp_path).read_text()
-    for name in ("loss", "l1", "kl", "alignment", "psnr", "retrieval", "gradient norm", "FLOPs a step"):
+    for name in ("loss", "l1", "kl", "alignment", "psnr", "zero-shot", "gradient norm", "FLOPs a step"):
         assert f'aria-label="{name} by step"' in page
     assert all(f">{task}</span>" in page for task in ("picture", "clip", "caption"))
     assert page.index("<h3>step 3</h3>") < page.index("<h3>step 1</h3>")
