@@ -1,8 +1,8 @@
 """Naming what no training saw: zero-shot top-1 of pictures, clips and assets, and retrieval against 200 captions.
 
-``python -m benchmarks.zero_shot [--model nano]`` prints a table. Every medium has 48 classes, a shape in a colour
-(``atoken/data/labelled.py``), of a seed that training never uses; every class comes equally often. A sample is named by
-the prompt, "a red circle", whose vector is nearest to its own.
+``python -m benchmarks.zero_shot nano nano-d`` prints a table for each model. Every medium has 48 classes, a shape in a
+colour (``atoken/data/labelled.py``), of a seed that training never uses; every class comes equally often. A sample is
+named by the prompt, "a red circle", whose vector is nearest to its own.
 
 | what | how many | size |
 | --- | --- | --- |
@@ -144,19 +144,26 @@ def retrieval(tokenizer: Tokenizer, found: Mapping[str, Sample]) -> tuple[Tensor
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="nano", help="a bundled name or a folder, with a text side")
-    tokenizer = load(parser.parse_args().model)
-    rows = {
-        "pictures, zero-shot top-1": zero_shot(tokenizer, pictures(), FIGURE_PROMPTS),
-        "clips, zero-shot top-1": zero_shot(tokenizer, clips(), FIGURE_PROMPTS),
-        "assets, zero-shot top-1": zero_shot(tokenizer, assets(), SOLID_PROMPTS),
-    }
-    for name, series in (("captioned pictures", captioned()), ("scenes", scenes())):
-        captions, found = retrieval(tokenizer, different(series))
-        rows |= {f"captions of {name}, R@1": captions, f"{name} of captions, R@1": found}
-    print("| what | among | samples | right | 95 % interval |\n| --- | --- | --- | --- | --- |")
+    parser.add_argument("models", nargs="*", default=["nano"], help="bundled names or folders, with a text side")
+    tokenizers = [load(name) for name in parser.parse_args().models]
+    named = {"pictures": pictures, "clips": clips, "assets": assets}
+    labelled = {name: list(made()) for name, made in named.items()}
+    texts = {"captioned pictures": different(captioned()), "scenes": different(scenes())}
+    for tokenizer in tokenizers:
+        rows = {}
+        for name, samples in labelled.items():
+            prompts = SOLID_PROMPTS if name == "assets" else FIGURE_PROMPTS
+            rows[f"{name}, zero-shot top-1"] = zero_shot(tokenizer, samples, prompts)
+        for name, found in texts.items():
+            captions, back = retrieval(tokenizer, found)
+            rows |= {f"captions of {name}, R@1": captions, f"{name} of captions, R@1": back}
+        _print(tokenizer.name, rows)
+
+
+def _print(model: str, rows: Mapping[str, Tensor]) -> None:
+    print(f"| {model} | among | samples | right | 95 % interval |\n| --- | --- | --- | --- | --- |")
     for name, hits in rows.items():
         low, high = interval(int(hits.sum()), len(hits))
         among = TEXTS if "R@1" in name else len(FIGURE_PROMPTS)

@@ -8,7 +8,7 @@ import PIL.Image
 import PIL.ImageDraw
 import trimesh
 
-from atoken.data import procedural
+from atoken.data import labelled, procedural
 from atoken.data.drawing import figure_outline
 from atoken.io import Clip, Image
 from atoken.mesh import Mesh
@@ -56,6 +56,8 @@ def main() -> None:
     Image(procedural.picture(SEED, 3, 256, 256).frames[0]).save(folder / "leaves.png")
     PIL.Image.fromarray(procedural.picture(SEED, 13, 157, 211).frames[0]).save(folder / "odd.jpg", quality=90)
     Image(procedural.picture(SEED, 19, 96, 128).frames[0], star_mask(96, 128)).save(folder / "star.png")
+    ring = labelled.FIGURE_PROMPTS.index("a green ring")
+    Image(labelled.labelled_picture(SEED, ring, 112, 112).frames[0]).save(folder / "ring.png")
     scene(procedural.asset(SEED, MESH).mesh).export(folder / "tower.glb")
     for name, (index, frames, height, width, fps) in CLIPS.items():
         Clip(procedural.clip(SEED, index, frames, height, width).frames, fps).save(folder / name)

@@ -1,10 +1,11 @@
 """Labelled training data: one object of a nameable class in each picture, clip or asset; and scenes of several.
 
 A class is a colour and a shape, 48 of each medium; the class of sample ``index`` is ``index`` modulo 48, so that 48
-samples one after another hold every class once, and no two of them share a prompt. Colours are those that stay apart
-under the tone curves of ``scenes.develop``, shapes those that stay apart when turned. All other things vary: place,
-size, turn, texture and ground; the ground may come near the object's colour. A sample is a function of (seed, index)
-and its size alone, as in ``procedural``.
+samples one after another hold every class once, and no two of them share a prompt. The shape changes from one to the
+next: six in a row have all shapes, which are harder to tell apart than colours. Colours are those that stay apart under
+the tone curves of ``scenes.develop``, shapes those that stay apart when turned. All other things vary: place, size,
+turn, texture and ground; the ground may come near the object's colour. A sample is a function of (seed, index) and its
+size alone, as in ``procedural``.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from atoken.data.words import COLOURS, article
 TINTS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 FIGURES = ("circle", "square", "triangle", "star", "ring", "cross")  # a turned diamond is nearly a square
 SOLIDS = ("ball", "box", "cone", "ring", "star", "cross")
-FIGURE_PROMPTS = tuple(article(f"{tint} {figure}") for figure in FIGURES for tint in TINTS)  # by class
-SOLID_PROMPTS = tuple(article(f"{tint} {solid}") for solid in SOLIDS for tint in TINTS)
+FIGURE_PROMPTS = tuple(article(f"{tint} {figure}") for tint in TINTS for figure in FIGURES)  # by class
+SOLID_PROMPTS = tuple(article(f"{tint} {solid}") for tint in TINTS for solid in SOLIDS)
 WAYS = len(FIGURE_PROMPTS)  # classes of each medium
 
 _PICTURE, _CLIP, _MESH, _SCENE = 3, 4, 5, 6  # keeps the random streams apart, also from those of ``procedural``
@@ -48,7 +49,7 @@ def labelled_clip(seed: int, index: int, frames: int, height: int, width: int) -
 
 def labelled_asset(seed: int, index: int) -> Asset:
     """Mesh ``index`` of the series ``seed``, of one solid."""
-    rng, (shape, tint) = generator(seed, index, _MESH), divmod(class_of(index), len(TINTS))
+    rng, (tint, shape) = generator(seed, index, _MESH), divmod(class_of(index), len(SOLIDS))
     solid, name = solids.shape(rng, SOLIDS[shape])
     kind = "plain" if rng.random() < 0.4 else "textured"  # a gradient would run into a second colour
     surface = Surface(rng, solids.TEXTURE, solids.TEXTURE)
@@ -71,7 +72,7 @@ def scene(seed: int, index: int, height: int, width: int) -> Sample:
 
 def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int) -> Sample:
     """A figure on a ground; in a clip it moves straight from one place to another."""
-    (shape, tint), side = divmod(label, len(TINTS)), min(height, width)
+    (tint, shape), side = divmod(label, len(FIGURES)), min(height, width)
     ground, words = backdrop(Surface(rng, height, width))
     radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-_TURN, _TURN)
     start, end = radius + rng.random((2, 2)) * (np.array((width, height)) - 2 * radius)

@@ -91,23 +91,32 @@ NANO_1 = Stage(
     final_lr=5e-5, mixed_precision=False,
 )  # fmt: skip
 NANO_2 = replace(
-    NANO_1, name="2", start_from="1", mixture={"image": 2, "clip-text": 1, "clip": 4}, frozen=GAUSSIANS, steps=900,
-    lr=5e-4, seed=1,
+    NANO_1, name="2", start_from="1", mixture={"image": 2, "clip-text": 1, "clip": 4}, steps=1200, lr=5e-4, seed=1,
 )  # fmt: skip
+# Larger ones, as the paper's third stage has.
+LARGER = {
+    "image-text": replace(NANO_TASKS["image-text"], tokens=1536, patches=(16, 64)),  # 44 pictures
+    "clip-text": replace(NANO_TASKS["clip-text"], tokens=1152, patches=(9, 64)),  # 21 clips
+}
 NANO_3 = replace(
-    NANO_2, name="3", start_from="2", mixture={"image": 2, "clip-text": 1, "clip": 3, "asset-text": 2, "part": 2},
-    steps=1000, lr=4e-4, final_lr=1e-5, seed=2,
+    NANO_2, name="3", start_from="2", mixture={"image": 2, "clip-text": 2, "clip": 2, "asset-text": 3, "part": 1},
+    tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=1250, lr=4e-4, final_lr=1e-5, seed=2,
+)  # fmt: skip
+# Matching has moved the latents: the decoder alone catches up.
+NANO_DECODER = replace(
+    NANO_1, name="decoder", start_from="3", mixture={"image": 4, "clip": 2, "part": 1}, beside=(),
+    frozen=("encoder.", "to_latent.", *UNUSED), steps=300, lr=5e-4, final_lr=1e-5, warmup=20, seed=5,
 )  # fmt: skip
 NANO_SURFACE = Stage(
-    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="3", frozen=TOKENIZER, steps=1500, warmup=50, lr=2e-3,
-    muon=2.5, mixed_precision=False, seed=3,
+    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="decoder", frozen=TOKENIZER, steps=1500, warmup=50,
+    lr=2e-3, muon=2.5, mixed_precision=False, seed=3,
 )  # fmt: skip
 NANO_COLORS = replace(
     NANO_SURFACE, name="colors", tasks=NANO_TASKS | {"surface": Task("surface", COLORS, tokens=2048)},
     start_from="surface", steps=1600, warmup=30, lr=1.5e-3, final_lr=1e-5, seed=13,
 )  # fmt: skip
-NANO_4 = replace(NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=700, seed=4)
-NANO = (NANO_1, NANO_2, NANO_3, NANO_SURFACE, NANO_COLORS, NANO_4)
+NANO_4 = replace(NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=200, seed=4)
+NANO = (NANO_1, NANO_2, NANO_3, NANO_DECODER, NANO_SURFACE, NANO_COLORS, NANO_4)
 FINISHED = {stage.name: stage.preset for stage in (NANO_COLORS, NANO_4)}  # the last stage of each bundled model
 
 CURRICULA: Mapping[str, Mapping[str, Stage]] = {
