@@ -1,0 +1,192 @@
+"""How good a generator is, from its samples on disk: gFID, sFID, Inception Score, precision and recall (paper 5.2).
+
+Samples are 8-bit pictures, as the generator's own code rounded them: nothing is resized, cropped or rounded here, and a
+network's own resizing is in the record. Whether labels were balanced over classes, only who drew them knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoken.data.sources.sample import PICTURES, files_below, printable
+from atoken.errors import AtokenError, MediaError
+from atoken.io import Image
+from atoken.io.image import read_image
+from eval.adm import holds, read_samples, read_statistics
+from eval.contract import Item, Sample, State
+from eval.metrics.distribution import InceptionScore, PrecisionRecall
+from eval.metrics.features import FeatureMetric, Measure
+from eval.metrics.moments import Frechet, Gaussian, gaussian
+from eval.networks import Network
+
+LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".npz"})
+NO_SPATIAL = "the network has no spatial features"
+NO_PROBABILITIES = "the network gives no class probabilities"
+NO_SPATIAL_MOMENTS = "the reference's statistics have none of spatial features (mu_s, sigma_s)"
+NO_PICTURES = "the reference is statistics without pictures"
+
+
+def evaluate_generation(
+    samples: str | Path,
+    reference: str | Path,
+    network: Network,
+    *,
+    score: InceptionScore = InceptionScore(),  # noqa: B008 - frozen
+    crowd: PrecisionRecall = PrecisionRecall(),  # noqa: B008 - frozen
+    batch: int = 64,
+    progress: Callable[[str, int], object] | None = None,
+) -> dict[str, Any]:
+    """Every number that network and reference allow, in constant memory but for the features of precision and recall.
+
+    samples: a folder of pictures, or an ADM ``.npz`` (``arr_0``). reference: one of these, or an ADM ``.npz`` of
+    statistics; of a file with both, the distances are to its statistics and precision and recall are to its pictures,
+    as in ADM's evaluator. progress: told "samples" or "reference" and the pictures so far.
+    Returns "numbers" by name; "left_out": of numbers that cannot be had, why; "record": for the protocol.
+    Raises: AtokenError, also where a number is not finite.
+    """
+    given = _statistics(Path(reference), network)
+    pictures = not given or _has_pictures(Path(reference))
+    measures, left_out = _measures(network, given, score, crowd, pictures=pictures)
+    metric = FeatureMetric("generation", network, measures)
+    state, seen = metric.start(), {"samples": _Seen()}
+    _fold(metric, state, "samples", Path(samples), seen["samples"], batch, progress)
+    if pictures:
+        seen["reference"] = _Seen()
+        _fold(metric, state, "reference", Path(reference), seen["reference"], batch, progress)
+    numbers = metric.finish(state)
+    if broken := [name for name, number in numbers.items() if not isfinite(number)]:
+        raise AtokenError(
+            f"{', '.join(broken)} of {seen['samples'].items} samples is not finite: check that there are more than "
+            f"{crowd.neighbour} pictures on each side, and the network."
+        )
+    return {"numbers": numbers, "left_out": left_out, "record": metric.record | _described(seen, given)}
+
+
+def picture_statistics(pictures: str | Path, network: Network, *, batch: int = 64) -> dict[str, Gaussian]:
+    """The moments of a folder or an ADM ``.npz`` of pictures, for ``eval.adm.write_statistics``: a reference to keep.
+
+    Raises: AtokenError.
+    """
+    measures = {kind: Frechet(kind, kind) for kind in ("pooled", "spatial") if kind in network.kinds}
+    metric = FeatureMetric("statistics", network, list(measures.values()))
+    state = metric.start()
+    _fold(metric, state, "reference", Path(pictures), _Seen(), batch, None)
+    return {kind: gaussian(state, f"{kind}.theirs") for kind in measures}
+
+
+def _statistics(reference: Path, network: Network) -> dict[str, Gaussian]:
+    if reference.is_dir() or "mu" not in holds(reference):
+        return {}
+    return read_statistics(reference, network.checksum)
+
+
+def _has_pictures(reference: Path) -> bool:
+    return "arr_0" in holds(reference)
+
+
+def _measures(
+    network: Network, given: Mapping[str, Gaussian], score: InceptionScore, crowd: PrecisionRecall, *, pictures: bool
+) -> tuple[list[Measure], dict[str, str]]:
+    """What can be measured, and of the rest, why not."""
+    measures: list[Measure] = [Frechet("gfid", reference=given.get("pooled"))]
+    left_out = {}
+    if "spatial" not in network.kinds:
+        left_out["sfid"] = NO_SPATIAL
+    elif given and "spatial" not in given:
+        left_out["sfid"] = NO_SPATIAL_MOMENTS
+    else:
+        measures.append(Frechet("sfid", "spatial", given.get("spatial")))
+    if "probabilities" in network.kinds:
+        measures.append(score)
+    else:
+        left_out[score.name] = NO_PROBABILITIES
+    if pictures:
+        measures.append(crowd)
+    else:
+        left_out |= {"precision": NO_PICTURES, "recall": NO_PICTURES}
+    return measures, left_out
+
+
+@dataclass
+class _Seen:
+    """What pictures went by: the record of a side."""
+
+    items: int = 0
+    sizes: Counter[str] = field(default_factory=Counter)
+    lossy: set[str] = field(default_factory=set)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, suffix: str, pixels: np.ndarray) -> None:
+        """Count one picture."""
+        height, width = pixels.shape[:2]
+        self.items += 1
+        self.sizes[f"{width}x{height}"] += 1
+        self.lossy |= {suffix} - LOSSLESS
+        self.digest.update(f"{height} {width} ".encode() + pixels.tobytes())
+
+    def described(self, side: str) -> dict[str, str]:
+        """For the protocol; more than three sizes by their number."""
+        shown = ", ".join(sorted(self.sizes)) if len(self.sizes) <= 3 else f"{len(self.sizes)} sizes"
+        kept = f"lossy files: {', '.join(sorted(self.lossy))}" if self.lossy else "lossless files"
+        return {f"{side} items": str(self.items), f"{side} size": shown, f"{side} pixels": f"8 bits, {kept}"}
+
+
+def _fold(
+    metric: FeatureMetric,
+    state: State,
+    side: str,
+    path: Path,
+    seen: _Seen,
+    batch: int,
+    progress: Callable[[str, int], object] | None,
+) -> None:
+    pictures = _pictures(path)
+    while some := list(islice(pictures, batch)):
+        for name, pixels in some:
+            seen.add(Path(name).suffix.lower(), pixels)
+        metric.add(state, [_sample(side, name, pixels) for name, pixels in some])
+        if progress is not None:
+            progress(side, seen.items)
+
+
+def _sample(side: str, name: str, pixels: np.ndarray) -> Sample:
+    item = Item(name, Image(pixels))
+    return Sample(item, ours=pixels[None]) if side == "samples" else Sample(item, theirs=pixels[None])
+
+
+def _pictures(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and pixels of each picture, sorted by name, or in the order of the array. Raises: MediaError."""
+    if not path.is_dir():
+        yield from ((f"{index}.npz", pixels) for index, pixels in enumerate(read_samples(path)))
+        return
+    for name in files_below(path, PICTURES):
+        picture = read_image(path / name)
+        if picture.alpha is not None and picture.alpha.min() < 255:
+            raise MediaError(f"{path / name} is transparent in places, and samples have three colours: flatten it.")
+        yield printable(name), picture.pixels
+
+
+def _described(seen: Mapping[str, _Seen], given: Mapping[str, Gaussian]) -> dict[str, str]:
+    """The record of both sides; of a reference also its SHA-256, over moments or pixels: it must be the same one."""
+    record = {"order": "by name, or as in the file"}
+    for side, one in seen.items():
+        record |= one.described(side)
+    if given:
+        digest = hashlib.sha256()
+        for kind in sorted(given):
+            digest.update(given[kind].mean_D.tobytes() + given[kind].covariance_DD.tobytes())
+        items = given["pooled"].items
+        record["statistics sha256"] = digest.hexdigest()
+        record["statistics items"] = "unknown" if items is None else str(items)
+    if "reference" in seen:
+        record["reference sha256"] = seen["reference"].digest.hexdigest()
+    return record

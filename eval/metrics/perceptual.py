@@ -1,0 +1,71 @@
+"""LPIPS v0.1 on VGG-16 (Zhang et al. 2018), by the same code that training has as a loss (``atoken/train/vgg.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from atoken.errors import AtokenError, CheckpointError
+from atoken.train.teachers import WITHOUT, load_teachers
+from atoken.train.vgg import VGG16, Heads, lpips, shared_pass
+from eval.contract import Sample
+from eval.metrics.exact import Mean
+from eval.metrics.pixels import pixels_of
+
+SMALLEST = 16  # pixels of a side that leave one at the coarsest layer
+
+
+class Lpips(Mean):
+    """LPIPS at the size of the sample, frame by frame: mean over frames, then over samples; 0 is equal.
+
+    Frames are uint8, so that none can come in another range. checksums: SHA-256 by file, for the record.
+    """
+
+    name = "lpips"
+    numbers = ("lpips",)
+
+    def __init__(self, vgg: VGG16, heads: Heads, checksums: Mapping[str, str], device: str = "cpu") -> None:
+        self._vgg, self._heads, self._device = vgg.to(device), tuple(head_C.to(device) for head_C in heads), device
+        what = {
+            "network": "LPIPS v0.1, VGG-16, fp32",
+            "size": "of the sample",
+            "mean": "over frames, then over samples",
+        }
+        self.record = what | dict(checksums)
+
+    def measure(self, sample: Sample) -> dict[str, float]:
+        """``lpips``, from 0. Raises: AtokenError, also where a side is shorter than 16 pixels."""
+        ours, theirs = pixels_of(sample)
+        height, width = ours.shape[1:3]
+        if min(height, width) < SMALLEST:
+            reason = f"sides of {SMALLEST} pixels or more, and {sample.item.key} is {width}x{height}"
+            raise AtokenError(f"LPIPS needs {reason}; prepare larger ones, or leave it out.")
+        return {"lpips": fmean(self._distance(*frame) for frame in zip(ours, theirs, strict=True))}
+
+    @torch.inference_mode()
+    def _distance(self, ours_HW3: np.ndarray, theirs_HW3: np.ndarray) -> float:
+        pair = (self._values(frame) for frame in (ours_HW3, theirs_HW3))
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # the ten bits would show
+            return lpips(*shared_pass(self._vgg, *pair), self._heads).item()
+
+    def _values(self, frame_HW3: np.ndarray) -> torch.Tensor:
+        """(1, 3, H, W) fp32 in [-1, 1]."""
+        return (torch.from_numpy(frame_HW3).to(self._device).float() / 127.5 - 1).movedim(2, 0)[None].contiguous()
+
+
+def published_lpips(folder: str | Path | None, device: str = "cpu") -> Lpips:
+    """LPIPS with the published weights, two files of a folder (see ``atoken/train/teachers.py``).
+
+    Raises: CheckpointError for a file that is missing, damaged or another one, with how to get it.
+    """
+    try:
+        teachers = load_teachers({"vgg"}, folder)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(WITHOUT, "or measure without LPIPS")) from error
+    assert teachers.vgg is not None  # asked for
+    assert teachers.heads is not None
+    return Lpips(teachers.vgg, teachers.heads, teachers.record, device)

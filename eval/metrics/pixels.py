@@ -1,0 +1,194 @@
+"""How near the pixels of a reconstruction are to those of its original: PSNR, SSIM, MS-SSIM, and seams between tiles.
+
+All take uint8 samples of any size, each of its own, and keep float64 sums that are exact. The numbers of a clip or an
+asset are those of all its frames or views together (PSNR, seams) or the mean over them (SSIM, MS-SSIM).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from atoken.errors import AtokenError
+from atoken.metrics import WINDOW, psnr_of, similarities, squared_error, ssim
+from eval.contract import Sample, State
+from eval.metrics.exact import Mean
+
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales of MS-SSIM, finest first (Wang et al. 2003)
+WINDOWS = "RGB, 11 x 11 and sigma 1.5 where it fits whole, K 0.01 and 0.03, peak 255"  # for the protocol
+SMALLEST = WINDOW * 2 ** (len(WEIGHTS) - 1)  # pixels of a side that leave a whole window at the coarsest scale
+
+
+def pixels_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """(T, H, W, 3) uint8: what came back, and the original.
+
+    Raises: AtokenError where one is missing or not uint8, where the shapes differ, or where there are no pixels.
+    """
+    ours, theirs, key = sample.ours, sample.theirs, sample.item.key
+    if ours is None or theirs is None:
+        raise AtokenError(f"There is no reconstruction of {key} to measure; let the subject reconstruct its items.")
+    for pixels in (ours, theirs):
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+            found = f"{pixels.dtype} {pixels.shape}"
+            raise AtokenError(f"The pixels of {key} must be uint8 of shape (T, H, W, 3), not {found}; convert them.")
+    if ours.shape != theirs.shape:
+        shapes = f"{ours.shape} instead of {theirs.shape}"
+        raise AtokenError(f"The reconstruction of {key} has shape {shapes}; let the subject keep the size.")
+    return ours, theirs
+
+
+class Psnr(Mean):
+    """PSNR in dB of 8-bit values, in both conventions.
+
+    ``psnr``: mean over samples of the PSNR of each, where that of a clip or an asset is of its squared error over all
+    frames or views (as TokenBench). ``psnr of mean error``: of the mean over samples of their mean squared errors. A
+    sample that is perfect has a PSNR of inf, and so has then the mean: it is not capped; the second number is finite
+    unless all are perfect. foreground: also both numbers over the pixels of the mask alone (3D), of the samples that
+    have one; a mask without pixels gives NaN. The other numbers are of the full frame.
+    """
+
+    name = "psnr"
+
+    def __init__(self, *, foreground: bool = False) -> None:
+        self._areas = ("", " foreground") if foreground else ("",)
+        self.numbers = tuple(name + area for area in self._areas for name in ("psnr", "error"))
+        self.record = {
+            "psnr": "mean over samples of the PSNR of each, of its error over all frames; peak 255",
+            "psnr of mean error": "PSNR of the mean over samples of the mean squared error of each",
+            "perfect samples": "inf, not capped",
+            "area": "full frame; foreground alone" if foreground else "full frame",
+        }
+
+    def measure(self, sample: Sample) -> dict[str, float]:
+        """``psnr`` in dB and ``error``, the mean squared error of values in 0..255. Raises: AtokenError."""
+        ours, theirs = pixels_of(sample)
+        errors = {"": squared_error(ours, theirs)}
+        if len(self._areas) > 1 and sample.mask is not None:
+            errors[" foreground"] = _error_within(sample.mask, ours, theirs, sample.item.key)
+        psnrs = {f"psnr{area}": psnr_of(error) for area, error in errors.items()}
+        return psnrs | {f"error{area}": error for area, error in errors.items()}
+
+    def finish(self, state: State) -> dict[str, float]:
+        """Both conventions, of each area."""
+        means = super().finish(state)
+        psnrs = {f"psnr{area}": means[f"psnr{area}"] for area in self._areas}
+        return psnrs | {f"psnr of mean error{area}": psnr_of(means[f"error{area}"]) for area in self._areas}
+
+
+def _error_within(mask: np.ndarray, ours: np.ndarray, theirs: np.ndarray, key: str) -> float:
+    if mask.dtype != bool or mask.shape != ours.shape[:3]:
+        found = f"{mask.dtype} {mask.shape}"
+        raise AtokenError(f"The mask of {key} must be bool of shape {ours.shape[:3]}, not {found}; make it so.")
+    return squared_error(ours[mask], theirs[mask]) if mask.any() else math.nan
+
+
+class Ssim(Mean):
+    """Structural similarity (Wang et al. 2004; see ``atoken.metrics.ssim``): mean over frames, then over samples."""
+
+    name = "ssim"
+    numbers = ("ssim",)
+
+    def __init__(self) -> None:
+        self.record = {"window": WINDOWS, "mean": "over frames, then over samples"}
+
+    def measure(self, sample: Sample) -> dict[str, float]:
+        """``ssim``, from -1 to 1. Raises: AtokenError."""
+        frames = zip(*pixels_of(sample), strict=True)
+        return {"ssim": fmean(ssim(*frame) for frame in frames)}
+
+
+class MsSsim(Mean):
+    """SSIM over five scales (see ``multi_scale``): mean over frames, then over samples."""
+
+    name = "ms-ssim"
+    numbers = ("ms-ssim",)
+
+    def __init__(self) -> None:
+        scales = "five, means of 2 x 2 pixels, weights of Wang et al. 2003, negative factors as 0"
+        self.record = {"window": WINDOWS, "scales": scales, "mean": "over frames, then over samples"}
+
+    def measure(self, sample: Sample) -> dict[str, float]:
+        """``ms-ssim``, from 0 to 1. Raises: AtokenError, also where a side is shorter than 176 pixels."""
+        ours, theirs = pixels_of(sample)
+        height, width = ours.shape[1:3]
+        if min(height, width) < SMALLEST:
+            reason = f"sides of {SMALLEST} pixels or more, and {sample.item.key} is {width}x{height}"
+            raise AtokenError(f"MS-SSIM needs {reason}; prepare larger ones, or leave it out.")
+        return {"ms-ssim": fmean(multi_scale(*frame) for frame in zip(ours, theirs, strict=True))}
+
+
+def multi_scale(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """MS-SSIM of (H, W, 3) uint8 pictures whose sides are 176 or more.
+
+    Contrast and structure at each scale, luminance at the coarsest alone; each is the mean over colours and places, and
+    one below zero, whose power would not be real, counts as 0. The next scale is of the means of 2 x 2 pixels; an odd
+    last row or column is left out.
+    """
+    x, y = (torch.from_numpy(a).float()[None] for a in (ours, theirs))
+    result = 1.0
+    for scale, weight in enumerate(WEIGHTS, 1):
+        luminance, structure = similarities(x, y, 255)
+        factor = structure if scale < len(WEIGHTS) else luminance * structure
+        result *= max(float(factor.mean(dtype=torch.float64)), 0.0) ** weight
+        x, y = (F.avg_pool2d(a.movedim(-1, 1), 2).movedim(1, -1) for a in (x, y))
+    return result
+
+
+class Seams(Mean):
+    """How much of the gradient lies at the borders of tiles, against the original: 1 is none too much.
+
+    Gradient energy is the sum of squared differences of neighbouring values. The number is its ratio at borders to
+    elsewhere in all that came back, over the same ratio of the originals; samples without a border are in neither.
+    tile: pixels of a side of a tile; in_time: frames of a tile instead, and differences between frames. A single
+    sample has no number where its original is flat. Raises: AtokenError for a tile of fewer than 2.
+    """
+
+    numbers = ("ours at borders", "ours elsewhere", "theirs at borders", "theirs elsewhere")
+
+    def __init__(self, tile: int, *, in_time: bool = False) -> None:
+        if tile < 2:
+            raise AtokenError(f"Tiles of {tile} have borders only; name the tile of the model, 2 or more.")
+        self.name = "seams in time" if in_time else "seams"
+        self.record = {
+            "tile": f"{tile} {'frames' if in_time else 'pixels'}",
+            "energy": "squared differences, all colours",
+        }
+        self._tile, self._axes = tile, (0,) if in_time else (1, 2)
+
+    def measure(self, sample: Sample) -> dict[str, float]:
+        """The four energies, of a sample with a border. Raises: AtokenError."""
+        pair = pixels_of(sample)
+        if all(pair[0].shape[axis] <= self._tile for axis in self._axes):
+            return {}
+        energies = [value for pixels in pair for value in self._energies(pixels)]
+        return dict(zip(self.numbers, energies, strict=True))
+
+    def _energies(self, pixels: np.ndarray) -> tuple[float, float]:
+        borders = total = 0
+        for axis in self._axes:
+            steps = np.square(np.diff(pixels.astype(np.int32), axis=axis))
+            at = tuple(slice(None) if other != axis else slice(self._tile - 1, None, self._tile) for other in range(4))
+            borders += int(steps[at].sum(dtype=np.int64))
+            total += int(steps.sum(dtype=np.int64))
+        return float(borders), float(total - borders)
+
+    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
+        """Fold samples into ``state``, in place. Raises: AtokenError."""
+        ratios = [self._ratio(energies) if energies else math.nan for energies in super().add(state, samples)]
+        return [{} if math.isnan(ratio) else {self.name: ratio} for ratio in ratios]
+
+    def finish(self, state: State) -> dict[str, float]:
+        """The ratio of ratios; NaN where no original has a gradient there."""
+        return {self.name: self._ratio(super().finish(state))}
+
+    def _ratio(self, energies: Mapping[str, float]) -> float:
+        ours_at, ours_else, theirs_at, theirs_else = (energies[name] for name in self.numbers)
+        above, below = ours_at * theirs_else, ours_else * theirs_at
+        if below == 0:
+            return math.inf if above > 0 else math.nan
+        return above / below

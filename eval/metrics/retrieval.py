@@ -1,0 +1,100 @@
+"""Retrieval by vectors: items by their captions and captions by their items, R@1, R@5 and R@10.
+
+Shape letters: ``I`` items, ``K`` captions, ``Q`` queries and ``C`` candidates of either direction, ``D`` the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from atoken.errors import AtokenError
+from eval.contract import Sample, State, Subject
+from eval.metrics.exact import on_grid
+
+BEST = (1, 5, 10)
+SCORES = 1 << 22  # similarities that are held at a time: 32 MB
+_NONE = np.zeros((0, 1), np.float32)
+
+
+class Retrieval:
+    """R@k in both directions, where every item has one caption or more.
+
+    text to item: every caption is a query, and its own item a hit among the k nearest. item to text: every item is a
+    query, and a hit where any of its own captions is among the k nearest of all. Pessimistic: a candidate that is as
+    near as the own one counts as nearer; a vector that is not finite is never found, finds nothing, and stands in
+    nobody's way. Queries with such ties and vectors are counted beside. The order of items does not matter, nor do
+    shards. subject: embeds the captions, once, when their item comes. scores: how many to hold at a time.
+    """
+
+    name = "retrieval"
+
+    def __init__(self, subject: Subject, *, scores: int = SCORES) -> None:
+        self._subject, self._scores = subject, scores
+        self.record = {
+            "text to item": "every caption a query",
+            "item to text": "any own caption a hit",
+            "ties": "misses",
+        }
+
+    def start(self) -> State:
+        """No vectors, and for each caption the place of its item."""
+        return {"items": _NONE, "captions": _NONE, "owners": np.zeros(0, np.int64)}
+
+    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
+        """Fold samples into ``state``, in place; none has a number alone.
+
+        Raises: AtokenError for a sample without a vector or captions, or a subject without texts.
+        """
+        for part in [self._of_one(sample) for sample in samples]:
+            state.update(self.merge(state, part))
+        return [{} for _ in samples]
+
+    def _of_one(self, sample: Sample) -> State:
+        vector, captions = sample.vector, sample.item.captions
+        if vector is None or not captions:
+            what = "vector" if vector is None else "captions"
+            raise AtokenError(f"{sample.item.key} has no {what}; retrieval needs both of every item.")
+        found = np.asarray(self._subject.embed_texts(captions), np.float32)
+        return {"items": vector[None], "captions": found, "owners": np.zeros(len(captions), np.int64)}
+
+    def merge(self, first: State, second: State) -> State:
+        """The vectors of ``first``, then those of ``second``."""
+        owners = np.concatenate([first["owners"], second["owners"] + len(first["items"])])
+        return {name: _joined(first[name], second[name]) for name in ("items", "captions")} | {"owners": owners}
+
+    def finish(self, state: State) -> dict[str, float]:
+        """Shares from 0 to 1 by direction and k, NaN without items; numbers of queries that tie or are not finite."""
+        items_ID, captions_KD = (on_grid(state[name], name) for name in ("items", "captions"))
+        places_I, owners_K = np.arange(len(items_ID)), state["owners"]
+        found = {
+            "text to item": self._ahead(captions_KD, owners_K, items_ID, places_I),
+            "item to text": self._ahead(items_ID, places_I, captions_KD, owners_K),
+        }
+        return {f"{way} {name}": value for way, ranks in found.items() for name, value in _recalls(*ranks).items()}
+
+    def _ahead(
+        self, queries_QD: np.ndarray, groups_Q: np.ndarray, candidates_CD: np.ndarray, groups_C: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each query, how many candidates of other groups are ahead of its own (-1: never found), and any tie."""
+        step = max(1, self._scores // max(1, len(candidates_CD)))
+        ahead_Q, ties_Q = np.zeros(len(queries_QD), np.int64), np.zeros(len(queries_QD), bool)
+        for some in (slice(first, first + step) for first in range(0, len(queries_QD), step)):
+            scores_QC = queries_QD[some] @ candidates_CD.T  # NaN where either is not finite
+            own_QC = groups_Q[some, None] == groups_C
+            best_Q1 = np.fmax.reduce(scores_QC, axis=1, where=own_QC, initial=-np.inf, keepdims=True)
+            ahead_Q[some] = ((scores_QC >= best_Q1) & ~own_QC).sum(axis=1)
+            ties_Q[some] = ((scores_QC == best_Q1) & ~own_QC).any(axis=1)
+            ahead_Q[some][np.isneginf(best_Q1[:, 0])] = -1
+        return ahead_Q, ties_Q
+
+
+def _recalls(ahead_Q: np.ndarray, ties_Q: np.ndarray) -> dict[str, float]:
+    hits = {f"R@{best}": (ahead_Q >= 0) & (ahead_Q < best) for best in BEST}
+    shares = {name: float(hit_Q.mean()) if len(hit_Q) else np.nan for name, hit_Q in hits.items()}
+    return shares | {"ties": float(ties_Q.sum()), "not finite": float((ahead_Q < 0).sum())}
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.concatenate([first, second]) if len(first) else second  # empty ones have no width yet

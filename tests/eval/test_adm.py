@@ -1,0 +1,133 @@
+"""ADM's files: what numpy writes is read, what is written numpy reads, and nothing is unpickled."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from atoken.errors import MediaError
+from eval.adm import holds, read_samples, read_statistics, write_samples, write_statistics
+from eval.metrics.moments import Gaussian
+from tests.eval.plain_network import pictures
+
+
+def gaussian(width, items=None):
+    rows = np.random.default_rng(width).normal(size=(50, width))
+    return Gaussian(rows.mean(0), np.cov(rows, rowvar=False), items)
+
+
+def with_member(path, name, content):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, content)
+    return path
+
+
+def header(described):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, described)
+    return file.getvalue()
+
+
+def test_statistics_come_back_and_numpy_reads_them(tmp_path):
+    path, moments = tmp_path / "s.npz", {"pooled": gaussian(5, 50), "spatial": gaussian(4, 50)}
+    write_statistics(path, moments, "ab" * 32)
+    for found in (read_statistics(path), read_statistics(path, "ab" * 32)):
+        assert list(found) == ["pooled", "spatial"]
+        for kind, one in found.items():
+            assert (one.mean_D == moments[kind].mean_D).all()
+            np.testing.assert_allclose(one.covariance_DD, moments[kind].covariance_DD, rtol=1e-15)
+            assert one.items == 50
+    with np.load(path, allow_pickle=False) as file:
+        assert (file["mu"] == moments["pooled"].mean_D).all()
+        assert (file["sigma_s"] == moments["spatial"].covariance_DD).all()
+
+
+def test_statistics_of_others_are_read(tmp_path):
+    one = gaussian(6)
+    np.savez(tmp_path / "a.npz", mu=one.mean_D.astype(np.float32), sigma=np.asfortranarray(one.covariance_DD))
+    np.savez_compressed(tmp_path / "b.npz", arr_0=pictures(1, 3), mu=one.mean_D, sigma=one.covariance_DD)
+    for name in "ab":
+        found = read_statistics(tmp_path / f"{name}.npz", "c" * 64)
+        assert list(found) == ["pooled"]
+        assert found["pooled"].items is None
+        np.testing.assert_allclose(found["pooled"].covariance_DD, one.covariance_DD)
+    assert holds(tmp_path / "b.npz") == {"arr_0", "mu", "sigma"}
+
+
+def test_statistics_of_another_network_are_refused(tmp_path):
+    write_statistics(tmp_path / "s.npz", {"pooled": gaussian(5)}, "a" * 64)
+    with pytest.raises(MediaError, match="network aaaaaaaa…, not bbbbbbbb…"):
+        read_statistics(tmp_path / "s.npz", "b" * 64)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_samples_come_one_by_one(tmp_path, save):
+    every = pictures(1, 7)
+    save(tmp_path / "a.npz", every)  # arr_0, as ADM's scripts have it
+    assert (np.stack(list(read_samples(tmp_path / "a.npz"))) == every).all()
+    write_samples(tmp_path / "b.npz", every)
+    with np.load(tmp_path / "b.npz", allow_pickle=False) as file:
+        assert (file["arr_0"] == every).all()
+
+
+def test_python_objects_are_never_loaded(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    trap = np.empty((2, 2, 2, 3), object)
+    trap[:] = Trap()
+    np.savez(tmp_path / "a.npz", arr_0=trap, mu=trap[0, 0], sigma=trap[0, 0])
+    assert not (tmp_path / "sprung").exists()
+    for read in (read_statistics, lambda path: list(read_samples(path))):
+        with pytest.raises(MediaError, match="Python objects"):
+            read(tmp_path / "a.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_other_arrays_are_refused(tmp_path):
+    for array, why in (
+        (np.zeros((2, 4, 4, 3)), "must be uint8"),
+        (np.zeros((2, 4, 4), np.uint8), "must be uint8"),
+        (np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8)), "by columns"),
+        (np.zeros((1, 2, 20_000, 3), np.uint8), "over the limit"),
+    ):
+        np.savez(tmp_path / "a.npz", arr_0=array)
+        with pytest.raises(MediaError, match=why):
+            list(read_samples(tmp_path / "a.npz"))
+    for mean, covariance in ((np.zeros(3), np.zeros((4, 4))), (np.array([0, np.nan]), np.eye(2)), (0, 1)):
+        np.savez(tmp_path / "a.npz", mu=mean, sigma=covariance)
+        with pytest.raises(MediaError, match="no finite mean"):
+            read_statistics(tmp_path / "a.npz")
+    with pytest.raises(MediaError, match="uint8"):
+        write_samples(tmp_path / "b.npz", np.zeros((1, 4, 4, 3)))
+    assert not (tmp_path / "b.npz").exists()
+
+
+def test_damaged_files_are_one_sentence(tmp_path):
+    path = tmp_path / "a.npz"
+    with pytest.raises(MediaError, match="no such file"):
+        holds(path)
+    path.write_bytes(b"not a zip")
+    with pytest.raises(MediaError, match=r"no \.npz file"):
+        holds(path)
+    np.savez(path, other=np.zeros(3))
+    with pytest.raises(MediaError, match="holds no array arr_0"):
+        list(read_samples(path))
+    short = header({"descr": "|u1", "fortran_order": False, "shape": (5, 4, 4, 3)}) + bytes(100)
+    with pytest.raises(MediaError, match="ends in the middle"):
+        list(read_samples(with_member(path, "arr_0.npy", short)))
+    for shape in ((1 << 40,), (-3,), (9, 9, 9)):
+        huge = header({"descr": "<f8", "fortran_order": False, "shape": shape}) + bytes(100)
+        with pytest.raises(MediaError, match=r"no statistic|plain array"):
+            read_statistics(with_member(path, "mu.npy", huge))
+    with pytest.raises(MediaError, match=r"no \.npz file, or damaged"):
+        read_statistics(with_member(path, "mu.npy", b"\x93NUMPY\x01\x00\x04\x00oops"))
+    whole = io.BytesIO()
+    np.savez_compressed(whole, arr_0=pictures(1, 9))
+    data = bytearray(whole.getvalue())
+    data[200:260] = bytes(60)
+    path.write_bytes(data)
+    with pytest.raises(MediaError):
+        list(read_samples(path))
