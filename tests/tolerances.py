@@ -13,4 +13,6 @@ LEAST_SQUARES = 1e-9  # float64, between two ways to the same least squares
 LBFGS = 1e-5  # scores of a classifier, between two searches for one minimum
 MOMENTS = 1e-6  # relative, distances and scores of features against second implementations
 SHARDS = 1e-9  # relative, sums of shards against those of a single pass
+PIXEL = 1  # of 255: two fp32 paths to one value may round to neighbours
+SAMPLED = 1e-2  # of 255: coefficients kept as fp32 against fp64
 EXACT = 0.0  # a refactor, a round trip
