@@ -1,0 +1,95 @@
+"""Rows of several result files side by side. Numbers of different fingerprints never stand in one column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from eval.protocol import binding
+from eval.report.results import Column, Row, read_results
+from eval.report.tables import Table, by_task, names, numbers_table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table for each task; why some numbers got columns of their own; tasks that only one file has."""
+
+    tables: tuple[Table, ...]
+    refused: tuple[str, ...]
+    alone: tuple[str, ...]
+
+
+def compare(paths: Sequence[str | Path]) -> Comparison:
+    """What result files have in common.
+
+    Refused is every number that two rows of a task have under protocols that differ; files without a common task, too.
+    Raises: ReportError.
+    """
+    tasks = by_task(read_results(paths))
+    shared = [rows for rows in tasks.values() if len({row.path for row in rows}) > 1 or len(paths) == 1]
+    alone = tuple(f"{task}: only in {rows[0].path}." for task, rows in tasks.items() if rows not in shared)
+    refused = [line for rows in tasks.values() for line in _refused(rows)]
+    if not shared:
+        refused.append(f"These files have no common task, they differ in task: {', '.join(tasks)}.")
+    return Comparison(tuple(_titled(task, rows) for task, rows in tasks.items()), tuple(refused), alone)
+
+
+def _titled(task: str, rows: Sequence[Row]) -> Table:
+    table = numbers_table(rows)
+    lines = tuple((str(row.path), *cells) for row, cells in zip(rows, table.rows, strict=True))
+    return Table(task, ("file", *table.head), lines, numbers=True)
+
+
+def _refused(rows: Sequence[Row]) -> Iterator[str]:
+    """For every row, against the first row that has the same number under another fingerprint: which fields differ."""
+    called = [f"{name} in {row.path}" for name, row in zip(names(rows), rows, strict=True)]
+    for place, row in enumerate(rows):
+        clashes: dict[tuple[int, str], list[str]] = {}
+        for column in row.numbers():
+            if (other := _first_clash(rows[:place], column)) is not None:
+                fields = "; ".join(differences(rows[other], row, column.name))
+                clashes.setdefault((other, fields), []).append(column.name)
+        for (other, fields), numbers in clashes.items():
+            yield f"{', '.join(numbers)} of {called[place]} cannot be compared with {called[other]}: {fields}."
+
+
+def _first_clash(rows: Sequence[Row], column: Column) -> int | None:
+    for place, row in enumerate(rows):
+        if any(other.name == column.name and other != column for other in row.numbers()):
+            return place
+    return None
+
+
+def differences(first: Row, second: Row, number: str) -> list[str]:
+    """The fields that must agree for a number and do not, each with both values."""
+    one, two = (_binding(row, number) for row in (first, second))
+    fields = dict.fromkeys(chain(one, two))
+    return [f"{name} is {_text(one, name)} and {_text(two, name)}" for name in fields if one.get(name) != two.get(name)]
+
+
+def _binding(row: Row, number: str) -> dict[str, Any]:
+    metric = row.record["numbers"][number]["metric"]
+    return {"metric": metric} | binding(row.record["protocol"], metric)
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return "not recorded" if value is None else str(value)
+
+
+def plain(table: Table) -> str:
+    """A table for a terminal: words to the left, numbers to the right."""
+    lines = [table.head, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    words = table.head.index("subject") if table.numbers else len(widths) - 1
+    return "\n".join(_line(line, widths, words) for line in lines)
+
+
+def _line(cells: Iterable[str], widths: Sequence[int], words: int) -> str:
+    placed = zip(cells, widths, strict=True)
+    return "  ".join(
+        cell.ljust(width) if place <= words else cell.rjust(width) for place, (cell, width) in enumerate(placed)
+    ).rstrip()

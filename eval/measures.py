@@ -1,0 +1,97 @@
+"""The metrics that tasks ask for, by name, each built only when its task runs: some need weights, or a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from atoken.errors import AtokenError
+from atoken.tokenizer import load
+from eval.contract import Metric, Subject
+from eval.metrics import perceptual
+from eval.metrics.features import FeatureMetric, rfid, rfvd
+from eval.metrics.moments import Frechet
+from eval.metrics.naming import Templates, ZeroShot, zero_shot
+from eval.metrics.pixels import MsSsim, Psnr, Seams, Ssim
+from eval.metrics.retrieval import Retrieval
+from eval.metrics.size import Size
+from eval.metrics.usage import CodeUsage
+from eval.networks import I3D, ATokenFeatures, Inception
+from eval.subjects.tokenizer import AToken
+
+TILE_FRAMES, PATCH = 16, 16  # of AToken: frames of a tile, pixels of a patch
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What metrics are built from. weights: the folder of published networks. trust: TorchScript may be loaded."""
+
+    subject: Subject
+    classes: tuple[str, ...] = ()
+    templates: Templates | None = None
+    weights: Path | None = None
+    device: str = "cpu"
+    trust: bool = False
+
+
+# A Metric, or None where none applies. (The contract says Mapping, and mypy refuses the dict of those that there are.)
+Build = Callable[[Needs], Any]
+
+
+def _zero_shot(needs: Needs) -> ZeroShot:
+    assert needs.templates is not None, "a task of zero-shot classification names its templates"
+    return zero_shot(needs.subject, needs.classes, needs.templates)
+
+
+def _usage(needs: Needs) -> CodeUsage | None:
+    """For a tokenizer with codes only."""
+    levels = needs.subject.tokenizer.model.config.fsq_levels if isinstance(needs.subject, AToken) else ()
+    return CodeUsage(prod(levels)) if levels else None
+
+
+def _of_nano(name: str, *, clips: bool = False) -> Build:
+    """The Frechet distance between the bundled nano's own vectors: it needs no download."""
+
+    def build(_: Needs) -> FeatureMetric:
+        nano = load("nano", device="cpu", dtype="float32")
+        return FeatureMetric(name, ATokenFeatures(nano, clips=clips), [Frechet(name)])
+
+    return build
+
+
+PIXELS: dict[str, Build] = {
+    "psnr": lambda _: Psnr(),
+    "ssim": lambda _: Ssim(),
+    "lpips": lambda needs: perceptual.published_lpips(needs.weights, needs.device),
+    "seams": lambda _: Seams(PATCH),
+    "size": lambda _: Size(),
+    "usage": _usage,
+}
+PICTURES: dict[str, Build] = PIXELS | {"ms-ssim": lambda _: MsSsim()}
+SEAMS_IN_TIME: dict[str, Build] = {"seams in time": lambda _: Seams(TILE_FRAMES, in_time=True)}
+VIEWS: dict[str, Build] = PIXELS | {"psnr": lambda _: Psnr(foreground=True), "size": lambda _: Size(pixels=False)}
+RFID: dict[str, Build] = {"rfid": lambda needs: rfid(Inception(needs.weights, needs.device))}
+RFVD: dict[str, Build] = {
+    "rfvd": lambda needs: rfvd(I3D(needs.weights, trust=needs.trust, frames=None, device=needs.device))
+}
+NANO: dict[str, Build] = {"nano frechet": _of_nano("nano frechet")}
+NANO_CLIPS: dict[str, Build] = {"nano frechet": _of_nano("nano frechet", clips=True)}
+ZERO_SHOT: dict[str, Build] = {"zero-shot": _zero_shot}
+RETRIEVAL: dict[str, Build] = {"retrieval": lambda needs: Retrieval(needs.subject)}
+
+
+def built(builds: Mapping[str, Build], needs: Needs) -> tuple[list[Metric], dict[str, str]]:
+    """The metrics that can start, and why the others cannot, by name."""
+    found: list[Metric | None] = []
+    skipped = {}
+    for name, build in builds.items():
+        try:
+            found.append(build(needs))
+        except AtokenError as error:
+            skipped[name] = str(error)
+    metrics = [metric for metric in found if metric is not None]
+    assert all(metric.name in builds for metric in metrics)
+    return metrics, skipped

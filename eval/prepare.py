@@ -1,0 +1,190 @@
+"""Items as a protocol wants them: cropped, scaled, cut to frames, seen from cameras.
+
+Pictures are scaled by Pillow on uint8. Alpha is left out: no metric here compares it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import PIL.Image
+from PIL.Image import Resampling
+
+from atoken.cameras import FOV, RADIUS
+from atoken.errors import MediaError
+from atoken.io import Clip, Image, Mesh, VideoReader, load_media, read_image
+from atoken.io.media import DEFAULT_LIMITS
+from atoken.io.sniff import sniff
+from atoken.modalities.views import Views, render_views
+from eval.contract import Media
+
+PATCH = 16  # pixels a side of what NaFlex counts as one token
+FRAME_RATE = Fraction(24)  # of clips that come as folders of frames
+
+Crop = Literal["none", "adm", "centre", "naflex", "at most", "short side at most"]
+Filter = Literal["bicubic", "bilinear"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to an item before a subject sees it.
+
+    crop: "none" leaves it; "adm" and "centre" cut a square of ``size`` pixels a side (``adm_crop``, ``centre_crop``);
+    "naflex" scales it to at most ``size`` tokens at its own shape (``naflex_size``); "at most" scales what has more
+    than ``size`` squared pixels down to that; "short side at most" what is more than ``size`` pixels on both sides.
+    frames: at most so many of a clip; the first, or, with ``spread``, evenly over it. fps: taken at this rate. stride:
+    every so-manieth. views, view_size: cameras around a mesh (``Cameras.sphere``), pixels a side; black background.
+    """
+
+    crop: Crop = "none"
+    size: int = 0
+    filter: Filter = "bicubic"
+    frames: int | None = None
+    fps: Fraction | None = None
+    stride: int = 1
+    spread: bool = False
+    views: int = 16
+    view_size: int = 512
+
+    def record(self) -> dict[str, str]:
+        """The fields of a ``Protocol`` that this decides."""
+        frames = "all" if self.frames is None else f"{self.frames} evenly" if self.spread else f"first {self.frames}"
+        unit, sphere = "tokens" if self.crop == "naflex" else "pixels", f"radius {RADIUS:g}, {FOV:g} degrees"
+        return {
+            "crop": self.crop,
+            "filter": "none" if self.crop == "none" else f"{self.filter} (Pillow)",
+            "size": "native" if self.crop == "none" else f"{self.size} {unit}",
+            "frames": frames,
+            "fps": "native" if self.fps is None else str(self.fps),
+            "stride": str(self.stride),
+            "cameras": f"{self.views} on a Hammersley sphere, {sphere}, {self.view_size} pixels",
+            "background": "black",
+        }
+
+    def read(self, media: Path | Sequence[Path]) -> Media:
+        """A file, or a clip as a list of pictures, prepared. Raises: MediaError, MissingExtraError."""
+        if not isinstance(media, Path):
+            frames = (read_image(path).pixels for path in self._cut(media[:: self.stride]))
+            return self._clip(frames, FRAME_RATE, chosen=True)
+        if sniff(media).media == "clip":
+            stop = None if self.frames is None or self.spread else self.frames * self.stride
+            with VideoReader(media, frames=(0, stop), fps=self.fps) as reader:
+                return self._clip((frame for _, frame in reader), self.fps or reader.info.fps)
+        return self(load_media(media))
+
+    def __call__(self, media: Image | Clip | Mesh | Views) -> Media:
+        """What is in memory, prepared."""
+        if isinstance(media, Image):
+            return Image(self._pixels(media.pixels))
+        if isinstance(media, Clip):
+            return self._clip(media.frames, media.fps)
+        return render_views(media, self.views, self.view_size) if isinstance(media, Mesh) else media
+
+    def _pixels(self, pixels: np.ndarray) -> np.ndarray:
+        if self.crop == "none":
+            return pixels
+        done = _CROPS[self.crop](PIL.Image.fromarray(pixels), self.size, _FILTERS[self.filter])
+        return np.array(done)  # a copy: Pillow's own pixels are read-only, which torch warns of
+
+    def _clip(self, frames: Iterable[np.ndarray], fps: Fraction, *, chosen: bool = False) -> Clip:
+        """Frames are cropped as they come, so that only cropped ones are in memory."""
+        kept: list[np.ndarray] = []
+        for number, frame in enumerate(frames):
+            if chosen or number % self.stride == 0:
+                kept.append(self._pixels(frame))
+                _check_memory(kept)
+        if not kept:
+            raise MediaError("The clip has no frames; leave it out.")
+        if len({frame.shape for frame in kept}) > 1:
+            raise MediaError("The frames of the clip differ in size; bring them to one.")
+        return Clip(np.stack(kept if chosen else self._cut(kept)), fps / self.stride)
+
+    def _cut(self, frames: Sequence[T]) -> Sequence[T]:
+        if self.frames is None or len(frames) <= self.frames:
+            return frames
+        places = even_places(len(frames), self.frames) if self.spread else range(self.frames)
+        return [frames[place] for place in places]
+
+
+def even_places(count: int, wanted: int) -> list[int]:
+    """``wanted`` numbers below ``count``, from the first to the last, evenly, halves down."""
+    return [number * (count - 1) // max(wanted - 1, 1) for number in range(wanted)]
+
+
+def _check_memory(kept: list[np.ndarray]) -> None:
+    if len(kept) * kept[0].nbytes > DEFAULT_LIMITS.max_memory:
+        raise MediaError(
+            f"The clip has over {DEFAULT_LIMITS.max_memory / 2**30:g} GiB of frames; take a task with fewer."
+        )
+
+
+def adm_crop(picture: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
+    """The square of ADM (Dhariwal and Nichol 2021).
+
+    Halved by box means while the shorter side is twice ``side`` or more, then as ``centre_crop``.
+    """
+    while min(picture.size) >= 2 * side:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Resampling.BOX)
+    return centre_crop(picture, side, filter)
+
+
+def centre_crop(picture: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
+    """Scaled so that the shorter side is ``side``, then cut around the centre, odd pixels to the right and below."""
+    shorter = min(picture.size)
+    width, height = (max(round(length * side / shorter), side) for length in picture.size)
+    picture = picture.resize((width, height), filter)
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def naflex_size(height: int, width: int, tokens: int) -> tuple[int, int]:
+    """Rows and columns of patches at the largest scale of a picture that has at most ``tokens`` of them.
+
+    A side is rounded up to whole patches (NaFlex, SigLIP 2, arXiv 2502.14786). As the scale grows, a count of patches
+    steps up just after a side is a whole number of them; so the largest scale is one at which a side is.
+    """
+    best = (0, 1, 1)
+    for whole in range(1, tokens + 1):
+        # The scale times height times width, by 16, which is a whole number; then rows and columns.
+        by_rows = (whole * width, whole, -(-whole * width // height))
+        by_columns = (whole * height, -(-whole * height // width), whole)
+        fitting = (one for one in (by_rows, by_columns) if one[1] * one[2] <= tokens)
+        best = max([best, *fitting], key=lambda one: one[0])
+    return best[1:]
+
+
+def _naflex(picture: PIL.Image.Image, tokens: int, filter: Resampling) -> PIL.Image.Image:
+    rows, columns = naflex_size(picture.height, picture.width, tokens)
+    return picture.resize((columns * PATCH, rows * PATCH), filter)
+
+
+def _at_most(picture: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
+    return _scaled(picture, side / (picture.width * picture.height) ** 0.5, filter)
+
+
+def _short_side(picture: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
+    return _scaled(picture, side / min(picture.size), filter)
+
+
+def _scaled(picture: PIL.Image.Image, scale: float, filter: Resampling) -> PIL.Image.Image:
+    """Made smaller, never larger."""
+    if scale >= 1:
+        return picture
+    width, height = (max(round(length * scale), 1) for length in picture.size)
+    return picture.resize((width, height), filter)
+
+
+_FILTERS = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}
+_CROPS: dict[str, Callable[[PIL.Image.Image, int, Resampling], PIL.Image.Image]] = {
+    "adm": adm_crop,
+    "centre": centre_crop,
+    "naflex": _naflex,
+    "at most": _at_most,
+    "short side at most": _short_side,
+}

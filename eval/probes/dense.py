@@ -1,0 +1,142 @@
+"""Whether tokens serve dense tasks: a linear reader of single tokens, judged by token and, enlarged, by pixel.
+
+Letters: ``H`` rows and ``W`` columns of pixels, ``R`` rows and ``K`` columns of tokens, ``D`` the width of features,
+``C`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from atoken.errors import AtokenError
+from atoken.modalities.pixels import PATCH, grid, patchify, to_values
+from atoken.tokenizer import Tokenizer
+from eval.probes.figures import IGNORED, SETS, Masked
+from eval.probes.linear import Linear, best, logistic
+
+Dense = Callable[[np.ndarray], np.ndarray]  # pixels (H, W, 3) uint8 to features (R, K, D)
+CHECKED = 4  # of so many learned pictures, the last chooses the strength
+
+
+def tokens_of(tokenizer: Tokenizer, part: Literal["features", "latents"]) -> Dense:
+    """What a probe reads of a picture's tokens: the encoder's ``features``, or the ``latents`` that a file keeps."""
+
+    @torch.inference_mode()
+    def dense(pixels: np.ndarray) -> np.ndarray:
+        encoded = tokenizer.model.encode(patchify(to_values(pixels[None])).to(tokenizer.device))
+        feats = getattr(encoded, part).feats.double().cpu().numpy()
+        return feats.reshape(*grid(1, *pixels.shape[:2])[1:], -1)
+
+    return dense
+
+
+def pixels_of(pixels: np.ndarray) -> np.ndarray:
+    """The pixels of each 16 x 16 patch, (R, K, 768): what a probe finds without any tokenizer."""
+    patches = patchify(to_values(pixels[None])).feats.double().numpy()
+    first_frame = patches[:, : patches.shape[1] // PATCH[0]]
+    return first_frame.reshape(*grid(1, *pixels.shape[:2])[1:], -1)
+
+
+def segmentation_probe(
+    dense: Dense, learned: Iterable[Masked], tested: Iterable[Masked], sets: Mapping[str, np.ndarray] = SETS
+) -> dict[str, float]:
+    """How well single tokens tell what their pixels are, for each class set (answers by class of ``Masked``).
+
+    Recipe: logistic regression (``linear.best``) from the features of each token to the shares that the classes have of
+    its pixels; every fourth learned picture chooses the strength. Scores are enlarged to pixels (bilinear), the largest
+    is the answer. Least squares would do for even classes only: it hardly ever gives a rare one the largest score.
+
+    ``SET/miou``: intersection over union over the pixels of all tested pictures that count, mean over the classes that
+    occur in them. ``SET/chance``: that of one who knows only how often each class is at each place; ``SET/ceiling``: of
+    one who knows the true shares, about the most that this grid of tokens allows. ``SET/tokens``: share of tokens (of
+    which half the pixels count) whose commonest class is found, and ``SET/tokens-chance``. Memory: the features that
+    are learned. Raises: AtokenError (pictures of several sizes or of broken tokens, too few to learn from, none to test
+    on, features that are not finite).
+    """
+    guessers = _learn(dense, learned, sets)
+    boards = {name: _Board(table) for name, table in sets.items()}
+    for picture in tested:
+        features = dense(picture.pixels)
+        for name, (reader, places) in guessers.items():
+            truth = _shares(picture, features, sets[name], places)
+            boards[name].add(picture.classes, {"miou": reader(features), "chance": places, "ceiling": truth})
+    return {f"{name}/{key}": number for name, board in boards.items() for key, number in board.finish().items()}
+
+
+def _learn(
+    dense: Dense, learned: Iterable[Masked], sets: Mapping[str, np.ndarray]
+) -> dict[str, tuple[Linear, np.ndarray]]:
+    """For each set the reader of tokens, and how much there is of each class at each place (R, K, C)."""
+    features: list[np.ndarray] = []
+    shares: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    for picture in learned:
+        features.append(dense(picture.pixels))
+        for name, table in sets.items():
+            shares[name].append(_shares(picture, features[-1], table, features[0]))
+    checks_P = np.arange(len(features)) % CHECKED == CHECKED - 1
+    return {name: _guessers(features, of, checks_P) for name, of in shares.items()}
+
+
+def _guessers(features: list[np.ndarray], shares: list[np.ndarray], checks_P: np.ndarray) -> tuple[Linear, np.ndarray]:
+    """From P pictures, of which ``checks`` choose the strength. Raises: AtokenError (no pixels that count)."""
+    if not all(sum(one.sum() for one, check in zip(shares, checks_P, strict=True) if check == part) for part in (0, 1)):
+        raise AtokenError(f"A segmentation probe learns from {CHECKED} pictures or more, got {len(shares)}; add some.")
+    x, y = (np.concatenate([one.reshape(-1, one.shape[-1]) for one in of]) for of in (features, shares))
+    counts, checks = y.sum(1) > 0, np.repeat(checks_P, features[0].shape[0] * features[0].shape[1])
+    return best(logistic, x[counts], y[counts], checks[counts]), np.sum(shares, axis=0)
+
+
+def _shares(picture: Masked, features: np.ndarray, table: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The share that each class has of the pixels of each token: (R, K, C). Raises: AtokenError."""
+    (rows, columns), (height, width) = features.shape[:2], picture.classes.shape
+    if height % rows or width % columns or like.shape[:2] != (rows, columns):
+        raise AtokenError("A segmentation probe needs pictures of one size and of whole tokens; crop or scale them.")
+    blocks = picture.classes.reshape(rows, height // rows, columns, width // columns)
+    blocks = blocks.swapaxes(1, 2).reshape(rows, columns, -1, 1)
+    return (table[blocks] == np.arange(table.max() + 1)).mean(2)
+
+
+class _Board:
+    """Pixels by true and by answered class, one table a guesser; and tokens hit."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table, self.ways = table, int(table.max()) + 1
+        self.pixels: dict[str, np.ndarray] = {}
+        self.hits: dict[str, int] = {}
+        self.tokens = 0
+
+    def add(self, classes: np.ndarray, guesses: Mapping[str, np.ndarray]) -> None:
+        shares, truth = guesses["ceiling"], self.table[classes]
+        full, counts = shares.sum(-1) >= 0.5, truth != IGNORED
+        for name, scores in guesses.items():
+            answers = enlarged(scores, *classes.shape).argmax(-1)
+            found = np.bincount(truth[counts] * self.ways + answers[counts], minlength=self.ways**2)
+            self.pixels[name] = self.pixels.get(name, 0) + found.reshape(self.ways, self.ways)
+            right = scores.argmax(-1) == shares.argmax(-1)
+            self.hits[name] = self.hits.get(name, 0) + int(right[full].sum())
+        self.tokens += int(full.sum())
+
+    def finish(self) -> dict[str, float]:
+        if not self.tokens:
+            raise AtokenError("A segmentation probe got no picture to test on; give it some.")
+        numbers = {name: mean_iou(found) for name, found in self.pixels.items()}
+        tokens = {"tokens": self.hits["miou"], "tokens-chance": self.hits["chance"]}
+        return numbers | {name: hits / self.tokens for name, hits in tokens.items()}
+
+
+def mean_iou(confusion_CC: np.ndarray) -> float:
+    """Intersection over union of pixels by true (row) and answered class, mean over the classes that occur."""
+    both, truth, answers = confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)
+    occurs = truth > 0
+    return float((both[occurs] / (truth + answers - both)[occurs]).mean())
+
+
+def enlarged(scores_RKC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(R, K, C) to (H, W, C), bilinear between the middles of tokens."""
+    scores = torch.from_numpy(np.ascontiguousarray(scores_RKC)).movedim(-1, 0)[None]
+    return F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)[0].movedim(0, -1).numpy()

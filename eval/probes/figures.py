@@ -1,0 +1,80 @@
+"""Pictures of figures with the class of every pixel: what a segmentation probe learns from and is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from atoken.data import scenes
+from atoken.data.labelled import FIGURE_PROMPTS, FIGURES, TINTS, WAYS
+from atoken.data.made import paste_figure
+from atoken.data.natural import backdrop
+from atoken.data.procedural import generator, with_sensor_noise
+from atoken.data.textures import Surface
+from atoken.data.words import COLOURS
+
+NAMED = [tuple(prompt.split()[-2:]) for prompt in FIGURE_PROMPTS]  # (tint, figure) of each class
+IGNORED = -1  # an answer: the pixel does not count
+SETS = {  # what is asked of a pixel, as answers by class of ``Masked``; of the ground it is asked only what it is
+    "figure": np.array([0] + [1] * WAYS),
+    "shape": np.array([IGNORED, *(FIGURES.index(figure) for _, figure in NAMED)]),
+    "colour": np.array([IGNORED, *(TINTS.index(tint) for tint, _ in NAMED)]),
+}
+
+_MASKED = 7  # keeps the random stream apart from those of ``labelled`` and ``procedural``
+_MOST = 3  # figures of a picture
+_RADII = 0.2, 0.4  # of a figure, as a share of the shorter side
+
+
+@dataclass(frozen=True)
+class Masked:
+    """``pixels`` (H, W, 3) uint8 and ``classes`` (H, W) int64: 0 the ground, else 1 + the place in FIGURE_PROMPTS."""
+
+    pixels: np.ndarray
+    classes: np.ndarray
+
+
+def masked_pictures(seed: int, count: int, side: int) -> Iterator[Masked]:
+    """The first pictures of the series ``seed``, ``side`` pixels square."""
+    return (masked_picture(seed, index, side, side) for index in range(count))
+
+
+def masked_picture(seed: int, index: int, height: int, width: int) -> Masked:
+    """Picture ``index`` of the series ``seed``: one to three figures of different classes, later ones in front.
+
+    Drawn as ``atoken.data.labelled`` draws, so that a pixel belongs to a figure where it covers half of it or more.
+    """
+    rng = generator(seed, index, _MASKED)
+    surface, side = Surface(rng, height, width), min(height, width)
+    canvas, _ = backdrop(surface)
+    classes = np.zeros((height, width), np.int64)
+    for label in rng.choice(WAYS, rng.integers(1, _MOST + 1), replace=False):
+        tint, shape = NAMED[label]
+        radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-np.pi, np.pi)
+        centre = radius + rng.random(2) * (np.array((width, height)) - 2 * radius)
+        figure = shape, np.array(COLOURS[tint], np.float32), centre, radius, turn
+        classes[opacity(surface, *figure) >= 0.5] = 1 + label
+        paste_figure(canvas, surface, *figure)
+    developed = np.asarray(scenes.develop(canvas, surface))  # changes light and sharpness, moves nothing
+    return Masked(with_sensor_noise(rng, developed[None])[0], classes)
+
+
+def opacity(
+    surface: Surface, figure: str, colour: np.ndarray, centre: np.ndarray, radius: float, turn: float
+) -> np.ndarray:
+    """(H, W): how much of the ground ``paste_figure`` will cover when it is called next with this surface, 0 to 1.
+
+    By painting the same figure on black and on white: what differs is ground (Smith & Blinn 1996). ``surface`` stays as
+    it is, but that its pattern sheets are made.
+    """
+    _ = surface.sheets  # once, not in each copy
+    painted = []
+    for ground in (0, 255):
+        canvas = Image.new("RGB", (surface.width, surface.height), (ground,) * 3)
+        paste_figure(canvas, deepcopy(surface), figure, colour, centre, radius, turn)
+        painted.append(np.asarray(canvas, np.float64))
+    return 1 - (painted[1] - painted[0]).mean(-1) / 255

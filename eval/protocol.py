@@ -1,0 +1,137 @@
+"""How numbers were made, and whether two of them may stand in one column.
+
+A result file (``result.json``) is ``{"format": FORMAT, "rows": [...], "run": {...}}``. Rows are the same however many
+ranks and interruptions there were; what is not (time, host, versions, ranks) is in ``run``. A row is::
+
+    {"task": "coco-256",            a row of eval/tasks.py
+     "subject": "nano",             what was measured, and
+     "identity": {...},             its own record: fingerprint of weights, quality of a codec
+     "medium": "picture",           or clip, or asset
+     "status": "complete",          or partial (items are missing), or failed (no numbers, or one that is not finite)
+     "why": "",                     a sentence where it is not complete
+     "protocol": {...},             the fields of ``Protocol``
+     "numbers": {"psnr": {"value": 24.1, "metric": "psnr", "fingerprint": "3f9a12bc"}, ...},
+     "faults": {"fid": "..."},      metrics that gave no finite number; such a row has failed
+     "skipped": {"lpips": "..."},   metrics that could not start or not go on, for want of a weight file, say
+     "items": {"planned": 5000, "measured": 4999, "full": 5000, "file": "FOLDER/items.jsonl"},
+     "failed": [{"key": "a.jpg", "why": "..."}, ...],   the first MOST_LISTED of them; all are in the file of items
+     "worst": [{"key": "b.jpg", "psnr": 18.2, "theirs": "FOLDER/pictures/007-theirs.png", "ours": "..."}, ...],
+     "shown": [...]}                as the worst, but evenly over the data set
+
+Paths are relative to the result file. A line of the file of items is ``{"key": ..., NAME: NUMBER, ...}``, or
+``{"key": ..., "failed": SENTENCE}``; a number that is not finite is there as a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import atoken
+
+FORMAT = "atoken-eval-1"
+MOST_LISTED = 100
+# What a subject's record may say that numbers depend on, and what holds where it says nothing: a codec, for one, has
+# no latents to draw and rounds nothing below fp32. All else in its record tells which subject it is.
+SETTINGS = {
+    "dtype": "float32",
+    "latents": "mean",
+    "seed": "none",
+    "pool": "whole",
+    "views": "those that were encoded",
+}
+
+_ROOT = Path(__file__).parents[1]
+_MEASURING = (  # code that numbers depend on; what subjects, reports and commands do is not of it
+    "eval/metrics/*.py", "eval/networks.py", "eval/prepare.py", "eval/sources/*.py", "atoken/metrics.py",
+    "atoken/cameras.py", "atoken/modalities/views.py", "atoken/io/image.py", "atoken/io/video*.py", "atoken/data/*.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything about a row that must agree before its numbers are compared, as text.
+
+    data: SHA-256 of the items that were measured, in order: name, bytes on disk, label, captions. crop to background:
+    as ``Preparation.record`` says them. templates: of zero-shot prompts. dtype, latents, seed, pool (of the vector of a
+    clip), views (of an asset, that are compared): how the subject ran.
+    code: version of AToken and a digest of the code that measures. metrics: the record of each metric by its name.
+    """
+
+    task: str
+    data: str
+    items: int
+    crop: str
+    filter: str
+    size: str
+    frames: str
+    fps: str
+    stride: str
+    cameras: str
+    background: str
+    templates: str
+    dtype: str
+    latents: str
+    seed: str
+    code: str
+    pool: str = SETTINGS["pool"]
+    views: str = SETTINGS["views"]
+    metrics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def fingerprint(self, metric: str) -> str:
+        """Eight hexadecimal digits of what must agree for two numbers of this metric."""
+        return fingerprint(self.record(), metric)
+
+
+SHARED = tuple(part.name for part in fields(Protocol) if part.name != "metrics")
+
+
+def binding(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """What must agree for two numbers of a metric, by field; those of the metric as ``psnr.peak``.
+
+    A field that a record lacks is None: an older file agrees with none that has it.
+    """
+    found = {name: record.get(name) for name in SHARED}
+    own = record.get("metrics", {}).get(metric)
+    conventions = {"": None} if own is None else own
+    return found | {f"{metric}.{name}".rstrip("."): value for name, value in conventions.items()}
+
+
+def fingerprint(record: Mapping[str, Any], metric: str) -> str:
+    """As ``Protocol.fingerprint``, of a record that was read from a file."""
+    return digest(binding(record, metric))[:8]
+
+
+def settings(record: Mapping[str, str]) -> dict[str, str]:
+    """How a subject ran, of its record."""
+    return {name: str(record.get(name, usual)) for name, usual in SETTINGS.items()}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain values, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def data_hash(lines: Iterable[str]) -> str:
+    """SHA-256 of a list of items, each in one line."""
+    found = hashlib.sha256()
+    for line in lines:
+        found.update(line.encode("utf-8", "backslashreplace") + b"\n")
+    return found.hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """AToken's version and a digest of the code that numbers depend on."""
+    files = sorted({file for pattern in _MEASURING for file in _ROOT.glob(pattern)})
+    named = [(file.relative_to(_ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
+    return f"{atoken.__version__}+{digest(named)[:12]}"

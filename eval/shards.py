@@ -1,0 +1,106 @@
+"""Results of a run as files, a shard of items each: whole or not there, checked when read, and nothing is unpickled.
+
+A shard holds the state of every metric after its items, and the row of each item. Which items a shard has does not
+depend on who measures it, so that ranks and interruptions change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoken.errors import ReportError
+from atoken.io.atomic import atomic_path
+from eval.contract import State
+
+Row = dict[str, Any]
+_NOTES = "notes"  # the array of a shard that is JSON
+_SHA256 = 32  # bytes of the digest at the end of a file, behind what NumPy reads
+
+
+@dataclass(frozen=True)
+class Shard:
+    """states: by metric. rows: one for each item, in order. faults: why a metric has no state here."""
+
+    states: Mapping[str, State]
+    rows: Sequence[Row]
+    faults: Mapping[str, str]
+
+
+class ShardFolder:
+    """The shards of one run. ``run`` names what is measured: the files of another run do not count."""
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder, self.run = folder, run
+
+    def path(self, number: int) -> Path:
+        """The file of a shard."""
+        return self.folder / f"{number:06d}.npz"
+
+    def write(self, number: int, shard: Shard) -> None:
+        """Write a shard whole or not at all. Raises: ReportError."""
+        notes = json.dumps({"run": self.run, "rows": shard.rows, "faults": dict(shard.faults)})
+        arrays = {f"{metric}/{name}": array for metric, state in shard.states.items() for name, array in state.items()}
+        arrays[_NOTES] = np.frombuffer(notes.encode(), np.uint8)
+        assert not any(array.dtype.hasobject for array in arrays.values())  # they would be pickled
+        packed = io.BytesIO()
+        np.savez(packed, **arrays)  # type: ignore[arg-type] # the stubs take names for options
+        make_folder(self.folder)
+        with atomic_path(self.path(number), ReportError) as temporary:
+            temporary.write_bytes(packed.getvalue() + hashlib.sha256(packed.getbuffer()).digest())
+        _sync(self.folder)
+
+    def read(self, number: int) -> Shard | None:
+        """A shard, or None where it is missing, damaged, or of another run. Raises: ReportError where it is locked."""
+        try:
+            data = self.path(number).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ReportError(f"Cannot read {self.path(number)}: {error.strerror or error}.") from error
+        packed, stated = data[:-_SHA256], data[-_SHA256:]
+        if hashlib.sha256(packed).digest() != stated:
+            return None
+        with np.load(io.BytesIO(packed), allow_pickle=False) as file:
+            return self._shard({name: file[name] for name in file.files})
+
+    def _shard(self, arrays: dict[str, np.ndarray]) -> Shard | None:
+        notes = json.loads(arrays.pop(_NOTES).tobytes())
+        states: dict[str, State] = {}
+        for name, array in arrays.items():
+            metric, _, part = name.partition("/")
+            states.setdefault(metric, {})[part] = array
+        return Shard(states, notes["rows"], notes["faults"]) if notes["run"] == self.run else None
+
+    def clear(self) -> None:
+        """Remove all shards, those left half written by a kill included."""
+        for path in [*self.folder.glob("*.npz"), *self.folder.glob(".*.part")]:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # another file of the user's may be in it, or it was never made
+            self.folder.rmdir()
+
+
+def _sync(folder: Path) -> None:
+    """Make a new name in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none. Raises: ReportError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"Cannot make the folder {folder}: {error.strerror or error}.") from error

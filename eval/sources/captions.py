@@ -1,0 +1,94 @@
+"""Data sets with captions: COCO, Flickr30k, MSR-VTT and MSVD, in the files that they are published in."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from atoken.errors import MediaError
+from eval.sources.entry import Entry, Listing, lines_of, text_of
+
+
+def coco(root: Path, name: str = "val2017") -> Listing:
+    """COCO: the pictures in ``NAME/``, the captions in ``annotations/captions_NAME.json``. Raises: MediaError."""
+    with _Record(root / "annotations" / f"captions_{name}.json") as record:
+        captions: dict[int, list[tuple[int, str]]] = {}
+        for one in record["annotations"]:
+            captions.setdefault(one["image_id"], []).append((one["id"], one["caption"].strip()))
+        return Listing(
+            tuple(
+                Entry(image["file_name"], root / name / image["file_name"], None, _texts(captions.get(image["id"], ())))
+                for image in sorted(record["images"], key=lambda image: image["id"])
+            )
+        )
+
+
+def split_file(root: Path, name: str, split: str = "test") -> Listing:
+    """COCO and Flickr30k as Karpathy and Fei-Fei 2015 split them: the pictures of one split of ``NAME``, a JSON file.
+
+    A picture is in the folder that the file names for it, or else in ``images/``. Raises: MediaError.
+    """
+    with _Record(root / name) as record:
+        chosen = [image for image in record["images"] if image["split"] == split]
+        return Listing(
+            tuple(
+                Entry(
+                    image["filename"],
+                    root / image.get("filepath", "images") / image["filename"],
+                    None,
+                    tuple(sentence["raw"].strip() for sentence in image["sentences"]),
+                )
+                for image in chosen
+            )
+        )
+
+
+def msr_vtt(root: Path) -> Listing:
+    """MSR-VTT 1k-A (Yu et al. 2018): ``MSRVTT_JSFUSION_test.csv``, a caption for each of ``videos/*.mp4``."""
+    path = root / "MSRVTT_JSFUSION_test.csv"
+    rows = list(csv.DictReader(text_of(path).splitlines()))
+    if not rows or not {"video_id", "sentence"} <= set(rows[0]):
+        raise MediaError(f"{path} has no rows with the columns video_id and sentence; take the list of the 1k-A split.")
+    return Listing(
+        tuple(
+            Entry(row["video_id"], root / "videos" / f"{row['video_id']}.mp4", None, (row["sentence"].strip(),))
+            for row in rows
+        )
+    )
+
+
+def msvd(root: Path) -> Listing:
+    """MSVD: names in ``test_list.txt``, "NAME CAPTION" in the lines of ``captions.txt``, files in ``videos/``."""
+    captions: dict[str, list[str]] = {}
+    for line in lines_of(root / "captions.txt"):
+        name, _, caption = line.partition(" ")
+        if not line.startswith("#"):  # remarks at the head of the published list
+            captions.setdefault(name, []).append(caption.strip())
+    names = lines_of(root / "test_list.txt")
+    return Listing(
+        tuple(Entry(name, root / "videos" / f"{name}.avi", None, tuple(captions.get(name, ()))) for name in names)
+    )
+
+
+def _texts(numbered: Iterable[tuple[int, str]]) -> tuple[str, ...]:
+    return tuple(text for _, text in sorted(numbered))
+
+
+class _Record:
+    """A JSON file; what is missing in it becomes one sentence, too."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Any:
+        try:
+            return json.loads(text_of(self.path))
+        except (ValueError, RecursionError) as error:
+            raise MediaError(f"{self.path} is damaged: it is no JSON.") from error
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (KeyError, TypeError, AttributeError)):
+            raise MediaError(f"{self.path} is not the list that this data set must have: it lacks {error}.") from error

@@ -1,0 +1,87 @@
+"""An entry of a data set, not read yet; lists of entries; and the items that a protocol makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoken.errors import MediaError
+from atoken.io import Clip, Image, Mesh
+from eval.contract import Item
+from eval.prepare import Preparation
+
+Made = Callable[[], Image | Clip | Mesh]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One member of a data set, not read yet: a file, the files of a clip's frames, or a function that makes it."""
+
+    key: str
+    media: Path | tuple[Path, ...] | Made
+    label: int | None = None
+    captions: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """What the hash of a data set is over: name, bytes on disk, label, captions."""
+        files = () if callable(self.media) else (self.media,) if isinstance(self.media, Path) else self.media
+        return json.dumps([self.key, sum(map(_bytes, files)), self.label, self.captions])
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The entries of a data set, in order, and the names of its classes by label."""
+
+    entries: tuple[Entry, ...]
+    classes: tuple[str, ...] = ()
+
+    def first(self, count: int | None) -> Listing:
+        """The same, cut to ``count`` entries."""
+        return Listing(self.entries[:count], self.classes)
+
+
+class Prepared:
+    """The items of a listing: a ``Source``. Raises: MediaError while reading."""
+
+    def __init__(self, entries: Sequence[Entry], preparation: Preparation) -> None:
+        self.entries, self.preparation = entries, preparation
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def key(self, index: int) -> str:
+        """The name of an item."""
+        return self.entries[index].key
+
+    def line(self, index: int) -> str:
+        """What stands for an item in the hash of the data."""
+        return self.entries[index].line()
+
+    def __getitem__(self, index: int) -> Item:
+        entry = self.entries[index]
+        media = self.preparation(entry.media()) if callable(entry.media) else self.preparation.read(entry.media)
+        return Item(entry.key, media, entry.label, entry.captions)
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it fails again, with its sentence, when it is read
+        return -1
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without space around them. Raises: MediaError."""
+    return [line.strip() for line in text_of(path).splitlines() if line.strip()]
+
+
+def text_of(path: Path) -> str:
+    """A text file in UTF-8. Raises: MediaError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise MediaError(f"Cannot read {path}, which the data set must have: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise MediaError(f"Cannot read {path}: it is not UTF-8.") from error

@@ -1,0 +1,110 @@
+"""Data sets that are folders: of files, of folders of frames, of one folder for each class.
+
+Nothing is downloaded. Where a folder has a ``list.txt``, only the files whose names (relative to the folder) are lines
+of it are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+
+from atoken.data.sources import CLIPS, MESHES, PICTURES, SUFFIXES
+from atoken.data.sources.sample import files_below, printable
+from atoken.errors import MediaError
+from eval.sources.entry import Entry, Listing, lines_of
+
+
+def files(root: Path, suffixes: Iterable[str] = SUFFIXES) -> Listing:
+    """Every file below ``root`` with one of the suffixes, by its path. Raises: MediaError."""
+    return Listing(tuple(Entry(printable(name), root / name) for name in _names(root, suffixes)))
+
+
+def pictures(root: Path) -> Listing:
+    """Every picture below ``root``."""
+    return files(root, PICTURES)
+
+
+def clips(root: Path) -> Listing:
+    """Every clip below ``root``, TokenBench's folder of MP4s for one."""
+    return files(root, CLIPS)
+
+
+def meshes(root: Path) -> Listing:
+    """Every 3D asset below ``root``."""
+    return files(root, MESHES)
+
+
+def local(root: Path) -> dict[str, Listing]:
+    """A user's folder: what is in it by medium, those that it has. Raises: MediaError where it has none."""
+    names = _names(root, SUFFIXES)
+    kinds = {"picture": PICTURES, "clip": CLIPS, "asset": MESHES}
+    found = {kind: [name for name in names if _suffix(name) in suffixes] for kind, suffixes in kinds.items()}
+    return {
+        kind: Listing(tuple(Entry(printable(name), root / name) for name in part))
+        for kind, part in found.items()
+        if part
+    }
+
+
+def frame_folders(root: Path) -> Listing:
+    """Every folder of pictures below ``root`` as a clip, its frames by name: DAVIS."""
+    ordered = sorted(_names(root, PICTURES), key=lambda name: (PurePosixPath(name).parts[:-1], name))
+    parts = groupby(ordered, key=lambda name: PurePosixPath(name).parent.as_posix())
+    return Listing(tuple(Entry(printable(name), tuple(root / frame for frame in part)) for name, part in parts))
+
+
+def _names(root: Path, suffixes: Iterable[str]) -> list[str]:
+    if not root.is_dir():
+        raise MediaError(f"There is no folder {root}; name the one that holds the data.")
+    names, chosen = files_below(root, suffixes), root / "list.txt"
+    if not chosen.is_file():
+        return names
+    wanted = set(lines_of(chosen))
+    if missing := wanted.difference(names):
+        raise MediaError(f"{chosen} names {len(missing):,} files that are not there, such as {min(missing)}.")
+    return [name for name in names if name in wanted]
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def class_folders(root: Path, classes: Path | None = None, suffixes: Iterable[str] = PICTURES) -> Listing:
+    """Files in one folder for each class: ImageNet, ImageNet-v2, Toys4k.
+
+    classes: a list with a line for each class, the name of its folder and then its names after commas, as ImageNet's
+    list of synsets has them ("n01440764 tench, Tinca tinca"); the first name counts. Folders that are numbers count
+    its lines from 0. Without it the classes are the folders, by name, "_" read as a space. Raises: MediaError.
+    """
+    names = _names(root, suffixes)
+    folders = sorted({PurePosixPath(name).parts[0] for name in names})
+    if stray := next((name for name in names if "/" not in name), None):
+        raise MediaError(f"{root / stray} is in no folder of a class; put it into one.")
+    known, titles = _classes(folders, classes)
+    entries = [Entry(printable(name), root / name, known[PurePosixPath(name).parts[0]]) for name in names]
+    return Listing(tuple(entries), titles)
+
+
+def meshes_by_class(root: Path) -> Listing:
+    """Meshes in one folder for each class: Toys4k."""
+    return class_folders(root, None, MESHES)
+
+
+def _classes(folders: Sequence[str], path: Path | None) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Label of each folder, and name of each label."""
+    if path is None:
+        return {name: label for label, name in enumerate(folders)}, tuple(
+            printable(name).replace("_", " ") for name in folders
+        )
+    lines = [line.partition(" ")[::2] for line in lines_of(path)]
+    titles = tuple(names.partition(",")[0].strip() for _, names in lines)
+    known = {folder: label for label, (folder, _) in enumerate(lines)}
+    if all(name.isdecimal() for name in folders):
+        known = {name: int(name) for name in folders}
+    if wrong := next((name for name in folders if known.get(name, len(titles)) >= len(titles)), None):
+        raise MediaError(f"The list of classes {path} has no line for the folder {wrong}; add one.")
+    if "" in titles:
+        raise MediaError(f"Line {titles.index('') + 1} of {path} has no name behind the folder's; add one.")
+    return known, titles

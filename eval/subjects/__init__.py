@@ -1,0 +1,1 @@
+"""What can be measured: AToken, other tokenizers, and the codecs that everybody has."""

@@ -1,0 +1,212 @@
+"""Codecs of pictures and clips: whole files, at a quality and at the bytes of something else."""
+
+import functools
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+from PIL import features
+
+from atoken.errors import AtokenError
+from atoken.io import Clip, Image, read_clip
+from atoken.metrics import psnr
+from eval.contract import Item
+from eval.subjects.codecs import FORMATS, PictureCodec
+from eval.subjects.matching import AtMost, largest
+from eval.subjects.video_codecs import CRFS, VideoCodec, decoded
+from eval.subjects.video_codecs import FORMATS as VIDEO_FORMATS
+from tests.eval.media import made_clip, made_picture, pixels
+
+BUILT_IN = [
+    pytest.param(name, marks=pytest.mark.skipif(not features.check(format.feature), reason="not in this Pillow"))
+    for name, format in FORMATS.items()
+]
+WITH_ENCODER = [
+    pytest.param(name, marks=pytest.mark.skipif(format.encoder not in av.codecs_available, reason="not in this PyAV"))
+    for name, format in VIDEO_FORMATS.items()
+]
+
+
+# ---------------------------------------------------------------------------------------------------------- matching
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 7, 100])
+def test_bisection_finds_the_largest_that_is_small_enough(levels):
+    sizes = sorted(np.random.default_rng(levels).integers(1, 50, levels).tolist())
+    for most in range(52):
+        fitting = [level for level in range(levels) if sizes[level] <= most]
+        found = largest(range(levels), lambda level: bytes(sizes[level]), most)
+        assert found == ((fitting[-1], bytes(sizes[fitting[-1]])) if fitting else None)
+
+
+def test_where_sizes_do_not_rise_the_level_above_is_still_too_large():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        sizes = np.maximum(rng.integers(1, 30, 20).cumsum() + rng.integers(-40, 40, 20), 1).tolist()
+        most = int(rng.integers(1, 400))
+        found = largest(range(20), lambda level, sizes=sizes: bytes(sizes[level]), most)
+        level = -1 if found is None else found[0]
+        assert level == -1 or len(found[1]) == sizes[level] <= most
+        assert level == 19 or sizes[level + 1] > most
+
+
+def test_targets_are_one_number_or_one_for_each_key():
+    assert AtMost(1000).of("anything") == 1000
+    assert AtMost({"a": 7}, "nano").of("a") == 7
+    assert (str(AtMost(1000)), str(AtMost({"a": 7}, "nano"))) == ("at most 1,000", "at most those of nano")
+    with pytest.raises(AtokenError, match="no number of bytes for b; measure nano"):
+        AtMost({"a": 7}, "nano").of("b")
+
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("format", BUILT_IN)
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (1, 1), (17, 33)])
+def test_a_picture_takes_the_bytes_of_its_file(format, height, width, tmp_path):
+    item, codec = made_picture(height, width), PictureCodec(format, 40)
+    [sample] = codec.reconstruct([item])
+    path = tmp_path / f"picture.{format}"
+    PIL.Image.fromarray(item.media.pixels).save(path, quality=40, **codec.format.options)
+    assert sample.size == path.stat().st_size
+    assert np.array_equal(sample.theirs[0], item.media.pixels)
+    assert np.array_equal(sample.ours[0], np.asarray(PIL.Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("format", BUILT_IN)
+def test_more_quality_is_more_bytes_and_less_error(format):
+    items = [made_picture(64, 64, number) for number in range(3)]
+    samples = [PictureCodec(format, quality).reconstruct(items) for quality in (5, 30, 60, 90)]
+    sizes = [sum(sample.size for sample in row) for row in samples]
+    quality = [np.mean([psnr(sample.ours, sample.theirs) for sample in row]) for row in samples]
+    assert sizes == sorted(sizes)
+    assert quality == sorted(quality)
+
+
+@pytest.mark.parametrize("format", BUILT_IN)
+def test_a_picture_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(format):
+    item, best = made_picture(), FORMATS[format].qualities[-1]
+    codec = PictureCodec(format, AtMost(0))
+    sizes = {quality: len(codec.encoded(item.media.pixels, quality)) for quality in codec.format.qualities}
+    for most in (sizes[20], sizes[60] - 1, sizes[80] + 1, 100_000):
+        [sample] = PictureCodec(format, AtMost({item.key: most}, "something")).reconstruct([item])
+        assert sample.size <= most
+        fitting = [quality for quality, size in sizes.items() if size == sample.size]
+        assert any(quality == best or sizes[quality + 1] > most for quality in fitting)
+
+
+@pytest.mark.parametrize("format", BUILT_IN)
+def test_where_even_the_smallest_file_is_too_large_the_item_fails(format):
+    item = made_picture()
+    least = len(PictureCodec(format, 1).encoded(item.media.pixels, FORMATS[format].qualities[0]))
+    with pytest.raises(
+        AtokenError, match=rf"takes {least:,} bytes for {item.key} at its lowest .* {least - 1:,} asked"
+    ):
+        PictureCodec(format, AtMost(least - 1)).reconstruct([item])
+
+
+def test_a_codec_of_pictures_says_what_it_cannot_do(monkeypatch):
+    with pytest.raises(AtokenError, match="no picture codec 'png'; take jpeg, webp, avif"):
+        PictureCodec("png", 50)
+    with pytest.raises(AtokenError, match="quality of JPEG is from 1 to 100, got 0"):
+        PictureCodec("jpeg", 0)
+    with pytest.raises(AtokenError, match=r"stores pictures and clip-.* is a clip"):
+        PictureCodec("jpeg", 50).reconstruct([made_clip()])
+    with pytest.raises(AtokenError, match="cannot hold a picture of 70000x1"):
+        PictureCodec("jpeg", 50).reconstruct([Item("wide", Image(np.zeros((1, 70_000, 3), np.uint8)))])
+    with pytest.raises(AtokenError, match="no vectors"):
+        PictureCodec("jpeg", 50).embed([made_picture()])
+    monkeypatch.setattr(features, "check", lambda _: False)
+    with pytest.raises(AtokenError, match="built without AVIF"):
+        PictureCodec("avif", 50)
+
+
+# ------------------------------------------------------------------------------------------------------------- clips
+
+
+@pytest.mark.parametrize("format", WITH_ENCODER)
+def test_a_clip_is_its_file_as_the_house_reads_it(format, tmp_path):
+    item, codec = made_clip(7, 32, 48), VideoCodec(format, crf=30)
+    [sample] = codec.reconstruct([item])
+    data = codec.encoded(item.media.frames, item.media.fps, {"crf": "30"})
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(data)
+    clip = read_clip(path)
+    assert sample.size == path.stat().st_size
+    assert np.array_equal(sample.ours, clip.frames[:, :32, :48])  # x265 has it in a corner of 128x128
+    assert (clip.fps, clip.timestamps) == (item.media.fps, None)
+    assert b"x26" not in data  # the remark of the encoder
+
+
+@pytest.mark.parametrize("format", WITH_ENCODER)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 23), (2, 16, 2), (5, 34, 31)])
+def test_clips_of_odd_sizes_come_back_at_their_size(format, shape):
+    frames = np.broadcast_to(np.linspace(30, 200, shape[2]).astype(np.uint8)[:, None], (*shape, 3)).copy()
+    [sample] = VideoCodec(format, crf=5).reconstruct([Item("grey", Clip(frames))])
+    assert sample.ours.shape == sample.theirs.shape == frames.shape
+    assert psnr(sample.ours, frames) > 30  # grey has no chroma to lose: what is left is the codec and its rounding
+
+
+@pytest.mark.parametrize("format", WITH_ENCODER)
+def test_less_crf_or_more_bits_a_second_is_more_bytes_and_less_error(format):
+    item = made_clip(8, 48, 64)
+    for codecs in (
+        [VideoCodec(format, crf=crf) for crf in (45, 35, 25, 15)],
+        [VideoCodec(format, bit_rate=rate) for rate in (20_000, 200_000, 1_000_000)],
+    ):
+        samples = [codec.reconstruct([item])[0] for codec in codecs]
+        sizes, quality = zip(*[(one.size, psnr(one.ours, one.theirs)) for one in samples], strict=True)
+        assert list(sizes) == sorted(sizes)
+        assert list(quality) == sorted(quality)
+
+
+@pytest.mark.parametrize("format", WITH_ENCODER)
+def test_a_clip_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(format):
+    item, codec = made_clip(5, 32, 32), VideoCodec(format, crf=30)
+
+    @functools.cache
+    def size(crf):
+        return len(codec.encoded(item.media.frames, item.media.fps, {"crf": f"{crf:g}"}))
+
+    for most in (size(38), size(30) - 1, 1_000_000):
+        [sample] = VideoCodec(format, at_most=AtMost(most)).reconstruct([item])
+        assert sample.size <= most
+        chosen = [place for place, crf in enumerate(CRFS) if size(crf) == sample.size]
+        assert any(place == len(CRFS) - 1 or size(CRFS[place + 1]) > most for place in chosen)
+
+
+@pytest.mark.parametrize("format", WITH_ENCODER)
+def test_where_even_the_smallest_clip_is_too_large_the_item_fails(format):
+    with pytest.raises(AtokenError, match=r"bytes for clip-0-6-48x32 at its lowest quality, over the 100 asked"):
+        VideoCodec(format, at_most=AtMost(100)).reconstruct([made_clip()])
+
+
+@pytest.mark.parametrize("format", WITH_ENCODER)
+def test_twice_is_the_same_file(format):
+    item, codec = made_clip(9, 48, 64), VideoCodec(format, crf=28)
+    files = {codec.encoded(item.media.frames, item.media.fps, {"crf": "28"}) for _ in range(3)}
+    assert len(files) == 1
+    assert np.array_equal(decoded(files.pop())[:, :48, :64], codec.reconstruct([item])[0].ours)
+
+
+@pytest.mark.parametrize("format", WITH_ENCODER)
+def test_a_picture_is_a_clip_of_one_frame(format):
+    [sample] = VideoCodec(format, crf=20).reconstruct([made_picture(17, 33)])
+    assert sample.ours.shape == pixels(made_picture(17, 33)).shape
+    with av.open(
+        io.BytesIO(VideoCodec(format, crf=20).encoded(sample.theirs, Fraction(24), {"crf": "20"}))
+    ) as container:
+        assert len(list(container.decode(video=0))) == 1
+
+
+def test_a_codec_of_clips_says_what_it_cannot_do():
+    with pytest.raises(AtokenError, match="no video codec 'av2'; take h264, h265"):
+        VideoCodec("av2", crf=30)
+    for given in ({}, {"crf": 30, "bit_rate": 1000}, {"crf": 52}, {"bit_rate": 0}):
+        with pytest.raises(AtokenError, match=r"H\.264 takes a CRF from 0 to 51, a bit rate above 0, or bytes"):
+            VideoCodec("h264", **given)
+    with pytest.raises(AtokenError, match="no vectors"):
+        VideoCodec("h264", crf=30).embed_texts(["a cat"])

@@ -1,0 +1,72 @@
+"""Charts are the same every time; differences, windows and frames that a report shows are the worst ones."""
+
+from io import BytesIO
+
+import numpy as np
+import PIL.Image
+
+from atoken.io import Image
+from eval.contract import Item, Sample
+from eval.report import charts, findings
+
+
+def pixels_of(png):
+    return np.asarray(PIL.Image.open(BytesIO(png)))
+
+
+def test_charts_are_pictures_and_the_same_every_time():
+    values = {"_a$b$": np.array([1.0, 2, np.nan, 4]), "c": np.array([5.0])}
+    first, second = (charts.histogram("psnr $x", values) for _ in range(2))
+    assert first == second
+    assert pixels_of(first).shape == (442, 728, 4)
+    points = {"one": (np.array([3.0, 1, 2]), np.array([1.0, 2, 3]))}
+    assert charts.curves("x", "y", points) == charts.curves(
+        "x", "y", {"one": tuple(a[[1, 2, 0]] for a in points["one"])}
+    )
+    assert charts.curves("x", "y", points) != charts.curves("x", "y", points, logarithmic=True)
+
+
+def test_differences_are_amplified_by_the_largest_power_of_two_that_fits():
+    theirs = np.full((20, 20, 3), 100, np.uint8)
+    for distance, factor in ((0, 64), (1, 64), (3, 64), (4, 32), (15, 16), (16, 8), (127, 2), (128, 1), (155, 1)):
+        ours = theirs + np.uint8(distance)
+        difference, found = findings.amplified(theirs, ours)
+        assert found == factor
+        assert (difference == distance * factor).all()
+        assert (findings.amplified(ours, theirs)[0] == difference).all()
+    ours = theirs + np.uint8(2)
+    ours[0, 0] = 255  # 3 of 1,200 values may go over
+    difference, found = findings.amplified(theirs, ours)
+    assert found == 64
+    assert difference[0, 0].tolist() == [255] * 3
+    assert difference[1, 1].tolist() == [128] * 3
+
+
+def test_the_worst_window_is_that_of_brute_force():
+    errors = np.random.default_rng(1).integers(0, 9, (13, 17)).astype(float)
+    sums = {(top, left): errors[top : top + 5, left : left + 5].sum() for top in range(9) for left in range(13)}
+    top, left = max(sums, key=lambda place: sums[place])
+    assert findings.worst_window(errors, 5) == (left, top, left + 5, top + 5)
+    assert findings.worst_window(errors, 15) == findings.worst_window(errors, 15)
+    assert findings.worst_window(errors, 99) == (0, 0, 17, 13)
+    large = np.zeros((400, 900, 3), np.uint8)
+    spot = large.copy()
+    spot[390:, 800:810] = 9
+    pixels, _, (left, top, right, bottom) = findings.triptych(large, spot)
+    assert pixels.shape == (findings.SHOWN, 3 * findings.SHOWN, 3)
+    assert left <= 800 < 810 <= right
+    assert (top, bottom) == (16, 400)
+
+
+def test_the_frame_that_is_kept_is_the_worst_where_pixels_count():
+    rng = np.random.default_rng(2)
+    theirs = rng.integers(0, 200, (4, 6, 8, 3), np.uint8)
+    ours, mask = theirs.copy(), np.ones((4, 6, 8), bool)
+    ours[1, 0, 0], ours[2, 3, 3] = theirs[1, 0, 0] + 50, theirs[2, 3, 3] + 20
+    item = Item("clip", Image(theirs[0]))
+    assert (findings.keep(Sample(item, theirs, ours))[1] == ours[1]).all()
+    mask[1, 0, 0] = False
+    kept = findings.keep(Sample(item, theirs, ours, mask))
+    assert (kept[0] == theirs[2]).all()
+    assert (kept[1] == ours[2]).all()
+    assert findings.keep(Sample(item)) is None

@@ -1,0 +1,84 @@
+"""Fingerprints change with every field that must agree, and with nothing else."""
+
+import dataclasses
+import json
+
+import pytest
+
+from eval import protocol
+from eval.prepare import Preparation
+from eval.protocol import SETTINGS, SHARED, Protocol, code_version, data_hash, fingerprint, settings
+
+PSNR = {"peak": "255", "mean": "over samples"}
+
+
+def made(**changes):
+    fields = {"task": "t", "data": "ab", "items": 3, "templates": "none", "code": "1+2", **Preparation().record()}
+    return Protocol(**fields | settings({}) | {"metrics": {"psnr": PSNR, "ssim": {"window": "11"}}} | changes)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_every_shared_field_changes_every_fingerprint(name):
+    plain, other = made(), made(**{name: 4 if name == "items" else "another"})
+    assert plain.fingerprint("psnr") != other.fingerprint("psnr")
+    assert plain.fingerprint("ssim") != other.fingerprint("ssim")
+
+
+def test_the_record_of_a_metric_changes_its_own_fingerprint_alone():
+    for record in ({**PSNR, "peak": "1"}, {**PSNR, "more": "x"}, {"peak": "255"}, {}):
+        other = made(metrics={"psnr": record, "ssim": {"window": "11"}})
+        assert other.fingerprint("psnr") != made().fingerprint("psnr")
+        assert other.fingerprint("ssim") == made().fingerprint("ssim")
+
+
+def test_a_metric_that_one_lacks_leaves_the_others_alone():
+    assert made(metrics={"psnr": PSNR}).fingerprint("psnr") == made().fingerprint("psnr")
+
+
+def test_a_fingerprint_is_short_and_survives_json():
+    record = json.loads(json.dumps(made().record()))
+    assert fingerprint(record, "psnr") == made().fingerprint("psnr")
+    assert len(made().fingerprint("psnr")) == 8
+
+
+def test_a_field_that_an_older_file_lacks_does_not_agree():
+    record = made().record()
+    del record["filter"]
+    assert fingerprint(record, "psnr") != made().fingerprint("psnr")
+
+
+def test_all_fields_are_text_or_counts():
+    kinds = {field.name: field.type for field in dataclasses.fields(Protocol)}
+    assert {kind for name, kind in kinds.items() if name != "metrics"} == {"str", "int"}
+
+
+def test_settings_of_a_subject_have_defaults_and_its_identity_is_not_among_them():
+    assert settings({"fingerprint": "f00", "quality": "80"}) == SETTINGS
+    assert settings({"dtype": "bfloat16", "seed": "3", "latents": "sample"}) == {
+        **SETTINGS, "dtype": "bfloat16", "latents": "sample", "seed": "3",
+    }  # fmt: skip
+
+
+def test_the_hash_of_data_is_of_its_lines_in_order():
+    assert data_hash(["a", "b"]) != data_hash(["b", "a"])
+    assert data_hash(["a", "b"]) != data_hash(["ab"])
+    assert data_hash(iter(["a\udc80", "b"])) == data_hash(["a\udc80", "b"])
+
+
+def test_the_version_of_the_code_is_of_the_files_that_measure(tmp_path, monkeypatch):
+    assert code_version.__wrapped__() == code_version()
+    home = tmp_path / "eval" / "metrics"
+    home.mkdir(parents=True)
+    monkeypatch.setattr(protocol, "_ROOT", tmp_path)
+    versions = set()
+    for text in ("x = 1\n", "x = 2\n"):
+        (home / "a.py").write_text(text)
+        versions.add(code_version.__wrapped__())
+    (home / "a.py").write_bytes(b"x = 2\r\n")  # as git checks it out on Windows
+    versions.add(code_version.__wrapped__())
+    assert len(versions) == 2
+
+
+def test_every_pattern_of_files_that_measure_finds_some():
+    for pattern in protocol._MEASURING:
+        assert list(protocol._ROOT.glob(pattern)), pattern

@@ -1,0 +1,174 @@
+"""Quality by bytes: what is measured against what is written to disk here, the tables, the charts."""
+
+import json
+import math
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from atoken.errors import AtokenError, MediaError
+from atoken.io import Clip, Image
+from atoken.metrics import psnr_of, squared_error, ssim
+from eval.contract import Item, Sample
+from eval.rate import CRFS, QUALITIES, Bench, media_of, rate
+from eval.rate_report import Point, drawn, markdown, write
+from eval.subjects.codecs import FORMATS, PictureCodec
+from eval.subjects.pca import PCA
+from tests.eval.media import made_clip, made_picture
+from tests.tokenizer.small import small_tokenizer
+from tests.tolerances import FP32
+
+pytest.importorskip("matplotlib", reason="the extra eval is not installed")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Listed:
+    """A source of items in hand; None cannot be read."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def key(self, index):
+        return f"broken-{index}" if self.items[index] is None else self.items[index].key
+
+    def __getitem__(self, index):
+        if self.items[index] is None:
+            raise MediaError("It is damaged.")
+        return self.items[index]
+
+
+class Same:
+    """Gives all back, and does not say for how many bytes."""
+
+    name, record = "same", {"model": "none"}
+
+    def reconstruct(self, items):
+        return [Sample(item, item.media.pixels[None], item.media.pixels[None]) for item in items]
+
+
+@pytest.fixture
+def small_pca(monkeypatch):
+    """Fitted on little, which is all that is small here."""
+    monkeypatch.setattr("eval.subjects.pca.PICTURES", 2)
+    monkeypatch.setattr("eval.subjects.pca.CLIPS", 2)
+    monkeypatch.setattr("eval.subjects.pca.SIDE", 128)
+
+
+def of(points, **wanted):
+    return [point for point in points if all(getattr(point, name) == value for name, value in wanted.items())]
+
+
+def test_a_point_is_the_mean_of_its_files(tmp_path):
+    items = [made_picture(48, 64), made_picture(17, 33, 1), made_picture(64, 64, 2)]
+    point, sizes = Bench("picture", Listed(*items)).one(lambda: PictureCodec("jpeg", 40))
+    errors, likeness, total = [], [], 0
+    for item in items:
+        path = tmp_path / f"{item.key}.jpg"
+        PIL.Image.fromarray(item.media.pixels).save(path, quality=40, **FORMATS["jpeg"].options)
+        ours = np.array(PIL.Image.open(path))
+        errors.append(squared_error(ours, item.media.pixels))
+        likeness.append(ssim(ours, item.media.pixels))
+        total += path.stat().st_size
+        assert sizes[item.key] == path.stat().st_size
+    assert (point.items, point.size) == (3, pytest.approx(total / 3))
+    assert point.bits_per_pixel == pytest.approx(8 * total / (48 * 64 + 17 * 33 + 64 * 64))
+    assert point.psnr == pytest.approx(np.mean([psnr_of(error) for error in errors]))
+    assert point.psnr_of_mean == pytest.approx(psnr_of(np.mean(errors)))
+    assert point.ssim == pytest.approx(np.mean(likeness), abs=FP32)
+
+
+def test_what_cannot_be_read_is_left_out_and_what_cannot_be_measured_says_why():
+    bench = Bench("picture", Listed(made_picture(), None, made_picture(number=1)))
+    point, _ = bench.one(lambda: PictureCodec("jpeg", 40))
+    assert (point.items, bench.failed) == (2, {"broken-1": "It is damaged."})
+    point, sizes = bench.one(lambda: PictureCodec("jpeg", 0), name="JPEG")
+    assert (point.subject, point.items, sizes) == ("JPEG", 0, {})
+    assert point.why.startswith("The quality of JPEG is from 1 to 100")
+    assert "does not say how many bytes" in bench.one(Same)[0].why
+    assert bench.one(lambda: PictureCodec("jpeg", 5)) == bench.one(lambda: PictureCodec("jpeg", 5))
+    assert Bench("picture", Listed(None)).one(lambda: PictureCodec("jpeg", 5))[0].why == "No picture could be read."
+
+
+def test_pictures_from_a_folder_to_tables_and_charts(tmp_path, small_pca):
+    for number, item in enumerate([made_picture(48, 64), made_picture(49, 33, 1)]):
+        item.media.save(tmp_path / f"{number}.png")
+    tokenizers = [small_tokenizer(), small_tokenizer("discrete")]
+    points = rate(tmp_path, tmp_path / "out", models=tokenizers, peers=[PictureCodec("jpeg", 33)])
+    for format in FORMATS.values():
+        curve = [point for point in of(points, group="curve") if point.subject.startswith(format.name)]
+        sizes = [point.bits_per_pixel for point in curve if point.subject != "JPEG, quality 33"]
+        assert len(sizes) == len(QUALITIES)
+        assert sizes == sorted(sizes)
+    names = ["small-continuous", "small-continuous, float16", "small-discrete"]
+    assert [point.subject for point in of(points, group="curve")[-6:]] == [
+        *names,
+        "PCA, 48 numbers a patch",
+        "PCA, 48 numbers a patch, float16",
+        "JPEG, quality 33",
+    ]
+    for name in names:
+        own, *codecs, pca = of(points, group=f"at the bytes of {name}")
+        assert own.subject == name
+        assert len(codecs) == len(FORMATS)
+        assert all(codec.why or codec.size <= own.size for codec in codecs)
+        assert pca.subject.startswith("PCA, 48 numbers a patch")
+        assert pca.size == (12 + 4 * 3) / 2 * 48 * (2 if "float16" in name else 4)
+    record = json.loads((tmp_path / "out" / "rate.json").read_text())
+    assert [point["subject"] for point in record["points"]] == [point.subject for point in points]
+    assert record["points"][0]["record"]["codec"] == "JPEG, 4:2:0"
+    assert "| small-discrete | 2 |" in (tmp_path / "out" / "rate.md").read_text()
+    for name in ("psnr", "ssim"):
+        assert (tmp_path / "out" / f"picture-{name}.png").read_bytes().startswith(PNG)
+
+
+def test_clips_beside_codecs_of_clips(tmp_path, small_pca):
+    source = Listed(made_clip(9, 32, 48), made_clip(5, 17, 20))
+    points = rate({"clip": source}, tmp_path, models=[small_tokenizer("discrete")])
+    for name in ("H.264", "H.265"):
+        curve = [point for point in of(points, group="curve") if point.subject.startswith(name)]
+        assert len(curve) == len(CRFS)
+        if not curve[0].why:
+            sizes = [point.size for point in curve]
+            assert sizes == sorted(sizes)
+            assert curve[0].bits_per_pixel == pytest.approx(16 * sizes[0] / (9 * 32 * 48 + 5 * 17 * 20))
+    *_, pca = of(points, group="at the bytes of small-discrete")
+    assert pca.record["model"] == "48 principal components of patches of 4 x 16 x 16 pixels"
+    assert pca.size == (3 * 2 * 3 + 2 * 2 * 2) / 2 * 48 * 4
+    assert (tmp_path / "clip-psnr.png").exists()
+
+
+def test_media_are_what_a_folder_holds(tmp_path):
+    made_picture().media.save(tmp_path / "a.png")
+    Clip(made_clip(2, 32, 32).media.frames).save(tmp_path / "b.mp4")
+    found = media_of(tmp_path)
+    assert {medium: [of.key(n) for n in range(len(of))] for medium, of in found.items()} == {
+        "picture": ["a.png"],
+        "clip": ["b.mp4"],
+    }
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AtokenError):
+        media_of(tmp_path / "empty")
+
+
+def test_a_perfect_item_is_inf_as_text_and_the_chart_takes_the_other_convention(tmp_path):
+    grey = Item("grey", Image(np.full((32, 32, 3), 128, np.uint8)))
+    pca = PCA(
+        [np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)], "noise", components=4, block=(1, 2, 2)
+    )
+    bench = Bench("picture", Listed(grey, made_picture()))
+    points = [bench.one(lambda q=q: PictureCodec("jpeg", q))[0] for q in (50, 90)] + [bench.one(lambda: pca)[0]]
+    assert points[1].psnr == math.inf
+    assert math.isfinite(points[1].psnr_of_mean)
+    write([*points, Point("picture", "curve", "AVIF", why="It | is not there.")], {"x": "It is damaged."}, tmp_path)
+    record = json.loads((tmp_path / "rate.json").read_text())
+    assert record["points"][1]["psnr"] == "inf"
+    assert record["failed"] == {"x": "It is damaged."}
+    text = (tmp_path / "rate.md").read_text()
+    assert "- AVIF: It | is not there." in text
+    assert "- x: It is damaged." in text
+    assert [name for name, _ in drawn(points)] == ["psnr", "ssim"]
+    assert markdown(points).count("\n| ") == 2 + len(points)  # head and rule

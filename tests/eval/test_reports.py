@@ -1,0 +1,353 @@
+"""Reports: which numbers share a column, what a page holds, and that it reaches for nothing outside itself."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from atoken.errors import ReportError
+from atoken.io import Image
+from atoken.metrics import psnr
+from eval import run
+from eval.metrics.pixels import Psnr, Ssim
+from eval.protocol import FORMAT, Protocol
+from eval.report import findings, page, tables
+from eval.report.page import report
+from eval.report.results import Column, read_results
+from tests.eval import small
+
+PROTOCOL = Protocol(
+    task="folder", data="d0", items=3, crop="none", filter="none", size="native", frames="all", fps="native",
+    stride="1", cameras="none", background="black", templates="none", dtype="float32", latents="mean", seed="none",
+    code="0.1+abc", metrics={"psnr": {"peak": "255"}, "usage": {"codes of a group": "4096"}, "size": {"unit": "bits"}},
+)  # fmt: skip
+
+
+def row_of(subject="nano", status="complete", numbers=None, protocol=PROTOCOL, **more):
+    found = {"psnr": ("psnr", 24.126)} if numbers is None else numbers
+    record = protocol.record()
+    return {
+        "task": protocol.task,
+        "subject": subject,
+        "identity": {"weights": f"of {subject}"},
+        "medium": "picture",
+        "status": status,
+        "why": "" if status == "complete" else "Some sentence.",
+        "protocol": record,
+        "numbers": {
+            name: {"value": value, "metric": metric, "fingerprint": protocol.fingerprint(metric)}
+            for name, (metric, value) in found.items()
+        },
+        "faults": {},
+        "skipped": {},
+        "items": {"planned": 3, "measured": 3, "full": 3},
+        "failed": [],
+        "worst": [],
+    } | more
+
+
+def written(folder, *rows, run=None, name="result.json"):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(json.dumps({"format": FORMAT, "rows": list(rows), "run": {"host": "h"} if run is None else run}))
+    return path
+
+
+def changed(**fields):
+    return Protocol(**{name: getattr(PROTOCOL, name) for name in PROTOCOL.__dataclass_fields__} | fields)
+
+
+class Page(HTMLParser):
+    """Tables by the title before them, pictures by their captions, every attribute, and the text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tables, self.pictures, self.attributes, self.open, self.text = {}, [], [], [], ""
+        self.title = self.caption = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self.open == [], "every tag is closed"
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += attributes
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        if tag in ("h2", "h3"):
+            self.title = ""
+        elif tag == "table":
+            self.rows = self.tables.setdefault(self.title, [])
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "figure":
+            self.caption = ""
+        elif tag == "img":
+            found = dict(attributes)
+            kind, _, data = found["src"].partition(",")
+            assert kind == "data:image/png;base64"
+            self.pictures.append((self.title, self.caption, base64.b64decode(data)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        tag = self.open[-1] if self.open else ""
+        if tag in ("td", "th"):
+            self.rows[-1][-1] += data
+        elif tag in ("h2", "h3"):
+            self.title += data
+        elif "figcaption" in self.open:
+            self.caption += data
+        if "style" not in self.open:
+            self.text += data
+
+    def shown(self, title):
+        """Captions and pixels of the pictures under a title."""
+        return [(caption, pixels_of(data)) for at, caption, data in self.pictures if at == title]
+
+
+def pixels_of(png):
+    return np.asarray(PIL.Image.open(BytesIO(png)))
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def test_numbers_of_one_fingerprint_share_a_column(tmp_path):
+    files = [written(tmp_path / "a", row_of("nano")), written(tmp_path / "b", row_of("JPEG"))]
+    table = tables.numbers_table(read_results(files))
+    psnr_ = f"psnr [{PROTOCOL.fingerprint('psnr')}]"
+    assert table.head == ("subject", "items", psnr_)
+    assert table.rows == (("nano", "3", "24.13"), ("JPEG", "3", "24.13"))
+    assert tables.protocol_table(read_results(files)).head == ("field", "value")
+
+
+@pytest.mark.parametrize("field", [name for name in PROTOCOL.__dataclass_fields__ if name not in ("task", "metrics")])
+def test_numbers_whose_protocols_differ_in_any_field_stand_apart(tmp_path, field):
+    other = changed(**{field: 4 if field == "items" else "another"})
+    rows = read_results([written(tmp_path, row_of("nano"), row_of("JPEG", protocol=other))])
+    table = tables.numbers_table(rows)
+    assert [re.sub(r" \[.*", "", name) for name in table.head] == ["subject", "items", "psnr", "psnr"]
+    assert [row[2:] for row in table.rows] == [("24.13", ""), ("", "24.13")]
+    marked = [row for row in tables.protocol_table(rows).rows if row[0].endswith("(differs)")]
+    assert [row[0] for row in marked] == [f"{field} (differs)"]
+    assert len(set(marked[0][1:])) == 2
+
+
+def test_a_convention_of_a_metric_parts_the_numbers_of_that_metric_alone(tmp_path):
+    other = changed(metrics=PROTOCOL.metrics | {"psnr": {"peak": "1"}})
+    numbers = {"psnr": ("psnr", 20.0), "bits": ("size", 3.0)}
+    rows = read_results([written(tmp_path, row_of("a", numbers=numbers), row_of("b", numbers=numbers, protocol=other))])
+    assert [re.sub(r" \[.*", "", name) for name in tables.numbers_table(rows).head[2:]] == ["psnr", "psnr", "bits"]
+
+
+def test_failed_rows_show_no_number_and_say_why(tmp_path):
+    failed = row_of("bad", "failed", faults={"psnr": "It is NaN."}, skipped={"lpips": "No weights."},
+                    failed=[{"key": f"{n}.png", "why": "Broken."} for n in range(30)])  # fmt: skip
+    partial = row_of("some", "partial", items={"planned": 3, "measured": 2, "full": 9})
+    (first, *others) = tables.tables(read_results([written(tmp_path, failed, partial)]))
+    assert [row[1:] for row in first.rows] == [("3, failed", ""), ("2 of 9, partial", "24.13")]
+    problems = others[-1].rows
+    assert ("bad", "failed", "Some sentence.") in problems
+    assert ("bad", "psnr: no number", "It is NaN.") in problems
+    assert ("bad", "lpips: left out", "No weights.") in problems
+    assert sum(row[2] == "Broken." for row in problems) == tables.LISTED
+    assert any("10 more" in row[1] for row in problems)
+
+
+def test_subjects_of_one_name_are_told_apart(tmp_path):
+    rows = read_results([written(tmp_path, row_of("a"), row_of("b"), row_of("a"))])
+    assert tables.names(rows) == ["a (1)", "b", "a (2)"]
+
+
+def test_numbers_by_group_are_a_table_of_their_own(tmp_path):
+    numbers = {f"codes used/{g}": ("usage", g / 16) for g in (1, 0)} | {"codes used": ("usage", 1 / 32)}
+    first, second, *_ = tables.tables(read_results([written(tmp_path, row_of(numbers=numbers))]))
+    assert len(first.head) == 3
+    assert (second.head, second.rows) == (("group", "codes used"), (("0", "0.0000"), ("1", "0.0625")))
+
+
+def test_markdown_is_tables_whose_cells_cannot_break_out(tmp_path):
+    evil = "a|b\n# <img src=x> `c` [d](http://e) _f_"
+    rows = row_of(evil, "partial", why=evil), row_of(evil, protocol=changed(seed=evil))
+    text = tables.markdown(read_results([written(tmp_path, *rows)]))
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        cells = [len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()]
+        assert len(set(cells)) == 1
+    assert not re.search(r"^# ", text, re.M)
+    assert not re.search(r"(?<!\\)[<`]", text)
+    assert not re.search(r"(?<!\\)\]\(", text)
+    assert report([written(tmp_path, row_of())], tmp_path / "table.md").read_text().startswith("## folder\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"format": "older"}', "not a result file of this version"),
+        (json.dumps({"format": FORMAT, "rows": [{"task": "x"}]}), "is damaged"),
+        (json.dumps({"format": FORMAT, "rows": []}), "hold no rows"),
+        (json.dumps({"format": FORMAT, "rows": [row_of(numbers={"psnr": ("psnr", float("nan"))})]}), "not finite"),
+    ],
+)
+def test_what_is_no_result_is_refused_in_one_sentence(tmp_path, content, message):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ReportError, match=message):
+        report([tmp_path / "result.json"], tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+# ------------------------------------------------------------------------------------------------------------- page
+
+
+def with_pictures(folder, sizes=((40, 60), (24, 24)), **more):
+    """A result with pictures of the worst items, a fixed sample and a file of items."""
+    rng, worst = np.random.default_rng(0), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, size in enumerate(sizes):
+        theirs = rng.integers(0, 256, (*size, 3), np.uint8)
+        ours = np.clip(theirs + rng.integers(-9, 10, theirs.shape), 0, 255).astype(np.uint8)
+        for side, pixels in (("theirs", theirs), ("ours", ours)):
+            Image(pixels).save(folder / f"{number}-{side}.png")
+        names = {side: f"{number}-{side}.png" for side in ("theirs", "ours")}
+        worst.append({"key": f"<{number}>.png", "psnr": psnr(ours, theirs)} | names)
+    lines = [{"key": "a", "psnr": 30.5}, {"key": "b", "psnr": "inf"}, {"key": "c", "failed": "Broken."}]
+    (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    items = {"planned": 3, "measured": 2, "full": 3, "file": "items.jsonl"}
+    numbers = {"psnr": ("psnr", 24.126)} | {f"codes used/{g}": ("usage", g / 16) for g in range(8)}
+    return row_of(worst=worst[:-1], shown=worst, items=items, numbers=numbers, **more)
+
+
+def test_what_the_runner_writes_becomes_a_page(tmp_path):
+    jobs = [small.job(20, subject=small.Copy(noise), metrics=[Psnr(), Ssim()], unreadable=(3,)) for noise in (3, 9)]
+    rows = [run.measure(job, tmp_path) for job in jobs]
+    result = written(tmp_path, *rows, run={"seconds": 3.5, "versions": {"numpy": "2"}})
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({rows[0]["shown"][0]["key"]: [{"box": [2, 2, 9, 12]}]}))
+    found = Page(report([result], tmp_path / "page.html", boxes))
+    table = found.tables["Numbers [fingerprint of how they were made]"]
+    assert [line[:2] for line in table[1:]] == [["copy (1)", "19 of 20, partial"], ["copy (2)", "19 of 20, partial"]]
+    assert len({name.partition(" [")[0] for name in table[0]}) == len(table[0])  # all numbers may be compared
+    assert found.tables["Runs"] == [["subject", "seconds", "versions.numpy"]] + [
+        [f"copy ({n})", "3.5", "2"] for n in (1, 2)
+    ]
+    for name, row in zip(("copy (1)", "copy (2)"), rows, strict=True):
+        captions = [caption for caption, _ in found.shown(f"Worst first: {name}")]
+        assert [caption.partition(",")[0] for caption in captions] == [one["key"] for one in row["worst"]]
+        psnrs = [float(re.search(r", psnr ([\d.]+)", caption)[1]) for caption in captions]
+        assert len(psnrs) == 8
+        assert psnrs == sorted(psnrs)
+        more = {one["key"] for one in row["shown"]} - {one["key"] for one in row["worst"]}
+        assert len(found.shown(f"A fixed sample: {name}")) == len(more)
+        assert len(found.shown(f"Crops: {name}")) == 1
+    measured = {caption.partition(" of each item")[0] for caption, _ in found.shown("Charts")}
+    assert measured == {"psnr", "ssim", "error"}
+    assert len(found.shown("Charts")) == 3
+
+
+def read(path):
+    return np.asarray(PIL.Image.open(path))
+
+
+def test_a_page_holds_tables_charts_and_pictures_and_reaches_for_nothing(tmp_path):
+    result = written(tmp_path, with_pictures(tmp_path, why="<script>"))
+    found = Page(report([result], tmp_path / "page.html"))
+    table = found.tables["Numbers [fingerprint of how they were made]"]
+    assert table[1] == ["nano", "2 of 3", "24.13"]
+    assert ["psnr.peak", "255"] in found.tables["Protocol"]
+    assert found.tables["Codes of nano"][1:][3] == ["3", "0.1875"]
+    assert found.tables["Problems"][1] == ["nano", "complete", "<script>"]
+    for name, value in found.attributes:
+        assert name not in ("href", "srcset", "action", "onload", "xlink:href")
+        assert name != "src" or value.startswith("data:image/png;base64,")
+    text = (tmp_path / "page.html").read_text()
+    assert not re.search(r"https?:|url\(|@import|<script|<link|<iframe", text)
+    captions = [caption for caption, _ in found.shown("Charts")]
+    assert captions == ["codes used by group", f"psnr of each item [{PROTOCOL.fingerprint('psnr')}]"]
+    assert [len(found.shown(title)) for title in ("Worst first: nano", "A fixed sample: nano")] == [1, 1]  # no twice
+    assert text == report([result], tmp_path / "again.html").read_text()
+
+
+def test_pictures_are_shown_with_their_difference(tmp_path):
+    found = Page(report([written(tmp_path, with_pictures(tmp_path))], tmp_path / "page.html"))
+    ((caption, pixels),) = found.shown("Worst first: nano")
+    theirs, ours = (read(tmp_path / f"0-{side}.png") for side in ("theirs", "ours"))
+    factor = int(re.search(r"difference x (\d+)", caption)[1])
+    assert factor == 16  # differences are at most 9, so that 16 x 9 < 255 < 32 x 9, more than 1 % of them
+    assert "<0>.png, psnr " in caption
+    wanted = np.concatenate([theirs, ours, np.abs(theirs.astype(int) - ours) * factor], axis=1)
+    assert (pixels == wanted).all()
+
+
+def test_crops_stand_side_by_side_with_their_psnr(tmp_path):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(
+        json.dumps({"<0>.png": [{"box": [5, 10, 25, 18], "what": "face"}], "gone": [{"box": [0, 0, 1, 1]}]})
+    )
+    found = Page(report([written(tmp_path, with_pictures(tmp_path))], tmp_path / "page.html", boxes))
+    ((caption, pixels),) = found.shown("Crops: nano")
+    theirs, ours = (read(tmp_path / f"0-{side}.png")[10:18, 5:25] for side in ("theirs", "ours"))
+    assert (pixels == np.concatenate([theirs, ours], axis=1)).all()
+    error = np.square(theirs.astype(float) - ours).mean()
+    assert caption.startswith(f"face of <0>.png, PSNR {10 * np.log10(255**2 / error):.2f} dB")
+    assert "Of 1 keys with boxes" in found.text
+    boxes.write_text(json.dumps({"<0>.png": [{"box": [5, 10, 61, 18]}]}))
+    with pytest.raises(ReportError, match="outside its 60x40 pixels"):
+        report([tmp_path / "result.json"], tmp_path / "page.html", boxes)
+    for wrong in ('{"a": [{"box": [3, 0, 2, 1]}]}', '{"a": [[0, 0, 1, 1]]}', "[]", "{"):
+        boxes.write_text(wrong)
+        with pytest.raises(ReportError, match="holds no boxes"):
+            findings.read_boxes(boxes)
+
+
+def test_pictures_over_the_limit_are_counted_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "PICTURES", 9_000)
+    row = with_pictures(tmp_path, ((10, 10), (60, 60), (11, 11)))
+    found = Page(report([written(tmp_path, row)], tmp_path / "page.html"))
+    assert "1 more pictures, too large for this page" in found.text
+    assert len(found.shown("Worst first: nano")) + len(found.shown("A fixed sample: nano")) == 2
+
+
+def test_a_report_goes_on_without_the_file_of_items_and_refuses_files_of_elsewhere(tmp_path):
+    row = with_pictures(tmp_path)
+    (tmp_path / "items.jsonl").unlink()
+    assert [c for c, _ in Page(report([written(tmp_path, row)], tmp_path / "p.html")).shown("Charts")] == [
+        "codes used by group"
+    ]
+    row["worst"][0]["theirs"] = "../secret.png"
+    with pytest.raises(ReportError, match="outside its folder"):
+        report([written(tmp_path, row)], tmp_path / "p.html")
+    row["worst"][0]["theirs"] = "missing.png"
+    with pytest.raises(ReportError, match="cannot be read"):
+        report([written(tmp_path, row)], tmp_path / "p.html")
+
+
+def test_items_are_read_by_name(tmp_path):
+    (row,) = read_results([written(tmp_path, with_pictures(tmp_path))])
+    assert np.array_equal(row.items()["psnr"], [30.5, np.nan, np.nan], equal_nan=True)
+    (tmp_path / "items.jsonl").write_text('{"key": "a"}\n{"key"')
+    with pytest.raises(ReportError, match="damaged at line 2"):
+        row.items()
+
+
+def test_rate_curves_join_the_sizes_of_one_kind_of_subject(tmp_path):
+    def at(subject, bits, quality, protocol=PROTOCOL):
+        return row_of(subject, numbers={"bits": ("size", bits), "psnr": ("psnr", quality)}, protocol=protocol)
+
+    rows = [at("JPEG, quality 50", 2.0, 30.0), at("JPEG, quality 10", 1.0, 25.0), at("nano", 1.5, 28.0)]
+    elsewhere = at("JPEG, quality 90", 3.0, 33.0, changed(dtype="bfloat16"))
+    found = page.rate_curves(read_results([written(tmp_path, *rows, elsewhere)]))
+    ((size, quality),) = found  # the other one is a point alone
+    assert (size, quality) == (
+        Column("bits", PROTOCOL.fingerprint("size")),
+        Column("psnr", PROTOCOL.fingerprint("psnr")),
+    )
+    kinds = {kind: [of.tolist() for of in points] for kind, points in found[size, quality].items()}
+    assert kinds == {"JPEG": [[2.0, 1.0], [30.0, 25.0]], "nano": [[1.5], [28.0]]}
+    shown = Page(report([written(tmp_path, *rows)], tmp_path / "page.html")).shown("Charts")
+    assert [caption for caption, _ in shown] == ["psnr by bits"]
