@@ -38,7 +38,7 @@ MOMENTS, FLIPS, EVERY = 30, 300, 3
 # A call that saving makes, which of them in the run, and whether the process dies before or after it.
 POINTS = [
     (call, number, when)
-    for call, numbers in (("save_file", (2,)), ("_sha256", (4,)), ("_sync", (6, 7, 8)), ("_replaced", (2,)))
+    for call, numbers in (("save_file", (2,)), ("_sha256", (4,)), ("sync", (6, 7, 8)), ("_replaced", (2,)))
     for number in numbers
     for when in ("before", "after")
 ]

@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     notes = _Notes()
     try:
+        from eval.torchvision_step import mend_torchvision
+
+        mend_torchvision()  # before transformers, and so AToken, looks for it
         room = import_module("eval.commands")
         from atoken.console import silence_transformers
 

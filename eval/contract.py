@@ -61,8 +61,13 @@ class Sample:
 class Subject(Protocol):
     """A tokenizer, or what stands in for one. What it cannot do raises AtokenError, in one sentence."""
 
-    name: str
-    record: Mapping[str, str]  # for the protocol: fingerprint of weights, dtype, sample or mean, quality of a codec
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+
+    @property
+    def record(self) -> Mapping[str, str]:
+        """For the protocol: fingerprint of weights, dtype, sample or mean, quality of a codec."""
 
     def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
         """Through the tokens and back; a sample for each item, in order."""
@@ -83,8 +88,13 @@ class Metric(Protocol):
     ``finish`` may return it, nothing may hide it.
     """
 
-    name: str
-    record: Mapping[str, str]  # for the protocol: conventions, checksum of the network's weights
+    @property
+    def name(self) -> str:
+        """What it is called, also in files."""
+
+    @property
+    def record(self) -> Mapping[str, str]:
+        """For the protocol: conventions, checksum of the network's weights."""
 
     def start(self) -> State:
         """The state before any sample."""

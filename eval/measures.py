@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from atoken.errors import AtokenError
 from atoken.tokenizer import load
@@ -37,8 +36,7 @@ class Needs:
     trust: bool = False
 
 
-# A Metric, or None where none applies. (The contract says Mapping, and mypy refuses the dict of those that there are.)
-Build = Callable[[Needs], Any]
+Build = Callable[[Needs], Metric | None]  # None where it does not apply
 
 
 def _zero_shot(needs: Needs) -> ZeroShot:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +22,7 @@ from eval.subjects.torchscript import TorchScript
 from eval.subjects.video_codecs import FORMATS as VIDEO_FORMATS
 from eval.subjects.video_codecs import VideoCodec
 
-Choose = Callable[[str, argparse.Namespace], Any]  # a Subject; see measures.Build
+Choose = Callable[[str, argparse.Namespace], Subject]
 
 
 def _picture_codec(format: str) -> Choose:
@@ -73,11 +72,9 @@ def subject_of(options: argparse.Namespace, pool: Pool = "whole") -> Subject:
     kind, colon, which = options.model.partition(":")
     if colon and kind not in KINDS:
         raise AtokenError(f"There is no kind of subject {kind!r}; take one of: {', '.join(KINDS)}.")
-    subject: Any = (
-        KINDS[kind](which, options) if colon else AToken(tokenizer_of(options), sample=options.sample, pool=pool)
-    )
-    chosen: Subject = subject
-    return chosen
+    if colon:
+        return KINDS[kind](which, options)
+    return AToken(tokenizer_of(options), sample=options.sample, pool=pool)
 
 
 def tokenizer_of(options: argparse.Namespace) -> Tokenizer:

@@ -184,7 +184,7 @@ def formats(medium: str) -> dict[str, str]:
     return {format: described.name for format, described in known.items()}
 
 
-def _codec(medium: str, format: str, quality: int | AtMost) -> Any:
+def _codec(medium: str, format: str, quality: int | AtMost) -> Subject:
     if medium == "picture":
         return PictureCodec(format, quality)
     if isinstance(quality, AtMost):
@@ -192,5 +192,5 @@ def _codec(medium: str, format: str, quality: int | AtMost) -> Any:
     return VideoCodec(format, crf=quality)
 
 
-def _itself(subject: Any) -> Any:
+def _itself(subject: Subject) -> Subject:
     return subject

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,7 +56,6 @@ class ShardFolder:
         make_folder(self.folder)
         with atomic_path(self.path(number), ReportError) as temporary:
             temporary.write_bytes(packed.getvalue() + hashlib.sha256(packed.getbuffer()).digest())
-        _sync(self.folder)
 
     def read(self, number: int) -> Shard | None:
         """A shard, or None where it is missing, damaged, or of another run. Raises: ReportError where it is locked."""
@@ -87,15 +85,6 @@ class ShardFolder:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # another file of the user's may be in it, or it was never made
             self.folder.rmdir()
-
-
-def _sync(folder: Path) -> None:
-    """Make a new name in a folder last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:

@@ -21,11 +21,23 @@ def atomic_path(path: str | Path, error: type[AtokenError]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        sync(temporary)
         temporary.replace(target)
+        sync(target.parent)
     except OSError as failure:
         reason = failure.strerror or str(failure)
         raise error(f"Cannot write {target}: {reason}.") from failure
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Make what is written in a file, or the names in a folder, last through a power cut. Raises: OSError."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return  # Windows keeps names by itself, and opens no folders
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

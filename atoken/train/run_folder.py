@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atoken.errors import CheckpointError
+from atoken.io.atomic import sync
 
 KEEP = 2  # checkpoints
 
@@ -42,10 +42,10 @@ class RunFolder:
             sums = {name: _sha256(temporary / name) for name in ("state.safetensors", "numbers.json")}
             (temporary / "manifest.json").write_text(json.dumps(sums))
             for file in temporary.iterdir():
-                _sync(file)
+                sync(file)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
-            _sync(self.path)
+            sync(self.path)
         except (OSError, SafetensorError) as error:  # a full disk comes as either
             shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
@@ -111,11 +111,3 @@ def verified(folder: Path) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

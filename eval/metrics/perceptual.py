@@ -9,12 +9,12 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from atoken.errors import AtokenError, CheckpointError
+from atoken.errors import CheckpointError
 from atoken.train.teachers import WITHOUT, load_teachers
 from atoken.train.vgg import VGG16, Heads, lpips, shared_pass
 from eval.contract import Sample
 from eval.metrics.exact import Mean
-from eval.metrics.pixels import pixels_of
+from eval.metrics.pixels import large_frames
 
 SMALLEST = 16  # pixels of a side that leave one at the coarsest layer
 
@@ -39,12 +39,7 @@ class Lpips(Mean):
 
     def measure(self, sample: Sample) -> dict[str, float]:
         """``lpips``, from 0. Raises: AtokenError, also where a side is shorter than 16 pixels."""
-        ours, theirs = pixels_of(sample)
-        height, width = ours.shape[1:3]
-        if min(height, width) < SMALLEST:
-            reason = f"sides of {SMALLEST} pixels or more, and {sample.item.key} is {width}x{height}"
-            raise AtokenError(f"LPIPS needs {reason}; prepare larger ones, or leave it out.")
-        return {"lpips": fmean(self._distance(*frame) for frame in zip(ours, theirs, strict=True))}
+        return {"lpips": fmean(self._distance(*frame) for frame in large_frames(sample, SMALLEST, "LPIPS"))}
 
     @torch.inference_mode()
     def _distance(self, ours_HW3: np.ndarray, theirs_HW3: np.ndarray) -> float:

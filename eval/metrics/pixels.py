@@ -7,7 +7,7 @@ asset are those of all its frames or views together (PSNR, seams) or the mean ov
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -40,6 +40,16 @@ def pixels_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         shapes = f"{ours.shape} instead of {theirs.shape}"
         raise AtokenError(f"The reconstruction of {key} has shape {shapes}; let the subject keep the size.")
     return ours, theirs
+
+
+def large_frames(sample: Sample, smallest: int, metric: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of frames of a sample for a metric that needs sides of so many pixels. Raises: AtokenError."""
+    ours, theirs = pixels_of(sample)
+    height, width = ours.shape[1:3]
+    if min(height, width) < smallest:
+        reason = f"sides of {smallest} pixels or more, and {sample.item.key} is {width}x{height}"
+        raise AtokenError(f"{metric} needs {reason}; prepare larger ones, or leave it out.")
+    return zip(ours, theirs, strict=True)
 
 
 class Psnr(Mean):
@@ -114,12 +124,7 @@ class MsSsim(Mean):
 
     def measure(self, sample: Sample) -> dict[str, float]:
         """``ms-ssim``, from 0 to 1. Raises: AtokenError, also where a side is shorter than 176 pixels."""
-        ours, theirs = pixels_of(sample)
-        height, width = ours.shape[1:3]
-        if min(height, width) < SMALLEST:
-            reason = f"sides of {SMALLEST} pixels or more, and {sample.item.key} is {width}x{height}"
-            raise AtokenError(f"MS-SSIM needs {reason}; prepare larger ones, or leave it out.")
-        return {"ms-ssim": fmean(multi_scale(*frame) for frame in zip(ours, theirs, strict=True))}
+        return {"ms-ssim": fmean(multi_scale(*frame) for frame in large_frames(sample, SMALLEST, "MS-SSIM"))}
 
 
 def multi_scale(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -381,7 +381,7 @@ def refused_tables(top: Path) -> dict[str, Callable[[], object]]:
 def test_what_is_no_source_gets_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     missing, long = tmp_path / "missing", tmp_path / ("x" * 300)
-    tests = refused_tables(tmp_path) | {"holds no file to train on": lambda: FolderSource(tmp_path)}
+    tests = refused_tables(tmp_path) | {"holds no file that can be read": lambda: FolderSource(tmp_path)}
     for reason, make in tests.items():
         with pytest.raises(MediaError, match=reason):
             make()

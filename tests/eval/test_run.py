@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from atoken.errors import AtokenError
+from atoken.io import atomic
 from atoken.metrics import psnr_of
 from eval import run, shards
 from eval.metrics.pixels import Psnr, Ssim
@@ -103,7 +104,7 @@ def dying_at(folder, number, where):
 MOMENTS = [
     (1, "item"), (9, "item"), (30, "item"), (37, "item"),  # the last of these is while pictures are made again
     (1, (np, "savez", "after")), (3, (Path, "replace", "before")), (3, (Path, "replace", "after")),
-    (5, (shards, "_sync", "before")), (1, (run, "merge", "before")), (1, (run, "merge", "after")),
+    (10, (atomic, "sync", "before")), (1, (run, "merge", "before")), (1, (run, "merge", "after")),
     (1, (run, "write_json", "after")), (1, (shards.ShardFolder, "clear", "after")),
 ]  # fmt: skip
 

@@ -82,7 +82,7 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> list[str]:
     if not found:
         wanted = ", ".join(sorted(suffixes))
         raise MediaError(
-            f"The folder {folder} holds no file to train on; put some with these suffixes there: {wanted}."
+            f"The folder {folder} holds no file that can be read; put some with these suffixes there: {wanted}."
         )
     return found
 
