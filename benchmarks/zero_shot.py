@@ -18,6 +18,9 @@ gradient". Of each the first 200 of the series whose captions are all different.
 pictures whose own caption is the nearest of the 200; R@1 of pictures is the share of captions whose own picture is. A
 tie is a miss, so is a vector that is not finite. Intervals hold 95 % of the binomial distribution's weight (Wilson).
 Run it with ``OMP_NUM_THREADS=1`` for one core: most of the time goes into rendering the assets.
+
+``python -m eval run procedural-pictures-zero-shot`` (and its like) measures the same samples with a protocol; assets
+there have all their voxels, which takes a CPU half a minute each, and are fewer.
 """
 
 from __future__ import annotations
@@ -26,83 +29,55 @@ import argparse
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from atoken.data.labelled import (
-    FIGURE_PROMPTS,
-    SOLID_PROMPTS,
-    class_of,
-    labelled_asset,
-    labelled_clip,
-    labelled_picture,
-    scene,
-)
-from atoken.data.procedural import Sample
+from atoken.data.labelled import FIGURE_PROMPTS, SOLID_PROMPTS, class_of
 from atoken.errors import AtokenWarning
 from atoken.modalities.pixels import patchify, to_values
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.tokenizer import Tokenizer, load
 from atoken.tokens import SparseTokens
+from eval.sources import made
+from eval.sources.entry import Listing
 
-HELD_OUT_SEED = 1_000_003
-PICTURES, CLIPS, ASSETS, TEXTS = 384, 192, 144, 200
-SIDES, FRAMES, TEXT_SIDE = (64, 80, 96, 112, 128), (8, 12, 16), 128
 MOST_VOXELS = 512
+ASSETS = 144  # three rounds of the 48 classes
 AT_ONCE = 16  # samples that are encoded together
 
 
 def pictures() -> Iterator[SparseTokens]:
     """The labelled pictures."""
-    for index in range(PICTURES):
-        side = SIDES[index % len(SIDES)]
-        yield tokens(labelled_picture(HELD_OUT_SEED, index, side, side))
+    return (patchify(to_values(picture.pixels[None])) for picture in _media(made.named_pictures(Path())))
 
 
 def clips() -> Iterator[SparseTokens]:
     """The labelled clips."""
-    for index in range(CLIPS):
-        side, frames = SIDES[index % len(SIDES)], FRAMES[index % len(FRAMES)]
-        yield tokens(labelled_clip(HELD_OUT_SEED, index, frames, side, side))
+    return (patchify(to_values(clip.frames)) for clip in _media(made.named_clips(Path())))
 
 
 def assets() -> Iterator[SparseTokens]:
     """The labelled assets, coarsened."""
-    for index in range(ASSETS):
-        views = render_views(labelled_asset(HELD_OUT_SEED, index).mesh)
+    for mesh in _media(made.named_assets(Path(), ASSETS)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AtokenWarning)  # that it is coarsened
-            yield voxelize(views, max_tokens=MOST_VOXELS, over="coarsen").tokens
+            yield voxelize(render_views(mesh), max_tokens=MOST_VOXELS, over="coarsen").tokens
 
 
-def different(made: Iterable[Sample]) -> dict[str, Sample]:
-    """The first samples whose captions differ, by caption."""
-    found: dict[str, Sample] = {}
-    for sample in made:
-        found.setdefault(sample.caption, sample)
-        if len(found) == TEXTS:
-            break
-    return found
+def captioned(listing: Listing) -> dict[str, SparseTokens]:
+    """Pictures by caption."""
+    captions = [entry.captions[0] for entry in listing.entries]
+    found = (patchify(to_values(picture.pixels[None])) for picture in _media(listing))
+    return dict(zip(captions, found, strict=True))
 
 
-def captioned() -> Iterator[Sample]:
-    """The labelled pictures whose captions say more than the prompt."""
-    made = (labelled_picture(HELD_OUT_SEED, index, TEXT_SIDE, TEXT_SIDE) for index in count())
-    return (sample for sample in made if sample.caption not in FIGURE_PROMPTS)
-
-
-def scenes() -> Iterator[Sample]:
-    """The pictures of several figures."""
-    return (scene(HELD_OUT_SEED, index, TEXT_SIDE, TEXT_SIDE) for index in count())
-
-
-def tokens(sample: Sample) -> SparseTokens:
-    """A picture's or clip's patches."""
-    return patchify(to_values(sample.frames))
+def _media(listing: Listing) -> Iterator[Any]:
+    return (entry.media() for entry in listing.entries if callable(entry.media))
 
 
 @torch.inference_mode()
@@ -136,9 +111,9 @@ def zero_shot(tokenizer: Tokenizer, samples: Iterable[SparseTokens], prompts: Se
     return right(found @ tokenizer.embed_text(prompts).T, own_V)
 
 
-def retrieval(tokenizer: Tokenizer, found: Mapping[str, Sample]) -> tuple[Tensor, Tensor]:
+def retrieval(tokenizer: Tokenizer, found: Mapping[str, SparseTokens]) -> tuple[Tensor, Tensor]:
     """(200,) bool each: which pictures find their captions, and which captions their pictures."""
-    scores = vectors(tokenizer, map(tokens, found.values())) @ tokenizer.embed_text(list(found)).T
+    scores = vectors(tokenizer, found.values()) @ tokenizer.embed_text(list(found)).T
     own = torch.arange(len(found))
     return right(scores, own), right(scores.T, own)
 
@@ -149,8 +124,8 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["nano"], help="bundled names or folders, with a text side")
     tokenizers = [load(name) for name in parser.parse_args().models]
     named = {"pictures": pictures, "clips": clips, "assets": assets}
-    labelled = {name: list(made()) for name, made in named.items()}
-    texts = {"captioned pictures": different(captioned()), "scenes": different(scenes())}
+    labelled = {name: list(make()) for name, make in named.items()}
+    texts = {"captioned pictures": captioned(made.captioned_pictures(Path())), "scenes": captioned(made.scenes(Path()))}
     for tokenizer in tokenizers:
         rows = {}
         for name, samples in labelled.items():
@@ -166,7 +141,7 @@ def _print(model: str, rows: Mapping[str, Tensor]) -> None:
     print(f"| {model} | among | samples | right | 95 % interval |\n| --- | --- | --- | --- | --- |")
     for name, hits in rows.items():
         low, high = interval(int(hits.sum()), len(hits))
-        among = TEXTS if "R@1" in name else len(FIGURE_PROMPTS)
+        among = made.TEXTS if "R@1" in name else len(FIGURE_PROMPTS)
         print(f"| {name} | {among} | {len(hits)} | {hits.float().mean():.1%} | {low:.1%} to {high:.1%} |")
 
 
