@@ -99,6 +99,12 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_out(rate)
     _add_networks(rate)
 
+    probes = commands.add_parser("probes", help="what linear readers and neighbours find in vectors and in tokens")
+    probes.add_argument("--model", default="nano", help="of AToken (default: nano)")
+    _add_loading(probes)
+    probes.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
+    probes.add_argument("--json", action="store_true", help="print all numbers, and how they were made")
+
     generation = commands.add_parser("generation", help="gFID, sFID, Inception Score, precision, recall of samples")
     generation.add_argument("samples", metavar="SAMPLES", help="folder of pictures, or an ADM .npz")
     generation.add_argument("--reference", required=True, help="folder, or an ADM .npz of pictures or statistics")
@@ -128,6 +134,7 @@ def _add_subject(command: argparse.ArgumentParser) -> None:
         help="of AToken: bundled name, folder, weight file or hub id (default: nano); or of another kind, KIND:WHICH, "
         "such as jpeg:80, h264:23, diffusers:FOLDER, torchscript:FOLDER@4x8x8; a wrong kind lists all",
     )  # fmt: skip
+    command.add_argument("--sample", type=int, metavar="SEED", help="draw latents with this seed (default: the mean)")
     _add_loading(command)
     _add_out(command)
     _add_networks(command)
@@ -138,7 +145,6 @@ def _add_loading(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gaussians", metavar="FILE", help="the published Gaussian decoder's weights, for 3D")
     command.add_argument("--gaussian-config", metavar="YAML", help="its YAML")
     command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the model")
-    command.add_argument("--sample", type=int, metavar="SEED", help="draw latents with this seed (default: the mean)")
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from eval.generated import generated, network_of
 from eval.job import Job
 from eval.measures import Needs, built
 from eval.models import device_of, file_name, subject_of, tokenizer_of
+from eval.probes.table import markdown, probed
 from eval.protocol import FORMAT
 from eval.rate import rate as measured_rate
 from eval.report.page import report as write_report
@@ -207,6 +208,13 @@ def rate(options: argparse.Namespace) -> int:
     found = (folder / "rate.json").read_text()
     say(found.rstrip() if options.json else f"{(folder / 'rate.md').read_text()}\n{folder}")
     return int(bool(json.loads(found)["failed"]))
+
+
+def probes(options: argparse.Namespace) -> int:
+    """Probes of a tokenizer's vectors and tokens."""
+    found = probed(tokenizer_of(options))
+    say(json.dumps(found, indent=1) if options.json else markdown(found))
+    return 0
 
 
 def compare(options: argparse.Namespace) -> int:

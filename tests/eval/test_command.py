@@ -13,6 +13,7 @@ from atoken.data.procedural import picture
 from atoken.io import Clip, Image, write_clip, write_image
 from eval import commands, tasks
 from eval.command import main, parser
+from eval.probes import table
 from eval.protocol import FORMAT
 
 ROOT = Path(__file__).parents[2]
@@ -268,3 +269,17 @@ def test_the_module_runs(photographs, tmp_path):
 def test_all_commands_are_there():
     (choices,) = [action.choices for action in parser()._actions if action.dest == "command"]
     assert all(hasattr(commands, name) for name in choices)
+
+
+def test_probes_are_one_table(monkeypatch, capsys):
+    for name, few in {"EACH": 4, "SIDE": 48, "LEARNED": 8, "TESTED": 4}.items():
+        monkeypatch.setattr(table, name, few)
+    assert main(["probes", "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pooled"]["learned"], found["pooled"]["tested"]) == (144, 48)
+    assert set(found["dense"]) == {"features", "latents", "pixels"}
+    bounds = [{number for name, number in one.items() if "ceiling" in name} for one in found["dense"].values()]
+    assert bounds[0] == bounds[1] == bounds[2]  # what a grid of tokens allows does not depend on what is read
+    lines = table.markdown(found).splitlines()
+    assert {line.count("|") for line in lines[:3]} == {6}
+    assert {line.count("|") for line in lines[4:]} == {7}
