@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from atoken.errors import AtokenError
 from atoken.io import atomic
@@ -22,6 +23,15 @@ from eval.run import Ranks, measure
 from tests.eval.small import Copy, MeanDifference, contents, job
 
 FORK = multiprocessing.get_context("fork")  # the modules are loaded already, so that a process takes milliseconds
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As the command line sets it; and a fork does not have the threads that OpenMP believes it has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def process(work, *arguments):
