@@ -80,8 +80,9 @@ def _fitting(views: Views, asked: int, max_tokens: int, coarsen: bool) -> tuple[
     """Occupied cells (N, 3), at least one and at most ``max_tokens``, and the resolution of their grid."""
     resolution, cells_N3 = asked, occupied(views, asked)
     while coarsen and len(cells_N3) > max_tokens and resolution > 1:
+        # Two cells and their border make one of half the resolution, unless an odd one is left over.
+        cells_N3 = occupied(views, resolution // 2) if resolution % 2 else _halved(cells_N3, resolution // 2)
         resolution //= 2
-        cells_N3 = occupied(views, resolution)
     if not len(cells_N3):
         raise MediaError("The views show no surface in [-0.5, 0.5]^3; centre the asset and scale it to that box.")
     if len(cells_N3) > max_tokens:
@@ -93,6 +94,13 @@ def _fitting(views: Views, asked: int, max_tokens: int, coarsen: bool) -> tuple[
         message = f"The asset is packed at resolution {resolution}, not {asked}, to keep within {max_tokens:,} tokens."
         warnings.warn(message, AtokenWarning, stacklevel=3)
     return cells_N3, resolution
+
+
+def _halved(cells_N3: np.ndarray, resolution: int) -> np.ndarray:
+    """The cells of a grid of ``resolution`` that hold cells of one twice as fine."""
+    grid = np.zeros((resolution,) * 3, np.bool_)
+    grid[tuple((cells_N3 // 2).T)] = True
+    return np.argwhere(grid)
 
 
 def _cells(first: np.ndarray, last: np.ndarray, resolution: int) -> np.ndarray:

@@ -202,6 +202,15 @@ def test_over_the_limit_an_asset_is_refused_or_coarsened_aloud():
         pack(views, 16, max_tokens=0, over="coarsen")
 
 
+@pytest.mark.parametrize("resolution", [32, 20, 9])  # 20, 10, 5, 2: an odd one leaves cells over
+def test_coarsened_voxels_are_those_of_the_coarser_grid(resolution):
+    views = noise(Cameras.sphere(3))
+    for most in (1, 40, 300):
+        with pytest.warns(AtokenWarning, match="is packed at resolution"):
+            coarse = voxelize(views, resolution, max_tokens=most, over="coarsen")
+        np.testing.assert_array_equal(coarse.tokens.coords[:, 1:], occupied(views, coarse.resolution))
+
+
 def test_what_cannot_be_packed_is_refused():
     views = render_views(box(0.2, (3.0, 0, 0)), Cameras.sphere(2), 32)
     with pytest.raises(MediaError, match="no surface"):
