@@ -26,10 +26,12 @@ FIGURE_PROMPTS = tuple(article(f"{tint} {figure}") for tint in TINTS for figure 
 SOLID_PROMPTS = tuple(article(f"{tint} {solid}") for tint in TINTS for solid in SOLIDS)
 WAYS = len(FIGURE_PROMPTS)  # classes of each medium
 
-_PICTURE, _CLIP, _MESH, _SCENE = 3, 4, 5, 6  # keeps the random streams apart, also from those of ``procedural``
+# They keep the random streams apart, also from those of ``procedural``.
+_PICTURE, _CLIP, _MESH, _SCENE, _GROUNDED = 3, 4, 5, 6, 7
 _RADII = 0.28, 0.45  # of a figure, as a share of the shorter side
 _TURN = np.pi  # radians that a figure is turned at most
 _BARE = 0.5  # share of the captions that are the prompt alone
+_ALIKE = 48  # pictures one after another that differ in their grounds alone
 
 
 def class_of(index: int) -> int:
@@ -40,6 +42,14 @@ def class_of(index: int) -> int:
 def labelled_picture(seed: int, index: int, height: int, width: int) -> Sample:
     """Picture ``index`` of the series ``seed``, of one figure: frames (1, height, width, 3)."""
     return _shown(generator(seed, index, _PICTURE), class_of(index), 1, height, width)
+
+
+def grounded_picture(seed: int, index: int, height: int, width: int) -> Sample:
+    """As ``labelled_picture``, but of the same class as its neighbours: what tells them apart is the ground.
+
+    Among pictures of different classes nobody needs to read what a caption says of the ground.
+    """
+    return _shown(generator(seed, index, _GROUNDED), class_of(index // _ALIKE), 1, height, width, bare=0)
 
 
 def labelled_clip(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
@@ -70,8 +80,8 @@ def scene(seed: int, index: int, height: int, width: int) -> Sample:
     return Sample(with_sensor_noise(rng, np.array(scenes.develop(canvas, surface))[None]), caption)
 
 
-def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int) -> Sample:
-    """A figure on a ground; in a clip it moves straight from one place to another."""
+def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE) -> Sample:
+    """A figure on a ground; in a clip it moves straight from one place to another. bare: share of bare captions."""
     (tint, shape), side = divmod(label, len(FIGURES)), min(height, width)
     ground, words = backdrop(Surface(rng, height, width))
     radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-_TURN, _TURN)
@@ -83,7 +93,7 @@ def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width
         canvas = ground.copy()
         paste_figure(canvas, surface, FIGURES[shape], _rgb(TINTS[tint]), start + share * (end - start), radius, turn)
         pictures.append(np.asarray(scenes.develop(canvas, surface)))
-    where = "" if rng.random() < _BARE else f"{' moving over' if frames > 1 else ' on'} {words}"
+    where = "" if rng.random() < bare else f"{' moving over' if frames > 1 else ' on'} {words}"
     return Sample(with_sensor_noise(rng, np.stack(pictures)), FIGURE_PROMPTS[label] + where)
 
 

@@ -57,6 +57,9 @@ def train(
     package. teachers: their folder, ``none``, or None where the cache has them. device: cpu, cuda, or auto. zero: None
     is ZeRO-1 where a launcher started several processes, and the plain engine in one alone. Raises: AtokenError.
     """
+    # Weights of sharp attention are full of denormals, which made some steps twice as long (docs/recipe.md). Before
+    # anything starts a thread: threads inherit it.
+    torch.set_flush_denormal(True)
     device, zero = _device(device), 1 if zero is None and _launched("WORLD_SIZE", 1) > 1 else zero
     begin = start_of(stages[0], runs, start)  # what may be missing is found before anything is trained
     feeds = [load_feeds(data, stage) for stage in stages]

@@ -99,7 +99,7 @@ LARGER = {
     "clip-text": replace(NANO_TASKS["clip-text"], tokens=1152, patches=(9, 64)),  # 21 clips
 }
 NANO_3 = replace(
-    NANO_2, name="3", start_from="2", mixture={"image": 2, "clip-text": 2, "clip": 2, "asset-text": 3, "part": 1},
+    NANO_2, name="3", start_from="2", mixture={"image": 3, "clip-text": 2, "clip": 2, "asset-text": 3, "part": 1},
     tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=1250, lr=4e-4, final_lr=1e-5, seed=2,
 )  # fmt: skip
 # Matching has moved the latents: the decoder alone catches up.

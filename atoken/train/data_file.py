@@ -37,7 +37,7 @@ from atoken.train.curriculum import CURRICULA
 
 MEDIA = ("image", "clip", "asset")  # that come from sources; parts of assets are always generated
 KINDS = ("folder", "shards", "table", "procedural")
-SERIES = ("mixed", "labelled", "scenes")  # of the generator
+SERIES = ("mixed", "labelled", "grounded", "scenes")  # of the generator
 COLUMNS = ("media", "captions")
 ALLOWED = {
     **dict.fromkeys(("folder", "shards", "table"), "a path"),

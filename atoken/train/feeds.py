@@ -32,15 +32,16 @@ MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # of each medium's s
     "image": {
         "mixed": procedural.picture,
         "labelled": labelled.labelled_picture,
+        "grounded": labelled.grounded_picture,
         "scenes": labelled.scene,
     },
     "clip": {"mixed": procedural.clip, "labelled": labelled.labelled_clip},
     "asset": {"mixed": procedural.asset, "labelled": labelled.labelled_asset},
 }
 MIXED = {"mixed": 1}
-MATCHED = {"image": {"labelled": 1}, "clip": {"labelled": 1}, "asset": {"labelled": 1}}  # with captions
+MATCHED = {"image": {"labelled": 3, "grounded": 1}, "clip": {"labelled": 1}, "asset": {"labelled": 1}}  # with captions
 # Of a generated asset, because a million rays for 16 views of 256x256 take as long as a step:
-SIDES, FEWEST, RAYS = (8, 16), 3, 160_000  # sides of views in patches, how many views at least, rays for all of them
+SIDES, FEWEST, RAYS = (8, 16), 3, 80_000  # sides of views in patches, how many views at least, rays for all of them
 SHOWN = 16  # samples of a source that are looked at for captions
 
 

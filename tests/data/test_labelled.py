@@ -15,6 +15,7 @@ from atoken.data.labelled import (
     TINTS,
     WAYS,
     class_of,
+    grounded_picture,
     labelled_asset,
     labelled_clip,
     labelled_picture,
@@ -44,7 +45,9 @@ def test_samples_have_the_shape_asked_for(height, width):
         assert scene(0, index, height, width).frames.shape == (1, height, width, 3)
 
 
-@pytest.mark.parametrize("make", [labelled_picture, scene, lambda *of: labelled_clip(*of[:2], 3, *of[2:])])
+@pytest.mark.parametrize(
+    "make", [labelled_picture, grounded_picture, scene, lambda *of: labelled_clip(*of[:2], 3, *of[2:])]
+)
 def test_a_sample_is_a_function_of_its_arguments(make):
     one, two, other, series = make(3, 5, 40, 31), make(3, 5, 40, 31), make(3, 5 + WAYS, 40, 31), make(4, 5, 40, 31)
     assert one.caption == two.caption
@@ -63,6 +66,13 @@ def test_captions_begin_with_the_prompt_and_some_say_no_more():
         more["picture"] += picture != prompt
         more["clip"] += clip != prompt
     assert all(WAYS / 2 < count < 3 * WAYS / 2 for count in more.values())
+
+
+def test_grounded_neighbours_are_of_one_class_and_say_their_ground():
+    captions = [grounded_picture(1, index, 16, 16).caption for index in range(2 * WAYS)]
+    for index, caption in enumerate(captions):
+        assert caption.startswith(f"{FIGURE_PROMPTS[index // WAYS]} on ")
+    assert len(set(captions)) > WAYS
 
 
 def test_captions_of_assets_end_with_colour_and_shape():
