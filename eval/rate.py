@@ -1,24 +1,29 @@
 """Quality by bytes: AToken as points beside the curves of codecs, and at the same bytes; PCA at the same dimensions.
 
-Bytes are those of whole files. Bits per pixel are all bits by all pixels (of a clip, those of all frames).
+Bytes are those of whole files. Bits per pixel are all bits by all pixels (of a clip, those of all frames). A point is
+measured as a row of any task is (``eval/measuring.py``), and has its protocol beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from atoken.errors import AtokenError, MediaError
+from atoken.errors import AtokenError
 from atoken.tokenizer import Tokenizer, load
-from eval.contract import Item, Sample, Source, Subject
+from eval.contract import Subject
+from eval.job import Job
+from eval.measuring import measured
 from eval.metrics.pixels import Psnr, Ssim
+from eval.metrics.size import Size
 from eval.prepare import Preparation
 from eval.rate_report import CURVE, Point, check_charts, write
+from eval.shards import Row
 from eval.sources.entry import Prepared
 from eval.sources.folders import local
 from eval.subjects.codecs import FORMATS, PictureCodec
@@ -36,7 +41,7 @@ STORED: tuple[Stored, ...] = ("float32", "float16")
 
 
 def rate(
-    source: str | Path | Mapping[str, Source],
+    source: str | Path | Mapping[str, Prepared],
     out: str | Path,
     *,
     models: Sequence[str | Tokenizer] = ("nano", "nano-d"),
@@ -67,21 +72,19 @@ def rate(
     return points
 
 
-def media_of(folder: str | Path) -> dict[str, Source]:
+def media_of(folder: str | Path) -> dict[str, Prepared]:
     """The pictures and clips below a folder, by medium. Raises: AtokenError where there are none."""
     found = local(Path(folder))
-    sources: dict[str, Source] = {
-        medium: Prepared(found[medium].entries, Preparation()) for medium in BATCH if medium in found
-    }
+    sources = {medium: Prepared(found[medium].entries, Preparation()) for medium in BATCH if medium in found}
     if not sources:
         raise AtokenError(f"There are no pictures and no clips in {folder}; name a folder that has some.")
     return sources
 
 
 class Bench:
-    """Measures subjects on the items of a source, one by one. ``failed``: why items could not be read, by key."""
+    """Measures subjects on the items of a source. ``failed``: why items could not be read, by key."""
 
-    def __init__(self, medium: str, source: Source) -> None:
+    def __init__(self, medium: str, source: Prepared) -> None:
         self.medium, self.source, self.failed = medium, source, dict[str, str]()
 
     def one(self, build: Callable[[], Subject], group: str = CURVE, name: str = "") -> tuple[Point, dict[str, int]]:
@@ -89,56 +92,54 @@ class Bench:
         try:
             subject = build()
             name = subject.name
-            return self._measured(subject, group)
+            return self._measured(self._job(subject), group)
         except AtokenError as error:
             return Point(self.medium, group, name, why=str(error)), {}
 
-    def _measured(self, subject: Subject, group: str) -> tuple[Point, dict[str, int]]:
-        psnr, ssim = Psnr(), Ssim()
-        errors, likeness = psnr.start(), ssim.start()
-        sizes: dict[str, int] = {}
-        pixels = 0
-        for items in self._batches(subject.name):
-            samples = subject.reconstruct(items)
-            psnr.add(errors, samples)
-            ssim.add(likeness, samples)
-            sizes |= {sample.item.key: _size(sample, subject.name) for sample in samples}
-            pixels += sum(sample.theirs.size // 3 for sample in samples if sample.theirs is not None)
-        if not sizes:
+    def _job(self, subject: Subject) -> Job:
+        prepared = self.source.preparation.record()
+        return Job(
+            f"{self.medium}-rate", self.medium, "reconstruct", self.source, subject, (Psnr(), Ssim(), Size()), prepared,
+            batch=BATCH[self.medium],
+        )  # fmt: skip
+
+    def _measured(self, job: Job, group: str) -> tuple[Point, dict[str, int]]:
+        with tqdm(total=len(self.source), desc=job.subject.name, unit=self.medium, leave=False, disable=None) as bar:
+            shards = [measured(job, number, bar.update) for number in range(job.shards)]
+        rows = [row for shard in shards for row in shard.rows]
+        self._note([index for index, row in enumerate(rows) if "failed" in row], rows)
+        if faults := [why for shard in shards for why in shard.faults.values()]:
+            raise AtokenError(faults[0])
+        kept = [index for index, row in enumerate(rows) if "failed" not in row]
+        if not kept:
             raise AtokenError(f"No {self.medium} could be read.")
-        means, total = psnr.finish(errors), sum(sizes.values())
+        found: dict[str, float] = {}
+        for metric in job.metrics:
+            found |= metric.finish(reduce(metric.merge, (shard.states[metric.name] for shard in shards)))
         point = Point(
             medium=self.medium,
             group=group,
-            subject=subject.name,
-            items=len(sizes),
-            size=total / len(sizes),
-            bits_per_pixel=8 * total / pixels,
-            psnr=means["psnr"],
-            psnr_of_mean=means["psnr of mean error"],
-            ssim=ssim.finish(likeness)["ssim"],
-            record=dict(subject.record),
+            subject=job.subject.name,
+            items=len(kept),
+            size=found["bytes"],
+            bits_per_pixel=found["bits per pixel"],
+            psnr=found["psnr"],
+            psnr_of_mean=found["psnr of mean error"],
+            ssim=found["ssim"],
+            record=dict(job.subject.record),
+            protocol=job.protocol(kept, job.metrics).record(),
         )
-        return point, sizes
+        return point, {rows[index]["key"]: int(rows[index]["bytes"]) for index in kept}
 
-    def _batches(self, name: str) -> Iterator[list[Item]]:
-        batch: list[Item] = []
-        for index in tqdm(range(len(self.source)), desc=name, unit=self.medium, leave=False, disable=None):
+    def _note(self, lost: Sequence[int], rows: Sequence[Row]) -> None:
+        """List the items that cannot be read. Raises: AtokenError for one that can: it is the subject that failed."""
+        for index in lost:
             try:
-                batch.append(self.source[index])
-            except MediaError as error:
-                self.failed[self.source.key(index)] = str(error)
-            if len(batch) == BATCH[self.medium]:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-
-def _size(sample: Sample, name: str) -> int:
-    if sample.size is None:
-        raise AtokenError(f"{name} does not say how many bytes it takes; it has no place among rates.")
-    return sample.size
+                self.source[index]
+            except AtokenError:
+                self.failed[rows[index]["key"]] = rows[index]["failed"]
+            else:
+                raise AtokenError(rows[index]["failed"])
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured

@@ -7,15 +7,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from atoken.errors import ReportError
 from atoken.io.atomic import atomic_path
+from eval.protocol import fingerprint
 from eval.report import charts
 from eval.report.tables import number_text
 
-FORMAT = "atoken-rate-1"
+FORMAT = "atoken-rate-2"
 CURVE = "curve"
 HEAD = ("subject", "items", "bytes", "bits per pixel", "PSNR dB", "PSNR of mean error dB", "SSIM")
 
@@ -25,7 +27,8 @@ class Point:
     """One subject on all items of one medium.
 
     group: "curve", or "at the bytes of NAME". size: mean bytes of an item. psnr: mean over items, inf where one came
-    back perfect; psnr_of_mean: that of the mean error. why: a sentence where it could not be measured.
+    back perfect; psnr_of_mean: that of the mean error. protocol: as in a row. why: a sentence where it could not be
+    measured.
     """
 
     medium: str
@@ -38,6 +41,7 @@ class Point:
     psnr_of_mean: float = math.nan
     ssim: float = math.nan
     record: Mapping[str, str] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
 
     @property
@@ -48,7 +52,8 @@ class Point:
     def plain(self) -> dict[str, object]:
         """For JSON; a number that is not finite as a text."""
         values = {name: str(value) if _lost(value) else value for name, value in vars(self).items()}
-        return values | {"record": dict(self.record)}
+        prints = {name: fingerprint(self.protocol, name) for name in self.protocol.get("metrics", ())}
+        return values | {"record": dict(self.record), "protocol": dict(self.protocol), "fingerprints": prints}
 
 
 def _lost(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -11,9 +12,12 @@ from atoken.errors import AtokenError, MediaError
 from atoken.io import Clip, Image
 from atoken.metrics import psnr_of, squared_error, ssim
 from eval.contract import Item, Sample
+from eval.prepare import Preparation
 from eval.rate import CRFS, QUALITIES, Bench, media_of, rate
 from eval.rate_report import Point, drawn, markdown, write
+from eval.sources.entry import Entry, Prepared
 from eval.subjects.codecs import FORMATS, PictureCodec
+from eval.subjects.matching import AtMost
 from eval.subjects.pca import PCA
 from tests.eval.media import made_clip, made_picture
 from tests.tokenizer.small import small_tokenizer
@@ -23,22 +27,21 @@ pytest.importorskip("matplotlib", reason="the extra eval is not installed")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-class Listed:
+def listed(*items):
     """A source of items in hand; None cannot be read."""
+    return Prepared(
+        [
+            Entry(f"broken-{number}" if item is None else item.key, partial(given, item))
+            for number, item in enumerate(items)
+        ],
+        Preparation(),
+    )
 
-    def __init__(self, *items):
-        self.items = items
 
-    def __len__(self):
-        return len(self.items)
-
-    def key(self, index):
-        return f"broken-{index}" if self.items[index] is None else self.items[index].key
-
-    def __getitem__(self, index):
-        if self.items[index] is None:
-            raise MediaError("It is damaged.")
-        return self.items[index]
+def given(item):
+    if item is None:
+        raise MediaError("It is damaged.")
+    return item.media
 
 
 class Same:
@@ -64,7 +67,7 @@ def of(points, **wanted):
 
 def test_a_point_is_the_mean_of_its_files(tmp_path):
     items = [made_picture(48, 64), made_picture(17, 33, 1), made_picture(64, 64, 2)]
-    point, sizes = Bench("picture", Listed(*items)).one(lambda: PictureCodec("jpeg", 40))
+    point, sizes = Bench("picture", listed(*items)).one(lambda: PictureCodec("jpeg", 40))
     errors, likeness, total = [], [], 0
     for item in items:
         path = tmp_path / f"{item.key}.jpg"
@@ -82,15 +85,18 @@ def test_a_point_is_the_mean_of_its_files(tmp_path):
 
 
 def test_what_cannot_be_read_is_left_out_and_what_cannot_be_measured_says_why():
-    bench = Bench("picture", Listed(made_picture(), None, made_picture(number=1)))
+    bench = Bench("picture", listed(made_picture(), None, made_picture(number=1)))
     point, _ = bench.one(lambda: PictureCodec("jpeg", 40))
     assert (point.items, bench.failed) == (2, {"broken-1": "It is damaged."})
     point, sizes = bench.one(lambda: PictureCodec("jpeg", 0), name="JPEG")
     assert (point.subject, point.items, sizes) == ("JPEG", 0, {})
     assert point.why.startswith("The quality of JPEG is from 1 to 100")
     assert "does not say how many bytes" in bench.one(Same)[0].why
+    small = bench.one(lambda: PictureCodec("jpeg", AtMost(10)))[0]  # an item that only this subject cannot do
+    assert "over the 10 asked for" in small.why
+    assert len(bench.failed) == 1
     assert bench.one(lambda: PictureCodec("jpeg", 5)) == bench.one(lambda: PictureCodec("jpeg", 5))
-    assert Bench("picture", Listed(None)).one(lambda: PictureCodec("jpeg", 5))[0].why == "No picture could be read."
+    assert Bench("picture", listed(None)).one(lambda: PictureCodec("jpeg", 5))[0].why == "No picture could be read."
 
 
 def test_pictures_from_a_folder_to_tables_and_charts(tmp_path, small_pca):
@@ -120,13 +126,17 @@ def test_pictures_from_a_folder_to_tables_and_charts(tmp_path, small_pca):
     record = json.loads((tmp_path / "out" / "rate.json").read_text())
     assert [point["subject"] for point in record["points"]] == [point.subject for point in points]
     assert record["points"][0]["record"]["codec"] == "JPEG, 4:2:0"
+    measured = [point for point in record["points"] if not point["why"]]
+    assert {point["protocol"]["task"] for point in measured} == {"picture-rate"}
+    for metric in ("psnr", "ssim", "size"):
+        assert len({point["fingerprints"][metric] for point in measured}) == 1
     assert "| small-discrete | 2 |" in (tmp_path / "out" / "rate.md").read_text()
     for name in ("psnr", "ssim"):
         assert (tmp_path / "out" / f"picture-{name}.png").read_bytes().startswith(PNG)
 
 
 def test_clips_beside_codecs_of_clips(tmp_path, small_pca):
-    source = Listed(made_clip(9, 32, 48), made_clip(5, 17, 20))
+    source = listed(made_clip(9, 32, 48), made_clip(5, 17, 20))
     points = rate({"clip": source}, tmp_path, models=[small_tokenizer("discrete")])
     for name in ("H.264", "H.265"):
         curve = [point for point in of(points, group="curve") if point.subject.startswith(name)]
@@ -159,7 +169,7 @@ def test_a_perfect_item_is_inf_as_text_and_the_chart_takes_the_other_convention(
     pca = PCA(
         [np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)], "noise", components=4, block=(1, 2, 2)
     )
-    bench = Bench("picture", Listed(grey, made_picture()))
+    bench = Bench("picture", listed(grey, made_picture()))
     points = [bench.one(lambda q=q: PictureCodec("jpeg", q))[0] for q in (50, 90)] + [bench.one(lambda: pca)[0]]
     assert points[1].psnr == math.inf
     assert math.isfinite(points[1].psnr_of_mean)
