@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40, help="of the input pipeline that are timed")
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_flush_denormal(True)  # as ``atoken train`` does
     steps(options.presets, options.runs)
     print()
     pipeline(options.workers, options.batches)

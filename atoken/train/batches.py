@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -16,7 +17,7 @@ from atoken.modalities.voxels import VALUES
 from atoken.tokens import SparseTokens
 from atoken.train.feeds import Feed
 from atoken.train.packing import PARTS, rooms
-from atoken.train.parts import Pictures, Surface, part, pictures, surface
+from atoken.train.parts import FEW, Pictures, Surface, part, pictures, surface
 from atoken.train.stages import Stage
 
 
@@ -65,12 +66,15 @@ def _part(stage: Stage, name: str, number: int) -> Batch:
     """A part of one procedural asset, with what its Gaussians must be like where the task asks for it."""
     task = stage.tasks[name]
     (room,) = rooms(task, stage.seed, name, number)
-    made = part(stage.seed, room.index, room.patches)
+    made_of = partial(part, stage.seed, room.index, room.patches)
     targets: Surface | Pictures | None = None
-    if task.medium == "surface":
-        targets = surface(made)
-    elif task.medium == "views":
-        targets = pictures(made, stage.seed, room.index, task.views)
+    match task.medium:
+        case "surface":
+            targets = surface(made := made_of())
+        case "views":
+            targets = pictures(made := made_of(), stage.seed, room.index, task.views)
+        case _:
+            made = made_of(FEW)
     return Batch(name, made.tokens, VALUES, ("",), targets, drawn=1)
 
 

@@ -25,6 +25,7 @@ from atoken.tokens import SparseTokens
 
 SIZES = 0.6, 1.0  # of an asset, as a share of the box
 VIEW, WINDOW = 256, 128  # pixels a side: of a whole view, and of the piece of one that a step draws
+FEW = 8  # views, in which 2 to 4 % of the voxels of 16 views are not seen
 JITTER = 24  # pixels that a piece may lie away from the part's middle
 MARGIN = 2  # voxels along the faces of a cut whose neighbours the network does not see whole
 
@@ -81,18 +82,21 @@ class Pictures:
         return Pictures(self.cameras.to(device), *moved)
 
 
-def part(seed: int, index: int, most: int) -> Part:
-    """A part of at most ``most`` voxels of asset ``index``, which is made smaller and moved in its box."""
+def part(seed: int, index: int, most: int, views: int = 16) -> Part:
+    """A part of at most ``most`` voxels of asset ``index``, which is made smaller and moved in its box.
+
+    views: that the asset is seen in. For its patches alone, ``FEW`` are enough.
+    """
     rng = np.random.default_rng([seed, index])
     mesh = _placed(rng, asset(seed, index).mesh)
-    views = render_views(mesh)
-    tokens = voxelize(views, max_tokens=RESOLUTION**3).tokens
+    seen = render_views(mesh, views)
+    tokens = voxelize(seen, max_tokens=RESOLUTION**3).tokens
     coords_N3 = tokens.coords[:, 1:].numpy()
     middle = coords_N3[rng.integers(len(coords_N3))]
     distance_N = np.abs(coords_N3 - middle).max(1)
     reach = RESOLUTION if len(distance_N) <= most else int(np.partition(distance_N, most)[most]) - 1
     kept = torch.from_numpy(np.flatnonzero(distance_N <= reach))
-    return Part(mesh, views, SparseTokens(tokens.feats[kept], tokens.coords[kept], (len(kept),)), middle, reach)
+    return Part(mesh, seen, SparseTokens(tokens.feats[kept], tokens.coords[kept], (len(kept),)), middle, reach)
 
 
 def _placed(rng: np.random.Generator, mesh: Mesh) -> Mesh:

@@ -19,7 +19,7 @@ from atoken.train.batches import Batch, batch, batches
 from atoken.train.curriculum import CURRICULA, NANO_1, NANO_TASKS
 from atoken.train.feeds import Feeds, load_feeds, shape
 from atoken.train.packing import PARTS, Room, rooms, samples
-from atoken.train.parts import part
+from atoken.train.parts import FEW, part
 from atoken.train.stages import Stage, Task
 
 SMALL = {
@@ -265,7 +265,7 @@ def test_parts_are_of_the_assets_by_seed_and_number(medium: str) -> None:
     task = replace(NANO_TASKS[medium], tokens=300, views=1)
     stage = Stage("parts", "nano", {"some": task}, {"some": 1}, steps=1, seed=4)
     ((made,),) = batches(stage, Feeds(), 0, 0)
-    theirs = part(4, 0, 300)
+    theirs = part(4, 0, 300, FEW) if medium == "part" else part(4, 0, 300)
     assert torch.equal(made.tokens.feats, theirs.tokens.feats)
     assert (made.task, made.values, made.captions, made.drawn) == ("some", 768, ("",), 1)
     assert type(made.targets).__name__ == {"part": "NoneType", "surface": "Surface", "views": "Pictures"}[medium]
