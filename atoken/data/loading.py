@@ -21,9 +21,9 @@ from atoken.errors import AtokenWarning
 from atoken.io import VideoReader, read_image, read_mesh
 from atoken.io.image import translated
 from atoken.io.media import exact_fps
+from atoken.mesh import Mesh
 from atoken.modalities.pixels import PATCH
-from atoken.modalities.views import Views, render_views
-from atoken.modalities.voxels import voxelize
+from atoken.modalities.voxels import voxelize_mesh
 from atoken.tokens import SparseTokens
 
 _REDUCING_GAP = 3.0  # of Pillow: larger pictures are first reduced by whole numbers, to this many times the size
@@ -75,13 +75,13 @@ def load_clip(
 def load_asset(sample: Sample, most: int) -> SparseTokens:
     """A 3D asset as at most ``most`` voxels, on a coarser grid where need be. Raises: AtokenError."""
     with _file(sample) as path:
-        return voxels_of(render_views(read_mesh(path)), most)
+        return voxels_of(read_mesh(path), most)
 
 
-def voxels_of(views: Views, most: int) -> SparseTokens:
-    """At most ``most`` voxels of what views show. Raises: AtokenError."""
+def voxels_of(mesh: Mesh, most: int) -> SparseTokens:
+    """At most ``most`` voxels of a mesh. Raises: AtokenError."""
     with _quiet():
-        return voxelize(views, max_tokens=most, over="coarsen").tokens
+        return voxelize_mesh(mesh, most).tokens
 
 
 def fitting(patches: int, height: float, width: float) -> tuple[int, int]:

@@ -81,6 +81,22 @@ def render_views(mesh: Mesh, views: int | Cameras = 16, size: int = 256) -> View
     return Views(rgb.reshape(-1, size, size, 3), depth.reshape(-1, size, size), cameras)
 
 
+def render_patches(mesh: Mesh, cameras: Cameras, wanted_Vhw: np.ndarray, patch: int) -> np.ndarray:
+    """(V, h * patch, w * patch, 3) uint8: as ``render_views`` sees a mesh, but black where a patch is not wanted.
+
+    wanted_Vhw: bool, by view, row and column of patches. Raises: MissingExtraError without the extra ``3d``.
+    """
+    caster, (_, rows, columns) = _Caster(mesh), wanted_Vhw.shape
+    pixels = wanted_Vhw.repeat(patch, axis=1).repeat(patch, axis=2)
+    rgb = np.zeros((*pixels.shape, 3), np.uint8)
+    for view in np.flatnonzero(wanted_Vhw.any((1, 2))):
+        origin, directions = cameras.rays(int(view), rows * patch, columns * patch)
+        found = np.zeros((int(pixels[view].sum()), 3), np.uint8)
+        caster.cast(origin, directions[pixels[view]], found, np.empty(len(found), np.float32))
+        rgb[view, pixels[view]] = found
+    return rgb
+
+
 class _Caster:
     """A mesh, ready for rays."""
 

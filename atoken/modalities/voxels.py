@@ -9,6 +9,7 @@ Letters: ``N`` tokens, ``V`` views.
 from __future__ import annotations
 
 import warnings
+from math import ceil
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,11 +17,14 @@ import torch
 from einops import rearrange
 
 from atoken.errors import AtokenWarning, MediaError
+from atoken.mesh import Mesh
 from atoken.modalities.pixels import PATCH, to_uint8, to_values
-from atoken.modalities.views import Views
+from atoken.modalities.views import Views, render_patches, render_views
 from atoken.tokens import SparseTokens
 
 MAX_TOKENS = 32_768  # of an asset, as TRELLIS has it
+RESOLUTION = 64  # cells a side of the grid
+_DEPTHS_A_CELL = 4  # pixels of a small depth map for a cell and a side
 VALUES = PATCH[1] * PATCH[2] * 3  # of a voxel's patch; the rest of a token, the further frames of a clip, is zero
 _BORDER = 2.0**-22  # half the width of the border between cells: the rounding of an fp32 depth
 _HIDDEN = 1e6  # added to the depth of a cell in views that do not see it
@@ -35,7 +39,7 @@ class Voxels(NamedTuple):
 
 def voxelize(
     views: Views,
-    resolution: int = 64,
+    resolution: int = RESOLUTION,
     *,
     occlusion: bool = False,
     max_tokens: int = MAX_TOKENS,
@@ -56,6 +60,25 @@ def voxelize(
     feats[:, :VALUES] = to_values(patches_NP)
     coords = torch.from_numpy(np.pad(cells_N3.astype(np.int32), ((0, 0), (1, 0))))
     return Voxels(SparseTokens(feats, coords, (len(coords),)), resolution)
+
+
+def voxelize_mesh(mesh: Mesh, max_tokens: int, views: int = 16, size: int = 256) -> Voxels:
+    """As ``voxelize(render_views(mesh, views, size), max_tokens=max_tokens, over="coarsen")``, from few rays.
+
+    Cells are looked for in depth maps that are as small as a grid of that many cells allows, which miss some that are
+    seen at a grazing angle; and only the patches that tokens take are coloured. Raises: as ``voxelize``,
+    MissingExtraError without the extra ``3d``.
+    """
+    side = _DEPTHS_A_CELL * min(RESOLUTION, ceil((max_tokens / 2) ** 0.5))  # a closed surface: 2 cells a column or more
+    seen = render_views(mesh, views, side)
+    cells_N3, resolution = _fitting(seen, RESOLUTION, max_tokens, coarsen=True)
+    view_N, place_N2 = _nearest(seen, (cells_N3 + 0.5) / resolution - 0.5, None)
+    wanted_Vhw = np.zeros((views, size // PATCH[1], size // PATCH[2]), np.bool_)
+    shape = np.array(wanted_Vhw.shape[:0:-1])
+    row_N, column_N, inside_N = _indices(place_N2 * (shape - 1), shape)
+    wanted_Vhw[view_N[inside_N], row_N[inside_N], column_N[inside_N]] = True
+    rgb = render_patches(mesh, seen.cameras, wanted_Vhw, PATCH[1])
+    return voxelize(Views(rgb, seen.depth, seen.cameras), resolution, max_tokens=max_tokens)
 
 
 def unvoxelize(tokens: SparseTokens) -> np.ndarray:

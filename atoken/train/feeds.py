@@ -19,7 +19,6 @@ from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import CLIPS, MESHES, PICTURES, FolderSource, Sample, ShardSource, Source, TableSource
 from atoken.errors import AtokenError, MediaError
 from atoken.modalities.pixels import PATCH, patchify, to_values
-from atoken.modalities.views import render_views
 from atoken.tokens import SparseTokens
 from atoken.train.data_file import MEDIA, Data, Origin, read_data
 from atoken.train.packing import Room
@@ -40,8 +39,6 @@ MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # of each medium's s
 }
 MIXED = {"mixed": 1}
 MATCHED = {"image": {"labelled": 3, "grounded": 1}, "clip": {"labelled": 1}, "asset": {"labelled": 1}}  # with captions
-# Of a generated asset, because a million rays for 16 views of 256x256 take as long as a step:
-SIDES, FEWEST, RAYS = (8, 16), 3, 80_000  # sides of views in patches, how many views at least, rays for all of them
 SHOWN = 16  # samples of a source that are looked at for captions
 
 
@@ -86,9 +83,8 @@ def generated(task: Task, room: Room, seed: int, series: str) -> Fitted:
     """The room's sample of a series of the generator, pictures and clips in a shape of their own."""
     make = MAKERS[task.medium][series]
     if task.medium == "asset":
-        asset, side = make(seed, room.index), PATCH[1] * int(room.rng().integers(*SIDES, endpoint=True))
-        views = render_views(asset.mesh, max(FEWEST, RAYS // side**2), side)
-        return Fitted(voxels_of(views, room.patches), asset.caption)
+        asset = make(seed, room.index)
+        return Fitted(voxels_of(asset.mesh, room.patches), asset.caption)
     rows, columns = shape(task, room)
     frames = () if task.medium == "image" else (room.length * PATCH[0],)
     made = make(seed, room.index, *frames, rows * PATCH[1], columns * PATCH[2])

@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.cameras import Cameras
+from atoken.data.labelled import labelled_asset
 from atoken.errors import AtokenWarning, MediaError
 from atoken.modalities.views import Views, render_views
-from atoken.modalities.voxels import occupied, unvoxelize, voxelize
+from atoken.modalities.voxels import occupied, unvoxelize, voxelize, voxelize_mesh
 from atoken.tokens import SparseTokens
 from tests.modalities.shapes import box, from_axes, joined, mesh, quarter_turned, sphere
 from tests.tolerances import EXACT, FP32
@@ -209,6 +210,21 @@ def test_coarsened_voxels_are_those_of_the_coarser_grid(resolution):
         with pytest.warns(AtokenWarning, match="is packed at resolution"):
             coarse = voxelize(views, resolution, max_tokens=most, over="coarsen")
         np.testing.assert_array_equal(coarse.tokens.coords[:, 1:], occupied(views, coarse.resolution))
+
+
+@pytest.mark.filterwarnings("ignore:The asset is packed at resolution")
+@pytest.mark.parametrize("most", [60, 512, 4096])
+def test_few_rays_give_the_patches_of_many_and_nearly_all_of_the_cells(most):
+    for one in (sphere(), clutter(), labelled_asset(3, 16).mesh):
+        few, many = voxelize_mesh(one, most), voxelize(render_views(one), max_tokens=most, over="coarsen")
+        assert few.resolution == many.resolution
+        theirs, ours = (
+            {tuple(cell): patch for cell, patch in zip(tokens.coords.tolist(), tokens.feats, strict=True)}
+            for tokens in (many.tokens, few.tokens)
+        )
+        shared = theirs.keys() & ours.keys()
+        assert len(shared) >= 0.9 * max(len(theirs), len(ours))
+        assert all(torch.equal(ours[cell], theirs[cell]) for cell in shared)
 
 
 def test_what_cannot_be_packed_is_refused():
