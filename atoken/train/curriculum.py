@@ -100,23 +100,31 @@ LARGER = {
 }
 NANO_3 = replace(
     NANO_2, name="3", start_from="2", mixture={"image": 3, "clip-text": 2, "clip": 2, "asset-text": 3, "part": 1},
-    tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=1250, lr=4e-4, final_lr=1e-5, seed=2,
+    tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=3200, lr=4e-4, final_lr=1e-5, seed=2,
 )  # fmt: skip
-# Matching has moved the latents: the decoder alone catches up.
-NANO_DECODER = replace(
-    NANO_1, name="decoder", start_from="3", mixture={"image": 4, "clip": 2, "part": 1}, beside=(),
-    frozen=("encoder.", "to_latent.", *UNUSED), steps=300, lr=5e-4, final_lr=1e-5, warmup=20, seed=5,
+# Matching has moved the latents: at half its weight pictures come back, while assets go on learning.
+LIGHTER = {
+    name: replace(task, terms=tuple(replace(term, weight=0.01) for term in MATCHED))
+    for name, task in NANO_3.tasks.items()
+    if task.texts
+}
+FINE = LIGHTER | {"asset-text": replace(LIGHTER["asset-text"], tokens=4096)}  # 8 assets, more often
+NANO_FINE = replace(
+    NANO_3, name="fine", start_from="3", mixture={"image": 4, "clip-text": 1, "clip": 1, "asset-text": 4},
+    tasks={**NANO_3.tasks, **FINE}, steps=950, lr=2e-4, warmup=20, seed=31,
 )  # fmt: skip
 NANO_SURFACE = Stage(
-    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="decoder", frozen=TOKENIZER, steps=1500, warmup=50,
+    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="fine", frozen=TOKENIZER, steps=1500, warmup=50,
     lr=2e-3, muon=2.5, mixed_precision=False, seed=3,
 )  # fmt: skip
 NANO_COLORS = replace(
     NANO_SURFACE, name="colors", tasks=NANO_TASKS | {"surface": Task("surface", COLORS, tokens=2048)},
     start_from="surface", steps=1600, warmup=30, lr=1.5e-3, final_lr=1e-5, seed=13,
 )  # fmt: skip
-NANO_4 = replace(NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=200, seed=4)
-NANO = (NANO_1, NANO_2, NANO_3, NANO_DECODER, NANO_SURFACE, NANO_COLORS, NANO_4)
+NANO_4 = replace(
+    NANO_FINE, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=200, lr=4e-4, warmup=100, seed=4
+)  # fmt: skip
+NANO = (NANO_1, NANO_2, NANO_3, NANO_FINE, NANO_SURFACE, NANO_COLORS, NANO_4)
 FINISHED = {stage.name: stage.preset for stage in (NANO_COLORS, NANO_4)}  # the last stage of each bundled model
 
 CURRICULA: Mapping[str, Mapping[str, Stage]] = {
