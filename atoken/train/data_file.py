@@ -3,8 +3,9 @@
 It has a table for each medium (``image``, ``clip``, ``asset``) or task, and in it one for each source, whose name is
 free; a task's own table goes before that of its medium. A source has a folder of media, shards (a ``.tar`` file or a
 folder of them), a table (a ``.parquet``, ``.arrow`` or ``.feather`` file or a folder of them; ``media`` and
-``captions`` name its columns), or the generator, which has three series: all that it makes (``mixed``), one object of
-a nameable class (``labelled``), pictures of several (``scenes``). Paths are relative to the file::
+``captions`` name its columns), or the generator, which has four series: all that it makes (``mixed``), one object of
+a nameable class (``labelled``), pictures of one class that differ in their grounds (``grounded``), pictures of several
+objects (``scenes``). Paths are relative to the file::
 
     seed = 0            # of the order of samples
     most_broken = 0.1   # share of samples that may be broken before the run stops
