@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,24 +58,35 @@ def train(
     package. teachers: their folder, ``none``, or None where the cache has them. device: cpu, cuda, or auto. zero: None
     is ZeRO-1 where a launcher started several processes, and the plain engine in one alone. Raises: AtokenError.
     """
-    # Weights of sharp attention are full of denormals, which made some steps twice as long (docs/recipe.md). Before
-    # anything starts a thread: threads inherit it.
+    with _without_denormals():
+        device, zero = _device(device), 1 if zero is None and _launched("WORLD_SIZE", 1) > 1 else zero
+        begin = start_of(stages[0], runs, start)  # what may be missing is found before anything is trained
+        feeds = [load_feeds(data, stage) for stage in stages]
+        needed: set[Any] = set().union(*(stage.teachers for stage in stages))
+        loaded = load_teachers(needed, teachers) if needed else NO_TEACHERS
+        for stage, of_stage in zip(stages, feeds, strict=True):
+            if stage is not stages[0]:
+                begin = start_of(stage, runs, None)
+            model = run(
+                stage, runs / stage.name, start=begin, feeds=of_stage, device=device, workers=workers, zero=zero,
+                teachers=loaded, evaluate_every=evaluate_every,
+            )  # fmt: skip
+            if distributed.is_initialized():
+                distributed.barrier()  # one rank writes the model, and all read it in the next stage
+            yield model
+
+
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Denormals are zero in this thread and in those that start meanwhile.
+
+    Weights of sharp attention are full of them, which made some steps twice as long (docs/recipe.md).
+    """
     torch.set_flush_denormal(True)
-    device, zero = _device(device), 1 if zero is None and _launched("WORLD_SIZE", 1) > 1 else zero
-    begin = start_of(stages[0], runs, start)  # what may be missing is found before anything is trained
-    feeds = [load_feeds(data, stage) for stage in stages]
-    needed: set[Any] = set().union(*(stage.teachers for stage in stages))
-    loaded = load_teachers(needed, teachers) if needed else NO_TEACHERS
-    for stage, of_stage in zip(stages, feeds, strict=True):
-        if stage is not stages[0]:
-            begin = start_of(stage, runs, None)
-        model = run(
-            stage, runs / stage.name, start=begin, feeds=of_stage, device=device, workers=workers, zero=zero,
-            teachers=loaded, evaluate_every=evaluate_every,
-        )  # fmt: skip
-        if distributed.is_initialized():
-            distributed.barrier()  # one rank writes the model, and all read it in the next stage
-        yield model
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def start_of(stage: Stage, runs: Path, given: Path | None) -> Path | None:
