@@ -16,6 +16,7 @@ from atoken.cameras import Cameras
 from atoken.errors import MediaError, MissingExtraError
 from atoken.mesh import Mesh
 
+SIZE = 256  # pixels a side of a view
 _LAYERS = 8  # of transparent surface that a ray may pass; behind them it sees nothing
 _STEP = 1e-5  # depth by which a ray goes on behind a transparent surface
 
@@ -63,7 +64,7 @@ class Views:
         return origin + depth[seen, None] * directions[seen]
 
 
-def render_views(mesh: Mesh, views: int | Cameras = 16, size: int = 256) -> Views:
+def render_views(mesh: Mesh, views: int | Cameras = 16, size: int = SIZE) -> Views:
     """See a mesh from ``views`` cameras on a sphere (``Cameras.sphere``), or from given ones, in squares of ``size``.
 
     One ray a pixel, through its centre; textures are sampled bilinearly. Depths are exact to fp32 rounding.

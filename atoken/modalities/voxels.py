@@ -19,7 +19,7 @@ from einops import rearrange
 from atoken.errors import AtokenWarning, MediaError
 from atoken.mesh import Mesh
 from atoken.modalities.pixels import PATCH, to_uint8, to_values
-from atoken.modalities.views import Views, render_patches, render_views
+from atoken.modalities.views import SIZE, Views, render_patches, render_views
 from atoken.tokens import SparseTokens
 
 MAX_TOKENS = 32_768  # of an asset, as TRELLIS has it
@@ -53,32 +53,27 @@ def voxelize(
     """
     _check(views, resolution, over)
     cells_N3, resolution = _fitting(views, resolution, max_tokens, over == "coarsen")
-    centres_N3 = (cells_N3 + 0.5) / resolution - 0.5
-    patches_NP = _patches(views, *_nearest(views, centres_N3, 3**0.5 / resolution if occlusion else None))
-    # NumPy's zeros take no memory before they are written or read, and three quarters are not written.
-    feats = torch.from_numpy(np.zeros((len(cells_N3), PATCH[0] * VALUES), np.float32))
-    feats[:, :VALUES] = to_values(patches_NP)
-    coords = torch.from_numpy(np.pad(cells_N3.astype(np.int32), ((0, 0), (1, 0))))
-    return Voxels(SparseTokens(feats, coords, (len(coords),)), resolution)
+    nearest = _nearest(views, _centres(cells_N3, resolution), 3**0.5 / resolution if occlusion else None)
+    return _voxels(cells_N3, resolution, _patches(views, *nearest))
 
 
-def voxelize_mesh(mesh: Mesh, max_tokens: int, views: int = 16, size: int = 256) -> Voxels:
-    """As ``voxelize(render_views(mesh, views, size), max_tokens=max_tokens, over="coarsen")``, from few rays.
+def voxelize_mesh(mesh: Mesh, max_tokens: int) -> Voxels:
+    """As ``voxelize(render_views(mesh), max_tokens=max_tokens, over="coarsen")``, from few rays.
 
     Cells are looked for in depth maps that are as small as a grid of that many cells allows, which miss some that are
     seen at a grazing angle; and only the patches that tokens take are coloured. Raises: as ``voxelize``,
     MissingExtraError without the extra ``3d``.
     """
     side = _DEPTHS_A_CELL * min(RESOLUTION, ceil((max_tokens / 2) ** 0.5))  # a closed surface: 2 cells a column or more
-    seen = render_views(mesh, views, side)
+    seen = render_views(mesh, size=side)
     cells_N3, resolution = _fitting(seen, RESOLUTION, max_tokens, coarsen=True)
-    view_N, place_N2 = _nearest(seen, (cells_N3 + 0.5) / resolution - 0.5, None)
-    wanted_Vhw = np.zeros((views, size // PATCH[1], size // PATCH[2]), np.bool_)
+    view_N, place_N2 = _nearest(seen, _centres(cells_N3, resolution), None)
+    wanted_Vhw = np.zeros((len(seen), SIZE // PATCH[1], SIZE // PATCH[2]), np.bool_)
     shape = np.array(wanted_Vhw.shape[:0:-1])
     row_N, column_N, inside_N = _indices(place_N2 * (shape - 1), shape)
     wanted_Vhw[view_N[inside_N], row_N[inside_N], column_N[inside_N]] = True
     rgb = render_patches(mesh, seen.cameras, wanted_Vhw, PATCH[1])
-    return voxelize(Views(rgb, seen.depth, seen.cameras), resolution, max_tokens=max_tokens)
+    return _voxels(cells_N3, resolution, _patches(Views(rgb, seen.depth, seen.cameras), view_N, place_N2))
 
 
 def unvoxelize(tokens: SparseTokens) -> np.ndarray:
@@ -98,6 +93,19 @@ def occupied(views: Views, resolution: int) -> np.ndarray:
         first, last = np.ceil(places - slack).astype(np.int64) - 1, np.floor(places + slack).astype(np.int64)
         grid[tuple(_cells(first, last, resolution).T)] = True
     return np.argwhere(grid)
+
+
+def _centres(cells_N3: np.ndarray, resolution: int) -> np.ndarray:
+    return (cells_N3 + 0.5) / resolution - 0.5
+
+
+def _voxels(cells_N3: np.ndarray, resolution: int, patches_NP: np.ndarray) -> Voxels:
+    """Cells (N, 3) and their patches (N, 768) uint8 as tokens."""
+    # NumPy's zeros take no memory before they are written or read, and three quarters are not written.
+    feats = torch.from_numpy(np.zeros((len(cells_N3), PATCH[0] * VALUES), np.float32))
+    feats[:, :VALUES] = to_values(patches_NP)
+    coords = torch.from_numpy(np.pad(cells_N3.astype(np.int32), ((0, 0), (1, 0))))
+    return Voxels(SparseTokens(feats, coords, (len(coords),)), resolution)
 
 
 def _fitting(views: Views, asked: int, max_tokens: int, coarsen: bool) -> tuple[np.ndarray, int]:

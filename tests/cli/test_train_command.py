@@ -215,6 +215,11 @@ def test_what_is_wrong_is_said_in_one_sentence_before_anything_is_trained(words,
     assert files_in(there) == []
 
 
+def test_denormals_are_numbers_again_after_training(run):
+    run("train", "--start", "nowhere")
+    assert torch.full((1,), 1e-310, dtype=torch.float64).mul(2).item() > 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_said(run):
     says_one_sentence(run("train", "--device", "cuda"), "no GPU that torch can use")
