@@ -20,6 +20,7 @@ from atoken.errors import MediaError
 from atoken.io import Clip, Image, Mesh, VideoReader, load_media, read_image
 from atoken.io.media import DEFAULT_LIMITS
 from atoken.io.sniff import sniff
+from atoken.io.views import read_views
 from atoken.modalities.views import Views, render_views
 from eval.contract import Media
 
@@ -39,7 +40,8 @@ class Preparation:
     "naflex" scales it to at most ``size`` tokens at its own shape (``naflex_size``); "at most" scales what has more
     than ``size`` squared pixels down to that; "short side at most" what is more than ``size`` pixels on both sides.
     frames: at most so many of a clip; the first, or, with ``spread``, evenly over it. fps: taken at this rate. stride:
-    every so-manieth. views, view_size: cameras around a mesh (``Cameras.sphere``), pixels a side; black background.
+    every so-manieth. views, view_size: cameras around a mesh (``Cameras.sphere``), None where items bring their own
+    views, and pixels a side; black background.
     """
 
     crop: Crop = "none"
@@ -49,13 +51,13 @@ class Preparation:
     fps: Fraction | None = None
     stride: int = 1
     spread: bool = False
-    views: int = 16
+    views: int | None = 16
     view_size: int = 512
 
     def record(self) -> dict[str, str]:
         """The fields of a ``Protocol`` that this decides."""
         frames = "all" if self.frames is None else f"{self.frames} evenly" if self.spread else f"first {self.frames}"
-        unit, sphere = "tokens" if self.crop == "naflex" else "pixels", f"radius {RADIUS:g}, {FOV:g} degrees"
+        unit = "tokens" if self.crop == "naflex" else "pixels"
         return {
             "crop": self.crop,
             "filter": "none" if self.crop == "none" else f"{self.filter} (Pillow)",
@@ -63,16 +65,24 @@ class Preparation:
             "frames": frames,
             "fps": "native" if self.fps is None else str(self.fps),
             "stride": str(self.stride),
-            "cameras": f"{self.views} on a Hammersley sphere, {sphere}, {self.view_size} pixels",
+            "cameras": self._cameras(),
             "background": "black",
         }
 
+    def _cameras(self) -> str:
+        if self.views is None:
+            return f"those of the data, {self.view_size} pixels (Lanczos)"
+        return f"{self.views} on a Hammersley sphere, radius {RADIUS:g}, {FOV:g} degrees, {self.view_size} pixels"
+
     def read(self, media: Path | Sequence[Path]) -> Media:
-        """A file, or a clip as a list of pictures, prepared. Raises: MediaError, MissingExtraError."""
+        """A file, a folder of views, a clip as a list of pictures: prepared. Raises: MediaError, MissingExtraError."""
         if not isinstance(media, Path):
             frames = (read_image(path).pixels for path in self._cut(media[:: self.stride]))
             return self._clip(frames, FRAME_RATE, chosen=True)
-        if sniff(media).media == "clip":
+        kind = sniff(media).media
+        if kind == "folder of views":
+            return read_views(media, self.view_size)
+        if kind == "clip":
             stop = None if self.frames is None or self.spread else self.frames * self.stride
             with VideoReader(media, frames=(0, stop), fps=self.fps) as reader:
                 return self._clip((frame for _, frame in reader), self.fps or reader.info.fps)
@@ -84,7 +94,12 @@ class Preparation:
             return Image(self._pixels(media.pixels))
         if isinstance(media, Clip):
             return self._clip(media.frames, media.fps)
-        return render_views(media, self.views, self.view_size) if isinstance(media, Mesh) else media
+        return self._seen(media) if isinstance(media, Mesh) else media
+
+    def _seen(self, mesh: Mesh) -> Views:
+        if self.views is None:
+            raise MediaError("A mesh has no views of its own; take a task that renders some.")
+        return render_views(mesh, self.views, self.view_size)
 
     def _pixels(self, pixels: np.ndarray) -> np.ndarray:
         if self.crop == "none":

@@ -4,11 +4,12 @@ To add one, add a row to ``TASKS``. What the paper does not say is said here, an
 frames (all up to 300; for retrieval 12 of those at one a second, evenly, as CLIP4Clip takes them), cameras (16, black
 background), templates (80 of OpenAI), which of the captions of COCO (those of the test split of Karpathy and Fei-Fei).
 
-    ROOT/imagenet/val/SYNSET/*.JPEG     ROOT/imagenet/classes.txt: "SYNSET NAME" in a line, all 1000
-    ROOT/imagenet-v2/0..999/*.jpeg      ROOT/coco/val2017/*.jpg, annotations/, dataset_coco.json, val2014/*.jpg
+    ROOT/imagenet/val/SYNSET/*.JPEG     ROOT/imagenet-v2/0..999/*.jpeg
+    ROOT/coco/val2017/*.jpg, annotations/, dataset_coco.json, val2014/*.jpg
     ROOT/flickr30k/dataset_flickr30k.json, images/*.jpg
     ROOT/davis/JPEGImages/1080p/CLIP/*.jpg   ROOT/tokenbench/**/*.mp4   ROOT/toys4k/CLASS/**/*.obj
-    ROOT/msr-vtt/MSRVTT_JSFUSION_test.csv, videos/*.mp4   ROOT/msvd/test_list.txt, captions.txt, videos/*.avi
+    ROOT/msr-vtt/MSRVTT_JSFUSION_test.csv, videos/*.mp4
+    ROOT/msvd/test_list.txt, raw-captions.pkl (or captions.txt), videos/*.avi
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ _ZERO_SHOT, _RETRIEVAL = measures.ZERO_SHOT, measures.RETRIEVAL
 
 
 def _imagenet(root: Path) -> Listing:
-    return folders.class_folders(root / "val", root / "classes.txt")
+    return folders.class_folders(root / "val", folders.IMAGENET)
 
 
 def _imagenet_v2(root: Path) -> Listing:
-    return folders.class_folders(root, root.parent / "imagenet" / "classes.txt")
+    return folders.class_folders(root, folders.IMAGENET)
 
 
 _PUBLISHED = _by_name(
@@ -136,5 +137,7 @@ LOCAL: dict[str, Task] = {
     "clip": Task("local-clips", "clip", "", folders.clips, Preparation("at most", 512, frames=48), measures.PIXELS,
                  shard=4, batch=1),
     "asset": Task("local-assets", "asset", "", folders.meshes, Preparation(),
+                  measures.VIEWS, shard=4, batch=1),
+    "views": Task("local-views", "asset", "", folders.views, Preparation(views=None),
                   measures.VIEWS, shard=4, batch=1),
 }  # fmt: skip

@@ -32,7 +32,7 @@ _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 # Still pictures in the same box structure (HEIF, AVIF), which FFmpeg's mov demuxer would take for clips.
 _STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
-_VIEWS = "transforms.json"
+TRANSFORMS = "transforms.json"
 _HEAD = 4096  # bytes that are looked at
 _STL_HEAD = 84  # bytes of a binary STL before its faces of 50 bytes, their number last
 _OBJ_LINE = re.compile(rb"(v|vt|vn|vp|f|l|p|o|g|s|mtllib|usemtl)\s")
@@ -60,8 +60,8 @@ def sniff(path: str | Path) -> Kind:
     try:
         if not path.exists():
             raise MediaError(f"Cannot read {path}: there is no such file.")
-        if (path / _VIEWS).is_file():
-            return Kind("folder of views", _VIEWS)
+        if (path / TRANSFORMS).is_file():
+            return Kind("folder of views", TRANSFORMS)
         if not path.is_file():  # opening a pipe or a device could wait for ever
             raise MediaError(f"Cannot read {path}: it is not a file; name one of {SUPPORTED}.")
         with path.open("rb") as file:

@@ -27,9 +27,9 @@ from atoken.cameras import Cameras
 from atoken.errors import MediaError
 from atoken.io.image import read_image, translated
 from atoken.io.media import DEFAULT_LIMITS, Limits
+from atoken.io.sniff import TRANSFORMS
 from atoken.modalities.views import Views
 
-_JSON = "transforms.json"
 _MAX_JSON = 16 << 20  # bytes; a view takes about a thousand
 _MAX_VIEWS = 4096  # TRELLIS renders 150
 _FAR = 1e6  # a depth beyond it is the background
@@ -61,7 +61,7 @@ def read_views(folder: str | Path, size: int = 256, *, limits: Limits = DEFAULT_
 
 def _read_frames(root: Path) -> list[dict[str, Any]]:
     """Frames of ``transforms.json``, at least one, each with its ``camera_angle_x``."""
-    path = _inside(root, root / _JSON)
+    path = _inside(root, root / TRANSFORMS)
     with translated(f"Cannot read {path}"):
         if path.stat().st_size > _MAX_JSON:
             raise MediaError(f"Cannot read {path}: it is over {_MAX_JSON >> 20} MB, too large for a list of views.")
@@ -77,7 +77,7 @@ def _read_frames(root: Path) -> list[dict[str, Any]]:
 def _file(frame: dict[str, Any], number: int) -> str:
     name = frame.get("file_path")
     if not isinstance(name, str) or not name or "\0" in name:
-        raise MediaError(f"Frame {number} of {_JSON} has no file_path; name its picture there.")
+        raise MediaError(f"Frame {number} of {TRANSFORMS} has no file_path; name its picture there.")
     return name if Path(name).suffix else f"{name}.png"
 
 
@@ -124,7 +124,7 @@ def _range(frame: dict[str, Any], number: int) -> tuple[float, float]:
     low, high = (stated.get("min"), stated.get("max")) if isinstance(stated, dict) else (None, None)
     if _number(low) and _number(high) and 0 <= low < high:
         return low, high
-    raise MediaError(f"Frame {number} of {_JSON} must state the range of its depth map, depth: min and max.")
+    raise MediaError(f"Frame {number} of {TRANSFORMS} must state the range of its depth map, depth: min and max.")
 
 
 def _read_array(path: Path, limits: Limits) -> np.ndarray:
@@ -166,14 +166,14 @@ def _pose(frame: dict[str, Any], number: int) -> np.ndarray:
         rotates = np.allclose(turn @ turn.T, np.eye(3), atol=_RIGID) and np.linalg.det(turn) > 0
         if rotates and (pose[3] == (0, 0, 0, 1)).all():
             return pose
-    raise MediaError(f"transform_matrix of frame {number} of {_JSON} must be 4x4 numbers: a rotation and a shift.")
+    raise MediaError(f"transform_matrix of frame {number} of {TRANSFORMS} must be 4x4 numbers: a rotation and a shift.")
 
 
 def _angle(frame: dict[str, Any], number: int) -> float:
     angle = frame["camera_angle_x"]
     if _number(angle) and 0 < angle < math.pi:
         return angle
-    raise MediaError(f"camera_angle_x of frame {number} of {_JSON} must be an angle between 0 and pi, in radians.")
+    raise MediaError(f"camera_angle_x of frame {number} of {TRANSFORMS} must be an angle between 0 and pi, in radians.")
 
 
 def _number(value: object) -> TypeGuard[float]:

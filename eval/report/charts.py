@@ -28,11 +28,12 @@ def curves(
         order = np.argsort(x, kind="stable")
         axes.plot(np.asarray(x)[order], np.asarray(y)[order], marker="o", markersize=4, label=_label(name))
     if logarithmic:
-        from matplotlib.ticker import LogFormatter
+        from matplotlib.ticker import LogLocator
 
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(LogFormatter())
-        axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda *_: "")
     return _png(figure, axes)
 
 

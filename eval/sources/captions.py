@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,44 @@ def msr_vtt(root: Path) -> Listing:
 
 
 def msvd(root: Path) -> Listing:
-    """MSVD: names in ``test_list.txt``, "NAME CAPTION" in the lines of ``captions.txt``, files in ``videos/``."""
-    captions: dict[str, list[str]] = {}
-    for line in lines_of(root / "captions.txt"):
-        name, _, caption = line.partition(" ")
-        if not line.startswith("#"):  # remarks at the head of the published list
-            captions.setdefault(name, []).append(caption.strip())
+    """MSVD: names in ``test_list.txt``, files in ``videos/``, captions in one of the two files that go about.
+
+    ``raw-captions.pkl`` (of CLIP4Clip) holds a list of words for each caption of a name; ``captions.txt`` has
+    "NAME CAPTION" in its lines. Raises: MediaError.
+    """
+    packed = root / "raw-captions.pkl"
+    captions = _pickled_captions(packed) if packed.exists() else _captions_by_line(root / "captions.txt")
     names = lines_of(root / "test_list.txt")
     return Listing(
         tuple(Entry(name, root / "videos" / f"{name}.avi", None, tuple(captions.get(name, ()))) for name in names)
     )
+
+
+def _captions_by_line(path: Path) -> dict[str, list[str]]:
+    captions: dict[str, list[str]] = {}
+    for line in lines_of(path):
+        name, _, caption = line.partition(" ")
+        if not line.startswith("#"):  # remarks at the head of the published list
+            captions.setdefault(name, []).append(caption.strip())
+    return captions
+
+
+class _Plain(pickle.Unpickler):
+    """Reads built-in values only: a pickle that names a class or a function is refused, so it cannot run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def _pickled_captions(path: Path) -> dict[str, list[str]]:
+    try:
+        with path.open("rb") as file:
+            listed = _Plain(file, encoding="utf-8").load()
+        return {str(name): [" ".join(words).strip() for words in texts] for name, texts in listed.items()}
+    except OSError as error:
+        raise MediaError(f"Cannot read {path}, which the data set must have: {error.strerror}.") from error
+    except Exception as error:  # damaged pickles raise anything
+        raise MediaError(f"{path} is no table of captions, a list of words for each: {error}.") from error
 
 
 def _texts(numbered: Iterable[tuple[int, str]]) -> tuple[str, ...]:

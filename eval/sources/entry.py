@@ -17,7 +17,7 @@ Made = Callable[[], Image | Clip | Mesh]
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of a data set, not read yet: a file, the files of a clip's frames, or a function that makes it."""
+    """One member of a data set, not read yet: a file, a folder of views, a clip's frames, or what makes it."""
 
     key: str
     media: Path | tuple[Path, ...] | Made
@@ -66,8 +66,10 @@ class Prepared:
 
 
 def _bytes(path: Path) -> int:
+    """Of a file, or of all files in a folder of views."""
     try:
-        return path.stat().st_size
+        inside = path.rglob("*") if path.is_dir() else (path,)
+        return sum(one.stat().st_size for one in inside if one.is_file() or one == path)
     except OSError:  # it fails again, with its sentence, when it is read
         return -1
 

@@ -13,7 +13,12 @@ from pathlib import Path, PurePosixPath
 from atoken.data.sources import CLIPS, MESHES, PICTURES, SUFFIXES
 from atoken.data.sources.sample import files_below, printable
 from atoken.errors import MediaError
+from atoken.io.sniff import TRANSFORMS
 from eval.sources.entry import Entry, Listing, lines_of
+
+# Names as OpenAI cleaned them for CLIP, which open_clip and most papers evaluate with, behind their synsets. Two names
+# (missile, sunglasses) are those of two classes: these tie, and a tie is a miss.
+IMAGENET = Path(__file__).with_name("imagenet_classes.txt")
 
 
 def files(root: Path, suffixes: Iterable[str] = SUFFIXES) -> Listing:
@@ -36,16 +41,37 @@ def meshes(root: Path) -> Listing:
     return files(root, MESHES)
 
 
+def views(root: Path) -> Listing:
+    """Every folder of views, one with a ``transforms.json``, below ``root`` or ``root`` itself: TRELLIS's renders."""
+    return _views(root, _homes(_names(root, (".json",))))
+
+
 def local(root: Path) -> dict[str, Listing]:
-    """A user's folder: what is in it by medium, those that it has. Raises: MediaError where it has none."""
-    names = _names(root, SUFFIXES)
-    kinds = {"picture": PICTURES, "clip": CLIPS, "asset": MESHES}
-    found = {kind: [name for name in names if _suffix(name) in suffixes] for kind, suffixes in kinds.items()}
-    return {
-        kind: Listing(tuple(Entry(printable(name), root / name) for name in part))
-        for kind, part in found.items()
-        if part
-    }
+    """A user's folder: what is in it by medium, those that it has. Raises: MediaError where it has none.
+
+    What lies in a folder of views is a part of that one asset.
+    """
+    names = _names(root, SUFFIXES | {".json"})
+    homes = _homes(names)
+    alone = [name for name in names if homes.isdisjoint(PurePosixPath(name).parents)]
+    found = {
+        kind: Listing(tuple(Entry(printable(name), root / name) for name in alone if _suffix(name) in suffixes))
+        for kind, suffixes in {"picture": PICTURES, "clip": CLIPS, "asset": MESHES}.items()
+    } | {"views": _views(root, homes)}
+    if not any(listing.entries for listing in found.values()):
+        raise MediaError(f"The folder {root} holds no picture, clip, 3D asset or folder of views; put some there.")
+    return {kind: listing for kind, listing in found.items() if listing.entries}
+
+
+def _homes(names: Iterable[str]) -> set[PurePosixPath]:
+    """The folders that have a list of views."""
+    paths = map(PurePosixPath, names)
+    return {path.parent for path in paths if path.name == TRANSFORMS}
+
+
+def _views(root: Path, homes: Iterable[PurePosixPath]) -> Listing:
+    keys = {home: str(home) if home.name else root.resolve().name for home in sorted(homes)}
+    return Listing(tuple(Entry(printable(key), root / home) for home, key in keys.items()))
 
 
 def frame_folders(root: Path) -> Listing:

@@ -12,6 +12,7 @@ from atoken.errors import MediaError
 from atoken.io import Clip, Image, write_clip, write_image
 from eval import prepare
 from eval.prepare import Preparation, adm_crop, even_places, naflex_size
+from tests.folder_of_views import write_views
 from tests.tolerances import EXACT
 
 SIZES = [(256, 256), (300, 500), (511, 700), (512, 512), (513, 1025), (1200, 800), (40, 90), (257, 256), (100, 3000)]
@@ -169,6 +170,22 @@ def test_a_mesh_is_seen_from_the_cameras_on_black():
     assert np.array_equal(found.rgb, wanted.rgb)
     assert (found.rgb[found.depth < 0] == 0).all()
     assert Preparation(views=3, view_size=32)(found) is found
+
+
+def test_views_of_the_data_stay_as_they_are(tmp_path):
+    pytest.importorskip("embreex")
+    from atoken.cameras import Cameras
+    from atoken.data.procedural import asset
+    from atoken.io.views import read_views
+    from atoken.modalities.views import render_views
+
+    mesh = asset(5, 0).mesh
+    write_views(render_views(mesh, Cameras.sphere(2), 32), tmp_path / "chair")
+    own = Preparation(views=None, view_size=32)
+    assert np.array_equal(own.read(tmp_path / "chair").rgb, read_views(tmp_path / "chair", 32).rgb)
+    assert own.record()["cameras"] == "those of the data, 32 pixels (Lanczos)"
+    with pytest.raises(MediaError, match="has no views of its own"):
+        own(mesh)
 
 
 def test_the_record_is_text_and_tells_preparations_apart():

@@ -1,6 +1,8 @@
 """Layouts of data sets, from tiny folders made here."""
 
+import hashlib
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -52,6 +54,24 @@ def test_a_local_folder_is_split_by_medium(tmp_path):
         "picture": ["photo.png"], "clip": ["clip.mp4"], "asset": ["deep/chair.glb"],
     }  # fmt: skip
     with pytest.raises(MediaError, match="There is no folder"):
+        folders.local(tmp_path / "none")
+
+
+def test_a_folder_of_views_is_one_asset(tmp_path):
+    """And what lies in it is not measured beside it."""
+    for name in ("a.png", "chair/000.png", "chair/depth/000.png"):
+        drawn(tmp_path / name)
+    (tmp_path / "chair" / "transforms.json").write_text("{}")
+    found = folders.local(tmp_path)
+    assert {kind: keys(listing) for kind, listing in found.items()} == {"picture": ["a.png"], "views": ["chair"]}
+    assert found["views"] == folders.views(tmp_path)
+    assert keys(folders.local(tmp_path / "chair")["views"]) == ["chair"]
+    before = found["views"].entries[0].line()
+    (tmp_path / "chair" / "000.png").write_bytes(b"1")
+    assert found["views"].entries[0].line() != before
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "list.json").write_text("{}")
+    with pytest.raises(MediaError, match="holds no picture, clip, 3D asset or folder of views"):
         folders.local(tmp_path / "none")
 
 
@@ -170,9 +190,32 @@ def test_msr_vtt_and_msvd_lists(tmp_path):
     assert [(e.key, e.captions) for e in captions.msvd(tmp_path).entries] == [
         ("v2", ("a dog",)), ("v1", ("a cat", "the cat runs")),
     ]  # fmt: skip
+    (tmp_path / "raw-captions.pkl").write_bytes(pickle.dumps({"v1": [["a", "cat"]], "v2": [["a", "dog"], ["barks"]]}))
+    assert [e.captions for e in captions.msvd(tmp_path).entries] == [("a dog", "barks"), ("a cat",)]
     (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text("a,b\n1,2\n")
     with pytest.raises(MediaError, match="columns video_id and sentence"):
         captions.msr_vtt(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "what", [pickle.dumps({"v": [[print]]}), b"", b"\x80", pickle.dumps([1]), pickle.dumps({"v": 1})]
+)
+def test_a_pickle_of_captions_runs_nothing(tmp_path, what):
+    (tmp_path / "raw-captions.pkl").write_bytes(what)
+    with pytest.raises(MediaError, match="is no table of captions"):
+        captions.msvd(tmp_path)
+
+
+def test_the_names_of_imagenet_are_pinned():
+    """1000 synsets in their order; names by which a class is known to CLIP."""
+    text = folders.IMAGENET.read_text()
+    pairs = [line.split(" ", 1) for line in text.splitlines()]
+    assert pairs == sorted(pairs)
+    assert len({synset for synset, _ in pairs}) == 1000
+    assert (pairs[0], pairs[134], pairs[999]) == (
+        ["n01440764", "tench"], ["n02012849", "crane bird"], ["n15075141", "toilet paper"],
+    )  # fmt: skip
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("89e0b642c6697a3a")
 
 
 def test_the_line_of_an_entry_changes_with_everything_that_counts(tmp_path):

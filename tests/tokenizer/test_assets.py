@@ -19,6 +19,7 @@ from atoken.gaussians import Gaussians
 from atoken.io.tokens_record import Tokens
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import occupied, voxelize
+from tests.folder_of_views import write_views
 from tests.model.sizes import small_model
 from tests.tokenizer.small import random_frames, small_tokenizer
 from tests.tolerances import EXACT, FP32
@@ -172,16 +173,7 @@ def test_encode_info_and_decode_of_a_mesh(model, chair, tmp_path, capsys):
 
 def test_a_folder_of_views_is_an_asset(tokenizer, tmp_path):
     seen = views()
-    frames = []
-    for view in range(len(seen)):
-        atoken.Image(seen.rgb[view]).save(tmp_path / f"{view:03}.png")
-        np.save(tmp_path / f"{view:03}_depth.npy", seen.depth[view])
-        pose = torch.linalg.inv(seen.cameras.world_to_camera[view].double())
-        pose[:, 1:3] *= -1  # OpenCV's axes to Blender's
-        frames.append(
-            {"file_path": f"{view:03}.png", "transform_matrix": pose.tolist(), "camera_angle_x": np.radians(40)}
-        )
-    (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames}))
+    write_views(seen, tmp_path)
     tokens = tokenizer.encode(tmp_path)
     assert tokens.kind == "asset"
     assert len(tokens.coords) > 0.5 * len(tokenizer.encode(seen).coords)  # depth at pixel corners, not centres
