@@ -7,7 +7,7 @@
 | photographs | PSNR of the seven of ``benchmarks/nano.py``, mean over pictures |
 | clips | PSNR of 20 procedural clips of 16 frames of 128x128, mean over clips |
 | voxels | PSNR of the patches of 20 procedural assets as in ``benchmarks/assets.py``, mean over assets |
-| named | zero-shot top-1 as in ``benchmarks/zero_shot.py``, of pictures, clips and assets |
+| named | zero-shot top-1 as in ``benchmarks/zero_shot.py``, of pictures, clips and assets on two grids |
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atoken.data.labelled import FIGURE_PROMPTS, SOLID_PROMPTS
 from atoken.data.procedural import Sample, asset, clip
 from atoken.io import Clip
 from atoken.metrics import psnr
@@ -62,14 +61,13 @@ def main() -> None:
     models = parser.parse_args().models
     clips = [clip(HELD_OUT_SEED, index, FRAMES, SIDE, SIDE) for index in range(COUNT)]
     assets = [voxelize(render_views(asset(HELD_OUT_SEED, index).mesh)).tokens for index in range(COUNT)]
-    labelled = [list(made()) for made in (zero_shot.pictures, zero_shot.clips, zero_shot.assets)]
-    head = ("model", "photographs dB", "clips dB", "voxels dB", "pictures named", "clips named", "assets named")
+    labelled = {name: (list(make()), prompts) for name, (make, prompts) in zero_shot.LABELLED.items()}
+    head = ("model", "photographs dB", "clips dB", "voxels dB", *(f"{name}: named" for name in labelled))
     print(f"| {' | '.join(head)} |\n|" + " --- |" * len(head))
     for folder in models:
         tokenizer = load(str(folder))
         decibels = of_photographs(tokenizer), of_clips(tokenizer, clips), of_voxels(tokenizer, assets)
-        prompts = FIGURE_PROMPTS, FIGURE_PROMPTS, SOLID_PROMPTS
-        shares = [named(tokenizer, *one) for one in zip(labelled, prompts, strict=True)]
+        shares = [named(tokenizer, *one) for one in labelled.values()]
         figures = [f"{number:.2f}" for number in decibels] + [f"{share:.1%}" for share in shares]
         print(f"| {folder} | " + " | ".join(figures) + " |", flush=True)
 

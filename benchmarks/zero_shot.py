@@ -8,7 +8,7 @@ named by the prompt, "a red circle", whose vector is nearest to its own.
 | --- | --- | --- |
 | pictures | 384 | squares of 64, 80, 96, 112, 128 pixels in turn |
 | clips | 192 | the same sizes; 8, 12, 16 frames in turn |
-| assets | 144 | 16 views of 256x256, coarsened from 64^3 voxels until at most ``MOST_VOXELS`` |
+| assets | 144 | 16 views of 256x256; 64^3 voxels coarsened until at most 512 (8^3 cells) or 4096 (16^3 or 32^3) |
 | captioned pictures | 200 | 128x128 |
 | scenes | 200 | 128x128 |
 
@@ -28,7 +28,8 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from atoken.tokens import SparseTokens
 from eval.sources import made
 from eval.sources.entry import Listing
 
-MOST_VOXELS = 512
+VOXELS = (512, 4096)  # at most, of an asset
 ASSETS = 144  # three rounds of the 48 classes
 AT_ONCE = 16  # samples that are encoded together
 
@@ -61,12 +62,19 @@ def clips() -> Iterator[SparseTokens]:
     return (patchify(to_values(clip.frames)) for clip in _media(made.named_clips(Path())))
 
 
-def assets() -> Iterator[SparseTokens]:
-    """The labelled assets, coarsened."""
+def assets(most: int) -> Iterator[SparseTokens]:
+    """The labelled assets, coarsened to at most so many voxels."""
     for mesh in _media(made.named_assets(Path(), ASSETS)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AtokenWarning)  # that it is coarsened
-            yield voxelize(render_views(mesh), max_tokens=MOST_VOXELS, over="coarsen").tokens
+            yield voxelize(render_views(mesh), max_tokens=most, over="coarsen").tokens
+
+
+LABELLED: Mapping[str, tuple[Callable[[], Iterator[SparseTokens]], Sequence[str]]] = {
+    "pictures": (pictures, FIGURE_PROMPTS),
+    "clips": (clips, FIGURE_PROMPTS),
+    **{f"assets, {most} voxels": (partial(assets, most), SOLID_PROMPTS) for most in VOXELS},
+}
 
 
 def captioned(listing: Listing) -> dict[str, SparseTokens]:
@@ -123,14 +131,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["nano"], help="bundled names or folders, with a text side")
     tokenizers = [load(name) for name in parser.parse_args().models]
-    named = {"pictures": pictures, "clips": clips, "assets": assets}
-    labelled = {name: list(make()) for name, make in named.items()}
+    labelled = {name: (list(make()), prompts) for name, (make, prompts) in LABELLED.items()}
     texts = {"captioned pictures": captioned(made.captioned_pictures(Path())), "scenes": captioned(made.scenes(Path()))}
     for tokenizer in tokenizers:
-        rows = {}
-        for name, samples in labelled.items():
-            prompts = SOLID_PROMPTS if name == "assets" else FIGURE_PROMPTS
-            rows[f"{name}, zero-shot top-1"] = zero_shot(tokenizer, samples, prompts)
+        rows = {f"{name}, zero-shot top-1": zero_shot(tokenizer, *one) for name, one in labelled.items()}
         for name, found in texts.items():
             captions, back = retrieval(tokenizer, found)
             rows |= {f"captions of {name}, R@1": captions, f"{name} of captions, R@1": back}

@@ -34,7 +34,7 @@ def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Sta
     captioned = Task("image", SEMANTICS, tokens=8192, bins=256, patches=(256, 256))
     clip = Task("clip", PATCHES, tokens=6144, bins=256, patches=(16, 1024), length=(4, 8))
     shown = Task("clip", ALIGNMENT, tokens=8192, bins=256, patches=(64, 256), length=(4, 16), fps=1.0)
-    asset = Task("asset", PATCHES, tokens=16384, bins=256, patches=(1, 16384))
+    asset = Task("asset", PATCHES, tokens=16384, bins=256, patches=(16384, 16384))
     first = Stage(
         "1", first_preset, {"image": picture, "image-text": captioned}, {"image": 1}, beside=("image-text",),
         steps=200_000, warmup=2000, lr=3e-4, final_lr=3e-5, encoder_lr=0.1, weight_decay=0.1, ema=0.9999,
@@ -82,7 +82,7 @@ NANO_TASKS = {
     "clip": Task("clip", PATCHES, patches=(16, 100), length=(1, 8)),
     "clip-text": Task("clip", MATCHED, tokens=756, patches=(9, 25), length=(1, 3), aspect=2.0),  # 24 clips
     "part": Task("part", PATCHES),
-    "asset-text": Task("asset", MATCHED, tokens=8192, patches=(1, 512)),  # 16 assets
+    "asset-text": Task("asset", MATCHED, tokens=8192, patches=(512, 512)),  # 16 assets
     "surface": Task("surface", PLACES, tokens=2048),
     "views": Task("views", VIEWS, tokens=2048),
 }
@@ -108,9 +108,10 @@ LIGHTER = {
     for name, task in NANO_3.tasks.items()
     if task.texts
 }
-FINE = LIGHTER | {"asset-text": replace(LIGHTER["asset-text"], tokens=4096)}  # 8 assets, more often
+# 6 assets, more often, on grids of 8 to 32 cells a side, so that what is learned holds at all 64.
+FINE = LIGHTER | {"asset-text": replace(LIGHTER["asset-text"], tokens=10_240, patches=(512, 4096))}
 NANO_FINE = replace(
-    NANO_3, name="fine", start_from="3", mixture={"image": 4, "clip-text": 1, "clip": 1, "asset-text": 4},
+    NANO_3, name="fine", start_from="3", mixture={"image": 5, "clip-text": 1, "clip": 1, "asset-text": 4},
     tasks={**NANO_3.tasks, **FINE}, steps=950, lr=2e-4, warmup=20, seed=31,
 )  # fmt: skip
 NANO_SURFACE = Stage(

@@ -45,8 +45,6 @@ def samples(task: Task) -> int:
     low, high = task.patches
     if task.medium in PARTS:
         return 1
-    if task.medium == "asset":
-        return max(1, task.tokens // high)
     if task.tokens < task.length[1]:
         raise AtokenError(
             f"A bin of {task.tokens} tokens has no room for {task.length[1]} time steps; raise tokens of that task or "
@@ -59,12 +57,7 @@ def samples(task: Task) -> int:
 def rooms(task: Task, seed: int, name: str, number: int) -> list[Room]:
     """The rooms of bin ``number`` of the task ``name``; no more than ``task.tokens`` together. Raises: AtokenError."""
     count, key = samples(task), (seed, crc32(name.encode()))
-    if task.medium in PARTS:
-        sizes = [(1, task.tokens)]
-    elif task.medium == "asset":
-        sizes = [(1, min(task.tokens, task.patches[1]))] * count
-    else:
-        sizes = _sizes(task, count, key, number)
+    sizes = [(1, task.tokens)] if task.medium in PARTS else _sizes(task, count, key, number)
     first = number * count
     return [
         Room(index, length, patches, (*key, _SAMPLE, index)) for index, (length, patches) in enumerate(sizes, first)

@@ -42,7 +42,7 @@ class Task:
     terms: tuple[Term, ...]
     tokens: int = 1024  # budget of one bin, which is a micro-batch of one rank
     bins: int = 1  # of a step, over all ranks
-    patches: tuple[int, int] = (16, 256)  # fewest and most of a picture, of one time step of a clip, of an asset
+    patches: tuple[int, int] = (16, 256)  # fewest and most of a picture, of one time step of a clip; voxels of an asset
     length: tuple[int, int] = (1, 1)  # of a clip
     strides: tuple[tuple[int, int], ...] = ((1, 3), (4, 12))  # frames from one taken to the next: ranges drawn alike
     fps: float | None = None  # frames a second that are taken of a clip, in place of a stride

@@ -119,12 +119,14 @@ def test_areas_keep_their_proportions_where_none_is_cut_off() -> None:
     assert looked_at > 5
 
 
-def test_assets_and_parts_have_their_whole_budgets() -> None:
-    whole = Task("asset", (), tokens=1000, patches=(1, 300))
+def test_assets_have_rooms_as_pictures_and_parts_their_whole_budget() -> None:
+    whole = Task("asset", (), tokens=1000, patches=(300, 300))
     assert [(room.index, room.length, room.patches) for room in rooms(whole, 0, "any", 2)] == [
         (6, 1, 300), (7, 1, 300), (8, 1, 300),
     ]  # fmt: skip
     assert [room.patches for room in rooms(replace(whole, tokens=200), 0, "any", 0)] == [200]
+    drawn = Task("image", (), tokens=10_240, patches=(512, 4096))
+    assert rooms(replace(drawn, medium="asset"), 3, "any", 4) == rooms(drawn, 3, "any", 4)
     for medium in PARTS:
         (room,) = rooms(Task(medium, (), tokens=777), 0, "any", 5)
         assert (room.index, room.length, room.patches) == (5, 1, 777)
@@ -273,7 +275,7 @@ def test_parts_are_of_the_assets_by_seed_and_number(medium: str) -> None:
 
 def test_whole_assets_are_generated_with_their_captions() -> None:
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
-    task = Task("asset", (), tokens=1200, patches=(1, 600))
+    task = Task("asset", (), tokens=1200, patches=(600, 600))
     stage = Stage("assets", "nano", {"some": task}, {"some": 1}, steps=1)
     feeds = load_feeds("procedural", stage)
     ((made,),) = batches(stage, feeds, 0, 0)

@@ -32,8 +32,8 @@ TASKS = {
     "image-text": Task("image", ALIGNMENT, tokens=64, patches=(4, 16)),
     "clip-text": Task("clip", ALIGNMENT, tokens=64, patches=(4, 9), length=(1, 2)),
     "clip": Task("clip", PATCHES, tokens=64, patches=(4, 9), length=(1, 2)),
-    "asset-text": Task("asset", ALIGNMENT, tokens=64, patches=(1, 32)),
-    "asset": Task("asset", PATCHES, tokens=64, patches=(1, 64)),
+    "asset-text": Task("asset", ALIGNMENT, tokens=64, patches=(32, 32)),
+    "asset": Task("asset", PATCHES, tokens=64, patches=(64, 64)),
     "surface": replace(NANO_TASKS["surface"], tokens=64),
 }
 PAPER = CURRICULA["so400m-c"]
