@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.zero_shot nano nano-d`` prints a table for each model. Every medium has 48 classes, a shape in a
 colour (``atoken/data/labelled.py``), of a seed that training never uses; every class comes equally often. A sample is
-named by the prompt, "a red circle", whose vector is nearest to its own.
+named by the prompt, "a red circle", whose vector is nearest to its own; clips also by the mean of their frames'
+vectors, as ``atoken classify --pool frames`` does and the paper for retrieval.
 
 | what | how many | size |
 | --- | --- | --- |
@@ -114,9 +115,18 @@ def interval(hits: int, of: int) -> tuple[float, float]:
 
 def zero_shot(tokenizer: Tokenizer, samples: Iterable[SparseTokens], prompts: Sequence[str]) -> Tensor:
     """(V,) bool: which samples are named right."""
-    found = vectors(tokenizer, samples)
-    own_V = torch.tensor([class_of(index) for index in range(len(found))])
-    return right(found @ tokenizer.embed_text(prompts).T, own_V)
+    return _named(tokenizer, vectors(tokenizer, samples), prompts)
+
+
+def by_frames(tokenizer: Tokenizer) -> Tensor:
+    """(V,) bool: which of the labelled clips are named right by the mean of their frames' vectors."""
+    found = [tokenizer.embed_frames(clip) for clip in _media(made.named_clips(Path()))]
+    return _named(tokenizer, torch.stack(found), FIGURE_PROMPTS)
+
+
+def _named(tokenizer: Tokenizer, found_VD: Tensor, prompts: Sequence[str]) -> Tensor:
+    own_V = torch.tensor([class_of(index) for index in range(len(found_VD))])
+    return right(found_VD @ tokenizer.embed_text(prompts).T, own_V)
 
 
 def retrieval(tokenizer: Tokenizer, found: Mapping[str, SparseTokens]) -> tuple[Tensor, Tensor]:
@@ -135,6 +145,7 @@ def main() -> None:
     texts = {"captioned pictures": captioned(made.captioned_pictures(Path())), "scenes": captioned(made.scenes(Path()))}
     for tokenizer in tokenizers:
         rows = {f"{name}, zero-shot top-1": zero_shot(tokenizer, *one) for name, one in labelled.items()}
+        rows["clips by their frames, zero-shot top-1"] = by_frames(tokenizer)
         for name, found in texts.items():
             captions, back = retrieval(tokenizer, found)
             rows |= {f"captions of {name}, R@1": captions, f"{name} of captions, R@1": back}

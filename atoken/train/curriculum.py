@@ -112,7 +112,7 @@ LIGHTER = {
 FINE = LIGHTER | {"asset-text": replace(LIGHTER["asset-text"], tokens=10_240, patches=(512, 4096))}
 NANO_FINE = replace(
     NANO_3, name="fine", start_from="3", mixture={"image": 5, "clip-text": 1, "clip": 1, "asset-text": 4},
-    tasks={**NANO_3.tasks, **FINE}, steps=950, lr=2e-4, warmup=20, seed=31,
+    tasks={**NANO_3.tasks, **FINE}, steps=1900, lr=2e-4, warmup=20, seed=31,
 )  # fmt: skip
 NANO_SURFACE = Stage(
     "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="fine", frozen=TOKENIZER, steps=1500, warmup=50,
