@@ -51,7 +51,7 @@ def main() -> None:
     found, ends = curves(options.runs, options.stages)
     figure, panels = pyplot.subplots(len(TERMS), 1, figsize=(8, 6), sharex=True, layout="constrained")
     for panel, (title, names) in zip(panels, TERMS.items(), strict=True):
-        for name in names:
+        for name in (name for name in names if name in found):
             panel.plot(*found[name].T, label=name.split("/")[0], linewidth=1.2)
         panel.set(title=title, yscale="log")
         panel.legend(fontsize="small")
