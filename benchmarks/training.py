@@ -16,9 +16,10 @@ import torch
 
 from atoken.model import ATokenModel
 from atoken.presets import preset
+from atoken.tokenizer import load
 from atoken.train.batches import Batch, batches
 from atoken.train.cost import model_parts, tiles, training_flops
-from atoken.train.curriculum import NANO_TASKS, PATCHES, UNUSED
+from atoken.train.curriculum import NANO_FINE, PATCHES, UNUSED
 from atoken.train.engine import PlainEngine
 from atoken.train.feeds import load_feeds
 from atoken.train.objective import Objective
@@ -61,13 +62,16 @@ def _forward_and_backward(engine: PlainEngine, made: Batch) -> None:
 
 
 def pipeline(workers: list[int], count: int) -> None:
-    """Print the table of the input pipeline, task by task, beside what nano eats."""
+    """Print the table of the input pipeline, by task of nano's ``fine``, beside what nano eats as it is trained."""
     print("| task | nano eats, tokens/s | " + " | ".join(f"made by {n}, tokens/s" for n in workers) + " | ratio |")
     print("|" + " --- |" * (len(workers) + 3))
-    for name in ("image", "clip", "part"):
-        stage = Stage("pipeline", "nano", {name: NANO_TASKS[name]}, {name: 1}, frozen=UNUSED, steps=100_000)
+    nano = load("nano")
+    for name, task in NANO_FINE.tasks.items():
+        if task.medium in ("surface", "views"):
+            continue
+        stage = replace(NANO_FINE, tasks={name: task}, mixture={name: 1}, beside=(), steps=100_000)
         (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
-        engine = PlainEngine(Objective(ATokenModel(preset("nano")), stage.used), stage, "cpu")
+        engine = PlainEngine(Objective(nano.model, stage.used, texts=nano.texts), stage, "cpu")
         eaten = len(made.tokens.feats) / best_of(5, lambda made=made, engine=engine: engine.train([made]))
         rates = [_rate(stage, number, count) for number in workers]
         cells = " | ".join(f"{rate:,.0f}" for rate in rates)

@@ -161,7 +161,8 @@ def _check_task(key: str, task: Task) -> None:
     least = task.patches[0] * task.length[1]
     if task.tokens < least:
         raise AtokenError(
-            f"{key}.tokens is {task.tokens}, but its longest sample has {least} at its smallest; give it as many."
+            f"{key}.tokens is {task.tokens}, but its longest sample has {least} at its smallest; give it as many, or "
+            "lower its patches or length."
         )
 
 

@@ -43,7 +43,7 @@ def meshes(root: Path) -> Listing:
 
 def views(root: Path) -> Listing:
     """Every folder of views, one with a ``transforms.json``, below ``root`` or ``root`` itself: TRELLIS's renders."""
-    return _views(root, _homes(_names(root, (".json",))))
+    return _views(root, _homes(_names(root, (TRANSFORMS,))))
 
 
 def local(root: Path) -> dict[str, Listing]:
@@ -51,7 +51,7 @@ def local(root: Path) -> dict[str, Listing]:
 
     What lies in a folder of views is a part of that one asset.
     """
-    names = _names(root, SUFFIXES | {".json"})
+    names = _names(root, SUFFIXES | {TRANSFORMS})
     homes = _homes(names)
     alone = [name for name in names if homes.isdisjoint(PurePosixPath(name).parents)]
     found = {

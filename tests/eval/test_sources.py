@@ -70,7 +70,7 @@ def test_a_folder_of_views_is_one_asset(tmp_path):
     (tmp_path / "chair" / "000.png").write_bytes(b"1")
     assert found["views"].entries[0].line() != before
     (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "list.json").write_text("{}")
+    (tmp_path / "none" / "old_transforms.json").write_text("{}")
     with pytest.raises(MediaError, match="holds no picture, clip, 3D asset or folder of views"):
         folders.local(tmp_path / "none")
 
