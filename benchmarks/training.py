@@ -19,7 +19,7 @@ from atoken.presets import preset
 from atoken.tokenizer import load
 from atoken.train.batches import Batch, batches
 from atoken.train.cost import model_parts, tiles, training_flops
-from atoken.train.curriculum import NANO_FINE, PATCHES, UNUSED
+from atoken.train.curriculum import NANO_3, PATCHES, UNUSED
 from atoken.train.engine import PlainEngine
 from atoken.train.feeds import load_feeds
 from atoken.train.objective import Objective
@@ -62,14 +62,14 @@ def _forward_and_backward(engine: PlainEngine, made: Batch) -> None:
 
 
 def pipeline(workers: list[int], count: int) -> None:
-    """Print the table of the input pipeline, by task of nano's ``fine``, beside what nano eats as it is trained."""
+    """Print the table of the input pipeline, by task of nano's third stage, beside what nano eats as it is trained."""
     print("| task | nano eats, tokens/s | " + " | ".join(f"made by {n}, tokens/s" for n in workers) + " | ratio |")
     print("|" + " --- |" * (len(workers) + 3))
     nano = load("nano")
-    for name, task in NANO_FINE.tasks.items():
+    for name, task in NANO_3.tasks.items():
         if task.medium in ("surface", "views"):
             continue
-        stage = replace(NANO_FINE, tasks={name: task}, mixture={name: 1}, beside=(), steps=100_000)
+        stage = replace(NANO_3, tasks={name: task}, mixture={name: 1}, beside=(), steps=100_000)
         (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
         engine = PlainEngine(Objective(nano.model, stage.used, texts=nano.texts), stage, "cpu")
         eaten = len(made.tokens.feats) / best_of(5, lambda made=made, engine=engine: engine.train([made]))

@@ -76,56 +76,46 @@ CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decod
 
 # Far below the paper's weight: its gradient is so large that nano's encoder would else forget how to reconstruct.
 MATCHED = tuple(replace(term, weight=0.02) for term in ALIGNMENT)
+LIGHT = tuple(replace(term, weight=0.01) for term in ALIGNMENT)  # once they match, pictures come back
 NANO_TASKS = {
     "image": Task("image", PATCHES, tokens=768),
     "image-text": Task("image", MATCHED, tokens=936, patches=(9, 36), aspect=2.0),  # 48 pictures
     "clip": Task("clip", PATCHES, patches=(16, 100), length=(1, 8)),
     "clip-text": Task("clip", MATCHED, tokens=756, patches=(9, 25), length=(1, 3), aspect=2.0),  # 24 clips
     "part": Task("part", PATCHES),
-    "asset-text": Task("asset", MATCHED, tokens=8192, patches=(512, 512)),  # 16 assets
+    # 6 assets on grids of 8 to 32 cells a side, so that what is learned of them holds at all 64.
+    "asset-text": Task("asset", LIGHT, tokens=10_240, patches=(512, 4096)),
     "surface": Task("surface", PLACES, tokens=2048),
     "views": Task("views", VIEWS, tokens=2048),
 }
 NANO_1 = Stage(
-    "1", "nano", NANO_TASKS, {"image": 1}, beside=("image-text",), frozen=(*GAUSSIANS, *TEXT), steps=1600, lr=8e-4,
+    "1", "nano", NANO_TASKS, {"image": 1}, beside=("image-text",), frozen=(*GAUSSIANS, *TEXT), steps=1000, lr=8e-4,
     final_lr=5e-5, mixed_precision=False,
 )  # fmt: skip
 NANO_2 = replace(
-    NANO_1, name="2", start_from="1", mixture={"image": 2, "clip-text": 1, "clip": 4}, steps=1200, lr=5e-4, seed=1,
+    NANO_1, name="2", start_from="1", mixture={"image": 2, "clip-text": 1, "clip": 4}, steps=500, lr=5e-4, seed=1,
 )  # fmt: skip
 # Larger ones, as the paper's third stage has.
 LARGER = {
-    "image-text": replace(NANO_TASKS["image-text"], tokens=1536, patches=(16, 64)),  # 44 pictures
-    "clip-text": replace(NANO_TASKS["clip-text"], tokens=1152, patches=(9, 64)),  # 21 clips
+    "image-text": replace(NANO_TASKS["image-text"], terms=LIGHT, tokens=1536, patches=(16, 64)),  # 44 pictures
+    "clip-text": replace(NANO_TASKS["clip-text"], terms=LIGHT, tokens=1152, patches=(9, 64)),  # 21 clips
 }
 NANO_3 = replace(
-    NANO_2, name="3", start_from="2", mixture={"image": 3, "clip-text": 2, "clip": 2, "asset-text": 3, "part": 1},
-    tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=3200, lr=4e-4, final_lr=1e-5, seed=2,
-)  # fmt: skip
-# Matching has moved the latents: at half its weight pictures come back, while assets go on learning.
-LIGHTER = {
-    name: replace(task, terms=tuple(replace(term, weight=0.01) for term in MATCHED))
-    for name, task in NANO_3.tasks.items()
-    if task.texts
-}
-# 6 assets, more often, on grids of 8 to 32 cells a side, so that what is learned holds at all 64.
-FINE = LIGHTER | {"asset-text": replace(LIGHTER["asset-text"], tokens=10_240, patches=(512, 4096))}
-NANO_FINE = replace(
-    NANO_3, name="fine", start_from="3", mixture={"image": 5, "clip-text": 1, "clip": 1, "asset-text": 4},
-    tasks={**NANO_3.tasks, **FINE}, steps=1900, lr=2e-4, warmup=20, seed=31,
+    NANO_2, name="3", start_from="2", mixture={"image": 4, "clip-text": 2, "clip": 2, "asset-text": 4, "part": 1},
+    tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=1400, lr=4e-4, final_lr=1e-5, seed=2,
 )  # fmt: skip
 NANO_SURFACE = Stage(
-    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="fine", frozen=TOKENIZER, steps=1500, warmup=50,
+    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="3", frozen=TOKENIZER, steps=500, warmup=50,
     lr=2e-3, muon=2.5, mixed_precision=False, seed=3,
 )  # fmt: skip
 NANO_COLORS = replace(
     NANO_SURFACE, name="colors", tasks=NANO_TASKS | {"surface": Task("surface", COLORS, tokens=2048)},
-    start_from="surface", steps=1600, warmup=30, lr=1.5e-3, final_lr=1e-5, seed=13,
+    start_from="surface", steps=500, warmup=30, lr=1.5e-3, final_lr=1e-5, seed=13,
 )  # fmt: skip
 NANO_4 = replace(
-    NANO_FINE, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=200, lr=4e-4, warmup=100, seed=4
+    NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=150, warmup=75, seed=4
 )  # fmt: skip
-NANO = (NANO_1, NANO_2, NANO_3, NANO_FINE, NANO_SURFACE, NANO_COLORS, NANO_4)
+NANO = (NANO_1, NANO_2, NANO_3, NANO_SURFACE, NANO_COLORS, NANO_4)
 FINISHED = {stage.name: stage.preset for stage in (NANO_COLORS, NANO_4)}  # the last stage of each bundled model
 
 CURRICULA: Mapping[str, Mapping[str, Stage]] = {

@@ -198,8 +198,8 @@ def test_texts_need_a_model_with_a_text_side(there):
     ("words", "sentence"),
     [
         (["--preset", "huge"], "no curriculum for huge; there are those for nano, base, so400m-c"),
-        (["--stage", "5"], "nano has no stage 5; there are 1, 2, 3, fine, surface, colors, 4, or all"),
-        (["--stage", "surface"], "there is no runs/fine/model: train that stage first"),
+        (["--stage", "5"], "nano has no stage 5; there are 1, 2, 3, surface, colors, 4, or all"),
+        (["--stage", "surface"], "there is no runs/3/model: train that stage first"),
         (["--start", "nowhere"], "no folder nowhere"),
         (["--data", "nowhere.toml"], "Cannot read nowhere.toml"),
         (["--set", "step=3"], "did you mean steps"),
