@@ -112,7 +112,7 @@ def _textured(surface: Surface, rgb: np.ndarray, numbers: np.ndarray) -> np.ndar
     rng = surface.rng
     sheet, contrast = rng.integers(0, 4, 256), np.exp(rng.uniform(np.log(0.02), np.log(0.5), 256)).astype(np.float32)
     slope = (rng.normal(0, 1.1, 256) / surface.side).astype(np.float32)
-    shade = np.choose(sheet[numbers], surface.sheets) * contrast[numbers]
+    shade = np.choose(sheet[numbers], [made() for made in surface.sheets]) * contrast[numbers]
     shade += slope[numbers] * surface.ramp(rng.uniform(0, 2 * np.pi))
     return rgb * (1 + shade[..., None])
 

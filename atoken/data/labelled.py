@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from atoken.data import scenes, solids
-from atoken.data.made import drawing, paste_figure
+from atoken.data.made import drawing, figure_painter
 from atoken.data.natural import backdrop
 from atoken.data.procedural import Asset, Sample, generator, with_sensor_noise
 from atoken.data.textures import Surface
@@ -77,7 +77,7 @@ def scene(seed: int, index: int, height: int, width: int) -> Sample:
     while " left of " not in caption:  # a drawing of one column
         surface = Surface(rng, height, width)
         canvas, caption = drawing(surface)
-    return Sample(with_sensor_noise(rng, np.array(scenes.develop(canvas, surface))[None]), caption)
+    return Sample(with_sensor_noise(rng, np.array(scenes.camera(surface)(canvas))[None]), caption)
 
 
 def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE) -> Sample:
@@ -86,13 +86,13 @@ def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width
     ground, words = backdrop(Surface(rng, height, width))
     radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-_TURN, _TURN)
     start, end = radius + rng.random((2, 2)) * (np.array((width, height)) - 2 * radius)
-    shares, look = np.linspace(0, 1, frames), int(rng.integers(2**32))
+    surface = Surface(np.random.default_rng(int(rng.integers(2**32))), height, width)  # of the figure
+    lay, camera = figure_painter(surface, FIGURES[shape], _rgb(TINTS[tint])), scenes.camera(surface)
     pictures = []
-    for share in shares:
-        surface = Surface(np.random.default_rng(look), height, width)  # the same paint and light in every frame
+    for share in np.linspace(0, 1, frames):
         canvas = ground.copy()
-        paste_figure(canvas, surface, FIGURES[shape], _rgb(TINTS[tint]), start + share * (end - start), radius, turn)
-        pictures.append(np.asarray(scenes.develop(canvas, surface)))
+        lay(canvas, start + share * (end - start), radius, turn)
+        pictures.append(np.asarray(camera(canvas)))
     where = "" if rng.random() < bare else f"{' moving over' if frames > 1 else ' on'} {words}"
     return Sample(with_sensor_noise(rng, np.stack(pictures)), FIGURE_PROMPTS[label] + where)
 

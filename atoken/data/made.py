@@ -5,6 +5,8 @@ A family paints a picture of its surface's size and says in words what it painte
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -108,34 +110,33 @@ def drawing(surface: Surface) -> Painted:
         radius = min(slot, h / count) * rng.uniform(0.25, 0.48)
         for row in range(count):
             centre = np.array((slot * (column + 0.5), h * (row + 0.5) / count)) + rng.normal(0, 0.04, 2) * radius
-            paste_figure(canvas, surface, figure, np.array(COLOURS[tint], np.float32), centre, radius)
+            figure_painter(surface, figure, np.array(COLOURS[tint], np.float32))(canvas, centre, radius)
         several = f"{NUMBERS[count]} {tint} {figure}{'es' if figure == 'cross' else 's'}"
         phrases.append(article(f"{tint} {figure}") if count == 1 else several)
     return canvas, " left of ".join(phrases) + f" on {ground}"
 
 
-def paste_figure(
-    canvas: Image.Image,
-    surface: Surface,
-    figure: str,
-    colour: np.ndarray,
-    centre: np.ndarray,
-    radius: float,
-    turn: float = 0.0,
-) -> None:
-    """Lay one of the ``FIGURES``, turned by ``turn`` radians, over the canvas: plain or textured, some with an edge."""
-    rng, cos, sin = surface.rng, np.cos(turn), np.sin(turn)
-    outline = figure_outline(figure) @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
-    if (placed := stencil(outline, canvas.size)) is None:
-        return
-    mask = ring_mask(placed[0], 0.55) if figure == "ring" else placed[0]
-    if rng.random() < 0.6:
-        canvas.paste(tuple(colour.astype(int).tolist()), placed[1], mask)
-    else:
-        canvas.paste(to_image(surface.tile(colour, mask.height, mask.width)), placed[1], mask)
-    if rng.random() < 0.3 and figure != "ring":
-        closed = np.concatenate([outline, outline[:1]])
-        draw_curves(canvas, [(closed, float(rng.uniform(0.8, 3)))], np.array((10, 10, 10)), 1.0)
+def figure_painter(surface: Surface, figure: str, colour: np.ndarray) -> Callable[..., None]:
+    """What lays one of the ``FIGURES`` over a canvas, wherever it is wanted: plain or textured, some with an edge.
+
+    It takes (canvas, centre (x, y), radius, turn in radians), and paints the same look each time.
+    """
+    rng = surface.rng
+    fill = None if rng.random() < 0.6 else surface.paint(colour)
+    edge = float(rng.uniform(0.8, 3)) if rng.random() < 0.3 and figure != "ring" else 0.0
+
+    def lay(canvas: Image.Image, centre: np.ndarray, radius: float, turn: float = 0.0) -> None:
+        cos, sin = np.cos(turn), np.sin(turn)
+        outline = figure_outline(figure) @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
+        if (placed := stencil(outline, canvas.size)) is None:
+            return
+        mask = ring_mask(placed[0], 0.55) if figure == "ring" else placed[0]
+        paint = to_image(fill(mask.height, mask.width)) if fill else tuple(colour.astype(int).tolist())
+        canvas.paste(paint, placed[1], mask)
+        if edge:
+            draw_curves(canvas, [(np.concatenate([outline, outline[:1]]), edge)], np.array((10, 10, 10)), 1.0)
+
+    return lay
 
 
 def text(surface: Surface) -> Painted:

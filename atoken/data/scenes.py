@@ -34,15 +34,26 @@ def choose(rng: np.random.Generator) -> Family:
     return FAMILIES[int(rng.choice(len(FAMILIES), p=[share for _, share in FAMILIES]))][0]
 
 
-def develop(canvas: Image.Image, surface: Surface) -> Image.Image:
-    """What a camera adds to most pictures: a slight blur, a tone curve and a slope of light."""
+def camera(surface: Surface) -> Callable[[Image.Image], Image.Image]:
+    """What a camera adds to most pictures, the same to each: a slight blur, a tone curve and a slope of light."""
     rng = surface.rng
-    if rng.random() < 0.55:
-        canvas = canvas.filter(ImageFilter.BoxBlur(rng.uniform(0.1, 0.9)))
-    if rng.random() < 0.6:
-        curve = (np.arange(256) / 255.0) ** np.exp(rng.normal(0, 0.25)) * rng.uniform(215, 265)
-        canvas = canvas.point(np.clip(curve, 0, 255).astype(int).tolist() * 3)
-    if rng.random() < 0.4:
-        slope = surface.ramp(rng.uniform(0, 2 * np.pi)) * np.float32(rng.uniform(0, 0.9) / surface.side)
-        canvas = to_image(np.asarray(canvas) * (1 + slope[..., None]))
-    return canvas
+    blur = ImageFilter.BoxBlur(rng.uniform(0.1, 0.9)) if rng.random() < 0.55 else None
+    curve = _curve(rng) if rng.random() < 0.6 else None
+    light = _light(surface) if rng.random() < 0.4 else None
+
+    def taken(canvas: Image.Image) -> Image.Image:
+        canvas = canvas.filter(blur) if blur else canvas
+        canvas = canvas.point(curve) if curve else canvas
+        return canvas if light is None else to_image(np.asarray(canvas) * light)
+
+    return taken
+
+
+def _curve(rng: np.random.Generator) -> list[int]:
+    curve = (np.arange(256) / 255.0) ** np.exp(rng.normal(0, 0.25)) * rng.uniform(215, 265)
+    return np.clip(curve, 0, 255).astype(int).tolist() * 3
+
+
+def _light(surface: Surface) -> np.ndarray:
+    slope = surface.ramp(surface.rng.uniform(0, 2 * np.pi))
+    return 1 + (slope * np.float32(surface.rng.uniform(0, 0.9) / surface.side))[..., None]

@@ -7,10 +7,13 @@ colour varies mostly in luminance, then yellow against blue, then red against gr
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from collections.abc import Callable
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 from PIL import Image
+
+Planned = Callable[[], np.ndarray]  # a field whose random numbers are drawn, and which is made when it is wanted
 
 WARM = np.array([1.0, 0.1, -1.0], np.float32)  # yellow against blue
 ROSY = np.array([0.6, -0.8, 0.5], np.float32)  # red against green
@@ -80,8 +83,8 @@ def to_image(rgb: np.ndarray) -> Image.Image:
 class Surface:
     """What one picture is painted with: its random numbers, its noise, its colours and its pattern sheets.
 
-    The white spectrum is drawn once and mixed anew for each field, so that a further field costs one inverse FFT; the
-    sheets are made once, and each leaf takes a piece of one of them.
+    The white spectrum is drawn once and mixed anew for each field, so that a further field costs one inverse FFT; a
+    sheet is made once, if at all, and each leaf takes a piece of one of them.
     """
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
@@ -103,16 +106,23 @@ class Surface:
 
         ``stretch`` above 1 draws the grain out along ``angle`` (radians from the x axis) by that factor.
         """
-        log_f = log_radius(self.height, self.width)
-        if stretch != 1:
-            fy, fx = _axes(self.height, self.width)
-            along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
-            log_f = 0.5 * np.log(np.maximum((stretch * along) ** 2 + across**2, 1e-12))
+        return self._field(exponent, angle, stretch)()
+
+    def _field(self, exponent: float, angle: float = 0.0, stretch: float = 1.0) -> Planned:
         turn = self.rng.uniform(0, 2 * np.pi)
-        spectrum = np.float32(np.cos(turn)) * self._white[0] + np.float32(np.sin(turn)) * self._white[1]
-        spectrum *= np.exp(np.float32(-0.5 * exponent) * log_f)
-        spectrum[0, 0] = 0
-        return unit(np.fft.irfft2(spectrum, (self.height, self.width)))
+
+        def made() -> np.ndarray:
+            log_f = log_radius(self.height, self.width)
+            if stretch != 1:
+                fy, fx = _axes(self.height, self.width)
+                along, across = np.cos(angle) * fx + np.sin(angle) * fy, np.cos(angle) * fy - np.sin(angle) * fx
+                log_f = 0.5 * np.log(np.maximum((stretch * along) ** 2 + across**2, 1e-12))
+            spectrum = np.float32(np.cos(turn)) * self._white[0] + np.float32(np.sin(turn)) * self._white[1]
+            spectrum *= np.exp(np.float32(-0.5 * exponent) * log_f)
+            spectrum[0, 0] = 0
+            return unit(np.fft.irfft2(spectrum, (self.height, self.width)))
+
+        return made
 
     def ramp(self, angle: float) -> np.ndarray:
         """Distance along ``angle`` from the middle of the picture in pixels, (H, W) float32."""
@@ -122,56 +132,79 @@ class Surface:
 
     def pattern(self, kind: str) -> np.ndarray:
         """A colourless pattern (H, W) float32 of one of the ``PATTERNS``."""
+        return self._pattern(kind)()
+
+    def _pattern(self, kind: str) -> Planned:
         rng, angle = self.rng, self.rng.uniform(0, np.pi)
         match kind:
             case "stone-like":
-                return self.field(rng.uniform(1.2, 2.0))
+                return self._field(rng.uniform(1.2, 2.0))
             case "sand-like":
-                return self.field(rng.uniform(0.0, 1.2))
+                return self._field(rng.uniform(0.0, 1.2))
             case "fur-like":
                 return self._fur(angle)
             case "wood-like":
-                grain = self.field(1.2, angle + np.pi / 2, rng.uniform(8, 24))
-                return unit(self._grating(angle, rng.uniform(2, 6)) + rng.uniform(0.3, 1.5) * grain)
+                return self._wood(angle)
             case "striped":
                 return self._grating(angle, rng.uniform(0, 1.5))
             case "woven" | "checked":
                 return self._crossed(angle, sharp=kind == "checked")
             case "spotted":
-                return unit(np.tanh(rng.uniform(2, 8) * (self.field(rng.uniform(2, 3.2)) - rng.uniform(-1, 1))))
+                steep, blobs, level = rng.uniform(2, 8), self._field(rng.uniform(2, 3.2)), rng.uniform(-1, 1)
+                return lambda: unit(np.tanh(steep * (blobs() - level)))
             case "marble-like":
-                return unit(-(np.abs(self.field(rng.uniform(2, 3))) ** 0.5))
+                veins = self._field(rng.uniform(2, 3))
+                return lambda: unit(-(np.abs(veins()) ** 0.5))
             case "smooth":
-                return 0.3 * self.field(rng.uniform(2.5, 3.5))
+                soft = self._field(rng.uniform(2.5, 3.5))
+                return lambda: 0.3 * soft()
             case _:
-                return self.field(rng.uniform(2.0, 3.2))
+                return self._field(rng.uniform(2.0, 3.2))
 
-    def _grating(self, angle: float, wobble: float) -> np.ndarray:
+    def _wood(self, angle: float) -> Planned:
+        grain = self._field(1.2, angle + np.pi / 2, self.rng.uniform(8, 24))
+        rings, share = self._grating(angle, self.rng.uniform(2, 6)), self.rng.uniform(0.3, 1.5)
+        return lambda: unit(rings() + share * grain())
+
+    def _grating(self, angle: float, wobble: float) -> Planned:
         period = np.exp(self.rng.uniform(np.log(3), np.log(40)))
-        phase = self.ramp(angle) * np.float32(2 * np.pi / period) + np.float32(wobble) * self.field(3.0)
-        return unit(np.tanh(np.float32(self.rng.uniform(0.5, 4)) * np.sin(phase)))
+        bend, steep = self._field(3.0), np.float32(self.rng.uniform(0.5, 4))
 
-    def _crossed(self, angle: float, sharp: bool) -> np.ndarray:
+        def made() -> np.ndarray:
+            phase = self.ramp(angle) * np.float32(2 * np.pi / period) + np.float32(wobble) * bend()
+            return unit(np.tanh(steep * np.sin(phase)))
+
+        return made
+
+    def _crossed(self, angle: float, sharp: bool) -> Planned:
         one, two = self._grating(angle, 0.3), self._grating(angle + np.pi / 2, 0.3)
-        return unit(one * two) if sharp else unit(np.maximum(one, two) + 0.3 * self.field(1.0))
+        if sharp:
+            return lambda: unit(one() * two())
+        fibres = self._field(1.0)
+        return lambda: unit(np.maximum(one(), two()) + 0.3 * fibres())
 
-    def _fur(self, angle: float) -> np.ndarray:
+    def _fur(self, angle: float) -> Planned:
         """Hair in three directions, each where a smooth field lets it be seen."""
         rng = self.rng
-        place, spread = self.field(3.5), rng.uniform(0.2, 0.7)
+        place, spread = self._field(3.5), rng.uniform(0.2, 0.7)
         exponent, stretch = rng.uniform(0.8, 1.8), rng.uniform(4, 16)
-        hair = [self.field(exponent, angle + spread * side, stretch) for side in (-1, 0, 1)]
-        left, right = np.clip(-place, 0, 1), np.clip(place, 0, 1)
-        return hair[0] * left + hair[1] * (1 - left - right) + hair[2] * right
+        hair = [self._field(exponent, angle + spread * side, stretch) for side in (-1, 0, 1)]
+
+        def made() -> np.ndarray:
+            where = place()
+            left, right = np.clip(-where, 0, 1), np.clip(where, 0, 1)
+            return hair[0]() * left + hair[1]() * (1 - left - right) + hair[2]() * right
+
+        return made
 
     def any_pattern(self) -> str:
         """The name of a pattern, drawn by the shares of the patterns."""
         return str(self.rng.choice(PATTERNS, p=_PATTERN_SHARES))
 
     @cached_property
-    def sheets(self) -> np.ndarray:
-        """Four patterns of the picture's size, (4, H, W) float32."""
-        return np.stack([self.pattern(self.any_pattern()) for _ in range(4)])
+    def sheets(self) -> tuple[Planned, ...]:
+        """Four patterns of the picture's size, each (H, W) float32 and made once, when it is first called."""
+        return tuple(cache(self._pattern(self.any_pattern())) for _ in range(4))
 
     def swing(self, colour: np.ndarray, contrast: float) -> np.ndarray:
         """The colour step (3,) that one unit of a pattern makes: mostly shading, with a little hue of its own."""
@@ -191,13 +224,25 @@ class Surface:
 
     def tile(self, colour: np.ndarray, height: int, width: int) -> np.ndarray:
         """A textured, shaded piece of surface around ``colour``, (height, width, 3) float32 in about 0..255."""
+        return self.paint(colour)(height, width)
+
+    def paint(self, colour: np.ndarray) -> Callable[[int, int], np.ndarray]:
+        """What makes a ``tile`` of any (height, width), always of the same texture and light."""
         rng = self.rng
-        sheet = self.sheets[rng.integers(4)][:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
+        sheet, down, across = self.sheets[rng.integers(4)], rng.choice((-1, 1)), rng.choice((-1, 1))
         top, left = int(rng.integers(self.height)), int(rng.integers(self.width))
-        piece = sheet.take(range(top, top + height), 0, mode="wrap").take(range(left, left + width), 1, mode="wrap")
-        y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-        x = np.linspace(-1, 1, width, dtype=np.float32)[None]
-        light = np.float32(rng.normal(0, 0.2)) * y + np.float32(rng.normal(0, 0.2)) * x
-        if rng.random() < 0.4:  # round as a ball
-            light = light - np.float32(rng.uniform(0.1, 0.5)) * (x * x + y * y)
-        return colour * (1 + light[..., None]) + piece[..., None] * self.swing(colour, self.contrast())
+        slope = np.float32(rng.normal(0, 0.2)), np.float32(rng.normal(0, 0.2))
+        ball = np.float32(rng.uniform(0.1, 0.5)) if rng.random() < 0.4 else None  # round as a ball
+        swing = self.swing(colour, self.contrast())
+
+        def tile(height: int, width: int) -> np.ndarray:
+            rows, columns = range(top, top + height), range(left, left + width)
+            piece = sheet()[::down, ::across].take(rows, 0, mode="wrap").take(columns, 1, mode="wrap")
+            y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+            x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+            light = slope[0] * y + slope[1] * x
+            if ball is not None:
+                light = light - ball * (x * x + y * y)
+            return colour * (1 + light[..., None]) + piece[..., None] * swing
+
+        return tile

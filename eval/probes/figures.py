@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from copy import deepcopy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 
 from atoken.data import scenes
 from atoken.data.labelled import FIGURE_PROMPTS, FIGURES, TINTS, WAYS
-from atoken.data.made import paste_figure
+from atoken.data.made import figure_painter
 from atoken.data.natural import backdrop
 from atoken.data.procedural import generator, with_sensor_noise
 from atoken.data.textures import Surface
@@ -56,25 +55,23 @@ def masked_picture(seed: int, index: int, height: int, width: int) -> Masked:
         tint, shape = NAMED[label]
         radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-np.pi, np.pi)
         centre = radius + rng.random(2) * (np.array((width, height)) - 2 * radius)
-        figure = shape, np.array(COLOURS[tint], np.float32), centre, radius, turn
-        classes[opacity(surface, *figure) >= 0.5] = 1 + label
-        paste_figure(canvas, surface, *figure)
-    developed = np.asarray(scenes.develop(canvas, surface))  # changes light and sharpness, moves nothing
+        lay = figure_painter(surface, shape, np.array(COLOURS[tint], np.float32))
+        classes[opacity(lay, height, width, centre, radius, turn) >= 0.5] = 1 + label
+        lay(canvas, centre, radius, turn)
+    developed = np.asarray(scenes.camera(surface)(canvas))  # changes light and sharpness, moves nothing
     return Masked(with_sensor_noise(rng, developed[None])[0], classes)
 
 
 def opacity(
-    surface: Surface, figure: str, colour: np.ndarray, centre: np.ndarray, radius: float, turn: float
+    lay: Callable[..., None], height: int, width: int, centre: np.ndarray, radius: float, turn: float
 ) -> np.ndarray:
-    """(H, W): how much of the ground ``paste_figure`` will cover when it is called next with this surface, 0 to 1.
+    """(H, W): how much of the ground what ``figure_painter`` gave covers there, 0 to 1.
 
-    By painting the same figure on black and on white: what differs is ground (Smith & Blinn 1996). ``surface`` stays as
-    it is, but that its pattern sheets are made.
+    By painting the same figure on black and on white: what differs is ground (Smith & Blinn 1996).
     """
-    _ = surface.sheets  # once, not in each copy
     painted = []
     for ground in (0, 255):
-        canvas = Image.new("RGB", (surface.width, surface.height), (ground,) * 3)
-        paste_figure(canvas, deepcopy(surface), figure, colour, centre, radius, turn)
+        canvas = Image.new("RGB", (width, height), (ground,) * 3)
+        lay(canvas, centre, radius, turn)
         painted.append(np.asarray(canvas, np.float64))
     return 1 - (painted[1] - painted[0]).mean(-1) / 255

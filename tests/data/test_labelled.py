@@ -21,6 +21,7 @@ from atoken.data.labelled import (
     labelled_picture,
     scene,
 )
+from atoken.data.textures import Surface
 from atoken.data.words import COLOURS, NUMBERS
 
 SIZES = [(16, 16), (64, 48), (17, 120)]
@@ -114,6 +115,19 @@ def test_only_the_figure_moves_and_it_stays_whole(monkeypatch):
             np.testing.assert_allclose(np.diff(path, 2), 0, atol=0.5)
 
 
+def test_a_figure_and_the_camera_do_the_same_to_each_frame():
+    for index in range(12):
+        surface = Surface(np.random.default_rng(index), 40, 60)
+        lay = labelled.figure_painter(surface, FIGURES[index % 6], np.array([200, 40, 90], np.float32))
+        camera, frames = labelled.scenes.camera(surface), []
+        for _ in range(2):
+            canvas = Image.new("RGB", (60, 40))
+            lay(canvas, np.array([30.3, 18.2]), 15.0, 0.3)
+            frames.append(np.asarray(camera(canvas)))
+        assert frames[0].any()
+        np.testing.assert_array_equal(*frames)
+
+
 def test_scenes_tell_of_two_or_three_columns():
     for index in range(40):
         caption = scene(0, index, 32, 32).caption
@@ -133,16 +147,16 @@ class Calm:
 
 def plain(monkeypatch):
     """Figures in their plain colour on black, with no tone curve and no noise."""
-    paste_figure = labelled.paste_figure
+    figure_painter = labelled.figure_painter
 
-    def paste(canvas, surface, *figure):
+    def painter(surface, *figure):
         surface.rng = Calm()
-        paste_figure(canvas, surface, *figure)
+        return figure_painter(surface, *figure)
 
     def black(surface):
         return Image.new("RGB", (surface.width, surface.height)), "black"
 
     monkeypatch.setattr(labelled, "backdrop", black)
-    monkeypatch.setattr(labelled, "paste_figure", paste)
-    monkeypatch.setattr(labelled.scenes, "develop", lambda canvas, surface: canvas)
+    monkeypatch.setattr(labelled, "figure_painter", painter)
+    monkeypatch.setattr(labelled.scenes, "camera", lambda surface: lambda canvas: canvas)
     monkeypatch.setattr(labelled, "with_sensor_noise", lambda rng, frames: frames)

@@ -7,7 +7,7 @@ from PIL import Image as Pictures
 
 import atoken
 from atoken.data.labelled import FIGURE_PROMPTS, WAYS
-from atoken.data.made import paste_figure
+from atoken.data.made import figure_painter
 from atoken.data.procedural import generator
 from atoken.data.textures import Surface
 from atoken.errors import AtokenError
@@ -184,28 +184,26 @@ def test_a_subject_is_probed_on_labelled_pictures():
 # ------------------------------------------------------------------------------------------------------------ masks
 
 
-def test_opacity_says_what_a_figure_covers_and_changes_nothing():
+def painter(seed: int, figure: str, height: int, width: int):
+    surface = Surface(generator(seed, 0, figures._MASKED), height, width)
+    return figure_painter(surface, figure, np.array([200, 40, 90], np.float32))
+
+
+def test_opacity_says_what_a_figure_covers():
     for seed in range(6):
-        once, twice = (Surface(generator(seed, 0, figures._MASKED), 60, 80) for _ in range(2))
-        _ = twice.sheets
-        figure = figures.FIGURES[seed], np.array([200, 40, 90], np.float32), np.array([37.3, 31.8]), 21.0, 0.4
-        found = figures.opacity(once, *figure)
-        pictures = []
-        for surface in (once, twice):
-            canvas = Pictures.fromarray(generator(seed, 1, 0).integers(0, 256, (60, 80, 3), np.uint8))
-            before = np.asarray(canvas).copy()
-            paste_figure(canvas, surface, *figure)
-            pictures.append(np.asarray(canvas))
-        assert np.abs(pictures[0].astype(int) - pictures[1]).max() == EXACT  # it has drawn no random number
-        assert (pictures[0][found == 0] == before[found == 0]).all()
-        assert (pictures[0] != before).any(-1)[found == 1].mean() > 0.95
+        lay, place = painter(seed, figures.FIGURES[seed], 60, 80), (np.array([37.3, 31.8]), 21.0, 0.4)
+        found = figures.opacity(lay, 60, 80, *place)
+        canvas = Pictures.fromarray(generator(seed, 1, 0).integers(0, 256, (60, 80, 3), np.uint8))
+        before = np.asarray(canvas).copy()
+        lay(canvas, *place)
+        assert (np.asarray(canvas)[found == 0] == before[found == 0]).all()
+        assert (np.asarray(canvas) != before).any(-1)[found == 1].mean() > 0.95
         assert found.min() >= 0
         assert found.max() == 1
 
 
 def test_a_circle_covers_its_area():
-    surface = Surface(np.random.default_rng(0), 128, 128)
-    found = figures.opacity(surface, "circle", np.full(3, 200, np.float32), np.array([64.2, 63.1]), 40.0, 0.0)
+    found = figures.opacity(painter(0, "circle", 128, 128), 128, 128, np.array([64.2, 63.1]), 40.0, 0.0)
     assert found.sum() == pytest.approx(np.pi * 40**2, rel=0.08)  # its outline may be drawn 1.5 pixels outside
 
 
