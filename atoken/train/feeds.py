@@ -63,11 +63,12 @@ class Feed:
         return self.mixture.draw(room.index, partial(self._fitted, room))
 
     def _fitted(self, room: Room, sample: Sample) -> Fitted:
-        rng, task = room.rng(), self.task
+        task = self.task
         if sample.suffix == PROCEDURAL:
             return generated(task, room, self.seed, sample.key)
         if task.texts and not sample.captions:
             raise MediaError(f"{sample.key} has no caption, and {self.name} is trained on captions.")
+        rng = room.rng()
         caption = sample.captions[rng.integers(len(sample.captions))] if sample.captions else ""
         if task.medium == "asset":
             return Fitted(load_asset(sample, room.patches), caption)
