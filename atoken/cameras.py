@@ -48,16 +48,22 @@ class Cameras:
         rotation, shift = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
         return -(rotation.mT @ shift[..., None])[..., 0]
 
-    def rays(self, view: int, height: int, width: int, offset: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    def rays(
+        self, view: int, height: int, width: int, offset: float = 0.5, only: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Origin (3,) and directions (H, W, 3) in the world of one camera's rays, one a pixel, fp64.
 
         A direction is one unit of camera-space depth long: ``origin + depth * direction`` un-projects a depth map.
-        ``offset`` is where in its pixel a ray passes: 0.5 the centre, 0 the upper left corner.
+        ``offset`` is where in its pixel a ray passes: 0.5 the centre, 0 the upper left corner. With ``only``, (H, W)
+        bool, directions (N, 3) of those pixels alone, row by row.
         """
         to_camera, intrinsics = self._exact(view)
         to_world = np.linalg.inv(to_camera)  # a rotation of fp32 numbers is not quite orthogonal
         right, down, forward = (to_world[:3, :3] @ np.linalg.inv(intrinsics)).T
         v, u = ((np.arange(size) + offset) / size for size in (height, width))
+        if only is not None:
+            row, column = np.nonzero(only)
+            return to_world[:3, 3], forward + v[row, None] * down + u[column, None] * right
         return to_world[:3, 3], forward + v[:, None, None] * down + u[:, None] * right
 
     def project(self, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

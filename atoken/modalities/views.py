@@ -60,8 +60,8 @@ class Views:
     def points(self, view: int) -> np.ndarray:
         """(points, 3) fp64: the depth map of one view, un-projected into the world, row by row."""
         depth, seen = self.depth[view], self.mask[view]
-        origin, directions = self.cameras.rays(view, depth.shape[0], depth.shape[1], self.pixel_offset)
-        return origin + depth[seen, None] * directions[seen]
+        origin, directions = self.cameras.rays(view, depth.shape[0], depth.shape[1], self.pixel_offset, only=seen)
+        return origin + depth[seen, None] * directions
 
 
 def render_views(mesh: Mesh, views: int | Cameras = 16, size: int = SIZE) -> Views:
@@ -91,9 +91,9 @@ def render_patches(mesh: Mesh, cameras: Cameras, wanted_Vhw: np.ndarray, patch: 
     pixels = wanted_Vhw.repeat(patch, axis=1).repeat(patch, axis=2)
     rgb = np.zeros((*pixels.shape, 3), np.uint8)
     for view in np.flatnonzero(wanted_Vhw.any((1, 2))):
-        origin, directions = cameras.rays(int(view), rows * patch, columns * patch)
-        found = np.zeros((int(pixels[view].sum()), 3), np.uint8)
-        caster.cast(origin, directions[pixels[view]], found, np.empty(len(found), np.float32))
+        origin, directions = cameras.rays(int(view), rows * patch, columns * patch, only=pixels[view])
+        found = np.zeros(directions.shape, np.uint8)
+        caster.cast(origin, directions, found, np.empty(len(found), np.float32))
         rgb[view, pixels[view]] = found
     return rgb
 

@@ -29,6 +29,8 @@ def test_a_ray_and_a_projection_undo_each_other():
         close(depths, depth)
         close(places[:, 0] * width - offset, np.tile(np.arange(width), height))
         close(places[:, 1] * height - offset, np.repeat(np.arange(height), width))
+        some = np.random.default_rng(0).random((height, width)) < 0.5
+        np.testing.assert_array_equal(GENERIC.rays(2, height, width, offset, only=some)[1], directions[some])
     close(GENERIC.rays(3, 1, 1)[0], GENERIC.centres[3])
 
 
