@@ -136,8 +136,10 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Train stages of a curriculum, or resume them; launched by torchrun or deepspeed, on many GPUs.",
     )  # fmt: skip
     train.add_argument("--preset", default="nano", help="nano, base or so400m-c (default: nano)")
-    train.add_argument("--stage", default="all", help="name of one, or all (default: all)")
-    train.add_argument("--data", default="procedural", help="TOML file of sources, or procedural (default)")
+    train.add_argument("--stage", default="all", help="name of one, all (default), or tune: on your own pictures")
+    train.add_argument(
+        "--data", default="procedural", help="folder of media, TOML file of sources, or procedural (default)"
+    )
     train.add_argument("-o", "--out", default="runs", help="folder of runs, one for each stage (default: runs)")
     train.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",

@@ -14,7 +14,7 @@ from torch import distributed
 from atoken.errors import AtokenError, CheckpointError
 from atoken.presets import BUNDLED, preset
 from atoken.train.config import overridden
-from atoken.train.curriculum import CURRICULA, FINISHED
+from atoken.train.curriculum import CURRICULA, FINISHED, TUNING
 from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
@@ -31,10 +31,10 @@ def chosen(preset: str, name: str, changes: Sequence[str], teachers: str | None)
     """
     if preset not in CURRICULA:
         raise AtokenError(f"There is no curriculum for {preset}; there are those for {', '.join(CURRICULA)}.")
-    known = CURRICULA[preset]
+    curriculum, known = CURRICULA[preset], {**CURRICULA[preset], "tune": TUNING[preset]}
     if name != "all" and name not in known:
-        raise AtokenError(f"{preset} has no stage {name}; there are {', '.join(known)}, or all of them with all.")
-    stages = [overridden(stage, changes) for stage in (known.values() if name == "all" else [known[name]])]
+        raise AtokenError(f"{preset} has no stage {name}; there are {', '.join(known)}, or all but tune with all.")
+    stages = [overridden(stage, changes) for stage in (curriculum.values() if name == "all" else [known[name]])]
     if teachers == WITHOUT_TEACHERS:
         return [overridden(stage.without_teachers(), []) for stage in stages]
     return stages

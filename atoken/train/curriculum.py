@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from atoken.train import losses
 from atoken.train.stages import MATCHING, Stage, Task, Term
@@ -123,3 +124,18 @@ CURRICULA: Mapping[str, Mapping[str, Stage]] = {
     "base": paper("base-s1", "base", "base-d"),
     "so400m-c": paper("so400m-c-s1", "so400m-c", "so400m-d"),
 }
+
+
+def tuning(stage: Stage, start_from: str, **sizes: Any) -> Stage:
+    """A short stage on a user's own pictures. What reads texts stays as it is, and fits the encoder less and less."""
+    image = replace(stage.tasks["image"], patches=(16, 1024), **sizes)
+    return replace(
+        stage, name="tune", start_from=start_from, tasks={"image": image}, mixture={"image": 1}, beside=(),
+        frozen=UNUSED, steps=200, warmup=20, lr=2e-4, final_lr=1e-6, encoder_lr=1.0, seed=5,
+    )  # fmt: skip
+
+
+TUNING = {
+    "nano": tuning(NANO_3, "colors", tokens=2048),
+    **{preset: tuning(CURRICULA[preset]["3"], "3", tokens=4096, bins=8) for preset in ("base", "so400m-c")},
+}  # no part of a curriculum: each begins with a finished model

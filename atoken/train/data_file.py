@@ -1,4 +1,4 @@
-"""The TOML file that says what a run is trained on.
+"""The TOML file, or the one folder of media, that says what a run is trained on.
 
 It has a table for each medium (``image``, ``clip``, ``asset``) or task, and in it one for each source, whose name is
 free; a task's own table goes before that of its medium. A source has a folder of media, shards (a ``.tar`` file or a
@@ -81,12 +81,17 @@ class Data:
 def read_data(path: Path, tasks: Iterable[str]) -> Data:
     """Read and check a file; it may be about media, ``tasks``, and those of the curricula.
 
-    Raises: MediaError (one sentence: file, table, key, and what is allowed).
+    A folder stands for the file that has it as the one source of every medium. Raises: MediaError (one sentence: file,
+    table, key, and what is allowed).
     """
+    if path.is_dir():
+        return Data(str(path), {medium: {"files": Origin("folder", path)} for medium in MEDIA})
     try:
         stated = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise MediaError(f"Cannot read {path}: {error.strerror}; name a TOML file, or write procedural.") from error
+        raise MediaError(
+            f"Cannot read {path}: {error.strerror}; name a TOML file or a folder of media, or write procedural."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise MediaError(f"Cannot read {path}: it is no TOML ({str(error).rstrip('.')}).") from error
     numbers = {key: stated.pop(key) for key in ("seed", "most_broken") if key in stated}

@@ -122,7 +122,7 @@ class Feeds(dict[str, Feed]):
 def load_feeds(data: str | Path, stage: Stage) -> Feeds:
     """The feeds of a stage's tasks; those that are parts of assets need none, they are always generated.
 
-    data: the word ``procedural``, or the path of a file as ``atoken/train/data_file.py`` describes it. Raises:
+    data: the word ``procedural``, a folder of media, or a file as ``atoken/train/data_file.py`` describes it. Raises:
     MediaError (one sentence that names file, table and key), MissingExtraError (tables without pyarrow).
     """
     if str(data) == "procedural":

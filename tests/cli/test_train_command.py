@@ -10,19 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import atoken
 from atoken.cli import main
+from atoken.data import procedural
 from atoken.errors import CheckpointError
+from atoken.metrics import psnr
 from atoken.presets import BUNDLED
 from atoken.train.command import chosen, start_of
-from atoken.train.curriculum import CURRICULA, NANO_1, PICTURES
+from atoken.train.curriculum import CURRICULA, NANO_1, PICTURES, TUNING
 from atoken.train.run_folder import RunFolder
 from atoken.train.stages import Task
 from tests.cli.test_cli import files_in, picture, says_one_sentence
 
-EVERY = [(name, stage) for name, stages in CURRICULA.items() for stage in stages]
+EVERY = [(name, stage) for name, stages in CURRICULA.items() for stage in (*stages.values(), TUNING[name])]
 SMALL = [
     *(f"tasks.{name}.tokens=64" for name in CURRICULA["nano"]["1"].tasks),
     *(f"tasks.{name}.patches=4,16" for name in ("image", "clip", "image-text", "clip-text")),
@@ -34,6 +37,10 @@ ROOT = Path(atoken.__file__).parents[1]
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def decibels(tokenizer, pixels):
+    return psnr(tokenizer.decode(tokenizer.encode(pixels)).pixels, pixels)
 
 
 def weights(folder):
@@ -55,10 +62,10 @@ def train(run):
 
 @pytest.mark.parametrize(("preset", "stage"), EVERY)
 def test_every_stage_has_a_plan_and_nothing_is_written(preset, stage, run, there):
-    code, out, error = run("train", "--preset", preset, "--stage", stage, "--plan")
+    code, out, error = run("train", "--preset", preset, "--stage", stage.name, "--plan")
     assert (code, error, files_in(there)) == (0, "", [])
-    assert out.startswith(f"stage        {stage}, ")
-    assert all(f"\n{task} " in out for task in CURRICULA[preset][stage].used)
+    assert out.startswith(f"stage        {stage.name}, ")
+    assert all(f"\n{task} " in out for task in stage.used)
 
 
 def test_a_plan_of_all_stages_is_theirs_one_after_another(run):
@@ -120,6 +127,20 @@ def test_pictures_come_from_the_file_that_is_named(train, there):
     (there / "pictures" / "1.png").write_text("no picture")
     assert train("--stage", "1", "--data", "data.toml", "-o", "b", changes=changes)[0] == 0
     assert rows(there / "b" / "1")[-1]["broken"] > 0
+
+
+def test_a_model_is_tuned_to_a_folder_of_pictures(run, there):
+    (there / "mine").mkdir()
+    mine = [made.frames[0] for made in (procedural.picture(9, index, 64, 64) for index in range(2))]
+    for number, pixels in enumerate(mine):
+        Image.fromarray(pixels).save(there / "mine" / f"{number}.png")
+    few = ["--set", "steps=25", "warmup=5", "tasks.image.tokens=64"]
+    code, out, _ = run("train", "--stage", "tune", "--data", "mine", "--device", "cpu", "--workers", 0, *few)
+    assert (code, out) == (0, "tune: runs/tune/model\n")
+    before, after = atoken.load("nano"), atoken.load(there / "runs" / "tune" / "model")
+    for pixels in mine:
+        assert decibels(after, pixels) > decibels(before, pixels)
+    assert torch.equal(after.embed_text(["a red ring"]), before.embed_text(["a red ring"]))
 
 
 def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train, there, monkeypatch):
@@ -198,7 +219,7 @@ def test_texts_need_a_model_with_a_text_side(there):
     ("words", "sentence"),
     [
         (["--preset", "huge"], "no curriculum for huge; there are those for nano, base, so400m-c"),
-        (["--stage", "5"], "nano has no stage 5; there are 1, 2, 3, surface, colors, 4, or all"),
+        (["--stage", "5"], "nano has no stage 5; there are 1, 2, 3, surface, colors, 4, tune, or all but tune"),
         (["--stage", "surface"], "there is no runs/3/model: train that stage first"),
         (["--start", "nowhere"], "no folder nowhere"),
         (["--data", "nowhere.toml"], "Cannot read nowhere.toml"),

@@ -278,10 +278,17 @@ def test_sources_without_captions_are_refused_for_a_task_on_captions(tmp_path: P
         feeds_of(tmp_path, f"[image.mine]\n{write_folder(tmp_path, bare)}", stage)
 
 
-@pytest.mark.parametrize("name", ["missing.toml", "."])
-def test_a_file_that_cannot_be_read_gets_one_sentence(name: str, tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match=r"^Cannot read [^\n]*; name a TOML file, or write procedural\.$"):
-        read_data(tmp_path / name, ())
+def test_a_file_that_cannot_be_read_gets_one_sentence(tmp_path: Path) -> None:
+    sentence = r"^Cannot read [^\n]*; name a TOML file or a folder of media, or write procedural\.$"
+    with pytest.raises(MediaError, match=sentence):
+        read_data(tmp_path / "missing.toml", ())
+
+
+def test_a_folder_stands_for_the_file_that_names_it(tmp_path: Path) -> None:
+    named = feeds_of(tmp_path, f"[image.files]\n{write_folder(tmp_path, pictures())}\n")
+    ours, theirs = (batch(PICTURES, feeds, "image", 0) for feeds in (load_feeds(tmp_path / "photos", PICTURES), named))
+    assert torch.equal(ours.tokens.feats, theirs.tokens.feats)
+    assert ours.captions == theirs.captions
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"a = " + b"[" * 100_000, b"\0"])
