@@ -127,7 +127,7 @@ CURRICULA: Mapping[str, Mapping[str, Stage]] = {
 
 
 def tuning(stage: Stage, start_from: str, **sizes: Any) -> Stage:
-    """A short stage on a user's own pictures. What reads texts stays as it is, and fits the encoder less and less."""
+    """A short stage on a user's own pictures. What knows texts stays as it is, and the encoder moves away from it."""
     image = replace(stage.tasks["image"], patches=(16, 1024), **sizes)
     return replace(
         stage, name="tune", start_from=start_from, tasks={"image": image}, mixture={"image": 1}, beside=(),
