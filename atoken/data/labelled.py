@@ -77,7 +77,7 @@ def scene(seed: int, index: int, height: int, width: int) -> Sample:
     while " left of " not in caption:  # a drawing of one column
         surface = Surface(rng, height, width)
         canvas, caption = drawing(surface)
-    return Sample(with_sensor_noise(rng, np.array(scenes.camera(surface)(canvas))[None]), caption)
+    return Sample(with_sensor_noise(rng, np.array(scenes.developer(surface)(canvas))[None]), caption)
 
 
 def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE) -> Sample:
@@ -87,12 +87,12 @@ def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width
     radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-_TURN, _TURN)
     start, end = radius + rng.random((2, 2)) * (np.array((width, height)) - 2 * radius)
     surface = Surface(np.random.default_rng(int(rng.integers(2**32))), height, width)  # of the figure
-    lay, camera = figure_painter(surface, FIGURES[shape], _rgb(TINTS[tint])), scenes.camera(surface)
+    lay, develop = figure_painter(surface, FIGURES[shape], _rgb(TINTS[tint])), scenes.developer(surface)
     pictures = []
     for share in np.linspace(0, 1, frames):
         canvas = ground.copy()
         lay(canvas, start + share * (end - start), radius, turn)
-        pictures.append(np.asarray(camera(canvas)))
+        pictures.append(np.asarray(develop(canvas)))
     where = "" if rng.random() < bare else f"{' moving over' if frames > 1 else ' on'} {words}"
     return Sample(with_sensor_noise(rng, np.stack(pictures)), FIGURE_PROMPTS[label] + where)
 

@@ -34,19 +34,19 @@ def choose(rng: np.random.Generator) -> Family:
     return FAMILIES[int(rng.choice(len(FAMILIES), p=[share for _, share in FAMILIES]))][0]
 
 
-def camera(surface: Surface) -> Callable[[Image.Image], Image.Image]:
+def developer(surface: Surface) -> Callable[[Image.Image], Image.Image]:
     """What a camera adds to most pictures, the same to each: a slight blur, a tone curve and a slope of light."""
     rng = surface.rng
     blur = ImageFilter.BoxBlur(rng.uniform(0.1, 0.9)) if rng.random() < 0.55 else None
     curve = _curve(rng) if rng.random() < 0.6 else None
     light = _light(surface) if rng.random() < 0.4 else None
 
-    def taken(canvas: Image.Image) -> Image.Image:
+    def developed(canvas: Image.Image) -> Image.Image:
         canvas = canvas.filter(blur) if blur else canvas
         canvas = canvas.point(curve) if curve else canvas
         return canvas if light is None else to_image(np.asarray(canvas) * light)
 
-    return taken
+    return developed
 
 
 def _curve(rng: np.random.Generator) -> list[int]:

@@ -31,9 +31,12 @@ def chosen(preset: str, name: str, changes: Sequence[str], teachers: str | None)
     """
     if preset not in CURRICULA:
         raise AtokenError(f"There is no curriculum for {preset}; there are those for {', '.join(CURRICULA)}.")
-    curriculum, known = CURRICULA[preset], {**CURRICULA[preset], "tune": TUNING[preset]}
+    curriculum, tune = CURRICULA[preset], TUNING[preset]
+    known = {**curriculum, tune.name: tune}
     if name != "all" and name not in known:
-        raise AtokenError(f"{preset} has no stage {name}; there are {', '.join(known)}, or all but tune with all.")
+        raise AtokenError(
+            f"{preset} has no stage {name}; there are {', '.join(known)}, or all but {tune.name} with all."
+        )
     stages = [overridden(stage, changes) for stage in (curriculum.values() if name == "all" else [known[name]])]
     if teachers == WITHOUT_TEACHERS:
         return [overridden(stage.without_teachers(), []) for stage in stages]

@@ -58,7 +58,7 @@ def masked_picture(seed: int, index: int, height: int, width: int) -> Masked:
         lay = figure_painter(surface, shape, np.array(COLOURS[tint], np.float32))
         classes[opacity(lay, height, width, centre, radius, turn) >= 0.5] = 1 + label
         lay(canvas, centre, radius, turn)
-    developed = np.asarray(scenes.camera(surface)(canvas))  # changes light and sharpness, moves nothing
+    developed = np.asarray(scenes.developer(surface)(canvas))  # changes light and sharpness, moves nothing
     return Masked(with_sensor_noise(rng, developed[None])[0], classes)
 
 

@@ -115,15 +115,15 @@ def test_only_the_figure_moves_and_it_stays_whole(monkeypatch):
             np.testing.assert_allclose(np.diff(path, 2), 0, atol=0.5)
 
 
-def test_a_figure_and_the_camera_do_the_same_to_each_frame():
+def test_a_figure_and_its_development_are_the_same_in_each_frame():
     for index in range(12):
         surface = Surface(np.random.default_rng(index), 40, 60)
         lay = labelled.figure_painter(surface, FIGURES[index % 6], np.array([200, 40, 90], np.float32))
-        camera, frames = labelled.scenes.camera(surface), []
+        develop, frames = labelled.scenes.developer(surface), []
         for _ in range(2):
             canvas = Image.new("RGB", (60, 40))
             lay(canvas, np.array([30.3, 18.2]), 15.0, 0.3)
-            frames.append(np.asarray(camera(canvas)))
+            frames.append(np.asarray(develop(canvas)))
         assert frames[0].any()
         np.testing.assert_array_equal(*frames)
 
@@ -158,5 +158,5 @@ def plain(monkeypatch):
 
     monkeypatch.setattr(labelled, "backdrop", black)
     monkeypatch.setattr(labelled, "figure_painter", painter)
-    monkeypatch.setattr(labelled.scenes, "camera", lambda surface: lambda canvas: canvas)
+    monkeypatch.setattr(labelled.scenes, "developer", lambda surface: lambda canvas: canvas)
     monkeypatch.setattr(labelled, "with_sensor_noise", lambda rng, frames: frames)
