@@ -138,14 +138,16 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--preset", default="nano", help="nano, base or so400m-c (default: nano)")
     train.add_argument("--stage", default="all", help="name of one, all (default), or tune: on your own pictures")
     train.add_argument(
-        "--data", default="procedural", help="folder of media, TOML file of sources, or procedural (default)"
+        "--data", help="folder of media, TOML file of sources, or procedural (default, but for the stage tune)"
     )
     train.add_argument("-o", "--out", default="runs", help="folder of runs, one for each stage (default: runs)")
     train.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="change the stages: steps=100 tasks.image.bins=8 mixture.clip=4 tasks.image.terms.l1=0.5",
     )  # fmt: skip
-    train.add_argument("--start", metavar="FOLDER", help="model to start from (default: what the stage before left)")
+    train.add_argument(
+        "--start", metavar="MODEL", help="folder or bundled name to start from (default: what the stage before left)"
+    )
     train.add_argument(
         "--teachers", metavar="FOLDER", help="of the frozen networks, or none to train without (default: the cache)"
     )

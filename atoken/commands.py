@@ -25,7 +25,7 @@ from atoken.io.token_file import Item, TokenFile, TokenFileWriter, read_items
 from atoken.io.tokens_record import TILE, Tokens
 from atoken.io.video import clock_slack
 from atoken.metrics import psnr_of
-from atoken.presets import BUNDLED, PRESETS
+from atoken.presets import BUNDLED, PRESETS, folder_of
 from atoken.text import TextTokenizer
 from atoken.tokenizer import Tokenizer
 from atoken.train.stages import Stage
@@ -260,7 +260,7 @@ def train(options: argparse.Namespace) -> int:
     if options.plan:
         return _plan(stages, options)
     models = command.train(
-        stages, console.folder(options.out), data=options.data, start=options.start and Path(options.start),
+        stages, console.folder(options.out), data=options.data, start=options.start and folder_of(options.start),
         teachers=options.teachers, device=options.device, workers=options.workers, zero=options.zero,
         evaluate_every=options.evaluate_every,
     )  # fmt: skip

@@ -43,6 +43,11 @@ PRESETS: dict[str, dict] = {
 }
 
 
+def folder_of(source: str | Path) -> Path:
+    """The folder of a bundled model by its name; anything else as it is."""
+    return BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
+
+
 def preset(name: str) -> ATokenConfig:
     """A new configuration by name. Raises ValueError with the known names."""
     if name not in PRESETS:

@@ -29,7 +29,7 @@ from atoken.modalities.pixels import PATCH, patchify, to_uint8, to_values, unpat
 from atoken.modalities.views import Views, render_views
 from atoken.modalities.voxels import voxelize
 from atoken.model import ATokenModel, Encoded
-from atoken.presets import BUNDLED, PRESETS
+from atoken.presets import BUNDLED, PRESETS, folder_of
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
 
@@ -53,7 +53,7 @@ def load(
     Raises: CheckpointError.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    path = BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
+    path = folder_of(source)
     texts = None
     if path.is_file():
         model = checkpoint.load_official(path, config, gaussians, gaussian_config)

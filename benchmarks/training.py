@@ -14,6 +14,7 @@ from itertools import islice
 
 import torch
 
+from atoken.layers import Block
 from atoken.model import ATokenModel
 from atoken.presets import preset
 from atoken.tokenizer import load
@@ -30,20 +31,22 @@ BATCH = 1024  # tokens
 STEP = Stage("step", "base", {"image": Task("image", PATCHES, tokens=BATCH)}, {"image": 1}, frozen=UNUSED)
 
 
-def steps(sizes: list[str], runs: int) -> None:
-    """Print the table of training steps."""
+def steps(sizes: list[str], runs: int, compiled: bool) -> None:
+    """Print the table of training steps; ``compiled``: blocks by ``torch.compile``, for bins of any size."""
     print("| model | products in | tokens | step, s | forward + backward, s | Gop/s | matrix product Gop/s | share |")
     print("|" + " --- |" * 8)
     for size in sizes:
         for mixed in (False, True):
-            _step(replace(STEP, preset=size, mixed_precision=mixed), runs)
+            _step(replace(STEP, preset=size, mixed_precision=mixed), runs, compiled)
 
 
-def _step(stage: Stage, runs: int) -> None:
+def _step(stage: Stage, runs: int, compiled: bool) -> None:
     dtype = torch.bfloat16 if stage.mixed_precision else torch.float32
     (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
     config = preset(stage.preset)
     engine = PlainEngine(Objective(ATokenModel(config), stage.used), stage, "cpu")
+    for block in (module for module in engine.objective.model.modules() if compiled and isinstance(module, Block)):
+        block.compile(dynamic=True)
     rate = matrix_rate(dtype)
     whole = best_of(runs, lambda: engine.train([made]))
     inner = best_of(runs, lambda: _forward_and_backward(engine, made))
@@ -95,14 +98,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--presets", nargs="+", default=["base", "nano"])
+    parser.add_argument("--compiled", action="store_true", help="blocks by torch.compile, and steps alone")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batches", type=int, default=40, help="of the input pipeline that are timed")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_flush_denormal(True)  # as ``atoken train`` does
-    steps(options.presets, options.runs)
-    print()
-    pipeline(options.workers, options.batches)
+    steps(options.presets, options.runs, options.compiled)
+    if not options.compiled:
+        print()
+        pipeline(options.workers, options.batches)
 
 
 if __name__ == "__main__":

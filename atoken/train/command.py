@@ -14,7 +14,7 @@ from torch import distributed
 from atoken.errors import AtokenError, CheckpointError
 from atoken.presets import BUNDLED, preset
 from atoken.train.config import overridden
-from atoken.train.curriculum import CURRICULA, FINISHED, TUNING
+from atoken.train.curriculum import CURRICULA, FINISHED, TUNE, TUNING
 from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
@@ -47,7 +47,7 @@ def train(
     stages: Sequence[Stage],
     runs: Path,
     *,
-    data: str,
+    data: str | None,
     start: Path | None,
     teachers: str | None,
     device: str,
@@ -58,13 +58,14 @@ def train(
     """Train the stages in folders of their names, and give the folder of each one's model when it is done.
 
     start: folder of the model that the first one starts from; None: what was left in ``runs``, or comes with the
-    package. teachers: their folder, ``none``, or None where the cache has them. device: cpu, cuda, or auto. zero: None
-    is ZeRO-1 where a launcher started several processes, and the plain engine in one alone. Raises: AtokenError.
+    package. data: as ``load_feeds`` takes it; None is procedural, but for tuning. teachers: their folder, ``none``, or
+    None where the cache has them. device: cpu, cuda, or auto. zero: None is ZeRO-1 where a launcher started several
+    processes, and the plain engine in one alone. Raises: AtokenError.
     """
     with _without_denormals():
         device, zero = _device(device), 1 if zero is None and _launched("WORLD_SIZE", 1) > 1 else zero
         begin = start_of(stages[0], runs, start)  # what may be missing is found before anything is trained
-        feeds = [load_feeds(data, stage) for stage in stages]
+        feeds = [load_feeds(data or _generated(stage), stage) for stage in stages]
         needed: set[Any] = set().union(*(stage.teachers for stage in stages))
         loaded = load_teachers(needed, teachers) if needed else NO_TEACHERS
         for stage, of_stage in zip(stages, feeds, strict=True):
@@ -77,6 +78,13 @@ def train(
             if distributed.is_initialized():
                 distributed.barrier()  # one rank writes the model, and all read it in the next stage
             yield model
+
+
+def _generated(stage: Stage) -> str:
+    """Where samples come from that nobody named. Raises: AtokenError (the stage is for a user's own)."""
+    if stage.name == TUNE:
+        raise AtokenError(f"Stage {TUNE} trains on pictures of your own: pass their folder with --data.")
+    return "procedural"
 
 
 @contextmanager
@@ -98,7 +106,7 @@ def start_of(stage: Stage, runs: Path, given: Path | None) -> Path | None:
     Raises: CheckpointError (there is none; what to run first).
     """
     if given is not None and not given.is_dir():
-        raise CheckpointError(f"There is no folder {given} to start from.")
+        raise CheckpointError(f"There is no folder {given} to start from, nor a bundled model of that name.")
     resumes = (runs / stage.name).is_dir() and RunFolder(runs / stage.name).checkpoints()
     if given is not None or resumes:
         return given

@@ -126,11 +126,14 @@ CURRICULA: Mapping[str, Mapping[str, Stage]] = {
 }
 
 
+TUNE = "tune"
+
+
 def tuning(stage: Stage, start_from: str, **sizes: Any) -> Stage:
     """A short stage on a user's own pictures. What knows texts stays as it is, and the encoder moves away from it."""
     image = replace(stage.tasks["image"], patches=(16, 1024), **sizes)
     return replace(
-        stage, name="tune", start_from=start_from, tasks={"image": image}, mixture={"image": 1}, beside=(),
+        stage, name=TUNE, start_from=start_from, tasks={"image": image}, mixture={"image": 1}, beside=(),
         frozen=UNUSED, steps=200, warmup=20, lr=2e-4, final_lr=1e-6, encoder_lr=1.0, seed=5,
     )  # fmt: skip
 

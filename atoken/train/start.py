@@ -85,8 +85,13 @@ def continued(model: ATokenModel, config: ATokenConfig, tokens: Iterable[SparseT
 
     A text side and a Gaussian decoder that the config leaves open are the model's. Where the config has more latent
     channels, the new ones start unread; where it has FSQ levels and a layer more a side, see ``discrete_start``, whose
-    statistics are those of ``tokens``. Raises: CheckpointError (other sizes differ).
+    statistics are those of ``tokens``. Raises: CheckpointError (other sizes differ, or only ``model`` is discrete).
     """
+    if model.config.fsq_levels and not config.fsq_levels:
+        raise CheckpointError(
+            "A continuous model cannot start from a discrete one, whose decoder reads codes alone; start from the "
+            "continuous model, and make what comes of it discrete with stage 4."
+        )
     config = deepcopy(config)
     for part in ("text", "gaussian_decoder"):
         setattr(config, part, getattr(config, part) or getattr(model.config, part))

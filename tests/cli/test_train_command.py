@@ -222,6 +222,8 @@ def test_texts_need_a_model_with_a_text_side(there):
         (["--stage", "5"], "nano has no stage 5; there are 1, 2, 3, surface, colors, 4, tune, or all but tune"),
         (["--stage", "surface"], "there is no runs/3/model: train that stage first"),
         (["--start", "nowhere"], "no folder nowhere"),
+        (["--stage", "tune"], "pictures of your own: pass their folder with --data"),
+        (["--stage", "tune", "--data", "procedural", "--start", "nano-d"], "cannot start from a discrete one"),
         (["--data", "nowhere.toml"], "Cannot read nowhere.toml"),
         (["--set", "step=3"], "did you mean steps"),
         (["--set", "steps=0"], "steps must be"),
