@@ -57,7 +57,7 @@ def load(
     texts = None
     if path.is_file():
         model = checkpoint.load_official(path, config, gaussians, gaussian_config)
-    elif path.is_dir() or "/" in str(source):
+    elif path.is_dir() or (str(source).count("/") == 1 and not path.is_absolute()):
         folder = path if path.is_dir() else str(source)
         model = checkpoint.load_folder(folder, dtype=torch.float32)
         texts = TextTokenizer.load(folder, model.text_length) if model.text_length else None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from zlib import crc32
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from atoken.data.mixing import Broken
+from atoken.data.mixing import Broken, hashed
 from atoken.errors import AtokenError
 from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import VALUES
@@ -27,7 +30,7 @@ class Batch:
 
     values: how many of the P patch values are real, 768 of a picture or voxel, 3072 of a clip. captions: one a sample,
     "" where it has none. targets: what the Gaussians of the tokens must be like, where the task is one of the Gaussian
-    decoder. drawn: samples taken; broken: those skipped.
+    decoder. drawn: samples taken; broken: those skipped. noise: seed of what the losses draw.
     """
 
     task: str
@@ -37,6 +40,7 @@ class Batch:
     targets: Surface | Pictures | None = None
     drawn: int = 0
     broken: tuple[Broken, ...] = ()
+    noise: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -59,6 +63,7 @@ def batch(stage: Stage, feeds: Mapping[str, Feed], name: str, number: int) -> Ba
         captions=tuple(one.value.caption for one in drawn),
         drawn=len(drawn),
         broken=tuple(broken for one in drawn for broken in one.broken),
+        noise=hashed(stage.seed, crc32(name.encode()), number),
     )
 
 
@@ -86,19 +91,39 @@ def batches(
     They are in the order of ``Stage.tasks_of``; of a task's bins, rank r of w takes r, r + w, r + 2w, ... Raises:
     AtokenError (bins that cannot be shared out evenly, and as ``batch``).
     """
-    for name, task in stage.used.items():
-        if task.bins % world:
-            raise AtokenError(
-                f"The {task.bins} bins of the task {name} cannot be shared out evenly to {world} ranks; set a multiple "
-                f"of {world}, such as --set tasks.{name}.bins={-(-task.bins // world) * world}."
-            )
+    check_shares(stage, world)
     # Spawned: torch's threads do not survive a fork, and the worker of a fork server would outlive a killed run.
     loader = DataLoader(
         _Bins(stage, feeds), batch_size=None, sampler=_places(stage, first_step, rank, world), num_workers=workers,
         prefetch_factor=2 if workers else None, worker_init_fn=_one_thread,
         multiprocessing_context="spawn" if workers else None,
     )  # fmt: skip
-    return _steps(stage, first_step, world, iter(loader))
+    with _deaf_children():
+        made = iter(loader)
+    return _steps(stage, first_step, world, _alive(made))
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that start meanwhile do not hear SIGTERM: launchers send it to all, and a run needs them to its end.
+
+    They end by themselves when their parent is done with them, or gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def check_shares(stage: Stage, world: int) -> None:
+    """Raises: AtokenError for bins that ranks cannot share out evenly."""
+    for name, task in stage.used.items():
+        if task.bins % world:
+            raise AtokenError(
+                f"The {task.bins} bins of the task {name} cannot be shared out evenly to {world} ranks; set a multiple "
+                f"of {world}, such as --set tasks.{name}.bins={-(-task.bins // world) * world}."
+            )
 
 
 def _places(stage: Stage, first_step: int, rank: int, world: int) -> Iterator[tuple[str, int]]:
@@ -113,6 +138,19 @@ def _steps(stage: Stage, first_step: int, world: int, made: Iterator[Batch | Ato
     for step in range(first_step, stage.steps):
         count = sum(stage.tasks[name].bins // world for name, _ in stage.tasks_of(step))
         yield [_sound(one) for one in islice(made, count)]
+
+
+def _alive(made: Iterator[Batch | AtokenError]) -> Iterator[Batch | AtokenError]:
+    """Raises: AtokenError in place of torch's page, where the system has killed a process that makes batches."""
+    try:
+        yield from made
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise AtokenError(
+            f"A process that makes batches died: {str(error).splitlines()[0]} Where memory is short, train with fewer "
+            "--workers, or with smaller bins."
+        ) from error
 
 
 def _sound(made: Batch | AtokenError) -> Batch:

@@ -13,13 +13,15 @@ from torch import distributed
 
 from atoken.errors import AtokenError, CheckpointError
 from atoken.presets import BUNDLED, preset
-from atoken.train.config import overridden
+from atoken.train.batches import check_shares
+from atoken.train.config import overridden, touches
 from atoken.train.curriculum import CURRICULA, FINISHED, TUNE, TUNING
 from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
 from atoken.train.stages import Stage
 from atoken.train.teachers import NO_TEACHERS, load_teachers
+from atoken.train.zero import check_whole
 
 WITHOUT_TEACHERS = "none"  # in place of a folder
 
@@ -37,7 +39,10 @@ def chosen(preset: str, name: str, changes: Sequence[str], teachers: str | None)
         raise AtokenError(
             f"{preset} has no stage {name}; there are {', '.join(known)}, or all but {tune.name} with all."
         )
-    stages = [overridden(stage, changes) for stage in (curriculum.values() if name == "all" else [known[name]])]
+    wanted = list(curriculum.values()) if name == "all" else [known[name]]
+    # Of several stages, a change of a task is for those that have it; where none does, the first one says so.
+    idle = {change for change in changes if not any(touches(stage, change) for stage in wanted)}
+    stages = [overridden(stage, [c for c in changes if c in idle or touches(stage, c)]) for stage in wanted]
     if teachers == WITHOUT_TEACHERS:
         return [overridden(stage.without_teachers(), []) for stage in stages]
     return stages
@@ -63,7 +68,12 @@ def train(
     processes, and the plain engine in one alone. Raises: AtokenError.
     """
     with _without_denormals():
-        device, zero = _device(device), 1 if zero is None and _launched("WORLD_SIZE", 1) > 1 else zero
+        world = _launched("WORLD_SIZE", 1)
+        device, zero = _device(device), 1 if zero is None and world > 1 else zero
+        for stage in stages:
+            check_shares(stage, world)
+            if zero is not None:
+                check_whole(stage)
         begin = start_of(stages[0], runs, start)  # what may be missing is found before anything is trained
         feeds = [load_feeds(data or _generated(stage), stage) for stage in stages]
         needed: set[Any] = set().union(*(stage.teachers for stage in stages))

@@ -19,6 +19,9 @@ from atoken.errors import AtokenError
 from atoken.train.stages import Stage, Task
 
 FIXED = ("name", "preset", "tasks", "mixture", "start_from", "medium", "terms")  # or changed part by part
+PARTS = (  # of a model: what names of parameters begin with
+    "encoder.", "pool.", "to_latent.", "decoder.", "to_patch.", "logit_", "gaussian_decoder.", "text_tower.",
+)  # fmt: skip
 STAGE, TASK = ({k: kind for k, kind in get_type_hints(of).items() if k not in FIXED} for of in (Stage, Task))
 KINDS: Mapping[Any, str] = {
     bool: "true or false",
@@ -33,7 +36,8 @@ KINDS: Mapping[Any, str] = {
 # Of numbers, the least that makes sense and what they must stay below; the same for each number of a tuple.
 LIMITS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("steps", "tokens", "bins", "patches", "length", "strides", "views", "aspect"), (1, inf)),
-    **dict.fromkeys(("warmup", "lr", "final_lr", "encoder_lr", "muon", "weight_decay", "clip", "seed"), (0, inf)),
+    **dict.fromkeys(("warmup", "lr", "final_lr", "encoder_lr", "muon", "weight_decay", "clip"), (0, inf)),
+    "seed": (0, 2**63),
     **dict.fromkeys(("betas", "ema"), (0, 1)),
     "fps": (1e-3, inf),
 }
@@ -52,6 +56,15 @@ def overridden(stage: Stage, changes: Sequence[str]) -> Stage:
             raise AtokenError(f"{change} sets nothing; write key=value, such as steps=100.")
         stage = _changed(stage, key.strip(), _parsed(key, text.strip()))
     return _checked(stage)
+
+
+def touches(stage: Stage, change: str) -> bool:
+    """Whether a change is of something that the stage has: of a task that it knows, or of the stage itself."""
+    match change.partition("=")[0].strip().split("."):
+        case ["mixture" | "tasks", name, *_]:
+            return name in stage.tasks
+        case _:
+            return True
 
 
 def _changed(stage: Stage, key: str, value: Any) -> Stage:
@@ -139,11 +152,17 @@ def _checked(stage: Stage) -> Stage:
         raise AtokenError(f"Stage {stage.name} has nothing to do: its mixture names no task.")
     if wrong := next((name for name, share in stage.mixture.items() if share < 1), None):
         raise AtokenError(f"mixture.{wrong} must be a whole number from 1 on, or 0 to take {wrong} out.")
+    if odd := [word for word in stage.frozen if not _is_part(word)]:
+        raise AtokenError(f"frozen: {odd[0]!r} begins no parameter's name; those begin with {', '.join(PARTS)}.")
     for name in STAGE:
         _check_limits(name, getattr(stage, name), name)
     for name, task in stage.tasks.items():
         _check_task(f"tasks.{name}", task)
     return stage
+
+
+def _is_part(beginning: str) -> bool:
+    return bool(beginning) and any(part.startswith(beginning) or beginning.startswith(part) for part in PARTS)
 
 
 def _check_task(key: str, task: Task) -> None:

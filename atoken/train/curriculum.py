@@ -31,11 +31,11 @@ LOGITS = ("logit_",)
 
 def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Stage]:
     """The four stages for presets of one size; 256 bins a step are one for each GPU of the paper's cluster."""
-    picture = Task("image", PICTURES, tokens=4096, bins=256, patches=(16, 1024))
+    picture = Task("image", PICTURES, tokens=4096, bins=256, patches=(16, 1024), sampled=True)
     captioned = Task("image", SEMANTICS, tokens=8192, bins=256, patches=(256, 256))
-    clip = Task("clip", PATCHES, tokens=6144, bins=256, patches=(16, 1024), length=(4, 8))
+    clip = Task("clip", PATCHES, tokens=6144, bins=256, patches=(16, 1024), length=(4, 8), sampled=True)
     shown = Task("clip", ALIGNMENT, tokens=8192, bins=256, patches=(64, 256), length=(4, 16), fps=1.0)
-    asset = Task("asset", PATCHES, tokens=16384, bins=256, patches=(16384, 16384))
+    asset = Task("asset", PATCHES, tokens=16384, bins=256, patches=(16384, 16384), sampled=True)
     first = Stage(
         "1", first_preset, {"image": picture, "image-text": captioned}, {"image": 1}, beside=("image-text",),
         steps=200_000, warmup=2000, lr=3e-4, final_lr=3e-5, encoder_lr=0.1, weight_decay=0.1, ema=0.9999,

@@ -20,7 +20,8 @@ from atoken.train.objective import Objective
 from atoken.train.run_folder import RunFolder
 from atoken.train.stages import Stage
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # that the optimisers keep of a parameter
+MOMENT_OF_MUON = "momentum_buffer"
+MOMENTS = ("exp_avg", "exp_avg_sq", MOMENT_OF_MUON)  # that the optimisers keep of a parameter
 PATIENCE = 10  # steps skipped one after another that end the run
 
 
@@ -68,8 +69,10 @@ class PlainEngine:
         if rest:
             found[self.optimiser([group for group in groups if group["params"]])] = rest
         if inner:
-            group = {"params": [self.parameters[n] for n in inner], "lr_scale": stage.muon}
-            found[torch.optim.Muon([group], lr=stage.lr, weight_decay=stage.weight_decay)] = inner
+            groups = [self._group(inner, encoder, True) for encoder in (True, False)]
+            turned = [{"params": group["params"], "lr_scale": stage.muon * group["lr_scale"]} for group in groups]
+            used = [group for group in turned if group["params"]]
+            found[torch.optim.Muon(used, lr=stage.lr, weight_decay=stage.weight_decay)] = inner
         return found
 
     def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -125,7 +128,7 @@ class PlainEngine:
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip or math.inf)
         if torch.isfinite(norm):
             for optimiser in self.optimisers:
                 optimiser.step()
@@ -178,17 +181,27 @@ class PlainEngine:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Take up a state that ``state`` gave, of this engine or another."""
+        """Take up a state that ``state`` gave, of this engine or another.
+
+        What was frozen there and is trained here begins with its weights as average, and without momentum.
+        """
         self.step, self.applied, self.skipped_in_a_row = numbers["step"], numbers["applied"], 0
-        for key in ("average", *MOMENTS):
-            shards = self._scattered({n: tensors[f"{key}/{n}"] for n in self.parameters if f"{key}/{n}" in tensors})
-            for name, value in shards.items():
-                if key == "average":
-                    self.average[name] = value
-                else:  # every parameter moves in every step that is applied
-                    count = torch.tensor(float(self.applied), device=value.device)
-                    self.owners[name].state[self.masters[name]].update({"step": count, key: value})
-        self._load({name: tensors[f"weights/{name}"] for name, _ in self.objective.model.named_parameters()})
+        weights = {name: tensors[f"weights/{name}"] for name, _ in self.objective.model.named_parameters()}
+        average = {name: tensors.get(f"average/{name}", weights[name]) for name in self.parameters}
+        self.average |= self._scattered(average)
+        for key in MOMENTS:
+            names = [name for name in self.parameters if self._is_turned(name) == (key == MOMENT_OF_MUON)]
+            held = {name: tensors[f"{key}/{name}"] for name in names if f"{key}/{name}" in tensors}
+            fresh = {name: torch.zeros_like(weights[name]) for name in names if held and name not in held}
+            for name, value in self._scattered(held | fresh).items():
+                # Every parameter moves in every step that is applied.
+                count = torch.tensor(float(self.applied), device=value.device)
+                self.owners[name].state[self.masters[name]].update({"step": count, key: value})
+        self._load(weights)
+
+    def _is_turned(self, name: str) -> bool:
+        """Whether Muon moves a parameter."""
+        return isinstance(self.owners.get(name), torch.optim.Muon)
 
     def _frozen(self) -> dict[str, Tensor]:
         named = self.objective.model.named_parameters()

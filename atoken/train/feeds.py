@@ -114,9 +114,11 @@ class Procedural:
 
 
 class Feeds(dict[str, Feed]):
-    """The feed of each task by its name. ``most_broken``: the share of samples that may be broken."""
+    """The feed of each task by its name. ``data``: what they were made from."""
 
-    most_broken = 0.1
+    def __init__(self, feeds: Mapping[str, Feed], data: Data) -> None:
+        super().__init__(feeds)
+        self.data = data
 
 
 def load_feeds(data: str | Path, stage: Stage) -> Feeds:
@@ -130,9 +132,7 @@ def load_feeds(data: str | Path, stage: Stage) -> Feeds:
     else:
         found = read_data(Path(data), [name for name, task in stage.tasks.items() if task.medium in MEDIA])
     tasks = {name: task for name, task in stage.used.items() if task.medium in MEDIA}
-    feeds = Feeds({name: _feed(found, name, task, stage.seed) for name, task in tasks.items()})
-    feeds.most_broken = found.most_broken
-    return feeds
+    return Feeds({name: _feed(found, name, task, stage.seed) for name, task in tasks.items()}, found)
 
 
 def _generated(task: Task) -> Mapping[str, Origin]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -18,8 +20,8 @@ from atoken.train.batches import batches
 from atoken.train.engine import PlainEngine
 from atoken.train.feeds import Feeds
 from atoken.train.objective import Objective
-from atoken.train.record import record
-from atoken.train.run_folder import RunFolder
+from atoken.train.record import check_goes_on, record
+from atoken.train.run_folder import RunFolder, writing
 from atoken.train.stages import Stage
 from atoken.train.start import begin, blank, save_blank
 from atoken.train.teachers import NO_TEACHERS, Teachers
@@ -45,10 +47,15 @@ def run(
     start: folder of the model that the stage starts from. zero: stage of ZeRO, on all ranks that were launched; None is
     the plain engine in one process. evaluate_every: steps; 0 is never. Returns the folder of the averaged model (bf16
     safetensors). Asked to end by SIGTERM, it saves after the step that is running and exits with code 143.
-    Raises: CheckpointError, MediaError (too many samples are broken), and as the engine.
+    Raises: CheckpointError (also as ``check_goes_on``, where ``folder`` holds another run), MediaError (too many
+    samples are broken), and as the engine.
     """
     run_folder = RunFolder(folder)
     saved = run_folder.newest()
+    launch = {"device": device, "ranks": int(os.environ.get("WORLD_SIZE", 1)), "workers": workers, "zero": zero}
+    now = record(stage, saved[1]["step"] if saved else 0, feeds.data, start, launch, teachers.record)
+    if saved and (before := run_folder.noted("start-")):
+        check_goes_on(before, now, folder)
     torch.manual_seed(stage.seed)
     model, texts = blank(folder) if saved else begin(stage, start, feeds)
     objective = Objective(model, stage.used, teachers, texts)
@@ -56,12 +63,17 @@ def run(
     if saved:
         engine.restore(*saved)
     if engine.rank == 0:
-        save_blank(folder, model, texts)
+        if not saved:
+            save_blank(folder, model, texts)
         run_folder.rewind(engine.step)
-        run_folder.note(f"start-{engine.step:06d}", record(stage, engine.step, teachers.record))
+        run_folder.note(f"start-{engine.step:06d}", now)
     with _termination() as asked:
         _steps(engine, run_folder, texts, feeds, workers, save_every, evaluate_every, asked)
-    return export(engine, folder / "model", texts)
+        exported = export(engine, folder / "model", texts)
+        (ends,) = engine.total([asked.is_set()])
+    if ends:  # the stages after this one are not begun
+        raise SystemExit(128 + signal.SIGTERM)
+    return exported
 
 
 def _steps(
@@ -75,7 +87,8 @@ def _steps(
     asked: Event,
 ) -> None:
     stage = engine.stage
-    tally = Tally(run_folder.path / f"broken-{engine.rank}.jsonl", feeds.most_broken, **run_folder.counted(engine.step))
+    listed, counted = run_folder.path / f"broken-{engine.rank}.jsonl", run_folder.counted(engine.step)
+    tally = Tally(listed, feeds.data.most_broken, **counted)
     made = batches(stage, feeds, engine.step, workers, engine.rank, engine.world)
     with Watch(engine, run_folder, texts, evaluate_every) as watch:
         for _ in range(engine.step, stage.steps):
@@ -107,12 +120,20 @@ def _termination() -> Iterator[Event]:
 
 
 def export(engine: PlainEngine, folder: Path, texts: TextTokenizer | None) -> Path:
-    """Write the averaged weights as a bf16 model folder, with the files of the text tokenizer."""
+    """Write the averaged weights as a bf16 model folder, whole or not at all, with the files of the text tokenizer.
+
+    Raises: CheckpointError (a full disk, say).
+    """
     averaged = engine.averaged()
     if engine.rank == 0:
         model = ATokenModel(engine.objective.model.config)
         model.load_state_dict(model.state_dict() | averaged)
-        model.to(torch.bfloat16).save_pretrained(folder)
-        if texts is not None:
-            texts.save(folder)
+        part = folder.with_name(f".{folder.name}.part")
+        with writing(folder):
+            shutil.rmtree(part, ignore_errors=True)
+            model.to(torch.bfloat16).save_pretrained(part)
+            if texts is not None:
+                texts.save(part)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
     return folder

@@ -35,8 +35,9 @@ class Step:
     """One micro-batch and the networks; each result is computed when the first term asks for it, and once.
 
     values: how many of the P patch values are real (768 of a picture's 3072). captions: one a sample, "" where it has
-    none. Which networks run follows from the terms alone, never from the samples: ranks that share weights (ZeRO-3)
-    must all run the same ones in the same order.
+    none. noise: draws what is decoded from the posterior; without it, it is the mean. Which networks run follows from
+    the terms alone, never from the samples: ranks that share weights (ZeRO-3) must all run the same ones in the same
+    order.
     """
 
     model: ATokenModel
@@ -45,6 +46,7 @@ class Step:
     captions: tuple[str, ...] = ()
     teachers: Teachers = NO_TEACHERS
     texts: TextTokenizer | None = None
+    noise: torch.Generator | None = None
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -54,7 +56,10 @@ class Step:
     @cached_property
     def decoded(self) -> SparseTokens:
         """The reconstruction, patches (N, P)."""
-        return self.model.decode(self.encoded.latents)
+        latents = self.encoded.latents
+        if self.noise is not None and self.encoded.codes is None:  # codes are what they are
+            latents = latents.with_feats(self.encoded.posterior.sample(self.noise))
+        return self.model.decode(latents)
 
     @cached_property
     def visual_BE(self) -> Tensor:  # noqa: N802 - a shape suffix
@@ -167,23 +172,28 @@ def _pictures(tokens: SparseTokens) -> Tensor:
 def place(step: Placed) -> Tensor:
     """Mean distance (city block) of the Gaussians from the surface, in voxels, where they can get there."""
     far_M = (step.gaussians.means - step.surface.points).abs().sum(-1) * RESOLUTION
-    return far_M[step.surface.within & step.surface.counts].mean()
+    return _mean(far_M[step.surface.within & step.surface.counts])
 
 
 def color(step: Placed) -> Tensor:
     """Mean absolute difference of the colours from the surface's, in 0..1, where they can get there."""
-    return (step.gaussians.colors - step.surface.colors).abs()[step.surface.within & step.surface.counts].mean()
+    return _mean((step.gaussians.colors - step.surface.colors).abs()[step.surface.within & step.surface.counts])
 
 
 def size(step: Placed) -> Tensor:
     """Mean absolute difference of the scales from ``GRAIN``, in voxels."""
-    return (step.gaussians.scales * RESOLUTION - GRAIN).abs()[step.surface.counts].mean()
+    return _mean((step.gaussians.scales * RESOLUTION - GRAIN).abs()[step.surface.counts])
 
 
 def opacity(step: Placed) -> Tensor:
     """Cross-entropy of opacities with whether the Gaussian can get to the surface, mean over Gaussians."""
     right_M = step.gaussians.opacities.where(step.surface.within, 1 - step.gaussians.opacities)
-    return -right_M.clamp_min(1e-6).log()[step.surface.counts].mean()
+    return _mean(-right_M.clamp_min(1e-6).log()[step.surface.counts])
+
+
+def _mean(values: Tensor) -> Tensor:
+    """0 where there is nothing to take a mean of."""
+    return values.mean() if len(values) else values.sum()
 
 
 def picture_l1(step: Drawn) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from atoken.errors import CheckpointError
@@ -53,7 +54,13 @@ class Objective(nn.Module):
                 drawn = rasterize(self._gaussians(batch).splats, batch.targets.cameras, (WINDOW, WINDOW))
                 return Drawn(drawn.rgb, drawn.alpha, batch.targets)
             case _:
-                return Step(self.model, batch.tokens, batch.values, batch.captions, self.teachers, self.texts)
+                noise = self._noise(batch) if self.tasks[batch.task].sampled else None
+                return Step(self.model, batch.tokens, batch.values, batch.captions, self.teachers, self.texts, noise)
+
+    @staticmethod
+    def _noise(batch: Batch) -> torch.Generator:
+        """A function of the bin alone, so that a run can resume on any number of ranks."""
+        return torch.Generator(batch.tokens.feats.device).manual_seed(batch.noise)
 
     def _gaussians(self, batch: Batch) -> Gaussians:
         """Of the original patches, not of decoded ones: the Gaussian decoder is trained apart, as the published one."""

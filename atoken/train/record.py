@@ -1,26 +1,75 @@
-"""What a run was started with: the resolved stage, versions of packages, and the state of the checkout."""
+"""What a run was started with: stage, data and model, all resolved, versions of packages, state of the checkout."""
 
 from __future__ import annotations
 
 import platform
 import re
 import subprocess
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
+from atoken.errors import AtokenWarning, CheckpointError
+from atoken.train.data_file import Data
 from atoken.train.stages import Stage
 
+FIXED = ("stage.preset", "stage.name", "stage.seed", "data.", "start")  # as long as a run lasts
 
-def record(stage: Stage, step: int, teachers: Mapping[str, str]) -> dict[str, Any]:
+
+def record(
+    stage: Stage, step: int, data: Data, start: Path | None, launch: Mapping[str, Any], teachers: Mapping[str, str]
+) -> dict[str, Any]:
     """All of it as plain values for JSON.
 
-    step: where this start of the run begins. teachers: SHA-256 of the frozen networks' files, none without teachers.
+    step: where this start of the run begins. start: folder of the model that it was given. launch: on what it runs.
+    teachers: SHA-256 of the frozen networks' files, none without teachers.
     """
-    found = {"step": step, "stage": _plain(stage), "teachers": dict(teachers)}
-    return {**found, "versions": versions(), "git": git_state(Path(__file__).parent)}
+    found = {"step": step, "stage": _plain(stage), "data": _plain(data), "start": _plain(start), "launch": dict(launch)}
+    return {**found, "teachers": dict(teachers), "versions": versions(), "git": git_state(Path(__file__).parent)}
+
+
+def check_goes_on(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Whether what a folder holds may go on as ``now``; both as ``record`` gives them, in JSON.
+
+    Rates, sizes and mixture may change on the way, which is said as an AtokenWarning. Raises: CheckpointError for what
+    is ``FIXED``, and for any change of a run that is done.
+    """
+    there, here = _compared(before), _compared(now)
+    if here["start"] is None:
+        del here["start"]  # a run that resumes need not name it again
+    changed = [key for key, value in here.items() if value != there.get(key)]
+    if not changed:
+        return
+    said = "; ".join(f"{key}: {there.get(key)}, now {here[key]}" for key in changed)
+    done = now["step"] >= now["stage"]["steps"]
+    if done or any(key.startswith(FIXED) for key in changed):
+        raise CheckpointError(
+            f"{folder} holds {'a finished' if done else 'another'} run ({said}); name another folder with -o, or "
+            "remove that one."
+        )
+    warnings.warn(f"The run in {folder} goes on otherwise than it began ({said}).", AtokenWarning, stacklevel=3)
+
+
+def _compared(started: Mapping[str, Any]) -> dict[str, Any]:
+    """By key what makes a run that run: its stage with the tasks that it uses, its data, and the model it began with.
+
+    Steps are left out: a run may always be made longer.
+    """
+    stage, data = dict(started["stage"]), started["data"]
+    del stage["steps"]
+    stage["tasks"] = {name: stage["tasks"][name] for name in (*stage["mixture"], *stage["beside"])}
+    sources = {"procedural": True} if data["file"] == "procedural" else data["tables"]
+    return _flat({"stage": stage, "data": sources, "start": started["start"]})
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -51,6 +100,8 @@ def _plain(value: Any) -> Any:
     """Dataclasses and mappings by name, sequences as lists, functions by their names."""
     if is_dataclass(value) and not isinstance(value, type):
         return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
+    if isinstance(value, Path):
+        return str(value.resolve())
     if hasattr(value, "items"):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, (tuple, list)):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +38,28 @@ class RunFolder:
         final = self.path / f"step-{numbers['step']:06d}"
         temporary = self.path / f".{final.name}.part"
         try:
+            with writing(final):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+                save_file(whole, temporary / "state.safetensors")
+                (temporary / "numbers.json").write_text(json.dumps(numbers))
+                sums = {name: _sha256(temporary / name) for name in ("state.safetensors", "numbers.json")}
+                (temporary / "manifest.json").write_text(json.dumps(sums))
+                for file in temporary.iterdir():
+                    sync(file)
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+                sync(self.path)
+        except CheckpointError:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
-            (temporary / "numbers.json").write_text(json.dumps(numbers))
-            sums = {name: _sha256(temporary / name) for name in ("state.safetensors", "numbers.json")}
-            (temporary / "manifest.json").write_text(json.dumps(sums))
-            for file in temporary.iterdir():
-                sync(file)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            sync(self.path)
-        except (OSError, SafetensorError) as error:  # a full disk comes as either
-            shutil.rmtree(temporary, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or error
-            raise CheckpointError(f"Cannot write the checkpoint {final}: {reason}.") from error
+            raise
         for old in self.checkpoints()[:-KEEP]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # what stays is tried again after the next one
 
     def checkpoints(self) -> list[Path]:
         """Folders of checkpoints, oldest first."""
-        return sorted(self.path.glob("step-*"))
+        return sorted(self.path.glob("step-[0-9]*"), key=_step_of)
 
     def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint whose files match their manifest; None where there is none at all.
@@ -70,33 +74,68 @@ class RunFolder:
         return None
 
     def log(self, row: dict[str, Any], name: str = "log") -> None:
-        """Append one line of JSON to ``name.jsonl``."""
-        with (self.path / f"{name}.jsonl").open("a") as file:
+        """Append one line of JSON to ``name.jsonl``. Raises: CheckpointError."""
+        with writing(path := self.path / f"{name}.jsonl"), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def note(self, name: str, values: dict[str, Any]) -> None:
-        """Write ``name.json``, in place of one of that name."""
-        temporary = self.path / f".{name}.part"
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
-        temporary.replace(self.path / f"{name}.json")
+        """Write ``name.json``, in place of one of that name. Raises: CheckpointError."""
+        _replace(self.path / f"{name}.json", json.dumps(values, indent=1) + "\n")
+
+    def noted(self, beginning: str) -> dict[str, Any] | None:
+        """The last note, by name, whose name begins so; None where there is none."""
+        found = sorted(self.path.glob(f"{beginning}*.json"), key=_step_of)
+        return json.loads(found[-1].read_text()) if found else None
 
     def rewind(self, step: int) -> None:
-        """Drop what a run resumed at ``step`` will write again: lines of all logs, those cut short, pictures."""
+        """Drop what a run resumed at ``step`` will write again: lines of all logs, those cut short, pictures.
+
+        Parts of checkpoints that a killed run left go, too. Raises: CheckpointError.
+        """
         for path in self.path.glob("*.jsonl"):
-            lines = path.read_text().splitlines(keepends=True)
-            rows = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-            temporary = path.with_suffix(".part")
-            temporary.write_text("".join(rows))
-            temporary.replace(path)
+            rows = [line for line in path.read_text().splitlines(keepends=True) if _logged_step(line) < step]
+            _replace(path, "".join(rows))
         for picture in self.path.glob("pictures/step-*.png"):
-            if int(picture.stem.removeprefix("step-")) >= step:
+            if _step_of(picture) >= step:
                 picture.unlink()
+        for part in self.path.glob(".step-*.part"):
+            shutil.rmtree(part, ignore_errors=True)
 
     def counted(self, step: int) -> dict[str, int]:
         """How many samples were drawn and broken before ``step``, as the log says."""
         lines = self.log_path.read_text().splitlines()[:step] if self.log_path.exists() else []
         last = json.loads(lines[-1]) if lines else {}
         return {name: last.get(name, 0) for name in ("drawn", "broken")}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises: CheckpointError for what keeps a file or folder of a run from being written, such as a full disk."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # a full disk comes as either
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"Cannot write {path}: {reason}.") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    with writing(path):
+        temporary = path.with_name(f".{path.name}.part")
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+def _step_of(path: Path) -> int:
+    """The number at the end of a name; as text, a million would stand before 999,750."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def _logged_step(line: str) -> float:
+    """The step of a line of a log; none comes before that of a line that was cut short."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else inf
+    except ValueError:
+        return inf
 
 
 def verified(folder: Path) -> bool:

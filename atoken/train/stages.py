@@ -48,6 +48,7 @@ class Task:
     fps: float | None = None  # frames a second that are taken of a clip, in place of a stride
     aspect: float = 4.0  # longest side over shortest, at most, of what is generated
     views: int = 2  # pictures of a part
+    sampled: bool = False  # what is decoded is a draw from the posterior, not its mean (of a continuous model)
 
     @property
     def texts(self) -> bool:
@@ -79,7 +80,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.95)
     muon: float = 0.0  # rate of Muon for the matrices of blocks, times lr; 0 is AdamW for all
     weight_decay: float = 0.01
-    clip: float = 1.0  # of the gradient's norm
+    clip: float = 1.0  # of the gradient's norm; 0 is none
     mixed_precision: bool = True  # bf16 in products
     checkpointing: bool = False  # activations of blocks are computed again for the gradient
     ema: float = 0.999  # decay; ramps up as (1 + n) / (10 + n)

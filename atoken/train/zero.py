@@ -42,12 +42,8 @@ class ZeroEngine(PlainEngine):
     """
 
     def __init__(self, objective: Objective, stage: Stage, device: str, zero: int) -> None:
-        """``device``: "cpu" or "cuda", the rank's own. Raises: MissingExtraError, AtokenError for a stage with Muon."""
-        if stage.muon:
-            raise AtokenError(
-                f"Stage {stage.name} trains with Muon, which needs whole matrices, and ZeRO cuts them up; use one "
-                "process without DeepSpeed, or set muon to 0."
-            )
+        """``device``: "cpu" or "cuda", the rank's own. Raises: MissingExtraError, and as ``check_whole``."""
+        check_whole(stage)
         self.zero = zero
         self.deepspeed = _join(device)
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
@@ -181,6 +177,15 @@ class ZeroEngine(PlainEngine):
                     parameter.copy_(whole[name])
         if self.zero:
             self.engine.optimizer.refresh_fp32_params()
+
+
+def check_whole(stage: Stage) -> None:
+    """Raises: AtokenError for a stage with Muon."""
+    if stage.muon:
+        raise AtokenError(
+            f"Stage {stage.name} trains with Muon, which needs whole matrices, and ZeRO cuts them up; use one process "
+            "without DeepSpeed, or set muon to 0."
+        )
 
 
 def _join(device: str) -> Any:

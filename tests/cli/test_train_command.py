@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from safetensors.torch import load_file
 import atoken
 from atoken.cli import main
 from atoken.data import procedural
-from atoken.errors import CheckpointError
+from atoken.errors import AtokenError, CheckpointError
 from atoken.metrics import psnr
 from atoken.presets import BUNDLED
+from atoken.train import command
 from atoken.train.command import chosen, start_of
 from atoken.train.curriculum import CURRICULA, NANO_1, PICTURES, TUNING
 from atoken.train.run_folder import RunFolder
@@ -156,6 +159,24 @@ def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train,
     assert [term["fn"] for term in record["stage"]["tasks"]["image"]["terms"]] == ["l1", "kl"]
 
 
+@pytest.mark.timeout(PATIENCE)
+def test_a_signal_to_all_processes_of_a_run_saves_it(there):
+    changes = [*SMALL, "steps=100000", "beside=[]"]
+    words = ["train", "--stage", "1", "--device", "cpu", "--workers", "2", "--set", *changes]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "atoken", *words], cwd=there, start_new_session=True, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    log = there / "runs" / "1" / "log.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) > 2):
+        assert started.poll() is None, started.stderr.read()
+        time.sleep(0.1)
+    os.killpg(started.pid, signal.SIGTERM)
+    assert started.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert len(RunFolder(there / "runs" / "1").checkpoints()) == 1
+    started.stderr.close()
+
+
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra zero")
 @pytest.mark.timeout(2 * PATIENCE)
 def test_launched_twice_it_is_one_run_and_one_voice(there):
@@ -202,6 +223,26 @@ def test_a_run_that_resumes_needs_no_start(there):
         start_of(stage, there, None)
     RunFolder(there / "2").save({"x": torch.zeros(1)}, {"step": 3})
     assert start_of(stage, there, None) is None
+
+
+def test_of_all_stages_a_change_of_a_task_is_for_those_that_have_it(there):
+    stages = chosen("so400m-c", "all", ["tasks.clip.bins=240", "tasks.image.bins=240", "steps=7"], None)
+    assert [stage.tasks["clip"].bins for stage in stages if "clip" in stage.tasks] == [240, 240, 240]
+    assert {(stage.tasks["image"].bins, stage.steps) for stage in stages} == {(240, 7)}
+    with pytest.raises(AtokenError, match=r"there is no task 'clipp' \(did you mean clip"):
+        chosen("nano", "all", ["tasks.clipp.bins=240"], None)
+
+
+def test_what_ranks_cannot_do_is_said_before_the_first_stage(there, monkeypatch):
+    stages = chosen("nano", "all", [], None)
+    options = {"data": None, "start": None, "teachers": None, "device": "cpu", "workers": 0, "evaluate_every": 0}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AtokenError, match="cannot be shared out evenly to 2 ranks"):
+        next(command.train(stages, there / "runs", zero=None, **options))
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(AtokenError, match="Stage surface trains with Muon"):
+        next(command.train(stages, there / "runs", zero=0, **options))
+    assert files_in(there) == []
 
 
 def test_texts_need_a_model_with_a_text_side(there):

@@ -266,7 +266,7 @@ def test_parts_are_of_the_assets_by_seed_and_number(medium: str) -> None:
     pytest.importorskip("scipy", reason="the extra train is not installed")
     task = replace(NANO_TASKS[medium], tokens=300, views=1)
     stage = Stage("parts", "nano", {"some": task}, {"some": 1}, steps=1, seed=4)
-    ((made,),) = batches(stage, Feeds(), 0, 0)
+    ((made,),) = batches(stage, {}, 0, 0)
     theirs = part(4, 0, 300, FEW) if medium == "part" else part(4, 0, 300)
     assert torch.equal(made.tokens.feats, theirs.tokens.feats)
     assert (made.task, made.values, made.captions, made.drawn) == ("some", 768, ("",), 1)

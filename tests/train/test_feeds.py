@@ -193,7 +193,7 @@ def test_feeds_are_pickled_small(tmp_path: Path) -> None:
     data = pickle.dumps(feeds)
     assert len(data) < 5000
     copy = pickle.loads(data)  # noqa: S301 - our own, made in this line
-    assert copy.most_broken == feeds.most_broken
+    assert copy.data == feeds.data
     ours, theirs = (batch(PICTURES, one, "image", 0) for one in (feeds, copy))
     assert torch.equal(ours.tokens.feats, theirs.tokens.feats)
 
@@ -210,8 +210,8 @@ def test_a_tasks_own_table_goes_before_that_of_its_medium(tmp_path: Path) -> Non
         "captioned": "b",
         "clip": "c",
     }
-    assert feeds.most_broken == 0.25
-    assert load_feeds("procedural", STAGE).most_broken == 0.1
+    assert feeds.data.most_broken == 0.25
+    assert load_feeds("procedural", STAGE).data.most_broken == 0.1
 
 
 def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,31 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_of_the_batch_s_task(teachers)
     assert len(decoded) == 1
 
 
+def reconstructed(batch, *, sampled, **sizes):
+    """L1 of a model, and what it gives for the mean and for a draw of the bin's own noise."""
+    model = small_model(**sizes)
+    objective = Objective(model, {"image": Task("image", (Term(losses.l1, 1.0),), sampled=sampled)})
+    encoded = model.encode(batch.tokens)
+    drawn = encoded.posterior.sample(torch.Generator().manual_seed(batch.noise))
+    wanted = batch.tokens.feats[:, :768]
+    mean, draw = (
+        (model.decode(encoded.latents.with_feats(latents)).feats[:, :768] - wanted).abs().mean()
+        for latents in (encoded.latents.feats, drawn)
+    )
+    return objective(batch)[0], mean, draw
+
+
+def test_what_is_decoded_is_the_mean_or_a_draw_that_is_the_bins_own():
+    batch = replace(pictures("image"), noise=2**64 - 1)
+    loss, mean, draw = reconstructed(batch, sampled=True)
+    torch.testing.assert_close(loss, draw)
+    assert abs(loss - mean) > 1e-4
+    loss, mean, draw = reconstructed(batch, sampled=False)
+    torch.testing.assert_close(loss, mean)
+    loss, mean, draw = reconstructed(batch, sampled=True, fsq_levels=(4,) * 6)
+    torch.testing.assert_close(loss, mean)  # codes are what they are
+
+
 def test_gaussians_are_of_the_batchs_patches():
     model = small_model(gaussian_decoder={"width": 48, "layers": 1, "heads": 4, "mlp": 64})
     tasks = {"surface": Task("surface", (Term(losses.place, 1.0), Term(losses.color, 3.0)))}

@@ -27,6 +27,30 @@ def test_the_newest_checkpoints_are_kept_and_come_back(tmp_path):
     assert RunFolder(tmp_path / "new").newest() is None
 
 
+def test_the_newest_is_that_of_the_largest_number(tmp_path):
+    folder = filled(tmp_path, (999_500, 999_750, 1_000_000))
+    assert [path.name for path in folder.checkpoints()] == ["step-999750", "step-1000000"]
+    assert folder.newest()[1] == {"step": 1_000_000}
+
+
+def test_rewinding_drops_later_lines_those_cut_short_and_parts(tmp_path):
+    folder = filled(tmp_path)
+    for step in range(4):
+        folder.log({"step": step})
+    with folder.log_path.open("a") as file:
+        file.write('{"step": 0}')  # no end of line
+    (tmp_path / ".step-000003.part").mkdir()
+    folder.rewind(2)
+    assert folder.log_path.read_text() == '{"step": 0}\n{"step": 1}\n'
+    assert not (tmp_path / ".step-000003.part").exists()
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path):
+    folder = filled(tmp_path)
+    with pytest.raises(CheckpointError, match=r"Cannot write .*log.jsonl: "), no_file_over(0):
+        folder.log({"step": 0})
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "numbers.json", "manifest.json"])
 def test_any_flipped_byte_makes_the_older_checkpoint_the_newest(name, tmp_path):
     folder = filled(tmp_path)

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from atoken import presets
 from atoken.checkpoint import load_folder
-from atoken.errors import AtokenError, CheckpointError
+from atoken.errors import AtokenError, AtokenWarning, CheckpointError
 from atoken.metrics import psnr_of
 from atoken.model import ATokenConfig
 from atoken.rope import rotate, rotation
@@ -110,6 +111,24 @@ def test_muon_turns_the_matrices_of_blocks_and_adamw_moves_the_rest():
             assert torch.linalg.matrix_norm(change, 2) / scale == pytest.approx(1, abs=0.35)
     of = engine.optimisers[0].param_groups
     assert sum(len(group["params"]) for group in of) == len(before) - len(muon)
+
+
+def test_muon_follows_the_rate_of_the_encoder():
+    engine = tiny_engine(muon=2.0, warmup=0, weight_decay=0.0, encoder_lr=0.0)
+    before = {name: p.detach().clone() for name, p in engine.parameters.items()}
+    engine.train([batch(TINY, 0)])
+    for name, parameter in engine.parameters.items():
+        assert torch.equal(parameter, before[name]) or not name.startswith("encoder.")
+    assert not torch.equal(
+        engine.parameters["decoder.blocks.0.mlp.up.weight"], before["decoder.blocks.0.mlp.up.weight"]
+    )
+
+
+def test_clipping_at_zero_is_none():
+    engine, free = tiny_engine(clip=1e9), tiny_engine(clip=0.0)
+    for one in (engine, free):
+        one.train([batch(TINY, 0)])
+    assert all(torch.equal(engine.average[name], free.average[name]) for name in engine.average)
 
 
 def test_the_average_ramps_up_to_its_decay():
@@ -289,12 +308,69 @@ def test_sigterm_saves_the_step_that_ran_and_the_run_goes_on_from_there(uninterr
     assert starts["start-000003.json"] == starts["start-000000.json"] | {"step": 3}
 
 
+def test_sigterm_in_the_last_step_is_heard_too(tmp_path, monkeypatch):
+    train = PlainEngine.train
+
+    def is_asked_to_end(engine, made):
+        if engine.step == TINY.steps - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(engine, made)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainEngine, "train", is_asked_to_end)
+        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+            tiny_run(TINY, tmp_path)
+    assert load_folder(tmp_path / "model")
+
+
+def test_a_folder_that_holds_another_run_is_refused(uninterrupted, tmp_path):
+    folder = uninterrupted.parent
+    for change, said in (({"lr": 0.1}, "stage.lr: 0.0005, now 0.1"), ({"seed": 7}, "stage.seed: 0, now 7")):
+        with pytest.raises(CheckpointError, match=rf"holds a finished run \({said}\); name another folder with -o"):
+            tiny_run(replace(TINY, **change), folder)
+    longer = replace(TINY, steps=TINY.steps + 1)
+    with pytest.raises(CheckpointError, match=r"another run \(stage.preset: tiny, now tiny-2\)"):
+        tiny_run(replace(longer, preset="tiny-2"), folder)
+    (tmp_path / "data.toml").write_text('[image.mine]\nprocedural = "labelled"\n[clip.mine]\nprocedural = "mixed"\n')
+    with pytest.raises(CheckpointError, match=r"another run \(data.image.mine.kind: None, now procedural"):
+        run(longer, folder, start=None, feeds=load_feeds(tmp_path / "data.toml", longer), device="cpu", workers=0)
+
+
+def test_a_run_that_goes_on_at_another_rate_says_so(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted.parent, folder)
+    with pytest.warns(AtokenWarning, match=r"goes on otherwise than it began \(stage.lr: 0.0005, now 0.1\)"):
+        tiny_run(replace(TINY, steps=TINY.steps + 1, lr=0.1), folder)
+
+
+def test_what_was_frozen_begins_with_its_weights_as_average():
+    before, after = tiny_engine(frozen=(*UNUSED, "decoder.")), tiny_engine()
+    before.train([batch(TINY, 0)])
+    tensors, numbers = before.state()
+    after.restore(tensors, numbers)
+    for name, average in after.average.items():
+        wanted = "weights" if name.startswith("decoder.") else "average"
+        assert torch.equal(average, tensors[f"{wanted}/{name}"])
+    after.train([batch(TINY, 1)])
+    assert after.skipped == 0
+
+
+@pytest.mark.parametrize(("there", "here"), [(0.0, 2.0), (2.0, 0.0)])
+def test_a_run_may_change_its_optimiser(there, here):
+    before, after = tiny_engine(muon=there), tiny_engine(muon=here)
+    before.train([batch(TINY, 0)])
+    after.restore(*before.state())
+    assert math.isfinite(after.train([batch(TINY, 1)])["norm"])
+
+
 def test_a_run_records_its_stage_its_packages_and_its_checkout(uninterrupted):
     noted = json.loads((uninterrupted.parent / "start-000000.json").read_text())
     assert (noted["step"], noted["stage"]["steps"], noted["stage"]["preset"]) == (0, TINY.steps, "tiny")
     terms = noted["stage"]["tasks"]["image"]["terms"]
     assert [(term["fn"], term["weight"]) for term in terms] == [("l1", 0.2), ("kl", 1e-8)]
     assert noted["teachers"] == {}
+    assert (noted["data"]["file"], noted["start"]) == ("procedural", None)
+    assert noted["launch"] == {"device": "cpu", "ranks": 1, "workers": 0, "zero": None}
     assert noted["versions"]["torch"] == importlib.metadata.version("torch")
     assert noted["versions"]["python"] == platform.python_version()
     assert noted["git"] is None or re.fullmatch("[0-9a-f]{40}", noted["git"]["commit"])

@@ -160,7 +160,7 @@ def test_ranks_that_disagree_or_cannot_save_all_say_so(level, folder):
     tasks, tiles, disk = ours
     assert "The ranks have different work at step 0" in tasks
     assert (tiles is not None) == (level == 3)
-    assert "Cannot write the checkpoint" in disk
+    assert "Cannot write" in disk
 
 
 def test_muon_is_refused_before_anything_starts():
