@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from multiprocessing import resource_tracker
 from zlib import crc32
 
 import torch
@@ -109,6 +110,7 @@ def _deaf_children() -> Iterator[None]:
 
     They end by themselves when their parent is done with them, or gone.
     """
+    resource_tracker.ensure_running()  # started with the first of them, it would open the ears again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         yield
