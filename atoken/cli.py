@@ -149,7 +149,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--start", metavar="MODEL", help="folder or bundled name to start from (default: what the stage before left)"
     )
     train.add_argument(
-        "--teachers", metavar="FOLDER", help="of the frozen networks, or none to train without (default: the cache)"
+        "--teachers", metavar="FOLDER", help="of the frozen networks, or none (default: the hub's cache)"
     )
     train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     train.add_argument(

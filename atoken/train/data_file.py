@@ -39,6 +39,7 @@ from atoken.train.curriculum import CURRICULA
 MEDIA = ("image", "clip", "asset")  # that come from sources; parts of assets are always generated
 KINDS = ("folder", "shards", "table", "procedural")
 SERIES = ("mixed", "labelled", "grounded", "scenes")  # of the generator
+WANTED = "name a TOML file or a folder of media, or write procedural"
 COLUMNS = ("media", "captions")
 ALLOWED = {
     **dict.fromkeys(("folder", "shards", "table"), "a path"),
@@ -89,9 +90,9 @@ def read_data(path: Path, tasks: Iterable[str]) -> Data:
     try:
         stated = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise MediaError(
-            f"Cannot read {path}: {error.strerror}; name a TOML file or a folder of media, or write procedural."
-        ) from error
+        raise MediaError(f"Cannot read {path}: {error.strerror}; {WANTED}.") from error
+    except UnicodeDecodeError as error:
+        raise MediaError(f"Cannot read {path}: it is no text; {WANTED}.") from error
     except (ValueError, RecursionError) as error:
         raise MediaError(f"Cannot read {path}: it is no TOML ({str(error).rstrip('.')}).") from error
     numbers = {key: stated.pop(key) for key in ("seed", "most_broken") if key in stated}
