@@ -153,7 +153,7 @@ def _checked(stage: Stage) -> Stage:
     if wrong := next((name for name, share in stage.mixture.items() if share < 1), None):
         raise AtokenError(f"mixture.{wrong} must be a whole number from 1 on, or 0 to take {wrong} out.")
     if odd := [word for word in stage.frozen if not _is_part(word)]:
-        raise AtokenError(f"frozen: {odd[0]!r} begins no parameter's name; those begin with {', '.join(PARTS)}.")
+        raise AtokenError(f"frozen: {odd[0]!r} begins no parameter's name; those begin with {', '.join(PARTS)}")
     for name in STAGE:
         _check_limits(name, getattr(stage, name), name)
     for name, task in stage.tasks.items():
