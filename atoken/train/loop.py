@@ -56,6 +56,7 @@ def run(
     now = record(stage, saved[1]["step"] if saved else 0, feeds.data, start, launch, teachers.record)
     if saved and (before := run_folder.noted("start-")):
         check_goes_on(before, now, folder)
+        now["start"] = before.get("start")
     torch.manual_seed(stage.seed)
     model, texts = blank(folder) if saved else begin(stage, start, feeds)
     objective = Objective(model, stage.used, teachers, texts)

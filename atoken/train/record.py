@@ -37,10 +37,11 @@ def check_goes_on(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     Rates, sizes and mixture may change on the way, which is said as an AtokenWarning. Raises: CheckpointError for what
     is ``FIXED``, and for any change of a run that is done.
     """
-    there, here = _compared(before), _compared(now)
+    there, here = _compared({**now, **before}), _compared(now)  # an earlier version recorded less
     if here["start"] is None:
         del here["start"]  # a run that resumes need not name it again
-    changed = [key for key, value in here.items() if value != there.get(key)]
+    known = {key: there.get(key) for key in here if key in there or key.startswith("data.")}  # or the field is newer
+    changed = [key for key, value in known.items() if value != here[key]]
     if not changed:
         return
     said = "; ".join(f"{key}: {there.get(key)}, now {here[key]}" for key in changed)
