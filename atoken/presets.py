@@ -45,7 +45,8 @@ PRESETS: dict[str, dict] = {
 
 def folder_of(source: str | Path) -> Path:
     """The folder of a bundled model by its name; anything else as it is."""
-    return BUNDLED / source if (BUNDLED / source).is_dir() else Path(source)
+    bundled = {folder.name: folder for folder in BUNDLED.glob("*/")}
+    return bundled.get(str(source), Path(source))
 
 
 def preset(name: str) -> ATokenConfig:

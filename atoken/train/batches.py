@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -13,6 +13,7 @@ from zlib import crc32
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from atoken.data.mixing import Broken, hashed
 from atoken.errors import AtokenError
@@ -86,8 +87,10 @@ def _part(stage: Stage, name: str, number: int) -> Batch:
 
 def batches(
     stage: Stage, feeds: Mapping[str, Feed], first_step: int, workers: int, rank: int = 0, world: int = 1
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch]]:
     """The micro-batches of a rank in each step from ``first_step`` on, made ahead by ``workers`` processes.
+
+    Close it, or its processes go on for as long as something holds it.
 
     They are in the order of ``Stage.tasks_of``; of a task's bins, rank r of w takes r, r + w, r + 2w, ... Raises:
     AtokenError (bins that cannot be shared out evenly, and as ``batch``).
@@ -101,7 +104,7 @@ def batches(
     )  # fmt: skip
     with _deaf_children():
         made = iter(loader)
-    return _steps(stage, first_step, world, _alive(made))
+    return _steps(stage, first_step, world, _ended(made))
 
 
 @contextmanager
@@ -136,16 +139,30 @@ def _places(stage: Stage, first_step: int, rank: int, world: int) -> Iterator[tu
             yield from ((name, before * bins + k) for k in range(rank, bins, world))
 
 
-def _steps(stage: Stage, first_step: int, world: int, made: Iterator[Batch | AtokenError]) -> Iterator[list[Batch]]:
-    for step in range(first_step, stage.steps):
-        count = sum(stage.tasks[name].bins // world for name, _ in stage.tasks_of(step))
-        yield [_sound(one) for one in islice(made, count)]
+def _steps(stage: Stage, first_step: int, world: int, made: Generator[Batch | AtokenError]) -> Generator[list[Batch]]:
+    with closing(made):
+        for step in range(first_step, stage.steps):
+            count = sum(stage.tasks[name].bins // world for name, _ in stage.tasks_of(step))
+            yield [_sound(one) for one in islice(made, count)]
 
 
-def _alive(made: Iterator[Batch | AtokenError]) -> Iterator[Batch | AtokenError]:
-    """Raises: AtokenError in place of torch's page, where the system has killed a process that makes batches."""
+def _ended(made: Iterator[Batch | AtokenError]) -> Generator[Batch | AtokenError]:
+    """Ends the processes when it is closed: deaf as they are, the interpreter would wait for them as it exits."""
     try:
         yield from made
+    finally:
+        if isinstance(made, _MultiProcessingDataLoaderIter):
+            made._shutdown_workers()
+
+
+@contextmanager
+def living_workers() -> Iterator[None]:
+    """Around all of a run: torch raises wherever it is when the system has killed a process that makes batches.
+
+    Raises: AtokenError in place of torch's page.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 
@@ -16,7 +16,7 @@ import torch
 from atoken.data.mixing import Tally
 from atoken.model import ATokenModel
 from atoken.text import TextTokenizer
-from atoken.train.batches import batches
+from atoken.train.batches import batches, living_workers
 from atoken.train.engine import PlainEngine
 from atoken.train.feeds import Feeds
 from atoken.train.objective import Objective
@@ -56,7 +56,7 @@ def run(
     now = record(stage, saved[1]["step"] if saved else 0, feeds.data, start, launch, teachers.record)
     if saved and (before := run_folder.noted("start-")):
         check_goes_on(before, now, folder)
-        now["start"] = before.get("start")
+        now["start"] = before.get("start", now["start"])
     torch.manual_seed(stage.seed)
     model, texts = blank(folder) if saved else begin(stage, start, feeds)
     objective = Objective(model, stage.used, teachers, texts)
@@ -91,7 +91,7 @@ def _steps(
     listed, counted = run_folder.path / f"broken-{engine.rank}.jsonl", run_folder.counted(engine.step)
     tally = Tally(listed, feeds.data.most_broken, **counted)
     made = batches(stage, feeds, engine.step, workers, engine.rank, engine.world)
-    with Watch(engine, run_folder, texts, evaluate_every) as watch:
+    with living_workers(), closing(made), Watch(engine, run_folder, texts, evaluate_every) as watch:
         for _ in range(engine.step, stage.steps):
             before = time.monotonic()
             micro_batches = next(made)

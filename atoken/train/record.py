@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from atoken.errors import AtokenWarning, CheckpointError
 from atoken.train.data_file import Data
 from atoken.train.stages import Stage
 
+WHOLE = ("stage.mixture.", "data.")  # where a key more or less is a change, too; elsewhere it is a newer field
 FIXED = ("stage.preset", "stage.name", "stage.seed", "data.", "start")  # as long as a run lasts
 
 
@@ -37,14 +38,16 @@ def check_goes_on(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     Rates, sizes and mixture may change on the way, which is said as an AtokenWarning. Raises: CheckpointError for what
     is ``FIXED``, and for any change of a run that is done.
     """
-    there, here = _compared({**now, **before}), _compared(now)  # an earlier version recorded less
+    before = {**now, **before}  # an earlier version recorded less
+    tables = _tables(before) & _tables(now)
+    there, here = _compared(before, tables), _compared(now, tables)
     if here["start"] is None:
-        del here["start"]  # a run that resumes need not name it again
-    known = {key: there.get(key) for key in here if key in there or key.startswith("data.")}  # or the field is newer
-    changed = [key for key, value in known.items() if value != here[key]]
+        del there["start"]  # a run that resumes need not name it again
+    keys = [key for key in (*there, *(set(here) - set(there))) if key in there or key.startswith(WHOLE)]
+    changed = [key for key in dict.fromkeys(keys) if there.get(key) != here.get(key)]
     if not changed:
         return
-    said = "; ".join(f"{key}: {there.get(key)}, now {here[key]}" for key in changed)
+    said = "; ".join(f"{key}: {there.get(key)}, now {here.get(key)}" for key in changed)
     done = now["step"] >= now["stage"]["steps"]
     if done or any(key.startswith(FIXED) for key in changed):
         raise CheckpointError(
@@ -54,16 +57,29 @@ def check_goes_on(before: Mapping[str, Any], now: Mapping[str, Any], folder: Pat
     warnings.warn(f"The run in {folder} goes on otherwise than it began ({said}).", AtokenWarning, stacklevel=3)
 
 
-def _compared(started: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(started: Mapping[str, Any], tables: Collection[str]) -> dict[str, Any]:
     """By key what makes a run that run: its stage with the tasks that it uses, its data, and the model it began with.
 
-    Steps are left out: a run may always be made longer.
+    Steps are left out: a run may always be made longer. Of the data, these tables.
     """
     stage, data = dict(started["stage"]), started["data"]
     del stage["steps"]
-    stage["tasks"] = {name: stage["tasks"][name] for name in (*stage["mixture"], *stage["beside"])}
-    sources = {"procedural": True} if data["file"] == "procedural" else data["tables"]
-    return _flat({"stage": stage, "data": sources, "start": started["start"]})
+    stage["tasks"] = {name: stage["tasks"][name] for name in _used(started)}
+    sources = {"procedural": data["file"] == "procedural", "seed": data["seed"]}
+    read = {name: data["tables"][name] for name in tables}
+    return _flat({"stage": stage, "data": sources | read, "start": started["start"]})
+
+
+def _used(started: Mapping[str, Any]) -> list[str]:
+    return [*started["stage"]["mixture"], *started["stage"]["beside"]]
+
+
+def _tables(started: Mapping[str, Any]) -> set[str]:
+    """The tables of the data that the tasks may read: their own, or those of their media."""
+    tasks = started["stage"]["tasks"]
+    return {
+        name for task in _used(started) for name in (task, tasks[task]["medium"]) if name in started["data"]["tables"]
+    }
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -102,7 +118,7 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, Path):
-        return str(value.resolve())
+        return str(value.resolve()) if value != Path() else None  # of a source that has no path
     if hasattr(value, "items"):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, (tuple, list)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +60,8 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Folders of checkpoints, oldest first."""
-        return sorted(self.path.glob("step-[0-9]*"), key=_step_of)
+        found = [path for path in self.path.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+        return sorted(found, key=_step_of)
 
     def newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest checkpoint whose files match their manifest; None where there is none at all.
@@ -90,8 +92,11 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Drop what a run resumed at ``step`` will write again: lines of all logs, those cut short, pictures.
 
-        Parts of checkpoints that a killed run left go, too. Raises: CheckpointError.
+        Notes of later starts and parts of checkpoints that a killed run left go, too. Raises: CheckpointError.
         """
+        for note in self.path.glob("start-*.json"):
+            if _step_of(note) > step:
+                note.unlink()
         for path in self.path.glob("*.jsonl"):
             rows = [line for line in path.read_text().splitlines(keepends=True) if _logged_step(line) < step]
             _replace(path, "".join(rows))

@@ -507,7 +507,8 @@ def test_a_full_disk_leaves_no_half_written_model(run, there, published):
 def test_a_name_that_nobody_knows_lists_the_bundled_ones(tmp_path, monkeypatch, model):
     bundled = tmp_path / "weights"
     bundled.mkdir()
-    monkeypatch.setattr(tokenizers, "BUNDLED", bundled)
+    for module in (presets, tokenizers):
+        monkeypatch.setattr(module, "BUNDLED", bundled)
     for name in ("tiny-a", "tiny-b"):
         (bundled / name).symlink_to(model)
     with pytest.raises(CheckpointError, match=r"no model 'nonsense'.*tiny-a, tiny-b"):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,22 +160,43 @@ def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train,
     assert [term["fn"] for term in record["stage"]["tasks"]["image"]["terms"]] == ["l1", "kl"]
 
 
+@contextmanager
+def started(folder, workers):
+    """A run in a group of processes of its own, that has made a few steps."""
+    words = ["--stage", "1", "--device", "cpu", "--workers", str(workers), "--set", *SMALL, "steps=100000", "beside=[]"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "atoken", "train", *words], cwd=folder, start_new_session=True, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    log = folder / "runs" / "1" / "log.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) > 2):
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.1)
+    with run:
+        yield run
+
+
 @pytest.mark.timeout(PATIENCE)
 def test_a_signal_to_all_processes_of_a_run_saves_it(there):
-    changes = [*SMALL, "steps=100000", "beside=[]"]
-    words = ["train", "--stage", "1", "--device", "cpu", "--workers", "2", "--set", *changes]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "atoken", *words], cwd=there, start_new_session=True, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    log = there / "runs" / "1" / "log.jsonl"
-    while not (log.exists() and len(log.read_text().splitlines()) > 2):
-        assert started.poll() is None, started.stderr.read()
-        time.sleep(0.1)
-    os.killpg(started.pid, signal.SIGTERM)
-    assert started.wait(PATIENCE) == 128 + signal.SIGTERM
+    with started(there, workers=2) as run:
+        os.killpg(run.pid, signal.SIGTERM)
+        assert run.wait(PATIENCE) == 128 + signal.SIGTERM
     assert len(RunFolder(there / "runs" / "1").checkpoints()) == 1
-    started.stderr.close()
+
+
+def children(pid):
+    """Processes that make batches."""
+    of = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in of if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+@pytest.mark.timeout(PATIENCE)
+def test_a_run_whose_process_is_killed_says_so_and_ends(there):
+    with started(there, workers=2) as run:
+        os.kill(children(run.pid)[0], signal.SIGKILL)
+        assert run.wait(PATIENCE) == 1
+        assert "atoken: A process that makes batches died" in run.stderr.read().splitlines()[-1]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra zero")

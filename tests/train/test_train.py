@@ -332,8 +332,41 @@ def test_a_folder_that_holds_another_run_is_refused(uninterrupted, tmp_path):
     with pytest.raises(CheckpointError, match=r"another run \(stage.preset: tiny, now tiny-2\)"):
         tiny_run(replace(longer, preset="tiny-2"), folder)
     (tmp_path / "data.toml").write_text('[image.mine]\nprocedural = "labelled"\n[clip.mine]\nprocedural = "mixed"\n')
-    with pytest.raises(CheckpointError, match=r"another run \(data.image.mine.kind: None, now procedural"):
+    with pytest.raises(CheckpointError, match=r"another run \(data.procedural: True, now False"):
         run(longer, folder, start=None, feeds=load_feeds(tmp_path / "data.toml", longer), device="cpu", workers=0)
+
+
+def noted(stage, tmp_path, data="", step=1):
+    """The record of a start, as its file gives it back."""
+    (tmp_path / "data.toml").write_text(data or '[image.made]\nprocedural = "mixed"\n')
+    feeds = load_feeds(tmp_path / "data.toml", stage)
+    return json.loads(json.dumps(record.record(stage, step, feeds.data, None, {}, {})))
+
+
+def test_what_makes_a_run_another_one(tmp_path, monkeypatch):
+    pictures = replace(TINY, mixture={"image": 1})
+    made, more = '[image.made]\nprocedural = "mixed"\n', '[clip.made]\nprocedural = "mixed"\n'
+    both = made + '[image.too]\nprocedural = "labelled"\n'
+    before = noted(pictures, tmp_path, made)
+    record.check_goes_on(before, noted(pictures, tmp_path, made + more), tmp_path)  # of a stage to come
+    monkeypatch.chdir(tmp_path)
+    record.check_goes_on(before, noted(pictures, tmp_path, made), tmp_path)
+    record.check_goes_on({"stage": before["stage"]}, noted(pictures, tmp_path, both), tmp_path)  # an earlier version's
+    for there, here in ((made, both), (both, made), (made, "seed = 5\n" + made)):
+        with pytest.raises(CheckpointError, match=r"another run \(data\."):
+            record.check_goes_on(noted(pictures, tmp_path, there), noted(pictures, tmp_path, here), tmp_path)
+    for there, here in ((pictures, TINY), (TINY, pictures)):
+        with pytest.warns(AtokenWarning, match=r"stage\.mixture\.clip"):
+            record.check_goes_on(noted(there, tmp_path, made + more), noted(here, tmp_path, made + more), tmp_path)
+
+
+def test_a_run_that_begins_anew_forgets_how_it_was_started(tmp_path):
+    for steps in (2, 3):
+        tiny_run(replace(TINY, steps=steps), tmp_path)
+    for checkpoint in RunFolder(tmp_path).checkpoints():
+        shutil.rmtree(checkpoint)
+    for _ in range(2):
+        tiny_run(replace(TINY, steps=2, seed=9), tmp_path)
 
 
 def test_a_run_that_goes_on_at_another_rate_says_so(uninterrupted, tmp_path):
