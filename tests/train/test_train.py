@@ -12,7 +12,6 @@ import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,58 +19,25 @@ from safetensors.torch import load_file
 from atoken import presets
 from atoken.checkpoint import load_folder
 from atoken.errors import AtokenError, AtokenWarning, CheckpointError
-from atoken.metrics import psnr_of
-from atoken.model import ATokenConfig
-from atoken.rope import rotate, rotation
 from atoken.train import record
-from atoken.train.batches import batches
-from atoken.train.curriculum import CURRICULA, NANO_COLORS, NANO_TASKS, UNUSED
+from atoken.train.curriculum import CURRICULA, NANO_COLORS, UNUSED
 from atoken.train.engine import PATIENCE, PlainEngine
 from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.objective import Objective
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import Stage
-from atoken.train.start import BESIDE, LOOKING, begin, continued, discrete_start, linear_start
-from tests.model.sizes import small_config, small_model
+from tests.model.sizes import small_model
 from tests.tolerances import FP32
-
-TASKS = NANO_TASKS | {
-    "image": replace(NANO_TASKS["image"], tokens=64, patches=(4, 16)),
-    "clip": replace(NANO_TASKS["clip"], tokens=64, patches=(4, 9), length=(1, 2)),
-}
-TINY = Stage("tiny", "tiny", TASKS, {"image": 3, "clip": 1}, frozen=UNUSED, steps=6, warmup=2)
-SIZES = {
-    f"{side}_{name}": value
-    for side in ("encoder", "decoder")
-    for name, value in {"width": 64, "layers": 1, "heads": 2, "mlp": 800}.items()
-}
-ONE_LAYER_MORE = {"encoder_layers": 2, "decoder_layers": 2}
-
-
-@pytest.fixture(autouse=True)
-def tiny_preset(monkeypatch):
-    monkeypatch.setitem(presets.PRESETS, "tiny", SIZES)
-
-
-def tiny_engine(**changes):
-    return PlainEngine(Objective(small_model(), TINY.used), replace(TINY, **changes), "cpu")
-
-
-def micro_batches(stage, step):
-    stage = replace(stage, steps=step + 1)
-    return next(batches(stage, load_feeds("procedural", stage), step, workers=0))
-
-
-def batch(stage, step):
-    (made,) = micro_batches(stage, step)
-    return made
-
-
-def tiny_run(stage, folder, start=None, **options):
-    feeds = load_feeds("procedural", stage)
-    return run(stage, folder, **({"start": start, "feeds": feeds, "device": "cpu", "workers": 0} | options))
-
+from tests.train.tiny import (
+    ONE_LAYER_MORE,
+    SIZES,
+    TASKS,
+    TINY,
+    batch,
+    tiny_engine,
+    tiny_preset,  # noqa: F401 - a fixture for all tests here
+    tiny_run,
+)
 
 # The engine
 
@@ -287,18 +253,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(save_every, uninterrupted, tm
     assert [row["step"] for row in rows[0]] == list(range(TINY.steps))
 
 
-def test_sigterm_saves_the_step_that_ran_and_the_run_goes_on_from_there(uninterrupted, tmp_path, monkeypatch):
+def run_asked_to_end(step, folder, monkeypatch):
+    """SIGTERM comes in this step."""
     train = PlainEngine.train
 
     def is_asked_to_end(engine, made):
-        if engine.step == 2:
+        if engine.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return train(engine, made)
 
     with monkeypatch.context() as patch:
         patch.setattr(PlainEngine, "train", is_asked_to_end)
         with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-            tiny_run(TINY, tmp_path)
+            tiny_run(TINY, folder)
+
+
+def test_sigterm_saves_the_step_that_ran_and_the_run_goes_on_from_there(uninterrupted, tmp_path, monkeypatch):
+    run_asked_to_end(2, tmp_path, monkeypatch)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert [folder.name for folder in RunFolder(tmp_path).checkpoints()] == ["step-000003"]
     ours, theirs = exported(tiny_run(TINY, tmp_path)), exported(uninterrupted)
@@ -309,17 +280,7 @@ def test_sigterm_saves_the_step_that_ran_and_the_run_goes_on_from_there(uninterr
 
 
 def test_sigterm_in_the_last_step_is_heard_too(tmp_path, monkeypatch):
-    train = PlainEngine.train
-
-    def is_asked_to_end(engine, made):
-        if engine.step == TINY.steps - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train(engine, made)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PlainEngine, "train", is_asked_to_end)
-        with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
-            tiny_run(TINY, tmp_path)
+    run_asked_to_end(TINY.steps - 1, tmp_path, monkeypatch)
     assert load_folder(tmp_path / "model")
 
 
@@ -484,101 +445,3 @@ def test_every_cycle_holds_the_mixture_exactly_and_counts_on(mixture):
     assert {name: met[name] for name in (*mixture, "part")} == {n: 8 * k for n, k in mixture.items()} | {
         "part": 8 * cycle
     }
-
-
-# Starts
-
-
-def one_layer(**changes):
-    return ATokenConfig(**(presets.PRESETS["nano"] | {"encoder_layers": 1, "decoder_layers": 1} | changes))
-
-
-def test_linear_start_is_near_the_best_linear_code():
-    task = replace(NANO_TASKS["image"], tokens=512, patches=(16, 64))
-    stage = replace(TINY, tasks={"image": task}, mixture={"image": 1})
-    *seen, held_out = [batch(stage, step).tokens for step in range(7)]
-    config = one_layer()
-    model = linear_start(config, seen)
-    with torch.no_grad():
-        ours = model(held_out)[1].feats[:, :768]
-    values, wanted = (torch.cat([part.feats[:, :768] for part in parts]).double() for parts in (seen, [held_out]))
-    mean = values.mean(0)
-    basis = torch.linalg.svd(values - mean, full_matrices=False).Vh[: config.latent_channels]
-    best = (wanted - mean) @ basis.T @ basis + mean
-    decibels = [psnr_of(float((255 / 2) ** 2 * (result - wanted).square().mean())) for result in (ours, best)]
-    assert decibels[1] - decibels[0] < 0.6
-    assert decibels[1] > psnr_of(float((255 / 2) ** 2 * (mean - wanted).square().mean())) + 3  # PCA says something
-
-
-def test_linear_start_shows_a_still_clip():
-    model = linear_start(one_layer(), [batch(TINY, step).tokens for step in (0, 1, 3, 4, 5, 7, 8)])
-    with torch.no_grad():
-        frames = model(batch(TINY, 2).tokens)[1].feats.unflatten(1, (4, 768))
-    for later in frames.unbind(1)[1:]:
-        torch.testing.assert_close(later, frames[:, 0], atol=FP32, rtol=0)
-
-
-def test_heads_begin_by_looking_at_one_neighbour_each():
-    """By place alone: of 7 x 7 patches, each one in the middle looks most at the one that its head's step leads to."""
-    config = ATokenConfig(**presets.PRESETS["nano"])
-    model = linear_start(config, [batch(TINY, step).tokens for step in (0, 1)])
-    coords = torch.cartesian_prod(torch.tensor([2]), torch.arange(7), torch.arange(7), torch.tensor([0]))
-    turn = rotation(coords, config.encoder_width // config.encoder_heads, config.rope_base)
-    inner = ((coords[:, 1:3] > 0) & (coords[:, 1:3] < 6)).all(1)
-    for number, block in enumerate(model.encoder.blocks[:LOOKING]):
-        q_HK, k_HK, _ = block.attention.qkv.bias.detach().unflatten(0, (3, block.attention.heads, -1))
-        q_NHK, k_NHK = (rotate(bias.expand(len(coords), -1, -1), turn) for bias in (q_HK, k_HK))
-        seen_HN = torch.einsum("nhk,mhk->hnm", q_NHK, k_NHK).argmax(2)
-        steps_HN2 = coords[seen_HN][..., 1:3] - coords[:, 1:3]
-        for head, step in enumerate(BESIDE[number % 2]):
-            assert (steps_HN2[head][inner] == torch.tensor(step)).all()
-
-
-def test_discrete_start_reads_the_latents_off_its_codes():
-    tokens = [batch(TINY, step).tokens for step in range(8)]
-    with torch.no_grad():
-        model = linear_start(one_layer(), tokens)
-        discrete = discrete_start(model, one_layer(**ONE_LAYER_MORE, fsq_levels=presets.FSQ_LEVELS), tokens)
-        error = signal = 0.0
-        for part in tokens:
-            ours, theirs = discrete(part)[1].feats[:, :768], model(part)[1].feats[:, :768]
-            error += float((ours - theirs).square().sum())
-            signal += float((theirs - theirs.mean(0)).square().sum())
-    # 48 digits of two bits for some 48 coefficients: plain two bits each would be 9.3 dB for Gaussians.
-    assert 10 * np.log10(signal / error) > 15
-
-
-def test_a_start_needs_an_mlp_that_is_wide_enough():
-    tokens = [batch(TINY, step).tokens for step in range(2)]
-    model = linear_start(small_config(), tokens)
-    config = small_config(encoder_layers=3, decoder_layers=3, fsq_levels=presets.FSQ_LEVELS)
-    with pytest.raises(ValueError, match="MLP of 128"):
-        discrete_start(model, config, tokens)
-
-
-@pytest.mark.parametrize("frozen", [(), ("encoder.", "to_latent.")])
-def test_frozen_parameters_stay_and_come_back(frozen, tmp_path):
-    stage = replace(TINY, frozen=frozen)
-    model = load_folder(tiny_run(stage, tmp_path))
-    torch.manual_seed(TINY.seed)
-    start, texts = begin(stage, None, load_feeds("procedural", stage))
-    assert texts is None
-    for name, parameter in start.state_dict().items():
-        if frozen and name.startswith(frozen):
-            torch.testing.assert_close(model.state_dict()[name], parameter.bfloat16(), atol=0, rtol=0)
-    assert not torch.equal(model.to_patch.weight.float(), start.to_patch.weight.bfloat16().float())
-    assert bool(frozen) == torch.equal(model.to_latent.weight.float(), start.to_latent.weight.bfloat16().float())
-
-
-def test_a_start_with_more_channels_or_a_quantiser_does_what_the_model_before_it_did():
-    narrow, tokens = small_model(latent_channels=32), batch(TINY, 0).tokens
-    wide = continued(narrow, small_config(latent_channels=48), ())
-    with torch.no_grad():
-        (ours, ours_out), (theirs, theirs_out) = wide(tokens), narrow(tokens)
-    assert torch.equal(ours.latents.feats[:, :32], theirs.latents.feats)
-    assert ours.latents.feats[:, 32:].any()
-    torch.testing.assert_close(ours_out.feats, theirs_out.feats, atol=FP32, rtol=0)
-    discrete = continued(wide, small_config(fsq_levels=presets.FSQ_LEVELS), ())
-    assert torch.equal(discrete.encode(tokens).posterior.mean, wide.encode(tokens).posterior.mean)
-    with pytest.raises(CheckpointError, match="do not fit"):
-        continued(wide, small_config(latent_channels=32), ())
