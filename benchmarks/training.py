@@ -84,13 +84,15 @@ def pipeline(workers: list[int], count: int) -> None:
 def _rate(stage: Stage, workers: int, count: int) -> float:
     """Tokens a second over ``count`` batches, after the workers have started and filled their queues."""
     first = 1 + 5 * workers  # what is ready does not count
-    stage = replace(stage, steps=first + count)
+    stage = replace(stage, steps=first + count + 1)
     made = batches(stage, load_feeds("procedural", stage), 0, workers)
     for _ in islice(made, first):
         pass
     start = time.perf_counter()
-    tokens = sum(len(batch.tokens.feats) for step in made for batch in step)
-    return tokens / (time.perf_counter() - start)
+    tokens = sum(len(batch.tokens.feats) for step in islice(made, count) for batch in step)
+    seconds = time.perf_counter() - start  # without the end of the workers
+    made.close()
+    return tokens / seconds
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -99,7 +101,7 @@ def batches(
     # Spawned: torch's threads do not survive a fork, and the worker of a fork server would outlive a killed run.
     loader = DataLoader(
         _Bins(stage, feeds), batch_size=None, sampler=_places(stage, first_step, rank, world), num_workers=workers,
-        prefetch_factor=2 if workers else None, worker_init_fn=_one_thread,
+        prefetch_factor=2 if workers else None, worker_init_fn=_prepare,
         multiprocessing_context="spawn" if workers else None,
     )  # fmt: skip
     with _deaf_children():
@@ -191,5 +193,9 @@ class _Bins(Dataset[Batch | AtokenError]):
             return AtokenError(str(error))  # not every kind of it can travel between processes
 
 
-def _one_thread(_: int) -> None:
+def _prepare(_: int) -> None:
+    """In a process that makes batches, before the first."""
     torch.set_num_threads(1)
+    # It must not tidy up at its end: the thread that sends batches may be inside torch, which aborts when Python ends
+    # its threads, and the loader would take that for a death.
+    atexit.register(os._exit, 0)

@@ -1,7 +1,9 @@
 """Bins: full but never over their budget, every sample once, the same whoever makes them."""
 
 import math
+import multiprocessing
 import pickle
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -189,6 +191,17 @@ def test_a_step_has_its_tasks_bins_in_order(alone: list[list[Batch]]) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_and_a_later_start_change_nothing(workers: int, alone: list[list[Batch]]) -> None:
     assert equal(steps(first=3, workers=workers), alone[3:])
+
+
+def test_a_process_that_is_sending_ends_quietly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (1024, 1024)).save(tmp_path / "large.png")
+    task = Task("image", (), tokens=8192, patches=(4096, 4096))  # 100 MB: it is nearly always sending
+    stage = replace(TINY, tasks={"image": task}, mixture={"image": 1}, beside=(), steps=100)
+    for _ in range(2):
+        with closing(batches(stage, load_feeds(tmp_path, stage), 0, workers=1)) as made:
+            next(made)
+    assert not multiprocessing.active_children()
+    assert not "".join(capfd.readouterr())
 
 
 def test_ranks_share_the_bins_of_every_step(alone: list[list[Batch]]) -> None:
