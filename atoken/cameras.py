@@ -61,10 +61,11 @@ class Cameras:
         to_world = np.linalg.inv(to_camera)  # a rotation of fp32 numbers is not quite orthogonal
         right, down, forward = (to_world[:3, :3] @ np.linalg.inv(intrinsics)).T
         v, u = ((np.arange(size) + offset) / size for size in (height, width))
-        if only is not None:
-            row, column = np.nonzero(only)
-            return to_world[:3, 3], forward + v[row, None] * down + u[column, None] * right
-        return to_world[:3, 3], forward + v[:, None, None] * down + u[:, None] * right
+        of_rows, of_columns = forward + v[:, None] * down, u[:, None] * right
+        if only is None:
+            return to_world[:3, 3], of_rows[:, None] + of_columns
+        row, column = np.nonzero(only)
+        return to_world[:3, 3], of_rows.take(row, axis=0) + of_columns.take(column, axis=0)
 
     def project(self, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where one camera sees points (N, 3): (N, 2) in units of width and height, and their depths (N,), fp64."""

@@ -77,7 +77,7 @@ def scene(seed: int, index: int, height: int, width: int) -> Sample:
     while " left of " not in caption:  # a drawing of one column
         surface = Surface(rng, height, width)
         canvas, caption = drawing(surface)
-    return Sample(with_sensor_noise(rng, np.array(scenes.developer(surface)(canvas))[None]), caption)
+    return Sample(with_sensor_noise(rng, scenes.developer(surface)(canvas)[None]), caption)
 
 
 def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE) -> Sample:
@@ -92,7 +92,7 @@ def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width
     for share in np.linspace(0, 1, frames):
         canvas = ground.copy()
         lay(canvas, start + share * (end - start), radius, turn)
-        pictures.append(np.asarray(develop(canvas)))
+        pictures.append(develop(canvas))
     where = "" if rng.random() < bare else f"{' moving over' if frames > 1 else ' on'} {words}"
     return Sample(with_sensor_noise(rng, np.stack(pictures)), FIGURE_PROMPTS[label] + where)
 

@@ -123,11 +123,12 @@ def figure_painter(surface: Surface, figure: str, colour: np.ndarray) -> Callabl
     """
     rng = surface.rng
     fill = None if rng.random() < 0.6 else surface.paint(colour)
+    corners = figure_outline(figure)
     edge = float(rng.uniform(0.8, 3)) if rng.random() < 0.3 and figure != "ring" else 0.0
 
     def lay(canvas: Image.Image, centre: np.ndarray, radius: float, turn: float = 0.0) -> None:
         cos, sin = np.cos(turn), np.sin(turn)
-        outline = figure_outline(figure) @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
+        outline = corners @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
         if (placed := stencil(outline, canvas.size)) is None:
             return
         mask = ring_mask(placed[0], 0.55) if figure == "ring" else placed[0]

@@ -66,7 +66,7 @@ def _shot(rng: np.random.Generator, frames: int, height: int, width: int) -> tup
 def _filmed(rng: np.random.Generator, frames: int, height: int, width: int) -> tuple[np.ndarray, str]:
     family, surface = scenes.choose(rng), Surface(rng, *canvas_size(height, width))
     canvas, words = family(surface)
-    canvas = scenes.developer(surface)(canvas)
+    canvas = Image.fromarray(scenes.developer(surface)(canvas))
     camera = str(rng.choice(list(_CAMERAS), p=list(_CAMERAS.values())))
     pictures = [view.of(canvas, height, width) for view in views(rng, camera, frames, height, width)]
     flying = int(rng.integers(1, 5)) if rng.random() < 0.45 else 0

@@ -41,7 +41,7 @@ def picture(seed: int, index: int, height: int, width: int) -> Sample:
     rng = generator(seed, index, _PICTURE)
     family, surface = scenes.choose(rng), Surface(rng, height, width)
     canvas, caption = family(surface)
-    frames = np.array(scenes.developer(surface)(canvas))[None]
+    frames = scenes.developer(surface)(canvas)[None]
     return Sample(with_sensor_noise(rng, frames), caption)
 
 

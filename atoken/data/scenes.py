@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from atoken.data import made, natural
 from atoken.data.natural import Painted
-from atoken.data.textures import Surface, to_image
+from atoken.data.textures import Surface, to_bytes
 
 Family = Callable[[Surface], Painted]
 
@@ -34,24 +34,27 @@ def choose(rng: np.random.Generator) -> Family:
     return FAMILIES[int(rng.choice(len(FAMILIES), p=[share for _, share in FAMILIES]))][0]
 
 
-def developer(surface: Surface) -> Callable[[Image.Image], Image.Image]:
-    """What a camera adds to most pictures, the same to each: a slight blur, a tone curve and a slope of light."""
+def developer(surface: Surface) -> Callable[[Image.Image], np.ndarray]:
+    """What a camera adds to most pictures, the same to each: a slight blur, a tone curve and a slope of light.
+
+    It gives (H, W, 3) uint8.
+    """
     rng = surface.rng
     blur = ImageFilter.BoxBlur(rng.uniform(0.1, 0.9)) if rng.random() < 0.55 else None
     curve = _curve(rng) if rng.random() < 0.6 else None
     light = _light(surface) if rng.random() < 0.4 else None
 
-    def developed(canvas: Image.Image) -> Image.Image:
-        canvas = canvas.filter(blur) if blur else canvas
-        canvas = canvas.point(curve) if curve else canvas
-        return canvas if light is None else to_image(np.asarray(canvas) * light)
+    def developed(canvas: Image.Image) -> np.ndarray:
+        pixels = np.array(canvas.filter(blur) if blur else canvas)
+        pixels = pixels if curve is None else curve[pixels]
+        return pixels if light is None else to_bytes(pixels * light)
 
     return developed
 
 
-def _curve(rng: np.random.Generator) -> list[int]:
+def _curve(rng: np.random.Generator) -> np.ndarray:
     curve = (np.arange(256) / 255.0) ** np.exp(rng.normal(0, 0.25)) * rng.uniform(215, 265)
-    return np.clip(curve, 0, 255).astype(int).tolist() * 3
+    return np.clip(curve, 0, 255).astype(np.uint8)
 
 
 def _light(surface: Surface) -> np.ndarray:

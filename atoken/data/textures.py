@@ -77,7 +77,12 @@ def random_colours(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def to_image(rgb: np.ndarray) -> Image.Image:
     """(H, W, 3) floats in 0..255 to a picture; what lies outside is clipped."""
-    return Image.fromarray(np.clip(rgb + 0.5, 0, 255).astype(np.uint8))
+    return Image.fromarray(to_bytes(rgb))
+
+
+def to_bytes(rgb: np.ndarray) -> np.ndarray:
+    """Floats in 0..255 to uint8, rounded; what lies outside is clipped."""
+    return np.clip(rgb + 0.5, 0, 255).astype(np.uint8)
 
 
 class Surface:

@@ -43,7 +43,8 @@ def patchify(values: Tensor) -> SparseTokens:
     """A clip (T, H, W, 3) in [-1, 1] as one sample of tokens (N, P), on its full grid."""
     frames, height, width, _ = values.shape
     steps, rows, columns = grid(frames, height, width)
-    values = F.pad(values, (0, 0, 0, 0, 0, 0, 0, steps * PATCH[0] - frames))
+    if behind := steps * PATCH[0] - frames:
+        values = F.pad(values, (0, 0, 0, 0, 0, 0, 0, behind))
     right, below = columns * PATCH[2] - width, rows * PATCH[1] - height
     if right or below:
         values = F.pad(values.permute(0, 3, 1, 2), (0, right, 0, below), mode="replicate").permute(0, 2, 3, 1)

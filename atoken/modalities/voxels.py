@@ -19,7 +19,7 @@ from einops import rearrange
 from atoken.errors import AtokenWarning, MediaError
 from atoken.mesh import Mesh
 from atoken.modalities.pixels import PATCH, to_uint8, to_values
-from atoken.modalities.views import SIZE, Views, render_patches, render_views
+from atoken.modalities.views import SIZE, Views, render_depths, render_patches
 from atoken.tokens import SparseTokens
 
 MAX_TOKENS = 32_768  # of an asset, as TRELLIS has it
@@ -65,7 +65,7 @@ def voxelize_mesh(mesh: Mesh, max_tokens: int) -> Voxels:
     MissingExtraError without the extra ``3d``.
     """
     side = _DEPTHS_A_CELL * min(RESOLUTION, ceil((max_tokens / 2) ** 0.5))  # a closed surface: 2 cells a column or more
-    seen = render_views(mesh, size=side)
+    seen = render_depths(mesh, size=side)
     cells_N3, resolution = _fitting(seen, RESOLUTION, max_tokens, coarsen=True)
     view_N, place_N2 = _nearest(seen, _centres(cells_N3, resolution), None)
     wanted_Vhw = np.zeros((len(seen), SIZE // PATCH[1], SIZE // PATCH[2]), np.bool_)

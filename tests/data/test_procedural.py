@@ -49,7 +49,7 @@ def test_any_size_works_in_every_family(height: int, width: int) -> None:
     for family, _ in scenes.FAMILIES:
         surface = Surface(generator(), height, width)
         canvas, caption = family(surface)
-        assert scenes.developer(surface)(canvas).size == (width, height)
+        assert scenes.developer(surface)(canvas).shape == (height, width, 3)
         assert caption
         assert caption == caption.lower()
 

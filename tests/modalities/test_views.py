@@ -9,7 +9,7 @@ import torch
 
 from atoken.cameras import Cameras
 from atoken.errors import MediaError, MissingExtraError
-from atoken.modalities.views import Views, render_views
+from atoken.modalities.views import Views, render_depths, render_views
 from tests.modalities.shapes import COLOURS, box, from_axes, joined, mesh, quad, quarter_turned, sphere
 from tests.tolerances import EXACT, FP32
 
@@ -159,6 +159,25 @@ def test_views_are_the_same_each_time_and_alone():
     gc.collect()  # the scene outlives the arrays that it was made of
     for one, other in ((whole.rgb, again.rgb), (whole.rgb[2:3], part.rgb), (whole.depth, again.depth)):
         close(one, other, EXACT)
+
+
+def test_the_rectangle_that_is_searched_leaves_nothing_out():
+    solid = joined(box(0.2, (0.11, 0.05, -0.13)), sphere(0.17, 12, (90, 160, 30, 255)))
+    cameras = Cameras.looking_at_centre(torch.tensor([[0.0, -2.0, 0.0], [0.9, -0.4, 0.3], [0.1, -5.0, 2.0]]))
+    behind = box(0.01, (0, -30, 0))  # with something behind the cameras, all of the picture is searched
+    part, whole = render_views(solid, cameras, 64), render_views(joined(solid, behind), cameras, 64)
+    assert all(0 < mask.mean() < 1 for mask in part.mask)
+    close(part.rgb, whole.rgb, EXACT)
+    close(part.depth, whole.depth, EXACT)
+
+
+@pytest.mark.parametrize("alpha", [255, 254, 100])
+def test_depths_alone_are_those_of_the_coloured_views(alpha):
+    solid = joined(quad(0.3, -0.2, (200, 0, 0, alpha)), sphere(0.17, 12, (90, 160, 30, 255)))
+    views, depths = render_views(solid, GENERIC, size=48), render_depths(solid, GENERIC, size=48)
+    assert views.rgb.any()
+    assert not depths.rgb.any()
+    close(depths.depth, views.depth, EXACT)
 
 
 def test_without_embree_the_extra_is_named(monkeypatch):
