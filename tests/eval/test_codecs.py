@@ -2,7 +2,11 @@
 
 import functools
 import io
+import os
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -190,6 +194,24 @@ def test_twice_is_the_same_file(format):
     files = {codec.encoded(item.media.frames, item.media.fps, {"crf": "28"}) for _ in range(3)}
     assert len(files) == 1
     assert np.array_equal(decoded(files.pop())[:, :48, :64], codec.reconstruct([item])[0].ours)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fills new memory by glibc's MALLOC_PERTURB_")
+@pytest.mark.parametrize("format", WITH_ENCODER)
+def test_a_file_does_not_depend_on_what_memory_held(format):
+    code = (
+        "import hashlib; from tests.eval.test_codecs import VideoCodec, made_clip; item = made_clip(7, 32, 48);"
+        f"data = VideoCodec({format!r}, crf=30).encoded(item.media.frames, item.media.fps, {{'crf': '30'}});"
+        "print(hashlib.sha256(data).hexdigest())"
+    )
+    files = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"MALLOC_PERTURB_": filled},
+            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+        ).stdout
+        for filled in ("85", "170")
+    }  # fmt: skip
+    assert len(files) == 1
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
