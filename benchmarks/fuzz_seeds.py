@@ -17,6 +17,7 @@ import torch
 from atoken.io import Clip, Image
 from atoken.io.token_file import TokenFileWriter
 from atoken.io.tokens_record import Tokens
+from atoken.io.video_writer import X264_OPTIONS
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.tokenizer import Tokenizer
 
@@ -68,7 +69,7 @@ def clips(folder: Path) -> list[Path]:
 def encoded(path: Path, codec: str, frames: np.ndarray) -> Path:
     """Write ``frames`` at 24 fps with an encoder of FFmpeg, the same bytes each time; the suffix names the format."""
     with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(codec, rate=24, options={"mbtree": "0"} if codec == "libx264" else {})
+        stream = container.add_stream(codec, rate=24, options=X264_OPTIONS if codec == "libx264" else {})
         stream.codec_context.thread_count = 1
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from platform import machine
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _CLOCK = Fraction(1, 90_000)  # seconds a tick where frames have time stamps
+
+# FFmpeg's options for x264, so that the same frames give the same file: its AVX-512 code reads memory that nothing has
+# written (PyAV 18, in the macroblock tree). What is named here every x86 has that NumPy runs on.
+X264_OPTIONS = (
+    {"x264-params": "asm=MMX2,SSE2Fast,SSE3,SSSE3,SSE4.1,SSE4.2"} if machine().lower() in ("x86_64", "amd64") else {}
+)
 
 
 class VideoWriter:
@@ -85,9 +92,8 @@ class VideoWriter:
 
         self._timed, self._first = first is not None, first or 0.0
         height, width = self._size
-        # x264's mbtree makes two runs differ: the same frames shall give the same file.
         # Without B-frames the muxer's durations, which it takes from decoding times, are those of the time stamps.
-        options = {"crf": str(self._crf), "mbtree": "0"} | ({"bf": "0"} if self._timed else {})
+        options = X264_OPTIONS | {"crf": str(self._crf)} | ({"bf": "0"} if self._timed else {})
         with self._encoding():
             container = self._opened.enter_context(av.open(self._file, "w", format="mp4"))
             stream = container.add_stream("libx264", rate=self._fps, options=options)

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from platform import machine
 from typing import Any
 
 import av
@@ -20,6 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from atoken.errors import AtokenError
 from atoken.io import Clip
+from atoken.io.video_writer import X264_OPTIONS
 from eval.contract import Item, Sample
 from eval.subjects.matching import AtMost, largest, too_large
 from eval.subjects.pixels import cut, frames_of, padded
@@ -38,17 +38,11 @@ class VideoFormat:
     smallest: int
 
 
-# x264's AVX-512 code reads memory that nothing has written (PyAV 18): now and then the same frames gave another file.
-# What is named here every x86 has that NumPy runs on.
-_DETERMINED = (
-    {"x264-params": "asm=MMX2,SSE2Fast,SSE3,SSSE3,SSE4.1,SSE4.2"} if machine().lower() in ("x86_64", "amd64") else {}
-)
-
 # Both encoders write a remark with their version and options into the stream, 0.7 to 2.4 kB, which no decoder needs
 # and which would weigh in short clips. With one thread, the same frames give the same file. In frames of
 # 64 pixels or less a side, x265 reads and writes beyond its memory: the file differs each time, or the process ends.
 FORMATS = {
-    "h264": VideoFormat("H.264", "libx264", _DETERMINED, "filter_units=remove_types=6", 16),
+    "h264": VideoFormat("H.264", "libx264", X264_OPTIONS, "filter_units=remove_types=6", 16),
     "h265": VideoFormat(
         "H.265", "libx265", {"x265-params": "log-level=error:info=0:pools=none:frame-threads=1"}, "", 128
     ),

@@ -1,70 +1,27 @@
 """The command line, run as a person runs it: figures and files equal Python's, and bad input gets one sentence."""
 
 import json
-import math
 import os
-import re
 import subprocess
 import sys
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
 
 import atoken
-from atoken import layers, presets
-from atoken import tokenizer as tokenizers
-from atoken.checkpoint import fingerprint, load_folder, load_official
 from atoken.cli import main
-from atoken.errors import CheckpointError
 from atoken.io import Clip, Image, load_media, read_clip, write_clip
 from atoken.io.token_file import read_items
 from atoken.io.tokens_record import Tokens
 from atoken.metrics import psnr, ssim
-from atoken.model import ATokenModel
-from tests.io.clip_cases import moving
-from tests.model.sizes import small_config, small_model
-from tests.model.test_checkpoint import ARCH, OFFICIAL, small_tower
-from tests.tokenizer.small import random_frames
+from tests.cli.cases import files_in, film, picture, pixels_of, says_one_sentence
+from tests.model.sizes import small_model
 from tests.tolerances import FP32
-from tests.train.test_run_folder import no_file_over
 
 METRICS = 1e-6  # relative: the same sums in another order
-
-
-def picture(path, height=19, width=35, *, alpha=False, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = random_frames(height, width, seed=seed)
-    if alpha:
-        pixels = np.dstack([pixels, random_frames(height, width, seed=seed + 1)[..., 0]])
-    PIL.Image.fromarray(pixels).save(path)
-    return path
-
-
-def film(path, frames=37, height=18, width=30, fps=Fraction(30000, 1001)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(Clip(moving(frames, height, width), fps), path)
-    return path
-
-
-def pixels_of(path):
-    media = load_media(path)
-    return media.pixels if isinstance(media, Image) else media.frames
-
-
-def files_in(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def says_one_sentence(result, words, code=1):
-    assert result[0] == code
-    assert re.fullmatch(rf"atoken: [^\n]*{words}[^\n]*\n", result[2]), result[2]
 
 
 # encode, info, decode
@@ -313,234 +270,3 @@ def test_as_a_program(there, model):
     assert done.stderr == "atoken: Cannot read nowhere.png: there is no such file.\n"
     version = program("--version")
     assert (version.returncode, version.stdout) == (0, f"atoken {atoken.__version__}\n")
-
-
-# doctor
-
-
-def test_doctor_passes_a_sound_model(run):
-    code, out, _ = run("doctor")
-    lines = out.splitlines()
-    assert code == 0, out
-    assert all(line.startswith("ok ") for line in lines)
-    assert len(lines) >= 10
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_doctor_passes_a_discrete_model(dtype, run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "discrete"
-    small_model(fsq_levels=presets.FSQ_LEVELS).save_pretrained(folder)
-    code, out, _ = run("doctor", "--dtype", dtype, "--json", model=folder)
-    assert [finding["promise"] for finding in json.loads(out) if not finding["passed"]] == []
-    assert code == 0
-
-
-def forget_earlier_tiles(patch):
-    encode = ATokenModel.encode
-    patch.setattr(ATokenModel, "encode", lambda model, tokens, pool_state=None: encode(model, tokens))
-
-
-def spoil_the_pooled_vector_of_later_tiles(patch):
-    encode = ATokenModel.encode
-
-    def spoiled(model, tokens, pool_state=None):
-        encoded = encode(model, tokens, pool_state=pool_state)
-        return replace(encoded, pooled=encoded.pooled * math.nan) if pool_state else encoded
-
-    patch.setattr(ATokenModel, "encode", spoiled)
-
-
-def look_at_other_samples(patch):
-    attend = layers.varlen_attention
-    patch.setattr(layers, "varlen_attention", lambda q, k, v, *bounds: attend(q, k, v, (0, len(q)), (0, len(k))))
-
-
-def draw_at_random(patch):
-    project = ATokenModel._bottleneck
-
-    def noisy(model, features, state):
-        return project(model, features.with_feats(features.feats + torch.randn_like(features.feats)), state)
-
-    patch.setattr(ATokenModel, "_bottleneck", noisy)
-
-
-def lose_the_alpha(patch):
-    media = tokenizers._media
-    patch.setattr(tokenizers, "_media", lambda tokens, part: media(replace(tokens, alpha=None), part))
-
-
-FAULTS = {
-    "streaming = whole": [forget_earlier_tiles, spoil_the_pooled_vector_of_later_tiles],
-    "alone = in a batch": [look_at_other_samples],
-    "twice = the same": [draw_at_random],
-    "nothing lost: alpha": [lose_the_alpha],
-}
-
-
-@pytest.mark.parametrize(
-    ("promise", "fault"),
-    [(promise, fault) for promise, faults in FAULTS.items() for fault in faults],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_doctor_names_the_promise_that_is_broken(promise, fault, run, monkeypatch):
-    fault(monkeypatch)
-    code, out, _ = run("doctor")
-    assert code == 1
-    assert any(line.startswith("FAIL") and promise in line for line in out.splitlines()), out
-    assert any(line.startswith("ok") and "weights" in line for line in out.splitlines())
-
-
-def test_doctor_finds_a_weight_that_is_not_a_number(run, tmp_path_factory):
-    folder, model = tmp_path_factory.mktemp("models") / "nan", small_model()
-    with torch.no_grad():
-        model.to_patch.weight[7, 7] = math.nan
-    model.save_pretrained(folder)
-    code, out, _ = run("doctor", "--json", model=folder)
-    failed = [finding["promise"] for finding in json.loads(out) if not finding["passed"]]
-    assert (code, failed[0]) == (1, "weights: finite")
-
-
-# train
-
-
-def test_a_run_is_reported_on_one_page(run, there):
-    (there / "run").mkdir()
-    (there / "run" / "log.jsonl").write_text('{"step": 0, "modality": "image", "loss": 0.5, "norm": 1.0}\n')
-    assert run("train", "report", "run") == (0, "run/report.html\n", "")
-    assert "0.5" in (there / "run" / "report.html").read_text()
-    assert run("train", "report", "run", "-o", "mine.html")[0] == 0
-    assert (there / "mine.html").read_bytes() == (there / "run" / "report.html").read_bytes()
-    says_one_sentence(run("train", "report", "nowhere"), "not the folder of a run")
-
-
-# convert
-
-
-def published_yaml(path):
-    path.write_text(yaml.safe_dump({"model": {"model_cfg": {"arch_cfg": ARCH}}}))
-    return path
-
-
-@pytest.fixture
-def published(tmp_path_factory):
-    return published_yaml(tmp_path_factory.mktemp("published") / "soc.yaml")
-
-
-def test_published_weights_become_a_folder_with_the_same_features(run, there, published):
-    code, out, error = run("convert", OFFICIAL, "--config", published, "-o", "mine")
-    assert (code, error) == (0, "")
-    ours, theirs = atoken.load("./mine", device="cpu"), load_official(OFFICIAL, published)
-    assert out == f"mine: {sum(p.numel() for p in theirs.parameters()) / 1e6:.1f} million weights\n"
-    assert ours.fingerprint == fingerprint(theirs)
-    tokens = atoken.tokenizer.patchify(torch.rand(4, 48, 32, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1)
-    with torch.no_grad():
-        pairs = zip(ours.model(tokens), theirs.eval()(tokens), strict=True)
-        (ours, theirs), (our_patches, their_patches) = pairs
-    assert torch.equal(ours.features.feats, theirs.features.feats)
-    torch.testing.assert_close(ours.pooled, theirs.pooled, atol=FP32, rtol=0)
-    assert torch.equal(our_patches.feats, their_patches.feats)
-
-
-def test_a_published_file_loads_directly_with_the_yaml_beside_it(there, published):
-    (there / "soc.safetensors").write_bytes(OFFICIAL.read_bytes())
-    (there / "soc.yaml").write_bytes(published.read_bytes())
-    tokenizer = atoken.load("soc.safetensors", device="cpu")
-    assert (tokenizer.name, tokenizer.fingerprint) == ("soc", fingerprint(load_official(OFFICIAL, published)))
-
-
-@pytest.fixture
-def siglip2(tmp_path_factory, monkeypatch):
-    sizes = {key: getattr(small_config(), key) for key in small_config().to_dict() if key.startswith(("enc", "dec"))}
-    monkeypatch.setitem(presets.PRESETS, "small", sizes)
-    folder = tmp_path_factory.mktemp("siglip2") / "tower"
-    small_tower().save_pretrained(folder)
-    return folder
-
-
-def test_a_siglip2_tower_becomes_an_encoder(run, there, siglip2):
-    assert run("convert", siglip2, "--preset", "small", "-o", "mine")[0] == 0
-    tower, model = small_tower(), load_folder(there / "mine")
-    assert torch.equal(model.encoder.blocks[1].mlp.up.weight, tower.encoder.layers[1].mlp.fc1.weight)
-    assert torch.equal(model.encoder.position.weight, tower.embeddings.position_embedding.weight)
-
-
-def test_what_cannot_be_converted_gets_one_sentence(run, there, siglip2, published, model):
-    (there / "empty").mkdir()
-    (there / "taken").write_text("mine")
-    before = files_in(there)
-    official = ["convert", OFFICIAL, "--config", published]
-    says_one_sentence(run("convert", "nowhere.pt", "-o", "x"), "nowhere.yaml")
-    says_one_sentence(run("convert", OFFICIAL, "--config", "nowhere.yaml", "-o", "x"), "nowhere.yaml")
-    says_one_sentence(run("convert", "empty", "-o", "x"), "no SigLIP2 vision tower")
-    says_one_sentence(run("convert", siglip2, "--preset", "nonsense", "-o", "x"), "no preset .* so400m-c")
-    says_one_sentence(run("convert", siglip2, "--preset", "nano", "-o", "x"), "do not fit")
-    says_one_sentence(run("convert", model, "--preset", "base", "-o", "x"), "no SigLIP2 vision tower")
-    says_one_sentence(run(*official, "-o", "taken"), "taken")
-    says_one_sentence(run(*official, "-o", "taken/deeper"), "taken")
-    assert files_in(there) == before
-
-
-def test_a_damaged_siglip2_folder_gets_one_sentence(run, there, siglip2):
-    weights = siglip2 / "model.safetensors"
-    whole = weights.read_bytes()
-    for damaged in (b"", whole[:100], whole[: len(whole) // 2]):
-        weights.write_bytes(damaged)
-        says_one_sentence(run("convert", siglip2, "--preset", "small", "-o", "x"), "no SigLIP2 vision tower")
-
-
-def test_a_siglip2_tower_that_lacks_weights_is_not_filled_with_random_ones(run, there, siglip2):
-    state = load_file(siglip2 / "model.safetensors")
-    del state["encoder.layers.1.mlp.fc1.bias"]
-    save_file(state, siglip2 / "model.safetensors", metadata={"format": "pt"})
-    says_one_sentence(run("convert", siglip2, "--preset", "small", "-o", "x"), "lacks encoder.layers.1.mlp.fc1.bias")
-
-
-def test_a_full_disk_leaves_no_half_written_model(run, there, published):
-    with no_file_over(100_000):
-        says_one_sentence(run("convert", OFFICIAL, "--config", published, "-o", "mine"), "Cannot write")
-    assert files_in(there) == []
-
-
-# load
-
-
-def test_a_name_that_nobody_knows_lists_the_bundled_ones(tmp_path, monkeypatch, model):
-    bundled = tmp_path / "weights"
-    bundled.mkdir()
-    for module in (presets, tokenizers):
-        monkeypatch.setattr(module, "BUNDLED", bundled)
-    for name in ("tiny-a", "tiny-b"):
-        (bundled / name).symlink_to(model)
-    with pytest.raises(CheckpointError, match=r"no model 'nonsense'.*tiny-a, tiny-b"):
-        atoken.load("nonsense")
-    with pytest.raises(CheckpointError, match=r"so400m-c is a size without bundled weights.*tiny-a, tiny-b"):
-        atoken.load("so400m-c")
-    assert atoken.load("tiny-a", device="cpu").name == "tiny-a"
-
-
-@pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder"])
-def test_a_folder_that_is_not_there_gets_one_sentence(source, there):
-    with pytest.raises(CheckpointError, match=source) as error:
-        atoken.load(source)
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_that_holds_no_weights_gets_one_sentence(there, published):
-    (there / "x.safetensors").write_text("no weights")
-    with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-        atoken.load("x.safetensors", config=published)
-
-
-def test_device_and_dtype_are_what_was_asked_for(model):
-    with pytest.raises(CheckpointError, match="no device 'nonsense'"):
-        atoken.load(model, device="nonsense")
-    with pytest.raises(CheckpointError, match="float16"):
-        atoken.load(model, device="cpu", dtype="float16")
-    assert atoken.load(model, device="cpu").model.dtype == torch.float32
-    assert atoken.load(model, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_cuda_on_a_machine_without_it_gets_one_sentence(model):
-    with pytest.raises(CheckpointError, match=r"no device 'cuda'; pass device='cpu'"):
-        atoken.load(model, device="cuda")

@@ -12,7 +12,7 @@ import atoken
 from atoken.checkpoint import load_official
 from atoken.io import Clip, Image, read_clip
 from atoken.io.tokens_record import Tokens
-from tests.cli.test_cli import film, picture, published_yaml, says_one_sentence
+from tests.cli.cases import film, picture, published_yaml, says_one_sentence
 from tests.model.sizes import small_model
 from tests.model.test_checkpoint import ARCH, OFFICIAL
 from tests.tokenizer.texts import save_with_text, text_sizes, words

@@ -27,7 +27,7 @@ from atoken.train.command import chosen, start_of
 from atoken.train.curriculum import CURRICULA, NANO_1, PICTURES, TUNING
 from atoken.train.run_folder import RunFolder
 from atoken.train.stages import Task
-from tests.cli.test_cli import files_in, picture, says_one_sentence
+from tests.cli.cases import files_in, picture, says_one_sentence
 
 EVERY = [(name, stage) for name, stages in CURRICULA.items() for stage in (*stages.values(), TUNING[name])]
 SMALL = [
@@ -319,3 +319,13 @@ def test_wrong_usage_is_exit_code_2(words, capsys):
         main(["train", *words])
     assert stop.value.code == 2
     assert "usage: atoken train" in capsys.readouterr().err
+
+
+def test_a_run_is_reported_on_one_page(run, there):
+    (there / "run").mkdir()
+    (there / "run" / "log.jsonl").write_text('{"step": 0, "modality": "image", "loss": 0.5, "norm": 1.0}\n')
+    assert run("train", "report", "run") == (0, "run/report.html\n", "")
+    assert "0.5" in (there / "run" / "report.html").read_text()
+    assert run("train", "report", "run", "-o", "mine.html")[0] == 0
+    assert (there / "mine.html").read_bytes() == (there / "run" / "report.html").read_bytes()
+    says_one_sentence(run("train", "report", "nowhere"), "not the folder of a run")

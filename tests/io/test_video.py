@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.io import Clip, VideoReader, VideoWriter, load_media, read_clip, write_clip
-from tests.io.clip_cases import encoded, moving, psnr, turned, written
+from tests.io.clip_cases import digests_by_memory, encoded, moving, psnr, turned, written
 
 needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
 
@@ -80,6 +81,17 @@ def test_writer_takes_parts(tmp_path: Path) -> None:
             writer.write(part)
     write_clip(Clip(frames), tmp_path / "b.mp4")
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fills new memory by glibc's MALLOC_PERTURB_")
+@pytest.mark.parametrize("size", [(32, 48), (33, 31)])
+def test_a_file_does_not_depend_on_what_memory_held(size):
+    code = (
+        "import hashlib, pathlib, tempfile; from tests.io.clip_cases import written; folder = tempfile.mkdtemp();"
+        f"path = written(pathlib.Path(folder) / 'a.mp4', 12, *{size});"
+        "print(hashlib.sha256(path.read_bytes()).hexdigest()); path.unlink(); pathlib.Path(folder).rmdir()"
+    )
+    assert len(digests_by_memory(code)) == 1
 
 
 def test_a_range_is_a_slice_of_the_whole(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""``atoken doctor``: a sound model passes, and each broken promise is named."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from atoken import layers, presets
+from atoken import tokenizer as tokenizers
+from atoken.model import ATokenModel
+from tests.model.sizes import small_model
+
+
+def test_doctor_passes_a_sound_model(run):
+    code, out, _ = run("doctor")
+    lines = out.splitlines()
+    assert code == 0, out
+    assert all(line.startswith("ok ") for line in lines)
+    assert len(lines) >= 10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_doctor_passes_a_discrete_model(dtype, run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "discrete"
+    small_model(fsq_levels=presets.FSQ_LEVELS).save_pretrained(folder)
+    code, out, _ = run("doctor", "--dtype", dtype, "--json", model=folder)
+    assert [finding["promise"] for finding in json.loads(out) if not finding["passed"]] == []
+    assert code == 0
+
+
+def forget_earlier_tiles(patch):
+    encode = ATokenModel.encode
+    patch.setattr(ATokenModel, "encode", lambda model, tokens, pool_state=None: encode(model, tokens))
+
+
+def spoil_the_pooled_vector_of_later_tiles(patch):
+    encode = ATokenModel.encode
+
+    def spoiled(model, tokens, pool_state=None):
+        encoded = encode(model, tokens, pool_state=pool_state)
+        return replace(encoded, pooled=encoded.pooled * math.nan) if pool_state else encoded
+
+    patch.setattr(ATokenModel, "encode", spoiled)
+
+
+def look_at_other_samples(patch):
+    attend = layers.varlen_attention
+    patch.setattr(layers, "varlen_attention", lambda q, k, v, *bounds: attend(q, k, v, (0, len(q)), (0, len(k))))
+
+
+def draw_at_random(patch):
+    project = ATokenModel._bottleneck
+
+    def noisy(model, features, state):
+        return project(model, features.with_feats(features.feats + torch.randn_like(features.feats)), state)
+
+    patch.setattr(ATokenModel, "_bottleneck", noisy)
+
+
+def lose_the_alpha(patch):
+    media = tokenizers._media
+    patch.setattr(tokenizers, "_media", lambda tokens, part: media(replace(tokens, alpha=None), part))
+
+
+FAULTS = {
+    "streaming = whole": [forget_earlier_tiles, spoil_the_pooled_vector_of_later_tiles],
+    "alone = in a batch": [look_at_other_samples],
+    "twice = the same": [draw_at_random],
+    "nothing lost: alpha": [lose_the_alpha],
+}
+
+
+@pytest.mark.parametrize(
+    ("promise", "fault"),
+    [(promise, fault) for promise, faults in FAULTS.items() for fault in faults],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_doctor_names_the_promise_that_is_broken(promise, fault, run, monkeypatch):
+    fault(monkeypatch)
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert any(line.startswith("FAIL") and promise in line for line in out.splitlines()), out
+    assert any(line.startswith("ok") and "weights" in line for line in out.splitlines())
+
+
+def test_doctor_finds_a_weight_that_is_not_a_number(run, tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("models") / "nan", small_model()
+    with torch.no_grad():
+        model.to_patch.weight[7, 7] = math.nan
+    model.save_pretrained(folder)
+    code, out, _ = run("doctor", "--json", model=folder)
+    failed = [finding["promise"] for finding in json.loads(out) if not finding["passed"]]
+    assert (code, failed[0]) == (1, "weights: finite")
