@@ -1,4 +1,4 @@
-"""AToken: one tokenizer for pictures, videos and 3D assets (arXiv 2509.14476).
+"""AToken: one tokenizer for images, videos and 3D assets (arXiv 2509.14476).
 
 ``import atoken`` is free: torch, transformers and the registration of the model with ``AutoModel`` load on the first
 touch of a name that needs them.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atoken.errors import AtokenError, AtokenWarning
     from atoken.gaussians import Gaussians
-    from atoken.io import Clip, Image, Mesh, load_media
+    from atoken.io import Image, Mesh, Video, load_media
     from atoken.io.token_file import Tokens
     from atoken.model import ATokenConfig, ATokenModel
     from atoken.tokenizer import Tokenizer, load
@@ -23,7 +23,7 @@ _HOME = {
     "ATokenModel": "atoken.model",
     "AtokenError": "atoken.errors",
     "AtokenWarning": "atoken.errors",
-    "Clip": "atoken.io",
+    "Video": "atoken.io",
     "Gaussians": "atoken.gaussians",
     "Image": "atoken.io",
     "Mesh": "atoken.io",
@@ -40,13 +40,13 @@ __all__ = [
     "ATokenModel",
     "AtokenError",
     "AtokenWarning",
-    "Clip",
     "Gaussians",
     "Image",
     "Mesh",
     "SparseTokens",
     "Tokenizer",
     "Tokens",
+    "Video",
     "load",
     "load_media",
 ]

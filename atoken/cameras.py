@@ -16,7 +16,7 @@ RADIUS, FOV = 2.0, 40.0  # of the views that assets are packed from: distance to
 class Cameras:
     """V pinhole cameras.
 
-    world_to_camera: (V, 4, 4) rigid. intrinsics: (V, 3, 3) in units of the picture's width (first row) and height
+    world_to_camera: (V, 4, 4) rigid. intrinsics: (V, 3, 3) in units of the image's width (first row) and height
     (second row), so that (0.5, 0.5) is its centre. Both fp32 or fp64, on one device.
     Raises ValueError for other shapes.
     """
@@ -81,7 +81,7 @@ class Cameras:
 
     @staticmethod
     def looking_at_centre(positions: Tensor, fov: float = FOV) -> Cameras:
-        """Square pictures of ``fov`` degrees from positions (V, 3), all looking at the origin, z up in the picture.
+        """Square images of ``fov`` degrees from positions (V, 3), all looking at the origin, z up in the image.
 
         From straight above or below, the y axis is up instead.
         """
@@ -98,7 +98,7 @@ class Cameras:
 
     @staticmethod
     def from_opengl(camera_to_world: Tensor, fov: Tensor) -> Cameras:
-        """Square pictures of ``fov`` (V,) degrees from poses (V, 4, 4) as Blender and NeRF files hold them.
+        """Square images of ``fov`` (V,) degrees from poses (V, 4, 4) as Blender and NeRF files hold them.
 
         They map camera to world, and the camera has x right, y up and looks along -z.
         """
@@ -127,7 +127,7 @@ class Cameras:
 
 
 def _intrinsics(fov: Tensor) -> Tensor:
-    """(V, 3, 3) of square pictures from degrees (V,)."""
+    """(V, 3, 3) of square images from degrees (V,)."""
     intrinsics = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.0, 0.5], [0.0, 0.0, 1.0]]).to(fov).repeat(len(fov), 1, 1)
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = 0.5 / torch.tan(torch.deg2rad(fov) / 2)
     return intrinsics

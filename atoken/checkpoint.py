@@ -208,8 +208,8 @@ def _refuse_odd(arch: Mapping[str, Any], known: Mapping[str, Any]) -> None:
 def from_siglip2(siglip2_vision_model: torch.nn.Module, config: ATokenConfig) -> ATokenModel:
     """A tokenizer whose encoder and pooling head are a transformers ``Siglip2VisionModel`` (naflex, patch 16).
 
-    The patch weights of frames 1 to 3 are zero, so that a picture enters as in SigLIP2 (paper section 3.2); the latent
-    projection and the decoder start from scratch. With ``config.rope`` off, features and pooled vector of a picture are
+    The patch weights of frames 1 to 3 are zero, so that an image enters as in SigLIP2 (paper section 3.2); the latent
+    projection and the decoder start from scratch. With ``config.rope`` off, features and pooled vector of an image are
     SigLIP2's. Raises: CheckpointError where the tower and ``config`` do not fit.
     """
     model = ATokenModel(config)

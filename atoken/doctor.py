@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from atoken.checkpoint import fingerprint
-from atoken.data.procedural import asset, clip, picture
+from atoken.data.synthetic.procedural import make_asset, make_image, make_video
 from atoken.errors import MissingExtraError, TokenFileError
 from atoken.gaussians import Gaussians
-from atoken.io import Clip, Image
+from atoken.io import Image, Video
 from atoken.io.tokens_record import Tokens
-from atoken.metrics import psnr
+from atoken.metrics.pixels import psnr
 from atoken.modalities.views import render_views
 from atoken.presets import BUNDLED
 from atoken.tokenizer import Tokenizer
@@ -75,8 +75,8 @@ def sizes(tokenizer: Tokenizer) -> Finding:
     shapes = [(1, 1, 1), (1, 17, 33), (1, 16, 70), (5, 18, 1), (17, 3, 40)]
     right = 0
     for frames, height, width in shapes:
-        pixels = clip(0, 0, frames, height, width).frames
-        back = tokenizer.decode(tokenizer.encode(Image(pixels[0]) if frames == 1 else Clip(pixels)))
+        pixels = make_video(0, 0, frames, height, width).frames
+        back = tokenizer.decode(tokenizer.encode(Image(pixels[0]) if frames == 1 else Video(pixels)))
         right += _pixels(back).shape == (pixels[0] if frames == 1 else pixels).shape
     return Finding(
         "nothing lost: every size and length comes back", f"{right} of {len(shapes)} shapes", right == len(shapes)
@@ -86,11 +86,11 @@ def sizes(tokenizer: Tokenizer) -> Finding:
 def alpha_and_rate(tokenizer: Tokenizer) -> Finding:
     """Alpha, rate and time stamps come back as they were."""
     alpha = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
-    image = tokenizer.decode(tokenizer.encode(Image(picture(0, 1, 20, 30).frames[0], alpha)))
+    image = tokenizer.decode(tokenizer.encode(Image(make_image(0, 1, 20, 30).frames[0], alpha)))
     times = np.array([0.0, 0.1, 0.35, 0.4, 1.0])
-    timed = tokenizer.decode(tokenizer.encode(Clip(clip(0, 1, 5, 16, 16).frames, Fraction(30000, 1001), times)))
+    timed = tokenizer.decode(tokenizer.encode(Video(make_video(0, 1, 5, 16, 16).frames, Fraction(30000, 1001), times)))
     assert isinstance(image, Image)
-    assert isinstance(timed, Clip)
+    assert isinstance(timed, Video)
     pairs = ((image.alpha, alpha), (timed.timestamps, times))
     same = timed.fps == Fraction(30000, 1001) and all(a is not None and np.array_equal(a, b) for a, b in pairs)
     return Finding("nothing lost: alpha, frame rate, time stamps", "equal" if same else "changed", same)
@@ -108,16 +108,16 @@ def twice(tokenizer: Tokenizer) -> Finding:
 def batch(tokenizer: Tokenizer) -> Finding:
     """A sample does not depend on its batch mates."""
     tokenizer = _before_the_quantiser(tokenizer)
-    media = [_image(), _clip(), Image(picture(0, 3, 9, 50).frames[0])]
+    media = [_image(), _video(), Image(make_image(0, 3, 9, 50).frames[0])]
     together = tokenizer.encode_batch(media)
     difference = max(_difference(tokenizer.encode(one), many) for one, many in zip(media, together, strict=True))
     return _numeric("alone = in a batch (latents)", difference, tokenizer)
 
 
 def streaming(tokenizer: Tokenizer) -> Finding:
-    """A clip tile by tile gives what the whole call gives."""
+    """A video tile by tile gives what the whole call gives."""
     tokenizer = _before_the_quantiser(tokenizer)
-    whole, pieces = tokenizer.encode(_clip()), list(tokenizer.encode_stream(_clip()))
+    whole, pieces = tokenizer.encode(_video()), list(tokenizer.encode_stream(_video()))
     difference = _difference(whole, Tokens.join(pieces))
     difference = max(difference, _largest(whole.pooled, pieces[-1].pooled))
     frames = np.concatenate([piece.frames for piece in tokenizer.decode_stream(pieces)])
@@ -157,7 +157,7 @@ def assets(tokenizer: Tokenizer) -> Finding | None:
     if tokenizer.model.gaussian_decoder is None:
         return None
     try:
-        tokens = tokenizer.encode(render_views(asset(0, 0).mesh, 4, 64))
+        tokens = tokenizer.encode(render_views(make_asset(0, 0).mesh, 4, 64))
     except MissingExtraError:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -189,16 +189,16 @@ def bfloat16(tokenizer: Tokenizer) -> Finding | None:
     twins = [
         Tokenizer(copy.deepcopy(tokenizer.model).to(dtype), tokenizer.name) for dtype in (torch.float32, torch.bfloat16)
     ]
-    return _same_picture("fp32 = bf16 (between reconstructions)", twins, BF16_DB)
+    return _same_image("fp32 = bf16 (between reconstructions)", twins, BF16_DB)
 
 
 def accelerator(tokenizer: Tokenizer) -> Finding | None:
-    """The CPU and this machine's accelerator give the same picture in fp32; no line where there is none."""
+    """The CPU and this machine's accelerator give the same image in fp32; no line where there is none."""
     if not torch.accelerator.is_available():
         return None
     device = torch.accelerator.current_accelerator()
     twins = [Tokenizer(copy.deepcopy(tokenizer.model).float().to(where), tokenizer.name) for where in ("cpu", device)]
-    return _same_picture(f"cpu = {device} (fp32, between reconstructions)", twins, DEVICE_DB)
+    return _same_image(f"cpu = {device} (fp32, between reconstructions)", twins, DEVICE_DB)
 
 
 def _before_the_quantiser(tokenizer: Tokenizer) -> Tokenizer:
@@ -210,7 +210,7 @@ def _before_the_quantiser(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer(model, tokenizer.name)
 
 
-def _same_picture(promise: str, twins: list[Tokenizer], least: float) -> Finding:
+def _same_image(promise: str, twins: list[Tokenizer], least: float) -> Finding:
     first, second = (_pixels(twin.decode(twin.encode(_image()))) for twin in twins)
     figure = psnr(first, second)
     return Finding(promise, f"{figure:.1f} dB, at least {least:.0f}", figure >= least)
@@ -234,13 +234,13 @@ def _largest(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> float:
 
 
 def _image() -> Image:
-    return Image(picture(0, 0, 45, 70).frames[0])
+    return Image(make_image(0, 0, 45, 70).frames[0])
 
 
-def _clip() -> Clip:
-    return Clip(clip(0, 0, 37, 33, 48).frames)
+def _video() -> Video:
+    return Video(make_video(0, 0, 37, 33, 48).frames)
 
 
-def _pixels(media: Image | Clip | Gaussians) -> np.ndarray:
+def _pixels(media: Image | Video | Gaussians) -> np.ndarray:
     assert not isinstance(media, Gaussians)
     return media.pixels if isinstance(media, Image) else media.frames

@@ -10,7 +10,7 @@ class AtokenError(Exception):
 
 
 class MediaError(AtokenError):
-    """A picture, clip or array that cannot be read, is not supported, or is over a limit."""
+    """An image, video or array that cannot be read, is not supported, or is over a limit."""
 
 
 class TokenFileError(AtokenError):

@@ -1,4 +1,4 @@
-"""``Gaussians``: a 3D asset as coloured Gaussians, its .ply files, and pictures and clips of it.
+"""``Gaussians``: a 3D asset as coloured Gaussians, its .ply files, and images and videos of it.
 
 The .ply layout is that of 3D Gaussian splatting (Kerbl et al. 2023), which its viewers read: float32, opacity as logit,
 scale as natural logarithm, colour as the constant term of spherical harmonics (rgb = 0.5 + 0.282 f_dc).
@@ -29,8 +29,8 @@ from atoken.rasterize import NEAR, Splats, rasterize
 Up = Literal["z", "y", "-y"]
 
 _SHAPES = {"means": (3,), "scales": (3,), "quats": (4,), "opacities": (), "colors": (3,)}
-_VIEW = 512  # pixels a side of a saved picture or clip
-_FRAMES, _FPS = 72, 24  # of a saved clip: one turn in three seconds
+_VIEW = 512  # pixels a side of a saved image or video
+_FRAMES, _FPS = 72, 24  # of a saved video: one turn in three seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Gaussians:
         return rasterize(self.splats, cameras, size, background=background, near=near, far=far).rgb
 
     def contact_sheet(self, cameras: Cameras | None = None, size: int = 256, columns: int = 4) -> Image:
-        """A picture of square views on black, row after row; without ``cameras``, eight from all around."""
+        """An image of square views on black, row after row; without ``cameras``, eight from all around."""
         cameras = Cameras.turntable(8) if cameras is None else cameras
         columns = min(columns, len(cameras))
         sheet = np.zeros((-(-len(cameras) // columns), columns, size, size, 3), np.uint8)

@@ -39,8 +39,8 @@ class Mesh:
             raise MediaError(f"faces must index the {len(self.vertices)} vertices.")
         if self.texture.min() < -1 or self.texture.max() >= len(self.textures):
             raise MediaError(f"texture must be -1 or index the {len(self.textures)} textures.")
-        for picture in self.textures:
-            _check("textures", picture, np.uint8, (*picture.shape[:2], 4))
+        for image in self.textures:
+            _check("textures", image, np.uint8, (*image.shape[:2], 4))
 
 
 def _check(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:

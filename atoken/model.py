@@ -1,6 +1,6 @@
 """The tokenizer's network: packed patches to latents and back (paper sections 3.1, 3.2, 3.4).
 
-Nothing here knows whether a token came from a picture, a clip or a 3D asset. Shape letters: ``atoken/tokens.py``.
+Nothing here knows whether a token came from an image, a video or a 3D asset. Shape letters: ``atoken/tokens.py``.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class ATokenModel(PreTrainedModel):
         """Latents (N, C) to patches (N, 3072), nominally in [-1, 1].
 
         ``tile_frames`` new frames a tile; ``cache_frames`` frames of the tile before stay visible through their keys
-        and values. ``cache``: the memory of the calls before (``tile_cache``), to go on with the same clips.
+        and values. ``cache``: the memory of the calls before (``tile_cache``), to go on with the same videos.
         Raises ValueError for frames that are no whole number of time steps.
         """
         steps = self.config.steps(tile_frames or self.config.tile_frames)
@@ -276,7 +276,7 @@ class ATokenModel(PreTrainedModel):
         | parameter | start |
         | --- | --- |
         | linear weights, position tables, probe | normal, ``initializer_range`` |
-        | patch weights of frames 1 to 3 | zero, so that a picture enters as in SigLIP2 (paper section 3.2) |
+        | patch weights of frames 1 to 3 | zero, so that an image enters as in SigLIP2 (paper section 3.2) |
         | linear biases | zero |
         | norms and QK gains | one (biases zero) |
         | logit scale, logit bias | from the config |

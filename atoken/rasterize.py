@@ -1,11 +1,11 @@
-"""Gaussians to pictures: a differentiable rasteriser in plain PyTorch for any device, and gsplat on CUDA.
+"""Gaussians to images: a differentiable rasteriser in plain PyTorch for any device, and gsplat on CUDA.
 
-Method: each Gaussian is projected to an ellipse on the picture (Zwicker et al. 2001, EWA splatting; Kerbl et al. 2023,
+Method: each Gaussian is projected to an ellipse on the image (Zwicker et al. 2001, EWA splatting; Kerbl et al. 2023,
 3D Gaussian splatting), widened by a filter of 0.1 square pixels whose gain in area is taken from its opacity (Yu et al.
 2024, Mip-Splatting), and the ellipses are blended front to back. The renderer that the
 paper's Gaussian decoder was trained with is of this kind (section 3.1, Eq. 3; official settings: near 0.8, far 1.6).
 
-The picture is cut into tiles of 8 x 8 pixels. Every (tile, Gaussian) pair becomes an entry, sorted by tile and depth;
+The image is cut into tiles of 8 x 8 pixels. Every (tile, Gaussian) pair becomes an entry, sorted by tile and depth;
 32 entries of one tile make a block, and blocks of many tiles are blended by one set of dense operations. Opaque tiles
 drop out. Time is linear in entries. Gaussians are taken in slices of about two million entries, so that memory without
 gradients is bounded by Gaussians and pixels, not entries; with gradients, blocks are computed again on the way back,
@@ -39,11 +39,11 @@ _TILE, _BLOCK = 8, 32
 _CHUNK = 512  # blocks blended at once: a million values, so that work outweighs what starting threads costs
 _SLICE = 2 << 20  # entries held at once
 _SLACK = 1e-3  # pixels, beyond the rounding of a reach
-_SPREAD = 1.3  # means further outside than this times the picture's half size are linearised at its border
+_SPREAD = 1.3  # means further outside than this times the image's half size are linearised at its border
 
 
 class Rendering(NamedTuple):
-    """Pictures of V views: ``rgb`` (V, H, W, 3) with the background, not clamped from above; ``alpha`` (V, H, W)."""
+    """Images of V views: ``rgb`` (V, H, W, 3) with the background, not clamped from above; ``alpha`` (V, H, W)."""
 
     rgb: Tensor
     alpha: Tensor
@@ -186,7 +186,7 @@ def _boxes(ellipses: Tensor, variances: Tensor, grid: tuple[int, int]) -> Tensor
 
 
 def _draw(ellipses: Tensor, variances: Tensor, colors: Tensor, size: tuple[int, int]) -> Rendering:
-    """Blend ellipses, nearest first, into one picture (H, W, 3) and its alpha (H, W)."""
+    """Blend ellipses, nearest first, into one image (H, W, 3) and its alpha (H, W)."""
     grid = (-(-size[0] // _TILE), -(-size[1] // _TILE))
     boxes = _boxes(ellipses.detach(), variances.detach(), grid)
     seen = boxes[:, 2].nonzero()[:, 0]
@@ -196,11 +196,11 @@ def _draw(ellipses: Tensor, variances: Tensor, colors: Tensor, size: tuple[int, 
     sizes = torch.bincount((entries.cumsum(0) - 1).div(_SLICE, rounding_mode="floor")).tolist()
     for part, part_boxes in zip(splats.split(sizes), boxes.split(sizes), strict=True):
         _blend(canvas, part, *_entries(part_boxes, grid[1]))
-    return canvas.picture(grid, size)
+    return canvas.image(grid, size)
 
 
 class _Canvas(NamedTuple):
-    """Tiles of a picture, row after row, in the making."""
+    """Tiles of an image, row after row, in the making."""
 
     rgb: Tensor  # (T, P, 3)
     left: Tensor  # (T, P) transmittance
@@ -213,7 +213,7 @@ class _Canvas(NamedTuple):
         origins = torch.stack([tiles % grid[1], tiles.div(grid[1], rounding_mode="floor")], dim=1) * _TILE
         return _Canvas(like.new_zeros(count, _TILE**2, 3), like.new_ones(count, _TILE**2), origins.to(like.dtype))
 
-    def picture(self, grid: tuple[int, int], size: tuple[int, int]) -> Rendering:
+    def image(self, grid: tuple[int, int], size: tuple[int, int]) -> Rendering:
         values = torch.cat([self.rgb, 1 - self.left[..., None]], dim=-1).unflatten(1, (_TILE, _TILE)).unflatten(0, grid)
         values = values.transpose(1, 2).flatten(2, 3).flatten(0, 1)[: size[0], : size[1]]
         return Rendering(values[..., :3], values[..., 3])

@@ -19,7 +19,7 @@ from atoken import checkpoint
 from atoken.errors import AtokenError, CheckpointError, MediaError
 from atoken.gaussian_decoder import RESOLUTION
 from atoken.gaussians import Gaussians
-from atoken.io import Clip, Image, from_pil, load_media
+from atoken.io import Image, Video, from_pil, load_media
 from atoken.io.media import exact_fps
 from atoken.io.tokens_record import TILE, Tokens, check_follows, check_model
 from atoken.io.video import VideoReader
@@ -33,7 +33,7 @@ from atoken.presets import BUNDLED, PRESETS, folder_of
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
 
-Media = Any  # a path, PIL image, uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, Clip, Mesh, or Views
+Media = Any  # a path, PIL image, uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, Video, Mesh, or Views
 
 
 def load(
@@ -112,7 +112,7 @@ class Tokenizer:
         return self.model.device
 
     def encode(self, media: Media, *, generator: torch.Generator | None = None, coarsen: bool = False) -> Tokens:
-        """Turn one picture, clip or 3D asset into tokens.
+        """Turn one image, video or 3D asset into tokens.
 
         generator: draws the latents from the posterior instead of taking its mean (continuous models). coarsen: pack
         an asset of too many voxels at a lower resolution, with an AtokenWarning, instead of refusing it.
@@ -124,7 +124,7 @@ class Tokenizer:
     def encode_batch(
         self, batch: Sequence[Media], *, generator: torch.Generator | None = None, coarsen: bool = False
     ) -> list[Tokens]:
-        """Turn pictures, clips and assets of any sizes into tokens in one pass; the same numbers as one by one."""
+        """Turn images, videos and assets of any sizes into tokens in one pass; the same numbers as one by one."""
         if not batch:
             return []
         samples = [_sample(as_media(one), coarsen=coarsen) for one in batch]
@@ -177,8 +177,8 @@ class Tokenizer:
             first_frame=first_frame,
         )
 
-    def decode(self, tokens: Tokens) -> Image | Clip | Gaussians:
-        """Turn tokens back into a picture or clip of the original size and rate, or an asset into Gaussians.
+    def decode(self, tokens: Tokens) -> Image | Video | Gaussians:
+        """Turn tokens back into an image or video of the original size and rate, or an asset into Gaussians.
 
         Raises: TokenFileError where another model made the tokens; AtokenError for an asset where the model has no
         Gaussian decoder.
@@ -186,7 +186,7 @@ class Tokenizer:
         return self.decode_batch([tokens])[0]
 
     @torch.inference_mode()
-    def decode_batch(self, batch: Sequence[Tokens]) -> list[Image | Clip | Gaussians]:
+    def decode_batch(self, batch: Sequence[Tokens]) -> list[Image | Video | Gaussians]:
         """Decode many at once; the same results as one by one."""
         if not batch:
             return []
@@ -209,7 +209,7 @@ class Tokenizer:
     def _check(self, tokens: Tokens) -> None:
         check_model(tokens, self.fingerprint, self.name)
         if tokens.first_frame and self.model.config.cache_frames:
-            raise AtokenError("This model's decoder looks back at earlier frames; decode the clip from its start.")
+            raise AtokenError("This model's decoder looks back at earlier frames; decode the video from its start.")
         if tokens.kind == "asset" and self.model.gaussian_decoder is None:
             raise AtokenError(
                 f"Model {self.name} has no Gaussian decoder, so it cannot decode {tokens.name or 'an asset'}; take one "
@@ -224,11 +224,11 @@ class Tokenizer:
         return SparseTokens(tokens.latents, tokens.coords, (len(tokens.latents),)).to(self.device)
 
     def encode_stream(
-        self, frames: str | Path | Clip | VideoReader | Iterable[np.ndarray], *, fps: Fraction | float | None = None
+        self, frames: str | Path | Video | VideoReader | Iterable[np.ndarray], *, fps: Fraction | float | None = None
     ) -> Iterator[Tokens]:
-        """Encode a clip of any length tile by tile, in constant memory; ``Tokens.join`` of the pieces is the whole.
+        """Encode a video of any length tile by tile, in constant memory; ``Tokens.join`` of the pieces is the whole.
 
-        frames: a clip, an open ``VideoReader``, a path, or frames (H, W, 3) uint8 one by one, with ``fps``. Yields a
+        frames: a video, an open ``VideoReader``, a path, or frames (H, W, 3) uint8 one by one, with ``fps``. Yields a
         piece for each 16 frames; only the last carries the pooled vector. Raises: MediaError.
         """
         if isinstance(frames, (str, Path)):
@@ -242,11 +242,11 @@ class Tokenizer:
             yield tokens
             first += len(tile.frames)
         if state is None:
-            raise MediaError("The clip has no frames; there is nothing to encode.")
+            raise MediaError("The video has no frames; there is nothing to encode.")
 
     @torch.inference_mode()
     def _encode_tile(
-        self, tile: Clip, state: PoolState | None, first: int, name: str, *, last: bool
+        self, tile: Video, state: PoolState | None, first: int, name: str, *, last: bool
     ) -> tuple[Tokens, PoolState]:
         patches, described = _sample(tile)
         encoded = self.model.encode(patches.to(self.device), pool_state=state)
@@ -255,10 +255,10 @@ class Tokenizer:
         tokens = self._tokens(described, latents, codes, coords, vector, name=name, first_frame=first)
         return tokens, encoded.pool_state
 
-    def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Clip]:
-        """Decode the pieces of one clip, in order, in constant memory; the frames joined are the whole clip's.
+    def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Video]:
+        """Decode the pieces of one video, in order, in constant memory; the frames joined are the whole video's.
 
-        Yields one clip for each piece. Raises: TokenFileError where another model made them or they do not follow.
+        Yields one video for each piece. Raises: TokenFileError where another model made them or they do not follow.
         """
         cache, before = self.model.tile_cache(), None
         for piece in pieces:
@@ -268,23 +268,23 @@ class Tokenizer:
                 check_follows(before, piece)
             with torch.inference_mode():
                 patches = self.model.decode(self._sparse(piece), cache=cache)
-            yield Clip(*_frames(piece, patches))
+            yield Video(*_frames(piece, patches))
             before = piece
 
     def embed(self, media: Media | Tokens) -> Tensor:
-        """(D,) fp32 unit vector of a picture, a clip, an asset, or tokens (whose stored vector is used, no pixel read).
+        """(D,) fp32 unit vector of an image, a video, an asset, or tokens (whose stored vector is used, no pixel read).
 
-        Raises: as ``encode``; AtokenError for a piece of a clip.
+        Raises: as ``encode``; AtokenError for a piece of a video.
         """
         pooled = (media if isinstance(media, Tokens) else self.encode(media)).pooled
         if pooled is None:
-            raise AtokenError("These tokens are a piece of a clip without its pooled vector; pass the whole clip.")
+            raise AtokenError("These tokens are a piece of a video without its pooled vector; pass the whole video.")
         return normalize(pooled, dim=-1)
 
-    def embed_frames(self, frames: Clip | VideoReader) -> Tensor:
-        """(D,) fp32 unit vector of a clip: the mean of its frames' vectors, each frame seen as a picture.
+    def embed_frames(self, frames: Video | VideoReader) -> Tensor:
+        """(D,) fp32 unit vector of a video: the mean of its frames' vectors, each frame seen as an image.
 
-        The other way to search clips, beside ``embed`` of the whole: the paper's for retrieval. Constant memory.
+        The other way to search videos, beside ``embed`` of the whole: the paper's for retrieval. Constant memory.
         Raises: MediaError (no frames).
         """
         total, count = torch.zeros(self.model.config.encoder_width), 0
@@ -292,7 +292,7 @@ class Tokenizer:
             vectors = [self.embed(tokens) for tokens in self.encode_batch([Image(frame) for frame in tile.frames])]
             total, count = total + torch.stack(vectors).sum(0), count + len(vectors)
         if not count:
-            raise MediaError("The clip has no frames; there is nothing to embed.")
+            raise MediaError("The video has no frames; there is nothing to embed.")
         return normalize(total, dim=-1)
 
     @torch.inference_mode()
@@ -313,9 +313,9 @@ class Tokenizer:
         return (ours_VD @ theirs_BD.T * scale + bias).detach()
 
 
-def as_media(media: Media) -> Image | Clip | Mesh | Views:
+def as_media(media: Media) -> Image | Video | Mesh | Views:
     """Whatever ``encode`` takes, as one of four types. Raises: MediaError."""
-    if isinstance(media, (Image, Clip, Mesh, Views)):
+    if isinstance(media, (Image, Video, Mesh, Views)):
         return media
     if isinstance(media, (str, Path)):
         return load_media(media)
@@ -326,7 +326,7 @@ def as_media(media: Media) -> Image | Clip | Mesh | Views:
     raise MediaError(f"Cannot encode a {type(media).__name__}; pass a path, a PIL image, or a uint8 array (H, W, 3).")
 
 
-def _sample(media: Image | Clip | Mesh | Views, *, coarsen: bool = False) -> tuple[SparseTokens, dict[str, Any]]:
+def _sample(media: Image | Video | Mesh | Views, *, coarsen: bool = False) -> tuple[SparseTokens, dict[str, Any]]:
     """One sample of patches on the CPU, and the fields of ``Tokens`` that say what it is of."""
     alone = {"frames": 1, "fps": None, "timestamps": None, "alpha": None}
     if isinstance(media, (Mesh, Views)):
@@ -337,23 +337,23 @@ def _sample(media: Image | Clip | Mesh | Views, *, coarsen: bool = False) -> tup
         described = {"kind": "image", "size": media.pixels.shape[:2], "alpha": media.alpha}
         return patchify(to_values(media.pixels[None])), alone | described
     timed = {"frames": len(media.frames), "fps": media.fps, "timestamps": media.timestamps}
-    return patchify(to_values(media.frames)), alone | timed | {"kind": "clip", "size": media.frames.shape[1:3]}
+    return patchify(to_values(media.frames)), alone | timed | {"kind": "video", "size": media.frames.shape[1:3]}
 
 
-def _from_array(array: np.ndarray) -> Image | Clip:
+def _from_array(array: np.ndarray) -> Image | Video:
     if array.ndim == 4:
-        return Clip(array)
+        return Video(array)
     if array.ndim == 3 and array.shape[-1] == 4:
         return Image(array[..., :3], np.ascontiguousarray(array[..., 3]))
     return Image(array)
 
 
-def _tiles(frames: Clip | VideoReader | Iterable[np.ndarray], fps: Fraction | float | None) -> Iterator[Clip]:
-    """Clips of at most one tile, in order, from any source of frames."""
-    if isinstance(frames, Clip):
+def _tiles(frames: Video | VideoReader | Iterable[np.ndarray], fps: Fraction | float | None) -> Iterator[Video]:
+    """Videos of at most one tile, in order, from any source of frames."""
+    if isinstance(frames, Video):
         for first in range(0, len(frames.frames), TILE):
             stamps = None if frames.timestamps is None else frames.timestamps[first : first + TILE]
-            yield Clip(frames.frames[first : first + TILE], frames.fps, stamps)
+            yield Video(frames.frames[first : first + TILE], frames.fps, stamps)
         return
     if isinstance(frames, VideoReader):
         rate = frames.info.fps if fps is None else exact_fps(fps)
@@ -362,14 +362,14 @@ def _tiles(frames: Clip | VideoReader | Iterable[np.ndarray], fps: Fraction | fl
         while tile := list(islice(timed, TILE)):
             times = np.array([seconds for seconds, _ in tile])
             start = times[0] if start is None else start
-            yield Clip(np.stack([frame for _, frame in tile]), rate, times - start)
+            yield Video(np.stack([frame for _, frame in tile]), rate, times - start)
         return
     plain = iter(frames)
     while pixels := list(islice(plain, TILE)):
-        yield Clip(np.stack(pixels), exact_fps(24 if fps is None else fps))
+        yield Video(np.stack(pixels), exact_fps(24 if fps is None else fps))
 
 
-def _with_last(tiles: Iterator[Clip]) -> Iterator[tuple[Clip, bool]]:
+def _with_last(tiles: Iterator[Video]) -> Iterator[tuple[Video, bool]]:
     """Each tile with whether it is the last, by looking one ahead."""
     tile = next(tiles, None)
     while tile is not None:
@@ -383,6 +383,6 @@ def _frames(tokens: Tokens, patches: SparseTokens) -> tuple[np.ndarray, Fraction
     return pixels, tokens.fps or Fraction(24), tokens.timestamps
 
 
-def _media(tokens: Tokens, patches: SparseTokens) -> Image | Clip:
+def _media(tokens: Tokens, patches: SparseTokens) -> Image | Video:
     frames, fps, timestamps = _frames(tokens, patches)
-    return Image(frames[0], tokens.alpha) if tokens.kind == "image" else Clip(frames, fps, timestamps)
+    return Image(frames[0], tokens.alpha) if tokens.kind == "image" else Video(frames, fps, timestamps)

@@ -1,7 +1,7 @@
-"""What stands around the network: time of everything else for a 1024x1024 picture with ``base`` (random weights).
+"""What stands around the network: time of everything else for a 1024x1024 image with ``base`` (random weights).
 
 ``python -m benchmarks.around`` prints each part and its share of the network's time. Patchify, the position tables,
-packing and unpacking, unpatchify, and the token file written and read; reading and writing the picture itself is not
+packing and unpacking, unpatchify, and the token file written and read; reading and writing the image itself is not
 counted (that is Pillow).
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
     packed = patchify(to_values(pixels[None]))
     tokens, patches = tokenizer.encode(Image(pixels)), model(packed)[1]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.atok"
+        path = Path(folder) / "image.atok"
         tokens.save(path)
         parts = {
             "to [-1, 1] and patchify": lambda: patchify(to_values(pixels[None])),
@@ -50,7 +50,7 @@ def main() -> None:
         seconds = {name: best_of(3, work) for name, work in parts.items()}
         stored = path.stat().st_size
     network = best_of(2, partial(model, packed))
-    print(f"base, {size}x{size} picture, fp32, {torch.get_num_threads()} threads; the network takes {network:.2f} s")
+    print(f"base, {size}x{size} image, fp32, {torch.get_num_threads()} threads; the network takes {network:.2f} s")
     print(f"(encode and decode; the position tables and rotations are part of it); the token file has {stored:,} bytes")
     print("| part | ms | share of the network |\n| --- | --- | --- |")
     for name, value in seconds.items():

@@ -3,7 +3,7 @@
 ``python -m benchmarks.assets`` prints a table for each: 20 procedural assets of a seed that training never uses, each
 seen from 16 sides at 256x256 and packed into 64^3 voxels. Voxel colours: PSNR of decode(encode(patches)) over the 768
 values of each patch. Views: 8 cameras once around that packing does not use, 256x256, on black; PSNR inside the mask of
-the original, IoU of alpha above one half with that mask, and PSNR of whole pictures. The baseline is untrained: one
+the original, IoU of alpha above one half with that mask, and PSNR of whole images. The baseline is untrained: one
 round opaque splat of scale 0.5 / 64 a voxel, in the colour at the centre of its (original) patch.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from atoken.cameras import Cameras
-from atoken.data.procedural import asset
+from atoken.data.synthetic.procedural import make_asset
 from atoken.gaussians import Gaussians
-from atoken.metrics import psnr, psnr_of
+from atoken.metrics.pixels import psnr, psnr_of
 from atoken.modalities.views import Views, render_views
 from atoken.modalities.voxels import unvoxelize, voxelize
 from atoken.rasterize import ALPHA_MAX, rasterize
@@ -61,7 +61,7 @@ def main() -> None:
     tokenizers = [load(name) for name in MODELS]
     colours, rows, names = [], [], []
     for index in range(ASSETS):
-        made = asset(HELD_OUT_SEED, index)
+        made = make_asset(HELD_OUT_SEED, index)
         voxels = voxelize(render_views(made.mesh)).tokens
         unseen = render_views(made.mesh, Cameras.turntable(VIEWS), SIZE)
         names.append(f"{made.caption} | {len(voxels.feats):,}")
@@ -76,7 +76,7 @@ def main() -> None:
         rows.append(scores)
     _print(["asset", "voxels", *(f"{name} dB" for name in MODELS)], names, np.array(colours), ".2f")
     kinds = ("baseline", *MODELS)
-    for field, what in enumerate(("PSNR inside the mask, dB", "IoU of alpha", "PSNR of whole pictures, dB")):
+    for field, what in enumerate(("PSNR inside the mask, dB", "IoU of alpha", "PSNR of whole images, dB")):
         print(f"\n{what}\n")
         table = np.array([[one[field] for one in scores] for scores in rows])
         _print(["asset", "voxels", *kinds], names, table, ".3f" if field == 1 else ".2f")

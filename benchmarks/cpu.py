@@ -14,7 +14,7 @@ from atoken.model import ATokenModel
 from atoken.presets import preset
 from benchmarks.measure import best_of, matrix_rate, operations, random_tokens
 
-SHAPES = {"256x256 picture": (1, 16, 16), "16x128x128 clip": (4, 8, 8)}
+SHAPES = {"256x256 image": (1, 16, 16), "16x128x128 video": (4, 8, 8)}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The losses of a curriculum's stages, one after another, as one picture.
+"""The losses of a curriculum's stages, one after another, as one image.
 
 ``python -m benchmarks.curves RUNS STAGE ... -o FILE.svg`` reads the log of each stage's run. Points are means over 25
 steps in which a term was there. Needs matplotlib (the extra ``eval``).
@@ -16,8 +16,8 @@ import matplotlib as mpl
 import numpy as np
 
 TERMS = {  # of the log, by the panel that shows them
-    "L1 of patches in [-1, 1]": ("image/l1", "clip/l1", "part/l1"),
-    "sigmoid loss of texts, a sample": ("image-text/alignment", "clip-text/alignment", "asset-text/alignment"),
+    "L1 of patches in [-1, 1]": ("image/l1", "video/l1", "part/l1"),
+    "sigmoid loss of texts, a sample": ("image-text/alignment", "video-text/alignment", "asset-text/alignment"),
 }
 POINTS = 25  # steps of a point
 
@@ -38,14 +38,14 @@ def curves(runs: Path, stages: Sequence[str]) -> tuple[dict[str, np.ndarray], li
 
 
 def main() -> None:
-    """Draw the picture."""
+    """Draw the image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("stages", nargs="+")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "atoken"  # the same picture each time
+    mpl.rcParams["svg.hashsalt"] = "atoken"  # the same image each time
     from matplotlib import pyplot
 
     found, ends = curves(options.runs, options.stages)

@@ -1,10 +1,10 @@
 """What the harness costs beside the networks, and whether ranks and kills change its result.
 
 ``python -m benchmarks.evaluation [--items 1000] [--model nano]`` prints two tables. The first: procedural 256x256
-pictures, read from PNG files, through the model with PSNR, SSIM and a Frechet distance between nano's own vectors; how
-much of the time is spent outside of the model and of that network. The second: as many 64x64 pictures, by the command
+images, read from PNG files, through the model with PSNR, SSIM and a Frechet distance between nano's own vectors; how
+much of the time is spent outside of the model and of that network. The second: as many 64x64 images, by the command
 line, on 1, 2 and 4 ranks, and in a process that gets SIGKILL at 10 random moments and is started again; whether rows,
-items and pictures are the same bytes. Everything runs on one thread a rank.
+items and images are the same bytes. Everything runs on one thread a rank.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import numpy as np
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from atoken.data.procedural import picture
+from atoken.data.synthetic.procedural import make_image
 from atoken.io import Image, write_image
 from eval.command import parser
 from eval.commands import job
 from eval.measures import NANO, PIXELS
-from eval.models import subject_of
+from eval.models.by_name import model_of
 from eval.run import measure
-from eval.sources.folders import pictures
+from eval.sources.folders import images
 from eval.tasks import LOCAL
 
 SEED, SIDE, SMALL_SIDE = 1_000_003, 256, 64
@@ -77,9 +77,9 @@ def throughput(folder: Path, items: int, model: str) -> None:
     made = _made(folder / "large", items, SIDE)
     options = parser().parse_args(["reconstruct", str(made), "--model", model, "--device", "cpu"])
     builds = {name: build for name, build in PIXELS.items() if name in ("psnr", "ssim")} | NANO
-    task = replace(LOCAL["picture"], metrics=builds, shard=96, batch=8)
-    subject = Timed(subject_of(options), "reconstruct")
-    work = job(options, task, pictures(made), subject)
+    task = replace(LOCAL["image"], metrics=builds, shard=96, batch=8)
+    model = Timed(model_of(options), "reconstruct")
+    work = job(options, task, images(made), model)
     (metric,) = [metric for metric in work.metrics if hasattr(metric, "network")]
     metric.network = network = Timed(metric.network, "features")
     start = time.perf_counter()
@@ -87,7 +87,7 @@ def throughput(folder: Path, items: int, model: str) -> None:
     seconds = time.perf_counter() - start
     assert row is not None
     print("| items | items a second | of the time: the model | features | outside of both |\n|" + " --- |" * 5)
-    inside = [clock.seconds / seconds for clock in (subject, network)]
+    inside = [clock.seconds / seconds for clock in (model, network)]
     shares = [*inside, 1 - sum(inside)]
     print(f"| {items:,} | {items / seconds:.1f} | {' | '.join(f'{share:.1%}' for share in shares)} |\n")
     print({name: round(one["value"], 4) for name, one in row["numbers"].items()}, row["status"], "\n")
@@ -113,7 +113,7 @@ def sameness(folder: Path, items: int, model: str) -> None:
 def _made(folder: Path, items: int, side: int) -> Path:
     folder.mkdir()
     for number in range(items):
-        frame = picture(SEED, number, side, side).frames[0]
+        frame = make_image(SEED, number, side, side).frames[0]
         write_image(Image(np.ascontiguousarray(frame)), folder / f"{number:05d}.png")
     return folder
 
@@ -129,7 +129,7 @@ def _ranks(command: Sequence[str], world: int) -> float:
 
 
 def _outcome(out: Path) -> tuple[str, dict[str, bytes]]:
-    """Rows as text, and every file of items and pictures by name."""
+    """Rows as text, and every file of items and images by name."""
     rows = json.dumps(json.loads((out / "result.json").read_text())["rows"])
     files = [path for path in out.glob("*/**/*") if path.is_file() and path.suffix != ".part"]
     return rows, {str(path.relative_to(out)): path.read_bytes() for path in files}

@@ -1,10 +1,10 @@
 """Corrupted and hostile input: whatever a file holds, the answer is its content or one sentence.
 
-``python -m benchmarks.fuzz`` makes valid pictures, clips and token files, damages them (bits, bytes, blocks of 512
+``python -m benchmarks.fuzz`` makes valid images, videos and token files, damages them (bits, bytes, blocks of 512
 bytes, header fields, cut, inserted or repeated parts), adds the hostile files of ``fuzz_crafted`` and ``fuzz_tokens``,
 and reads each through the public API in another process. A row of its table is one kind of file:
 
-* read, refused in one sentence: what may happen. Pictures and clips have no check sums, so that damage may go unseen;
+* read, refused in one sentence: what may happen. Images and videos have no check sums, so that damage may go unseen;
 * crashes and hangs: the reading process ended, or took over 10 s;
 * foreign exceptions: anything but an ``AtokenError`` of one sentence;
 * silent wrong: a damaged token file that is read as something else than was written, or a hostile file that is read
@@ -13,7 +13,7 @@ and reads each through the public API in another process. A row of its table is 
 * foreign opens: any process opened a file beside the damaged one (inotify) or called a port of this machine, both of
   which the playlists and references among the hostile files name;
 * slowest: seconds of one file, its decoder process started and ended; RSS growth: of the reading process over all
-  files of the row, above its peak for valid ones. Pictures of up to 64 megapixels are allowed and count.
+  files of the row, above its peak for valid ones. Images of up to 64 megapixels are allowed and count.
 
 Exit code 1 if a column that must be zero is not.
 """
@@ -32,12 +32,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import fuzz_seeds
-from benchmarks.fuzz_crafted import hostile_clips, hostile_pictures, secrets
+from benchmarks.fuzz_crafted import hostile_images, hostile_videos, secrets
 from benchmarks.fuzz_reader import Answer, Reader, Watch
 from benchmarks.fuzz_seeds import Case
 from benchmarks.fuzz_tokens import hostile_token_files, resealed
 
-READ, FAULTS = ("picture", "clip", "tokens"), ("crash", "hang", "foreign")
+READ, FAULTS = ("image", "video", "tokens"), ("crash", "hang", "foreign")
 HEAD = ["kind", "tried", "refused in one sentence", "read", "crashes", "hangs", "foreign exceptions", "silent wrong",
         "foreign opens", "slowest s", "RSS growth MB"]  # fmt: skip
 ODD_VALUES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -177,16 +177,16 @@ def tallies(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
     seeds, cases = folder / "seeds", folder / "cases"
     seeds.mkdir(), cases.mkdir()
     watch = Watch(secrets(cases))
-    pictures, clips, files = fuzz_seeds.pictures(seeds), fuzz_seeds.clips(seeds), fuzz_seeds.token_files(seeds)
+    images, videos, files = fuzz_seeds.images(seeds), fuzz_seeds.videos(seeds), fuzz_seeds.token_files(seeds)
     with closing(Reader(())) as reader:
         contents = {path: reader.ask(path).detail for path in files}
     seed = options.seed
-    yield run("pictures", pictures, damaged(cases, pictures, options.pictures, seed, {}), watch)
-    yield run("clips", clips, damaged(cases, clips, options.clips, seed, {}), watch)
+    yield run("images", images, damaged(cases, images, options.images, seed, {}), watch)
+    yield run("videos", videos, damaged(cases, videos, options.videos, seed, {}), watch)
     yield run("token files", files, damaged(cases, files, options.token_files, seed, contents), watch)
     yield run("token files, resealed", files, damaged_and_resealed(cases, files, options.token_files, seed), watch)
-    yield run("hostile pictures", pictures, hostile_pictures(cases, seeds), watch)
-    yield run("hostile clips", clips, hostile_clips(cases, seeds, watch.port), watch)
+    yield run("hostile images", images, hostile_images(cases, seeds), watch)
+    yield run("hostile videos", videos, hostile_videos(cases, seeds, watch.port), watch)
     yield run("hostile token files", files, hostile_token_files(cases, seeds), watch)
 
 
@@ -197,8 +197,8 @@ def _line(cells: Sequence[str]) -> str:
 def main() -> int:
     """Print the table, and below it every file that was not treated as it must be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--clips", type=int, default=300)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--videos", type=int, default=300)
     parser.add_argument("--token-files", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -17,25 +17,25 @@ def secrets(folder: Path) -> list[Path]:
     return [encoded(folder / name, codec, moving(4, 48, 64)) for name, codec in names.items()]
 
 
-def hostile_pictures(folder: Path, seeds: Path) -> Iterator[Case]:
-    """Bombs, endless structures, other formats under a picture's name, and what is no file at all."""
-    data = _picture_bytes(seeds)
+def hostile_images(folder: Path, seeds: Path) -> Iterator[Case]:
+    """Bombs, endless structures, other formats under an image's name, and what is no file at all."""
+    data = _image_bytes(seeds)
     for name, (content, expected) in data.items():
         (folder / name).write_bytes(content)
         yield Case(folder / name, expected)
     yield from not_files(folder, ".png")
 
 
-def hostile_clips(folder: Path, seeds: Path, port: int) -> Iterator[Case]:
-    """Playlists and references to other files, false sizes and counts, other formats under a clip's name."""
+def hostile_videos(folder: Path, seeds: Path, port: int) -> Iterator[Case]:
+    """Playlists and references to other files, false sizes and counts, other formats under a video's name."""
     data = {name: (text.encode(), "refused") for name, text in _playlists(folder, port).items()}
-    for name, (content, expected) in (data | _clip_bytes(seeds)).items():
+    for name, (content, expected) in (data | _video_bytes(seeds)).items():
         (folder / name).write_bytes(content)
         yield Case(folder / name, expected)
     yield from not_files(folder, ".mp4")
 
 
-def _picture_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
+def _image_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
     rgb, jpeg, bmp = ((seeds / name).read_bytes() for name in ("rgb.png", "plain.jpg", "rgb.bmp"))
     bomb = zlib.compress(bytes(200 << 20), 9)
     frame = struct.pack("<cHHHHB", b",", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
@@ -44,24 +44,24 @@ def _picture_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
     return {
         "60000x60000.png": (_png(60_000, 60_000), "refused"),
         "lying.png": (_png(8_000, 8_000), "refused"),
-        "64-megapixels.png": (_png(8_000, 8_000, pixels=8_000 * 24_001), "picture"),
+        "64-megapixels.png": (_png(8_000, 8_000, pixels=8_000 * 24_001), "image"),
         "no-width.png": (_png(0, 8), "refused"),
         "ztxt.png": (rgb[:33] + _chunk(b"zTXt", b"a\0\0" + bomb) + rgb[33:], ""),
         "itxt.png": (rgb[:33] + _chunk(b"iTXt", b"a\0\x01\0\0\0" + bomb) + rgb[33:], ""),
         "iccp.png": (rgb[:33] + _chunk(b"iCCP", b"a\0\0" + bomb) + rgb[33:], ""),
         "65500x65500.jpg": (jpeg[:start] + b"\xff\xdc\xff\xdc" + jpeg[start + 4 :], "refused"),
         "tall.bmp": (bmp[:18] + struct.pack("<ii", 16, -(2**31)) + bmp[26:], "refused"),
-        "frames.gif": (b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 10_000 + b";", "picture"),
-        "cyclic.tif": (_tiff(following=8), "picture"),
-        "own-exif.tif": (_tiff((34665, 4, 1, 8)), "picture"),
-        "own-sub-folder.tif": (_tiff((330, 4, 1, 8)), "picture"),
+        "frames.gif": (b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 10_000 + b";", "image"),
+        "cyclic.tif": (_tiff(following=8), "image"),
+        "own-exif.tif": (_tiff((34665, 4, 1, 8)), "image"),
+        "own-sub-folder.tif": (_tiff((330, 4, 1, 8)), "image"),
         "four-billion-strips.tif": (_tiff(strips=0xFFFFFFFF), "refused"),
         "half.png": (rgb[: len(rgb) // 2], "refused"),
         "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(secret.mp4) run showpage\n", "refused"),
         "svg.png": (svg.encode(), "refused"),
         "pdf.png": (b"%PDF-1.4\n1 0 obj <</F (secret.mp4)>> endobj\n", "refused"),
         "ppm.png": (b"P6 60000 60000 255\n", "refused"),
-        "jpeg.mp4": (jpeg, "picture"),
+        "jpeg.mp4": (jpeg, "image"),
     }
 
 
@@ -113,12 +113,12 @@ def _playlists(folder: Path, port: int) -> dict[str, str]:
     }
 
 
-def _clip_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
+def _video_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
     mp4, avi, mkv = ((seeds / name).read_bytes() for name in ("x264.mp4", "mjpeg.avi", "x264.mkv"))
     sizes = mp4.index(b"stsz") + 12
     pixel_width = mkv.index(b"\xb0\x81\x40")
     return {
-        "mp4.jpg": (mp4, "clip"),
+        "mp4.jpg": (mp4, "video"),
         "other-file-url.mp4": (_referring(mp4, b"url ", b"secret.mp4\0"), ""),
         "other-file-alias.mp4": (_referring(mp4, b"alis", _alias(b"x:secret.mp4")), "refused"),
         "no-index.mp4": (mp4[: mp4.index(b"moov") - 4], "refused"),
@@ -150,7 +150,7 @@ def _referring(mp4: bytes, kind: bytes, payload: bytes) -> bytes:
 
 
 def _alias(path: bytes) -> bytes:
-    """An alias of QuickTime to a file in the folder of the clip, as FFmpeg reads it."""
+    """An alias of QuickTime to a file in the folder of the video, as FFmpeg reads it."""
     path += b"\0" * (len(path) % 2)
     record = bytes(10) + bytes(28) + bytes(12) + bytes(64) + bytes(16) + struct.pack(">HH", 1, 1) + bytes(16)
     return record + struct.pack(">HH", 2, len(path)) + path + struct.pack(">HH", 0xFFFF, 0)

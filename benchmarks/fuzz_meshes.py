@@ -120,8 +120,8 @@ def crafted(folder: Path, port: int) -> Iterator[Case]:
 def heavy() -> dict[str, bytes]:
     """Small files of large content, just under the limits: a texture of 64 megapixels, two million faces."""
     texture, instances = Gltf(), Gltf()
-    picture = png(np.zeros((8000, 8000), np.uint8))
-    source = texture.add("images", bufferView=texture.bytes(picture))
+    image = png(np.zeros((8000, 8000), np.uint8))
+    source = texture.add("images", bufferView=texture.bytes(image))
     base = {"baseColorTexture": {"index": texture.add("textures", source=source)}}
     material = texture.add("materials", pbrMetallicRoughness=base)
     texture.node(mesh=texture.mesh(material=material, TEXCOORD_0=SQUARE[:, :2].copy()))

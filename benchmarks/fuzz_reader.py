@@ -22,14 +22,14 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from atoken.errors import AtokenError
-from atoken.io import Clip, load_media
+from atoken.io import Video, load_media
 
 WALL_SECONDS = 10.0
 _IN_ACCESS, _IN_OPEN = 0x1, 0x20  # of inotify(7)
 
 
 class Answer(NamedTuple):
-    """``what`` became of a file: picture, clip, tokens, refused, foreign (any other exception), crash, hang."""
+    """``what`` became of a file: image, video, tokens, refused, foreign (any other exception), crash, hang."""
 
     what: str
     detail: str  # the error, or of tokens the SHA-256 of everything they hold
@@ -53,7 +53,7 @@ class Reader:
         self._base_mb = 0.0
         for path in self._warm_up:
             answer = self._exchange(path, 60)
-            if answer.what not in ("picture", "clip", "tokens"):
+            if answer.what not in ("image", "video", "tokens"):
                 raise SystemExit(f"{path.name} is valid and was not read: {answer.what} {answer.detail}")
             self._base_mb = answer.peak_mb
 
@@ -138,7 +138,7 @@ def _outcome(path: str) -> tuple[str, str]:
     try:
         if path.endswith(".atok"):
             return "tokens", _contents(path)
-        return ("clip" if isinstance(load_media(path), Clip) else "picture"), ""
+        return ("video" if isinstance(load_media(path), Video) else "image"), ""
     except AtokenError as error:
         return ("refused" if re.fullmatch(r"[^\n]+\.", str(error)) else "foreign"), str(error)
     except Exception as error:  # noqa: BLE001 - to count them is what this is for
@@ -146,7 +146,7 @@ def _outcome(path: str) -> tuple[str, str]:
 
 
 def _contents(path: str) -> str:
-    from atoken.io.token_file import TokenFile  # imports torch, which pictures and clips are read without
+    from atoken.io.token_file import TokenFile  # imports torch, which images and videos are read without
 
     digest = hashlib.sha256()
     with TokenFile(path) as file:

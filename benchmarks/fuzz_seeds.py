@@ -1,4 +1,4 @@
-"""Valid files for ``benchmarks.fuzz`` to damage: every picture and clip format, and token files of each kind."""
+"""Valid files for ``benchmarks.fuzz`` to damage: every image and video format, and token files of each kind."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 import PIL.Image
 import torch
 
-from atoken.io import Clip, Image
+from atoken.io import Image, Video
 from atoken.io.token_file import TokenFileWriter
 from atoken.io.tokens_record import Tokens
 from atoken.io.video_writer import X264_OPTIONS
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.tokenizer import Tokenizer
 
-PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, and how it is saved
+IMAGES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, and how it is saved
     "rgb.png": ("RGB", {}), "alpha.png": ("RGBA", {}), "palette.png": ("P", {}), "grey16.png": ("I;16", {}),
     "plain.jpg": ("RGB", {}), "progressive.jpg": ("RGB", {"progressive": True}), "cmyk.jpg": ("CMYK", {}),
     "lossy.webp": ("RGB", {}), "lossless.webp": ("RGBA", {"lossless": True}),
@@ -29,7 +29,7 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, an
     "jpeg.tif": ("RGB", {"compression": "jpeg"}), "deflate.tif": ("RGBA", {"compression": "tiff_deflate"}),
     "rgb.bmp": ("RGB", {}), "palette.bmp": ("P", {}), "still.gif": ("P", {}),
 }  # fmt: skip
-CLIPS = {
+VIDEOS = {
     "x264.mp4": "libx264", "mpeg4.mp4": "mpeg4", "x264.mkv": "libx264", "ffv1.mkv": "ffv1", "vp9.webm": "libvpx-vp9",
     "mpeg4.avi": "mpeg4", "mjpeg.avi": "mjpeg",
 }  # fmt: skip
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     """A file and what must become of it."""
 
     path: Path
-    expected: str = ""  # picture, clip, tokens or refused; "" where it may be read and may be refused
+    expected: str = ""  # image, video, tokens or refused; "" where it may be read and may be refused
     contents: str = ""  # SHA-256 of what it must hold if it is read as tokens; "" where that may be anything
 
 
@@ -51,19 +51,19 @@ def moving(count: int, height: int, width: int) -> np.ndarray:
     return np.clip(127.5 + 110 * np.stack(waves, -1) + 4 * noise, 0, 255).astype(np.uint8)
 
 
-def pictures(folder: Path) -> list[Path]:
-    """One file of each entry of ``PICTURES``, and a GIF of several frames."""
+def images(folder: Path) -> list[Path]:
+    """One file of each entry of ``IMAGES``, and a GIF of several frames."""
     frames = [PIL.Image.fromarray(pixels) for pixels in moving(4, 48, 64)]
-    for name, (mode, how) in PICTURES.items():
+    for name, (mode, how) in IMAGES.items():
         grey = PIL.Image.fromarray(np.asarray(frames[0]).astype(np.uint16)[..., 0] << 8)
         (grey if mode == "I;16" else frames[0].convert(mode)).save(folder / name, **how)
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
-    return [folder / name for name in (*PICTURES, "moving.gif")]
+    return [folder / name for name in (*IMAGES, "moving.gif")]
 
 
-def clips(folder: Path) -> list[Path]:
-    """One file of each entry of ``CLIPS``, 12 frames of 64x48."""
-    return [encoded(folder / name, codec, moving(12, 48, 64)) for name, codec in CLIPS.items()]
+def videos(folder: Path) -> list[Path]:
+    """One file of each entry of ``VIDEOS``, 12 frames of 64x48."""
+    return [encoded(folder / name, codec, moving(12, 48, 64)) for name, codec in VIDEOS.items()]
 
 
 def encoded(path: Path, codec: str, frames: np.ndarray) -> Path:
@@ -80,16 +80,16 @@ def encoded(path: Path, codec: str, frames: np.ndarray) -> Path:
 
 
 def token_files(folder: Path) -> list[Path]:
-    """A picture, a clip, and several items, of a continuous and of a discrete model of random weights."""
+    """An image, a video, and several items, of a continuous and of a discrete model of random weights."""
     paths = []
     for name, levels in (("continuous", None), ("discrete", (4,) * 6)):
         tokenizer = small_tokenizer(levels)
         items = {
-            "picture": [tokenizer.encode(Image(moving(1, 40, 50)[0], np.arange(2000, dtype=np.uint8).reshape(40, 50)))],
-            "clip": [tokenizer.encode(Clip(moving(20, 33, 48), Fraction(24), np.arange(20) ** 1.5))],
+            "image": [tokenizer.encode(Image(moving(1, 40, 50)[0], np.arange(2000, dtype=np.uint8).reshape(40, 50)))],
+            "video": [tokenizer.encode(Video(moving(20, 33, 48), Fraction(24), np.arange(20) ** 1.5))],
         }
         for kind, tokens in (
-            items | {"several": [*items["picture"], *items["clip"], every_second(items["clip"][0])]}
+            items | {"several": [*items["image"], *items["video"], every_second(items["video"][0])]}
         ).items():
             paths.append(folder / f"{name}-{kind}.atok")
             _write(paths[-1], tokens)

@@ -20,7 +20,7 @@ _START = 8
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
 
 NUMBERS = (0, 1, -1, 15, 255, 1 << 16, 1 << 31, 1 << 62, 1.5, float("nan"))
-ODD: tuple[Any, ...] = (*NUMBERS, None, True, "", "x", "clip", "raw", b"", bytes(32), [], [0], [1, 2], {})
+ODD: tuple[Any, ...] = (*NUMBERS, None, True, "", "x", "video", "raw", b"", bytes(32), [], [0], [1, 2], {})
 
 Mutate = Callable[[bytes, np.random.Generator], bytes]
 Table = dict[str, Any]
@@ -78,8 +78,8 @@ def sealed(body: bytes, toc: bytes) -> bytes:
 
 def hostile_token_files(folder: Path, seeds: Path) -> Iterator[Case]:
     """Bombs and false counts under right check sums, other versions, other files, and what is no file at all."""
-    data = (seeds / "continuous-picture.atok").read_bytes()
-    clip = (seeds / "discrete-clip.atok").read_bytes()
+    data = (seeds / "continuous-image.atok").read_bytes()
+    video = (seeds / "discrete-video.atok").read_bytes()
     hostile = {
         "version-2": data[:4] + b"\x02\0" + data[6:],
         "footer-only": data[-_FOOTER.size :],
@@ -89,11 +89,11 @@ def hostile_token_files(folder: Path, seeds: Path) -> Iterator[Case]:
         "endless-list": sealed(b"", b"\x81\xa5items\xdd\xff\xff\xff\xff"),
         "deep-list": sealed(b"", b"\x91" * 100_000 + b"\xc0"),
         "no-items": sealed(b"", msgpack.packb({"items": []})),
-        "huge-picture": _changed(data, size=[1 << 20, 1 << 20]),
+        "huge-image": _changed(data, size=[1 << 20, 1 << 20]),
         "huge-channels": _changed(data, channels=1 << 16),
-        "huge-clip": _changed(clip, frames=1 << 31),
-        "huge-first-frame": _changed(clip, first_frame=(1 << 31) - 16),
-        "huge-rate": _changed(clip, fps=[1 << 62, 1]),
+        "huge-video": _changed(video, frames=1 << 31),
+        "huge-first-frame": _changed(video, first_frame=(1 << 31) - 16),
+        "huge-rate": _changed(video, fps=[1 << 62, 1]),
         "path-as-name": _changed(data, name="../../secret.mp4"),
         "lzma-bomb": _bomb(data, "lzma", lzma.compress(bytes(128 << 20), format=lzma.FORMAT_RAW, filters=_LZMA)),
         "deflate-bomb": _bomb(data, "deflate", zlib.compress(bytes(128 << 20), 9, wbits=-15)),
@@ -118,7 +118,7 @@ def _changed(data: bytes, **fields: Any) -> bytes:
 
 
 def _bomb(data: bytes, codec: str, payload: bytes) -> bytes:
-    """A picture of 4096x4096 whose tokens are this stream; it expands to more than they take."""
+    """An image of 4096x4096 whose tokens are this stream; it expands to more than they take."""
     table = msgpack.unpackb(_parts(data)[1])
     item = table["items"][0]
     tile = [_START, len(payload), codec, [65_536, item["channels"]], b""]

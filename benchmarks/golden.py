@@ -47,8 +47,8 @@ def packed(io: dict[str, Tensor], tag: str) -> SparseTokens:
         feats = torch.cat([rgb, rgb.new_zeros(len(rgb), 3072 - 768)], dim=1)
     else:
         names = ["videos.pixels.0"] if tag == "video_single" else [f"{tag}.pixels.{i}" for i in range(len(lengths))]
-        clips = [io[name] if io[name].ndim == 4 else io[name][None] for name in names]
-        feats = torch.cat([patchify(clip).feats for clip in clips])
+        videos = [io[name] if io[name].ndim == 4 else io[name][None] for name in names]
+        feats = torch.cat([patchify(video).feats for video in videos])
     return SparseTokens(feats, coords[:, 1:], lengths)
 
 
@@ -119,7 +119,7 @@ def distance(quantiser: FSQ | None, values: Tensor) -> Tensor:
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference over the largest value. Raises ValueError where the shapes differ."""
     if ours.shape != theirs.shape:
-        raise ValueError(f"ours is {tuple(ours.shape)}, theirs {tuple(theirs.shape)}.")
+        raise ValueError(f"prediction is {tuple(ours.shape)}, theirs {tuple(theirs.shape)}.")
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 

@@ -1,8 +1,8 @@
-"""On a GPU: so400m's encoder on 1024x1024 pictures in bf16 (MFU), and agreement of the CPU and the GPU.
+"""On a GPU: so400m's encoder on 1024x1024 images in bf16 (MFU), and agreement of the CPU and the GPU.
 
 ``python -m benchmarks.gpu [--peak TFLOPS]`` prints two tables. MFU counts linear layers, and attention as the sum of
 squared lengths, against the device's dense bf16 peak. Agreement is of latents and of decoded patches, relative to the
-largest value: bars 1e-4 in fp32 and 2e-2 in bf16; one picture is one patch wide, where torch's CPU kernel for the
+largest value: bars 1e-4 in fp32 and 2e-2 in bf16; one image is one patch wide, where torch's CPU kernel for the
 position table is known to differ (docs/conventions.md), and stands on a line of its own.
 """
 
@@ -27,13 +27,11 @@ ONE_COLUMN: Sequence[tuple[int, int, int]] = [(1, 7, 1)]
 
 @torch.inference_mode()
 def throughput(batches: Sequence[int], peak: float) -> None:
-    """Print MFU of encoding so many 1024x1024 pictures at once."""
+    """Print MFU of encoding so many 1024x1024 images at once."""
     model = ATokenModel(preset("so400m-c")).eval().to("cuda", torch.bfloat16)
     rate = matrix_rate(torch.bfloat16, "cuda")
     print(f"attention: {backend('cuda', torch.bfloat16).__name__}; matrix product {rate / 1e12:.0f} TFLOP/s")
-    print(
-        "| pictures | ms | pictures/s | TFLOP/s | of the matrix product | MFU |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| images | ms | images/s | TFLOP/s | of the matrix product | MFU |\n| --- | --- | --- | --- | --- | --- |")
     for count in batches:
         tokens = random_tokens(model.config, [(1, 64, 64)] * count, "cuda")
         tokens = tokens.with_feats(tokens.feats.bfloat16())
@@ -47,7 +45,7 @@ def throughput(batches: Sequence[int], peak: float) -> None:
 
 @torch.inference_mode()
 def agreement() -> None:
-    """Print how far CPU and GPU are apart for mixed batches of pictures and clips, and for one column."""
+    """Print how far CPU and GPU are apart for mixed batches of images and videos, and for one column."""
     torch.manual_seed(0)
     model = ATokenModel(preset("base")).eval()
     print("| input | dtype | latents | decoded | bar |\n| --- | --- | --- | --- | --- |")
@@ -70,7 +68,7 @@ def main() -> None:
     """Run both, or say that there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peak", type=float, help="the device's dense bf16 TFLOP/s, where it is not known here")
-    parser.add_argument("--pictures", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 4, 8])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here; run this on a machine that has one.")
@@ -80,7 +78,7 @@ def main() -> None:
     if peak is None:
         raise SystemExit(f"The peak of {name} is not known here; pass --peak with its dense bf16 TFLOP/s.")
     print(f"{name}, torch {torch.__version__}, peak {peak:.0f} TFLOP/s")
-    throughput(options.pictures, peak)
+    throughput(options.images, peak)
     agreement()
 
 

@@ -1,9 +1,9 @@
-"""Memory of the commands: peak resident set of ``encode``, ``decode`` and ``reconstruct``, short clip and long clip.
+"""Memory of the commands: peak resident set of ``encode``, ``decode`` and ``reconstruct``, short video and long video.
 
-``python -m benchmarks.memory`` makes clips of 200 and 2000 frames of 64x64, runs each command on each in a process of
+``python -m benchmarks.memory`` makes videos of 200 and 2000 frames of 64x64, runs each command on each in a process of
 its own, and prints its peak (``ru_maxrss`` as ``wait4`` gives it: of that process, not of its decoder) and its time.
-The bar: memory on the long clip within 10 % of the short one. The time must not grow faster than the frames; what a
-command takes to start is part of it. The clips are made in a child, because a process starts with the peak of the one
+The bar: memory on the long video within 10 % of the short one. The time must not grow faster than the frames; what a
+command takes to start is part of it. The videos are made in a child, because a process starts with the peak of the one
 that starts it; for the same reason nothing large is imported here.
 """
 
@@ -22,14 +22,14 @@ LENGTHS = (200, 2000)
 BAR = 1.10
 BUNDLED = Path(__file__).parents[1] / "atoken" / "weights"
 
-MAKE_CLIP = """
+MAKE_VIDEO = """
 import sys
-from atoken.data.procedural import clip
+from atoken.data.synthetic.procedural import make_video
 from atoken.io import VideoWriter
 path, frames = sys.argv[1], int(sys.argv[2])
 with VideoWriter(path, 24, size=(64, 64)) as writer:
     for first in range(0, frames, 40):
-        writer.write(clip(0, first, min(40, frames - first), 64, 64).frames)
+        writer.write(make_video(0, first, min(40, frames - first), 64, 64).frames)
 """
 MAKE_MODEL = """
 import sys, torch
@@ -60,14 +60,14 @@ def used(*arguments: str) -> Used:
 
 
 def commands(folder: Path, frames: int, model: str) -> dict[str, Used]:
-    """Each command on a clip of so many frames."""
-    clip, tokens, back = (str(folder / f"{frames}{suffix}") for suffix in (".mp4", ".atok", "-back.mp4"))
-    used("-c", MAKE_CLIP, clip, str(frames))
+    """Each command on a video of so many frames."""
+    video, tokens, back = (str(folder / f"{frames}{suffix}") for suffix in (".mp4", ".atok", "-back.mp4"))
+    used("-c", MAKE_VIDEO, video, str(frames))
     atoken = ("-m", "atoken.cli")
     return {
-        "encode": used(*atoken, "encode", clip, "-o", tokens, "--model", model),
+        "encode": used(*atoken, "encode", video, "-o", tokens, "--model", model),
         "decode": used(*atoken, "decode", tokens, "-o", back, "--model", model),
-        "reconstruct": used(*atoken, "reconstruct", clip, "-o", str(folder / f"{frames}-out"), "--model", model),
+        "reconstruct": used(*atoken, "reconstruct", video, "-o", str(folder / f"{frames}-out"), "--model", model),
     }
 
 

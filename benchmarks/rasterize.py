@@ -58,7 +58,7 @@ def measured(
 
 def table(cases: list[tuple[int, int, float | None]], backward: bool, threads: int, runs: int) -> None:
     """Print a row for each (Gaussians, side, opacity)."""
-    print("| Gaussians | picture | opacity | seconds | microseconds a Gaussian | MiB |")
+    print("| Gaussians | image | opacity | seconds | microseconds a Gaussian | MiB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for count, side, opacity in cases:
         with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -22,18 +22,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from atoken.pretrain.curriculum import NANO_TASKS, UNUSED
+from atoken.pretrain.datasets import load_datasets
+from atoken.pretrain.stages import Stage
 from atoken.train import run_folder
-from atoken.train.curriculum import NANO_TASKS, UNUSED
-from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import Stage
 
 TASKS = {
     "image": replace(NANO_TASKS["image"], tokens=128, patches=(16, 64)),
-    "clip": replace(NANO_TASKS["clip"], tokens=128, patches=(16, 32)),
+    "video": replace(NANO_TASKS["video"], tokens=128, patches=(16, 32)),
 }
-STAGE = Stage("resume", "nano", TASKS, {"image": 3, "clip": 1}, frozen=UNUSED, steps=24, warmup=4)
+STAGE = Stage("resume", "nano", TASKS, {"image": 3, "video": 1}, frozen=UNUSED, steps=24, warmup=4)
 MOMENTS, FLIPS, EVERY = 30, 300, 3
 # A call that saving makes, which of them in the run, and whether the process dies before or after it.
 POINTS = [
@@ -74,8 +74,8 @@ def _train(folder: Path, call: str = "", number: str = "0", when: str = "") -> N
         _dying(Path, "rename", int(number), when)
     elif call:
         _dying(run_folder, call, int(number), when)
-    feeds = load_feeds("procedural", STAGE)
-    run(STAGE, folder, start=None, feeds=feeds, device="cpu", workers=0, save_every=EVERY)
+    datasets = load_datasets("procedural", STAGE)
+    run(STAGE, folder, start=None, datasets=datasets, device="cpu", workers=0, save_every=EVERY)
 
 
 def _dying(home: Any, name: str, number: int, when: str) -> None:

@@ -22,7 +22,7 @@ SHAPES = {"256x256": (1, 16, 16), "512x256": (1, 32, 16), "64x64": (1, 4, 4)}
 def main() -> None:
     """Print the table for the two sizes of tower."""
     torch.manual_seed(0)
-    print("| tower | picture | features, relative L2 | features, cosine | pooled, relative L2 | pooled, cosine |")
+    print("| tower | image | features, relative L2 | features, cosine | pooled, relative L2 | pooled, cosine |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in ("base", "so400m-c"):
         sizes = PRESETS[name] | {"decoder_layers": 1}

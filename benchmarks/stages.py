@@ -4,10 +4,10 @@
 
 | column | of |
 | --- | --- |
-| photographs | PSNR of the seven of ``benchmarks/nano.py``, mean over pictures |
-| clips | PSNR of 20 procedural clips of 16 frames of 128x128, mean over clips |
+| photographs | PSNR of the seven of ``benchmarks/nano.py``, mean over images |
+| videos | PSNR of 20 procedural videos of 16 frames of 128x128, mean over videos |
 | voxels | PSNR of the patches of 20 procedural assets as in ``benchmarks/assets.py``, mean over assets |
-| named | zero-shot top-1 as in ``benchmarks/zero_shot.py``, of pictures, clips and assets on two grids |
+| named | zero-shot top-1 as in ``benchmarks/zero_shot.py``, of images, videos and assets on two grids |
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atoken.data.procedural import Sample, asset, clip
-from atoken.io import Clip
-from atoken.metrics import psnr
+from atoken.data.synthetic.procedural import Sample, make_asset, make_video
+from atoken.io import Video
+from atoken.metrics.pixels import psnr
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import unvoxelize, voxelize
 from atoken.tokenizer import Tokenizer, load
@@ -37,9 +37,9 @@ def of_photographs(tokenizer: Tokenizer) -> float:
     return float(np.mean([psnr(tokenizer.decode(tokenizer.encode(x)).pixels, x) for x in photographs().values()]))
 
 
-def of_clips(tokenizer: Tokenizer, clips: Sequence[Sample]) -> float:
+def of_videos(tokenizer: Tokenizer, videos: Sequence[Sample]) -> float:
     """Mean PSNR, dB."""
-    pairs = [(tokenizer.decode(tokenizer.encode(Clip(made.frames))).frames, made.frames) for made in clips]
+    pairs = [(tokenizer.decode(tokenizer.encode(Video(made.frames))).frames, made.frames) for made in videos]
     return float(np.mean([psnr(ours, theirs) for ours, theirs in pairs]))
 
 
@@ -59,14 +59,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, help="model folders")
     models = parser.parse_args().models
-    clips = [clip(HELD_OUT_SEED, index, FRAMES, SIDE, SIDE) for index in range(COUNT)]
-    assets = [voxelize(render_views(asset(HELD_OUT_SEED, index).mesh)).tokens for index in range(COUNT)]
+    videos = [make_video(HELD_OUT_SEED, index, FRAMES, SIDE, SIDE) for index in range(COUNT)]
+    assets = [voxelize(render_views(make_asset(HELD_OUT_SEED, index).mesh)).tokens for index in range(COUNT)]
     labelled = {name: (list(make()), prompts) for name, (make, prompts) in zero_shot.LABELLED.items()}
-    head = ("model", "photographs dB", "clips dB", "voxels dB", *(f"{name}: named" for name in labelled))
+    head = ("model", "photographs dB", "videos dB", "voxels dB", *(f"{name}: named" for name in labelled))
     print(f"| {' | '.join(head)} |\n|" + " --- |" * len(head))
     for folder in models:
         tokenizer = load(str(folder))
-        decibels = of_photographs(tokenizer), of_clips(tokenizer, clips), of_voxels(tokenizer, assets)
+        decibels = of_photographs(tokenizer), of_videos(tokenizer, videos), of_voxels(tokenizer, assets)
         shares = [named(tokenizer, *one) for one in labelled.values()]
         figures = [f"{number:.2f}" for number in decibels] + [f"{share:.1%}" for share in shares]
         print(f"| {folder} | " + " | ".join(figures) + " |", flush=True)

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.startup`` prints a table with the bar of each figure. ``import atoken`` is given above the bare
 interpreter, the commands as a user waits for them. The reconstruction is of a 512x512 photograph (scikit-image's
-astronaut, as PNG) with the bundled ``nano``, tokens, result and side-by-side picture written. The machine should be
+astronaut, as PNG) with the bundled ``nano``, tokens, result and side-by-side image written. The machine should be
 otherwise idle.
 """
 

@@ -17,14 +17,14 @@ import torch
 from atoken.layers import Block
 from atoken.model import ATokenModel
 from atoken.presets import preset
+from atoken.pretrain.batches import Batch, batches
+from atoken.pretrain.cost import model_parts, tiles, training_flops
+from atoken.pretrain.curriculum import NANO_3, PATCHES, UNUSED
+from atoken.pretrain.datasets import load_datasets
+from atoken.pretrain.objective import Objective
+from atoken.pretrain.stages import Stage, Task
 from atoken.tokenizer import load
-from atoken.train.batches import Batch, batches
-from atoken.train.cost import model_parts, tiles, training_flops
-from atoken.train.curriculum import NANO_3, PATCHES, UNUSED
 from atoken.train.engine import PlainEngine
-from atoken.train.feeds import load_feeds
-from atoken.train.objective import Objective
-from atoken.train.stages import Stage, Task
 from benchmarks.measure import best_of, matrix_rate
 
 BATCH = 1024  # tokens
@@ -32,7 +32,7 @@ STEP = Stage("step", "base", {"image": Task("image", PATCHES, tokens=BATCH)}, {"
 
 
 def steps(sizes: list[str], runs: int, compiled: bool) -> None:
-    """Print the table of training steps; ``compiled``: blocks by ``torch.compile``, for bins of any size."""
+    """Print the table of training steps; ``compiled``: blocks by ``torch.compile``, for micro-batches of any size."""
     print("| model | products in | tokens | step, s | forward + backward, s | Gop/s | matrix product Gop/s | share |")
     print("|" + " --- |" * 8)
     for size in sizes:
@@ -42,7 +42,7 @@ def steps(sizes: list[str], runs: int, compiled: bool) -> None:
 
 def _step(stage: Stage, runs: int, compiled: bool) -> None:
     dtype = torch.bfloat16 if stage.mixed_precision else torch.float32
-    (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
+    (made,) = next(batches(stage, load_datasets("procedural", stage), 0, workers=0))
     config = preset(stage.preset)
     engine = PlainEngine(Objective(ATokenModel(config), stage.used), stage, "cpu")
     for block in (module for module in engine.objective.model.modules() if compiled and isinstance(module, Block)):
@@ -70,10 +70,10 @@ def pipeline(workers: list[int], count: int) -> None:
     print("|" + " --- |" * (len(workers) + 3))
     nano = load("nano")
     for name, task in NANO_3.tasks.items():
-        if task.medium in ("surface", "views"):
+        if task.modality in ("surface", "views"):
             continue
-        stage = replace(NANO_3, tasks={name: task}, mixture={name: 1}, beside=(), steps=100_000)
-        (made,) = next(batches(stage, load_feeds("procedural", stage), 0, workers=0))
+        stage = replace(NANO_3, tasks={name: task}, mixture={name: 1}, auxiliary=(), steps=100_000)
+        (made,) = next(batches(stage, load_datasets("procedural", stage), 0, workers=0))
         engine = PlainEngine(Objective(nano.model, stage.used, texts=nano.texts), stage, "cpu")
         eaten = len(made.tokens.feats) / best_of(5, lambda made=made, engine=engine: engine.train([made]))
         rates = [_rate(stage, number, count) for number in workers]
@@ -85,7 +85,7 @@ def _rate(stage: Stage, workers: int, count: int) -> float:
     """Tokens a second over ``count`` batches, after the workers have started and filled their queues."""
     first = 1 + 5 * workers  # what is ready does not count
     stage = replace(stage, steps=first + count + 1)
-    made = batches(stage, load_feeds("procedural", stage), 0, workers)
+    made = batches(stage, load_datasets("procedural", stage), 0, workers)
     for _ in islice(made, first):
         pass
     start = time.perf_counter()

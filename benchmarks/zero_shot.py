@@ -1,26 +1,26 @@
-"""Naming what no training saw: zero-shot top-1 of pictures, clips and assets, and retrieval against 200 captions.
+"""Naming what no training saw: zero-shot top-1 of images, videos and assets, and retrieval against 200 captions.
 
-``python -m benchmarks.zero_shot nano nano-d`` prints a table for each model. Every medium has 48 classes, a shape in a
-colour (``atoken/data/labelled.py``), of a seed that training never uses; every class comes equally often. A sample is
-named by the prompt, "a red circle", whose vector is nearest to its own; clips also by the mean of their frames'
-vectors, as ``atoken classify --pool frames`` does and the paper for retrieval.
+``python -m benchmarks.zero_shot nano nano-d`` prints a table for each model. Every modality has 48 classes, a shape in
+a colour (``atoken/data/synthetic/labelled.py``), of a seed that training never uses; every class comes
+equally often. A sample is named by the prompt, "a red circle", whose vector is nearest to its own; videos also by the
+mean of their frames' vectors, as ``atoken classify --pool frames`` does and the paper for retrieval.
 
 | what | how many | size |
 | --- | --- | --- |
-| pictures | 384 | squares of 64, 80, 96, 112, 128 pixels in turn |
-| clips | 192 | the same sizes; 8, 12, 16 frames in turn |
+| images | 384 | squares of 64, 80, 96, 112, 128 pixels in turn |
+| videos | 192 | the same sizes; 8, 12, 16 frames in turn |
 | assets | 144 | 16 views of 256x256; 64^3 voxels coarsened until at most 512 (8^3 cells) or 4096 (16^3 or 32^3) |
-| captioned pictures | 200 | 128x128 |
+| captioned images | 200 | 128x128 |
 | scenes | 200 | 128x128 |
 
-Retrieval is of labelled pictures whose captions say what the figure lies on, "a red ring on a grey to blue gradient";
+Retrieval is of labelled images whose captions say what the figure lies on, "a red ring on a grey to blue gradient";
 and, of what no training had, of scenes: two or three columns of figures, "a red ring left of two blue stars on a grey
 gradient". Of each the first 200 of the series whose captions are all different. R@1 of captions is the share of
-pictures whose own caption is the nearest of the 200; R@1 of pictures is the share of captions whose own picture is. A
+images whose own caption is the nearest of the 200; R@1 of images is the share of captions whose own image is. A
 tie is a miss, so is a vector that is not finite. Intervals hold 95 % of the binomial distribution's weight (Wilson).
 Run it with ``OMP_NUM_THREADS=1`` for one core: most of the time goes into rendering the assets.
 
-``python -m eval run procedural-pictures-zero-shot`` (and its like) measures the same samples with a protocol; assets
+``python -m eval run procedural-images-zero-shot`` (and its like) measures the same samples with a protocol; assets
 there have all their voxels, which takes a CPU half a minute each, and are fewer.
 """
 
@@ -38,14 +38,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from atoken.data.labelled import FIGURE_PROMPTS, SOLID_PROMPTS, class_of
+from atoken.data.synthetic.labelled import FIGURE_PROMPTS, SOLID_PROMPTS, class_of
 from atoken.errors import AtokenWarning
 from atoken.modalities.pixels import patchify, to_values
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.tokenizer import Tokenizer, load
 from atoken.tokens import SparseTokens
-from eval.sources import made
+from eval.sources import synthetic
 from eval.sources.entry import Listing
 
 VOXELS = (512, 4096)  # at most, of an asset
@@ -53,35 +53,35 @@ ASSETS = 144  # three rounds of the 48 classes
 AT_ONCE = 16  # samples that are encoded together
 
 
-def pictures() -> Iterator[SparseTokens]:
-    """The labelled pictures."""
-    return (patchify(to_values(picture.pixels[None])) for picture in _media(made.named_pictures(Path())))
+def images() -> Iterator[SparseTokens]:
+    """The labelled images."""
+    return (patchify(to_values(image.pixels[None])) for image in _media(synthetic.named_images(Path())))
 
 
-def clips() -> Iterator[SparseTokens]:
-    """The labelled clips."""
-    return (patchify(to_values(clip.frames)) for clip in _media(made.named_clips(Path())))
+def videos() -> Iterator[SparseTokens]:
+    """The labelled videos."""
+    return (patchify(to_values(video.frames)) for video in _media(synthetic.named_videos(Path())))
 
 
 def assets(most: int) -> Iterator[SparseTokens]:
     """The labelled assets, coarsened to at most so many voxels."""
-    for mesh in _media(made.named_assets(Path(), ASSETS)):
+    for mesh in _media(synthetic.named_assets(Path(), ASSETS)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AtokenWarning)  # that it is coarsened
             yield voxelize(render_views(mesh), max_tokens=most, over="coarsen").tokens
 
 
 LABELLED: Mapping[str, tuple[Callable[[], Iterator[SparseTokens]], Sequence[str]]] = {
-    "pictures": (pictures, FIGURE_PROMPTS),
-    "clips": (clips, FIGURE_PROMPTS),
+    "images": (images, FIGURE_PROMPTS),
+    "videos": (videos, FIGURE_PROMPTS),
     **{f"assets, {most} voxels": (partial(assets, most), SOLID_PROMPTS) for most in VOXELS},
 }
 
 
 def captioned(listing: Listing) -> dict[str, SparseTokens]:
-    """Pictures by caption."""
+    """Images by caption."""
     captions = [entry.captions[0] for entry in listing.entries]
-    found = (patchify(to_values(picture.pixels[None])) for picture in _media(listing))
+    found = (patchify(to_values(image.pixels[None])) for image in _media(listing))
     return dict(zip(captions, found, strict=True))
 
 
@@ -119,8 +119,8 @@ def zero_shot(tokenizer: Tokenizer, samples: Iterable[SparseTokens], prompts: Se
 
 
 def by_frames(tokenizer: Tokenizer) -> Tensor:
-    """(V,) bool: which of the labelled clips are named right by the mean of their frames' vectors."""
-    found = [tokenizer.embed_frames(clip) for clip in _media(made.named_clips(Path()))]
+    """(V,) bool: which of the labelled videos are named right by the mean of their frames' vectors."""
+    found = [tokenizer.embed_frames(video) for video in _media(synthetic.named_videos(Path()))]
     return _named(tokenizer, torch.stack(found), FIGURE_PROMPTS)
 
 
@@ -130,7 +130,7 @@ def _named(tokenizer: Tokenizer, found_VD: Tensor, prompts: Sequence[str]) -> Te
 
 
 def retrieval(tokenizer: Tokenizer, found: Mapping[str, SparseTokens]) -> tuple[Tensor, Tensor]:
-    """(200,) bool each: which pictures find their captions, and which captions their pictures."""
+    """(200,) bool each: which images find their captions, and which captions their images."""
     scores = vectors(tokenizer, found.values()) @ tokenizer.embed_text(list(found)).T
     own = torch.arange(len(found))
     return right(scores, own), right(scores.T, own)
@@ -142,10 +142,13 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["nano"], help="bundled names or folders, with a text side")
     tokenizers = [load(name) for name in parser.parse_args().models]
     labelled = {name: (list(make()), prompts) for name, (make, prompts) in LABELLED.items()}
-    texts = {"captioned pictures": captioned(made.captioned_pictures(Path())), "scenes": captioned(made.scenes(Path()))}
+    texts = {
+        "captioned images": captioned(synthetic.captioned_images(Path())),
+        "scenes": captioned(synthetic.scenes(Path())),
+    }
     for tokenizer in tokenizers:
         rows = {f"{name}, zero-shot top-1": zero_shot(tokenizer, *one) for name, one in labelled.items()}
-        rows["clips by their frames, zero-shot top-1"] = by_frames(tokenizer)
+        rows["videos by their frames, zero-shot top-1"] = by_frames(tokenizer)
         for name, found in texts.items():
             captions, back = retrieval(tokenizer, found)
             rows |= {f"captions of {name}, R@1": captions, f"{name} of captions, R@1": back}
@@ -156,7 +159,7 @@ def _print(model: str, rows: Mapping[str, Tensor]) -> None:
     print(f"| {model} | among | samples | right | 95 % interval |\n| --- | --- | --- | --- | --- |")
     for name, hits in rows.items():
         low, high = interval(int(hits.sum()), len(hits))
-        among = made.TEXTS if "R@1" in name else len(FIGURE_PROMPTS)
+        among = synthetic.TEXTS if "R@1" in name else len(FIGURE_PROMPTS)
         print(f"| {name} | {among} | {len(hits)} | {hits.float().mean():.1%} | {low:.1%} to {high:.1%} |")
 
 

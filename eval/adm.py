@@ -33,14 +33,14 @@ def holds(path: str | Path) -> set[str]:
 
 
 def read_samples(path: str | Path) -> Iterator[np.ndarray]:
-    """The pictures of ``arr_0``, (H, W, 3) uint8 one by one, in constant memory.
+    """The images of ``arr_0``, (H, W, 3) uint8 one by one, in constant memory.
 
     Raises: MediaError where it is missing, damaged, ends early, or holds something else.
     """
     with _archive(Path(path)) as archive, _array(archive, "arr_0", path) as (file, shape, dtype):
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise MediaError(f"arr_0 of {path} must be uint8 of shape (N, H, W, 3), and is {dtype} {shape}.")
-        DEFAULT_LIMITS.check_size(shape[1], shape[2], f"A picture of {path}")
+        DEFAULT_LIMITS.check_size(shape[1], shape[2], f"An image of {path}")
         for _ in range(shape[0]):
             yield np.frombuffer(_bytes(file, prod(shape[1:]), path), np.uint8).reshape(shape[1:])
 
@@ -48,14 +48,14 @@ def read_samples(path: str | Path) -> Iterator[np.ndarray]:
 def read_statistics(path: str | Path, weights: str = "") -> dict[str, Gaussian]:
     """The moments in a file by kind of features: "pooled" and, where there are any, "spatial".
 
-    weights: the checksum of the network that they are to be compared with; a file of ours names its own.
+    weights: the checksum of the network that they are to be compared with; a file of prediction names its own.
     Raises: MediaError where they are missing, damaged, no moments, or those of another network.
     """
     with _archive(Path(path)) as archive:
         names = set(archive.namelist())
-        if "weights.npy" in names and weights and (theirs := str(_numbers(archive, "weights", path))) != weights:
+        if "weights.npy" in names and weights and (target := str(_numbers(archive, "weights", path))) != weights:
             raise MediaError(
-                f"The statistics in {path} are of the network {theirs[:8]}…, not {weights[:8]}…: take them anew."
+                f"The statistics in {path} are of the network {target[:8]}…, not {weights[:8]}…: take them anew."
             )
         items = int(_numbers(archive, "items", path)) if "items.npy" in names else None
         found = {kind: end for kind, end in ENDS.items() if f"mu{end}.npy" in names or kind == "pooled"}
@@ -76,12 +76,12 @@ def write_statistics(path: str | Path, moments: Mapping[str, Gaussian], weights:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def write_samples(path: str | Path, pictures_NHW3: np.ndarray) -> None:
+def write_samples(path: str | Path, images_NHW3: np.ndarray) -> None:
     """Write (N, H, W, 3) uint8 as ADM's evaluator reads them, whole or not at all. Raises: MediaError."""
-    if pictures_NHW3.dtype != np.uint8 or pictures_NHW3.ndim != 4 or pictures_NHW3.shape[3] != 3:
-        raise MediaError(f"Samples must be uint8 (N, H, W, 3), got {pictures_NHW3.dtype} {pictures_NHW3.shape}.")
+    if images_NHW3.dtype != np.uint8 or images_NHW3.ndim != 4 or images_NHW3.shape[3] != 3:
+        raise MediaError(f"Samples must be uint8 (N, H, W, 3), got {images_NHW3.dtype} {images_NHW3.shape}.")
     with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, arr_0=pictures_NHW3)
+        np.savez(file, allow_pickle=False, arr_0=images_NHW3)
 
 
 def _gaussian(archive: zipfile.ZipFile, end: str, items: int | None, path: str | Path) -> Gaussian:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         mend_torchvision()  # before transformers, and so AToken, looks for it
         room = import_module("eval.commands")
-        from atoken.console import silence_transformers
+        from atoken.cli.console import silence_transformers
 
         silence_transformers()
         with warnings.catch_warnings():
@@ -73,24 +73,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """What takes a subject, or samples, and makes a result file."""
-    reconstruct = commands.add_parser("reconstruct", help="your own pictures, clips and meshes, to a report")
+    """What takes a model, or samples, and makes a result file."""
+    reconstruct = commands.add_parser("reconstruct", help="your own images, videos and meshes, to a report")
     reconstruct.add_argument("folder", metavar="FOLDER", help="everything below it that can be read is measured")
-    _add_subject(reconstruct)
+    _add_model(reconstruct)
 
     run = commands.add_parser("run", help="one task of eval/tasks.py")
     run.add_argument("task", metavar="TASK", help="its name; a wrong one lists all")
     _add_data(run)
-    _add_subject(run)
+    _add_model(run)
 
     table3 = commands.add_parser("table3", help="the tasks of the paper's table 3, those whose data are there")
     _add_data(table3)
-    _add_subject(table3)
+    _add_model(table3)
 
     rate = commands.add_parser(
         "rate", help="quality by bytes: tokenizers beside codecs, as curves and at the same bytes"
     )
-    rate.add_argument("folder", metavar="FOLDER", help="of pictures or clips")
+    rate.add_argument("folder", metavar="FOLDER", help="of images or videos")
     rate.add_argument(
         "--model", nargs="+", default=["nano", "nano-d"], help="tokenizers of AToken, and further points KIND:WHICH "
         "(default: nano nano-d)",
@@ -106,8 +106,8 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     probes.add_argument("--json", action="store_true", help="print all numbers, and how they were made")
 
     generation = commands.add_parser("generation", help="gFID, sFID, Inception Score, precision, recall of samples")
-    generation.add_argument("samples", metavar="SAMPLES", help="folder of pictures, or an ADM .npz")
-    generation.add_argument("--reference", required=True, help="folder, or an ADM .npz of pictures or statistics")
+    generation.add_argument("samples", metavar="SAMPLES", help="folder of images, or an ADM .npz")
+    generation.add_argument("--reference", required=True, help="folder, or an ADM .npz of images or statistics")
     generation.add_argument(
         "--network",
         default="inception",
@@ -128,7 +128,7 @@ def _add_reading(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     report.add_argument("--boxes", help="JSON of texts, faces or what else is to be shown in crops, by key")
 
 
-def _add_subject(command: argparse.ArgumentParser) -> None:
+def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="nano",
         help="of AToken: bundled name, folder, weight file or hub id (default: nano); or of another kind, KIND:WHICH, "

@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from atoken.console import out as say
+from atoken.cli.console import out as say
 from atoken.errors import AtokenError, MissingExtraError
 from atoken.train.record import versions
 from eval.compare import compare as side_by_side
 from eval.compare import plain
-from eval.contract import Subject
+from eval.contract import Model
 from eval.generated import generated, network_of
 from eval.job import Job
 from eval.measures import Needs, built
-from eval.models import device_of, file_name, subject_of, tokenizer_of
+from eval.models.by_name import device_of, file_name, model_of, tokenizer_of
 from eval.probes.table import markdown, probed
 from eval.protocol import FORMAT
 from eval.rate import rate as measured_rate
@@ -37,13 +37,13 @@ from eval.sources.folders import local
 from eval.tasks import LOCAL, TASKS, Task
 
 _TELLING = ("python", "atoken", "torch", "numpy", "scipy", "pillow", "av", "transformers", "trimesh", "embreex")
-OUT = "out"  # folder of folders of results, one for each subject
+OUT = "out"  # folder of folders of results, one for each model
 
 
 def reconstruct(options: argparse.Namespace) -> int:
-    """A user's own folder: a row for each medium that is in it."""
+    """A user's own folder: a row for each modality that is in it."""
     found = local(Path(options.folder))
-    return _measured(options, [(LOCAL[medium], _given(listing)) for medium, listing in found.items()])
+    return _measured(options, [(LOCAL[modality], _given(listing)) for modality, listing in found.items()])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,9 +75,9 @@ def _below(root: Path, task: Task) -> Callable[[], Listing]:
 def _measured(options: argparse.Namespace, wanted: Sequence[tuple[Task, Callable[[], Listing]]]) -> int:
     """Measure, write and show; nothing of the last two on ranks other than 0."""
     start, ranks = time.time(), Ranks.launched()
-    folder = Path(options.out or Path(OUT) / file_name(subject_of(options).name))
+    folder = Path(options.out or Path(OUT) / file_name(model_of(options).name))
     make_folder(folder)
-    rows = [_row(options, task, entries, subject_of(options, task.pool), folder, ranks) for task, entries in wanted]
+    rows = [_row(options, task, entries, model_of(options, task.pool), folder, ranks) for task, entries in wanted]
     if ranks.rank:
         return 0
     return _written(folder, [row for row in rows if row], _run(start, ranks, device_of(options)), options)
@@ -87,29 +87,29 @@ def _row(
     options: argparse.Namespace,
     task: Task,
     entries: Callable[[], Listing],
-    subject: Subject,
+    model: Model,
     folder: Path,
     ranks: Ranks,
 ) -> dict[str, Any] | None:
     try:
         listing = entries()
     except AtokenError as error:
-        return _missing(task, subject, str(error))
-    return measure(job(options, task, listing, subject), folder, ranks)
+        return _missing(task, model, str(error))
+    return measure(job(options, task, listing, model), folder, ranks)
 
 
-def job(options: argparse.Namespace, task: Task, listing: Listing, subject: Subject) -> Job:
+def job(options: argparse.Namespace, task: Task, listing: Listing, model: Model) -> Job:
     """A task with its data and its metrics."""
     weights = None if options.weights is None else Path(options.weights)
-    needs = Needs(subject, listing.classes, task.templates, weights, device_of(options), options.trust)
+    needs = Needs(model, listing.classes, task.templates, weights, device_of(options), options.trust)
     metrics, skipped = built(task.metrics, needs)
     items = getattr(options, "items", None)
     return Job(
         task.name,
-        task.medium,
+        task.modality,
         task.make,
         Prepared(listing.first(items).entries, task.prepare),
-        subject,
+        model,
         metrics,
         task.prepare.record(),
         "none" if task.templates is None else task.templates.name,
@@ -120,10 +120,10 @@ def job(options: argparse.Namespace, task: Task, listing: Listing, subject: Subj
     )
 
 
-def _missing(task: Task, subject: Subject, why: str) -> dict[str, Any]:
+def _missing(task: Task, model: Model, why: str) -> dict[str, Any]:
     """The row of a task whose data are not there."""
     return {
-        "task": task.name, "subject": subject.name, "identity": dict(subject.record), "medium": task.medium,
+        "task": task.name, "model": model.name, "identity": dict(model.record), "modality": task.modality,
         "status": "failed", "why": why, "protocol": {}, "numbers": {}, "faults": {}, "skipped": {},
         "items": {"planned": 0, "measured": 0, "full": task.full or 0}, "failed": [],
     }  # fmt: skip
@@ -193,7 +193,7 @@ def generation(options: argparse.Namespace) -> int:
     start, where = time.time(), device_of(options)
     network = network_of(options.network, options.weights, where, trust=options.trust)
     row = generated(Path(options.samples), Path(options.reference), network)
-    folder = Path(options.out or Path(OUT) / file_name(row["subject"]))
+    folder = Path(options.out or Path(OUT) / file_name(row["model"]))
     return _written(folder, [row], _run(start, Ranks(), where), options)
 
 
@@ -204,7 +204,7 @@ def rate(options: argparse.Namespace) -> int:
     folder = Path(options.out or Path(OUT) / "rate")
     each = [argparse.Namespace(**vars(options) | {"model": model, "sample": None}) for model in options.model]
     models = [tokenizer_of(one) for one in each if ":" not in one.model]
-    measured_rate(options.folder, folder, models=models, peers=[subject_of(one) for one in each if ":" in one.model])
+    measured_rate(options.folder, folder, models=models, peers=[model_of(one) for one in each if ":" in one.model])
     found = (folder / "rate.json").read_text()
     say(found.rstrip() if options.json else f"{(folder / 'rate.md').read_text()}\n{folder}")
     return int(bool(json.loads(found)["failed"]))

@@ -84,7 +84,7 @@ def plain(table: Table) -> str:
     """A table for a terminal: words to the left, numbers to the right."""
     lines = [table.head, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    words = table.head.index("subject") if table.numbers else len(widths) - 1
+    words = table.head.index("model") if table.numbers else len(widths) - 1
     return "\n".join(_line(line, widths, words) for line in lines)
 
 

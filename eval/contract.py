@@ -1,6 +1,6 @@
-"""What the rooms of the harness agree on: items go in, a subject makes samples of them, metrics measure those.
+"""What the rooms of the harness agree on: items go in, a model makes samples of them, metrics measure those.
 
-Shape letters: ``T`` frames of a clip or views of an asset (1 of a picture), ``H`` rows and ``W`` columns of pixels,
+Shape letters: ``T`` frames of a video or views of an asset (1 of an image), ``H`` rows and ``W`` columns of pixels,
 ``N`` tokens, ``G`` groups of codes, ``D`` the width of vectors.
 """
 
@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from atoken.io import Clip, Image
+from atoken.io import Image, Video
 from atoken.modalities.views import Views
 
-Media = Image | Clip | Views
+Media = Image | Video | Views
 State = dict[str, np.ndarray]  # what a metric holds of all samples so far: arrays by name, kept in files between runs
 
 
@@ -42,23 +42,24 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """What a subject made of an item: whatever it can make; the rest is None.
+    """What a model made of an item: whatever it can make; the rest is None.
 
-    theirs, ours: the original and the reconstruction, (T, H, W, 3) uint8 of one shape; of an asset, views of both from
+    target, prediction: the original and the reconstruction, (T, H, W, 3) uint8 of one shape; of an asset, views of both
+    from
     the cameras of the protocol. mask: (T, H, W) bool, pixels that count; None: all. size: bytes that the tokens or the
     file take on disk. codes: (N, G) int64. vector: (D,) float32 of length 1.
     """
 
     item: Item
-    theirs: np.ndarray | None = None
-    ours: np.ndarray | None = None
+    target: np.ndarray | None = None
+    prediction: np.ndarray | None = None
     mask: np.ndarray | None = None
     size: int | None = None
     codes: np.ndarray | None = None
     vector: np.ndarray | None = None
 
 
-class Subject(Protocol):
+class Model(Protocol):
     """A tokenizer, or what stands in for one. What it cannot do raises AtokenError, in one sentence."""
 
     @property

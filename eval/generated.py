@@ -31,7 +31,7 @@ def network_of(name: str, weights: str | None, device: str, *, trust: bool) -> N
 
 def generated(samples: Path, reference: Path, network: Network) -> dict[str, Any]:
     """A row as ``eval/protocol.py`` describes it. Raises: AtokenError."""
-    with tqdm(desc=NAME, unit=" pictures", delay=1, disable=None, leave=False) as bar:
+    with tqdm(desc=NAME, unit=" images", delay=1, disable=None, leave=False) as bar:
         found = evaluate_generation(samples, reference, network, progress=lambda *_: bar.update(64))
     record, items = found["record"], int(found["record"]["samples items"])
     data = record.get("statistics sha256") or record["reference sha256"]
@@ -42,9 +42,9 @@ def generated(samples: Path, reference: Path, network: Network) -> dict[str, Any
     fingerprint = protocol.fingerprint(NAME)
     return {
         "task": NAME,
-        "subject": samples.stem,
+        "model": samples.stem,
         "identity": {"samples": samples.name},
-        "medium": "picture",
+        "modality": "image",
         "status": "complete",
         "why": "",
         "protocol": protocol.record(),

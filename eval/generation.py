@@ -1,6 +1,6 @@
 """How good a generator is, from its samples on disk: gFID, sFID, Inception Score, precision and recall (paper 5.2).
 
-Samples are 8-bit pictures, as the generator's own code rounded them: nothing is resized, cropped or rounded here, and a
+Samples are 8-bit images, as the generator's own code rounded them: nothing is resized, cropped or rounded here, and a
 network's own resizing is in the record. Whether labels were balanced over classes, only who drew them knows.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from atoken.data.sources.sample import PICTURES, files_below, printable
+from atoken.data.sources.sample import IMAGES, files_below, printable
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
 from atoken.io.image import read_image
@@ -32,7 +32,7 @@ LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".npz"})
 NO_SPATIAL = "the network has no spatial features"
 NO_PROBABILITIES = "the network gives no class probabilities"
 NO_SPATIAL_MOMENTS = "the reference's statistics have none of spatial features (mu_s, sigma_s)"
-NO_PICTURES = "the reference is statistics without pictures"
+NO_IMAGES = "the reference is statistics without images"
 
 
 def evaluate_generation(
@@ -47,40 +47,40 @@ def evaluate_generation(
 ) -> dict[str, Any]:
     """Every number that network and reference allow, in constant memory but for the features of precision and recall.
 
-    samples: a folder of pictures, or an ADM ``.npz`` (``arr_0``). reference: one of these, or an ADM ``.npz`` of
-    statistics; of a file with both, the distances are to its statistics and precision and recall are to its pictures,
-    as in ADM's evaluator. progress: told "samples" or "reference" and the pictures so far.
+    samples: a folder of images, or an ADM ``.npz`` (``arr_0``). reference: one of these, or an ADM ``.npz`` of
+    statistics; of a file with both, the distances are to its statistics and precision and recall are to its images,
+    as in ADM's evaluator. progress: told "samples" or "reference" and the images so far.
     Returns "numbers" by name; "left_out": of numbers that cannot be had, why; "record": for the protocol.
     Raises: AtokenError, also where a number is not finite.
     """
     given = _statistics(Path(reference), network)
-    pictures = not given or _has_pictures(Path(reference))
-    measures, left_out = _measures(network, given, score, crowd, pictures=pictures)
+    images = not given or _has_images(Path(reference))
+    measures, left_out = _measures(network, given, score, crowd, images=images)
     metric = FeatureMetric("generation", network, measures)
     state, seen = metric.start(), {"samples": _Seen()}
     _fold(metric, state, "samples", Path(samples), seen["samples"], batch, progress)
-    if pictures:
+    if images:
         seen["reference"] = _Seen()
         _fold(metric, state, "reference", Path(reference), seen["reference"], batch, progress)
     numbers = metric.finish(state)
     if broken := [name for name, number in numbers.items() if not isfinite(number)]:
         raise AtokenError(
             f"{', '.join(broken)} of {seen['samples'].items} samples is not finite: check that there are more than "
-            f"{crowd.neighbour} pictures on each side, and the network."
+            f"{crowd.neighbour} images on each side, and the network."
         )
     return {"numbers": numbers, "left_out": left_out, "record": metric.record | _described(seen, given)}
 
 
-def picture_statistics(pictures: str | Path, network: Network, *, batch: int = 64) -> dict[str, Gaussian]:
-    """The moments of a folder or an ADM ``.npz`` of pictures, for ``eval.adm.write_statistics``: a reference to keep.
+def image_statistics(images: str | Path, network: Network, *, batch: int = 64) -> dict[str, Gaussian]:
+    """The moments of a folder or an ADM ``.npz`` of images, for ``eval.adm.write_statistics``: a reference to keep.
 
     Raises: AtokenError.
     """
     measures = {kind: Frechet(kind, kind) for kind in ("pooled", "spatial") if kind in network.kinds}
     metric = FeatureMetric("statistics", network, list(measures.values()))
     state = metric.start()
-    _fold(metric, state, "reference", Path(pictures), _Seen(), batch, None)
-    return {kind: gaussian(state, f"{kind}.theirs") for kind in measures}
+    _fold(metric, state, "reference", Path(images), _Seen(), batch, None)
+    return {kind: gaussian(state, f"{kind}.target") for kind in measures}
 
 
 def _statistics(reference: Path, network: Network) -> dict[str, Gaussian]:
@@ -89,12 +89,12 @@ def _statistics(reference: Path, network: Network) -> dict[str, Gaussian]:
     return read_statistics(reference, network.checksum)
 
 
-def _has_pictures(reference: Path) -> bool:
+def _has_images(reference: Path) -> bool:
     return "arr_0" in holds(reference)
 
 
 def _measures(
-    network: Network, given: Mapping[str, Gaussian], score: InceptionScore, crowd: PrecisionRecall, *, pictures: bool
+    network: Network, given: Mapping[str, Gaussian], score: InceptionScore, crowd: PrecisionRecall, *, images: bool
 ) -> tuple[list[Measure], dict[str, str]]:
     """What can be measured, and of the rest, why not."""
     measures: list[Measure] = [Frechet("gfid", reference=given.get("pooled"))]
@@ -109,16 +109,16 @@ def _measures(
         measures.append(score)
     else:
         left_out[score.name] = NO_PROBABILITIES
-    if pictures:
+    if images:
         measures.append(crowd)
     else:
-        left_out |= {"precision": NO_PICTURES, "recall": NO_PICTURES}
+        left_out |= {"precision": NO_IMAGES, "recall": NO_IMAGES}
     return measures, left_out
 
 
 @dataclass
 class _Seen:
-    """What pictures went by: the record of a side."""
+    """What images went by: the record of a side."""
 
     items: int = 0
     sizes: Counter[str] = field(default_factory=Counter)
@@ -126,7 +126,7 @@ class _Seen:
     digest: Any = field(default_factory=hashlib.sha256)
 
     def add(self, suffix: str, pixels: np.ndarray) -> None:
-        """Count one picture."""
+        """Count one image."""
         height, width = pixels.shape[:2]
         self.items += 1
         self.sizes[f"{width}x{height}"] += 1
@@ -149,8 +149,8 @@ def _fold(
     batch: int,
     progress: Callable[[str, int], object] | None,
 ) -> None:
-    pictures = _pictures(path)
-    while some := list(islice(pictures, batch)):
+    images = _images(path)
+    while some := list(islice(images, batch)):
         for name, pixels in some:
             seen.add(Path(name).suffix.lower(), pixels)
         metric.add(state, [_sample(side, name, pixels) for name, pixels in some])
@@ -160,19 +160,19 @@ def _fold(
 
 def _sample(side: str, name: str, pixels: np.ndarray) -> Sample:
     item = Item(name, Image(pixels))
-    return Sample(item, ours=pixels[None]) if side == "samples" else Sample(item, theirs=pixels[None])
+    return Sample(item, prediction=pixels[None]) if side == "samples" else Sample(item, target=pixels[None])
 
 
-def _pictures(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and pixels of each picture, sorted by name, or in the order of the array. Raises: MediaError."""
+def _images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and pixels of each image, sorted by name, or in the order of the array. Raises: MediaError."""
     if not path.is_dir():
         yield from ((f"{index}.npz", pixels) for index, pixels in enumerate(read_samples(path)))
         return
-    for name in files_below(path, PICTURES):
-        picture = read_image(path / name)
-        if picture.alpha is not None and picture.alpha.min() < 255:
+    for name in files_below(path, IMAGES):
+        image = read_image(path / name)
+        if image.alpha is not None and image.alpha.min() < 255:
             raise MediaError(f"{path / name} is transparent in places, and samples have three colours: flatten it.")
-        yield printable(name), picture.pixels
+        yield printable(name), image.pixels
 
 
 def _described(seen: Mapping[str, _Seen], given: Mapping[str, Gaussian]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What makes a row: items, a subject, metrics, and how they are cut into shards and batches."""
+"""What makes a row: items, a model, metrics, and how they are cut into shards and batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from eval.contract import Metric, Source, Subject
+from eval.contract import Metric, Model, Source
 from eval.protocol import Protocol as Record
 from eval.protocol import code_version, data_hash, digest, settings
 
@@ -22,15 +22,15 @@ class Data(Source, Protocol):
 class Job:
     """What makes a row. prepared, templates: for the protocol. full: members of the whole data set.
 
-    shard: items whose results are kept together; batch: items that the subject gets at once, within a shard.
+    shard: items whose results are kept together; batch: items that the model gets at once, within a shard.
     skipped: metrics that were asked for and could not start, and why.
     """
 
     task: str
-    medium: str
+    modality: str
     make: Literal["reconstruct", "embed"]
     data: Data
-    subject: Subject
+    model: Model
     metrics: Sequence[Metric]
     prepared: Mapping[str, str]
     templates: str = "none"
@@ -58,11 +58,11 @@ class Job:
             code=code_version(),
             metrics={metric.name: dict(metric.record) for metric in metrics},
             **self.prepared,
-            **settings(self.subject.record),
+            **settings(self.model.record),
         )
 
     def name(self) -> str:
         """The same for two runs if and only if one may go on with the shards of the other."""
         plan = self.protocol(range(len(self.data)), self.metrics).record()
-        subject = [self.subject.name, dict(self.subject.record)]
-        return digest([plan, subject, dict(self.skipped), self.full, self.shard, self.batch, self.make])
+        model = [self.model.name, dict(self.model.record)]
+        return digest([plan, model, dict(self.skipped), self.full, self.shard, self.batch, self.make])

@@ -1,4 +1,4 @@
-"""The metrics that tasks ask for, by name, each built only when its task runs: some need weights, or a subject."""
+"""The metrics that tasks ask for, by name, each built only when its task runs: some need weights, or a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from atoken.errors import AtokenError
 from atoken.tokenizer import load
-from eval.contract import Metric, Subject
+from eval.contract import Metric, Model
 from eval.metrics import perceptual
 from eval.metrics.features import FeatureMetric, rfid, rfvd
 from eval.metrics.moments import Frechet
@@ -18,8 +18,8 @@ from eval.metrics.pixels import MsSsim, Psnr, Seams, Ssim
 from eval.metrics.retrieval import Retrieval
 from eval.metrics.size import Size
 from eval.metrics.usage import CodeUsage
+from eval.models.tokenizer import AToken
 from eval.networks import I3D, ATokenFeatures, Inception
-from eval.subjects.tokenizer import AToken
 
 TILE_FRAMES, PATCH = 16, 16  # of AToken: frames of a tile, pixels of a patch
 
@@ -28,7 +28,7 @@ TILE_FRAMES, PATCH = 16, 16  # of AToken: frames of a tile, pixels of a patch
 class Needs:
     """What metrics are built from. weights: the folder of published networks. trust: TorchScript may be loaded."""
 
-    subject: Subject
+    model: Model
     classes: tuple[str, ...] = ()
     templates: Templates | None = None
     weights: Path | None = None
@@ -41,21 +41,21 @@ Build = Callable[[Needs], Metric | None]  # None where it does not apply
 
 def _zero_shot(needs: Needs) -> ZeroShot:
     assert needs.templates is not None, "a task of zero-shot classification names its templates"
-    return zero_shot(needs.subject, needs.classes, needs.templates)
+    return zero_shot(needs.model, needs.classes, needs.templates)
 
 
 def _usage(needs: Needs) -> CodeUsage | None:
     """For a tokenizer with codes only."""
-    levels = needs.subject.tokenizer.model.config.fsq_levels if isinstance(needs.subject, AToken) else ()
+    levels = needs.model.tokenizer.model.config.fsq_levels if isinstance(needs.model, AToken) else ()
     return CodeUsage(prod(levels)) if levels else None
 
 
-def _of_nano(name: str, *, clips: bool = False) -> Build:
+def _of_nano(name: str, *, videos: bool = False) -> Build:
     """The Frechet distance between the bundled nano's own vectors: it needs no download."""
 
     def build(_: Needs) -> FeatureMetric:
         nano = load("nano", device="cpu", dtype="float32")
-        return FeatureMetric(name, ATokenFeatures(nano, clips=clips), [Frechet(name)])
+        return FeatureMetric(name, ATokenFeatures(nano, videos=videos), [Frechet(name)])
 
     return build
 
@@ -68,7 +68,7 @@ PIXELS: dict[str, Build] = {
     "size": lambda _: Size(),
     "usage": _usage,
 }
-PICTURES: dict[str, Build] = PIXELS | {"ms-ssim": lambda _: MsSsim()}
+IMAGES: dict[str, Build] = PIXELS | {"ms-ssim": lambda _: MsSsim()}
 SEAMS_IN_TIME: dict[str, Build] = {"seams in time": lambda _: Seams(TILE_FRAMES, in_time=True)}
 VIEWS: dict[str, Build] = PIXELS | {"psnr": lambda _: Psnr(foreground=True), "size": lambda _: Size(pixels=False)}
 RFID: dict[str, Build] = {"rfid": lambda needs: rfid(Inception(needs.weights, needs.device))}
@@ -76,9 +76,9 @@ RFVD: dict[str, Build] = {
     "rfvd": lambda needs: rfvd(I3D(needs.weights, trust=needs.trust, frames=None, device=needs.device))
 }
 NANO: dict[str, Build] = {"nano frechet": _of_nano("nano frechet")}
-NANO_CLIPS: dict[str, Build] = {"nano frechet": _of_nano("nano frechet", clips=True)}
+NANO_VIDEOS: dict[str, Build] = {"nano frechet": _of_nano("nano frechet", videos=True)}
 ZERO_SHOT: dict[str, Build] = {"zero-shot": _zero_shot}
-RETRIEVAL: dict[str, Build] = {"retrieval": lambda needs: Retrieval(needs.subject)}
+RETRIEVAL: dict[str, Build] = {"retrieval": lambda needs: Retrieval(needs.model)}
 
 
 def built(builds: Mapping[str, Build], needs: Needs) -> tuple[list[Metric], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""One shard: its items read ahead, through the subject, into the metrics."""
+"""One shard: its items read ahead, through the model, into the metrics."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def _fold(
 
 
 def _samples(job: Job, items: Sequence[Item]) -> list[Sample | AtokenError]:
-    """What the subject makes of a batch; where it fails, of each item alone."""
-    make = job.subject.reconstruct if job.make == "reconstruct" else job.subject.embed
+    """What the model makes of a batch; where it fails, of each item alone."""
+    make = job.model.reconstruct if job.make == "reconstruct" else job.model.embed
     if not items:
         return []
     try:

@@ -1,4 +1,4 @@
-"""The states of all shards to one row: numbers, what failed, the worst items, and pictures of some."""
+"""The states of all shards to one row: numbers, what failed, the worst items, and images of some."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eval.protocol import MOST_LISTED
 from eval.report.findings import keep
 from eval.shards import Row, Shard, make_folder
 
-PICTURES = 8  # of the worst items and, as many, evenly over all, that are kept for a report
+IMAGES = 8  # of the worst items and, as many, evenly over all, that are kept for a report
 
 
 @dataclass
@@ -45,7 +45,7 @@ class _Seen:
         if "psnr" in row:
             badness = -float(row["psnr"])
             entry = (math.inf if math.isnan(badness) else badness, -index, row)
-            (heapq.heappush if len(self.worst) < PICTURES else heapq.heappushpop)(self.worst, entry)
+            (heapq.heappush if len(self.worst) < IMAGES else heapq.heappushpop)(self.worst, entry)
 
     def why(self, name: str, value: float) -> str:
         """Say of a number that is not finite which items have none either."""
@@ -112,9 +112,9 @@ def _row(
     status, why = _status(seen, len(job.data), full, numbers, faults, skipped)
     return {
         "task": job.task,
-        "subject": job.subject.name,
-        "identity": dict(job.subject.record),
-        "medium": job.medium,
+        "model": job.model.name,
+        "identity": dict(job.model.record),
+        "modality": job.modality,
         "status": status,
         "why": why,
         "protocol": protocol.record(),
@@ -131,7 +131,7 @@ def _row(
             "file": f"{folder.name}/items.jsonl",
         },
         "failed": seen.listed,
-    } | _pictures(job, folder, seen)
+    } | _images(job, folder, seen)
 
 
 def _status(
@@ -154,15 +154,15 @@ def _status(
     return "complete", ""
 
 
-def _pictures(job: Job, folder: Path, seen: _Seen) -> dict[str, list[dict[str, Any]]]:
+def _images(job: Job, folder: Path, seen: _Seen) -> dict[str, list[dict[str, Any]]]:
     """Originals and reconstructions of a few items, made once more; none for tasks without reconstructions."""
     if job.make != "reconstruct" or not seen.measured:
         return {}
     lost, count = set(seen.failed), len(job.data)
-    even = [number * count // PICTURES for number in range(PICTURES)] if count > PICTURES else range(count)
+    even = [number * count // IMAGES for number in range(IMAGES)] if count > IMAGES else range(count)
     worst = {-place: row for _, place, row in sorted(seen.worst, key=lambda one: (-one[0], -one[1]))}
     wanted = {"worst": worst, "shown": {index: {"key": job.data.key(index)} for index in even if index not in lost}}
-    make_folder(folder / "pictures")
+    make_folder(folder / "images")
     saved = {index: _saved(job, folder, index) for index in {**wanted["worst"], **wanted["shown"]}}
     return {
         block: [row | paths for index, row in rows.items() if (paths := saved[index])] for block, rows in wanted.items()
@@ -170,12 +170,12 @@ def _pictures(job: Job, folder: Path, seen: _Seen) -> dict[str, list[dict[str, A
 
 
 def _saved(job: Job, folder: Path, index: int) -> dict[str, str]:
-    """The files of one item's two pictures, relative to where the result file is; none where it has no pictures."""
-    (sample,) = job.subject.reconstruct([job.data[index]])
+    """The files of one item's two images, relative to where the result file is; none where it has no images."""
+    (sample,) = job.model.reconstruct([job.data[index]])
     if (pair := keep(sample)) is None:
         return {}
     paths = {}
-    for side, pixels in zip(("theirs", "ours"), pair, strict=True):
-        paths[side] = f"pictures/{index:06d}-{side}.png"
+    for side, pixels in zip(("target", "prediction"), pair, strict=True):
+        paths[side] = f"images/{index:06d}-{side}.png"
         write_image(Image(pixels), folder / paths[side])
     return {side: f"{folder.name}/{path}" for side, path in paths.items()}

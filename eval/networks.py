@@ -5,7 +5,7 @@ Nothing is downloaded: published weights lie in a folder that the user names and
     FOLDER/weights-inception-2015-12-05-6726825d.pth   Inception, for FID, sFID, Inception Score, precision and recall
     FOLDER/i3d_torchscript.pt                          I3D, for FVD
 
-Letters: ``B`` pictures or clips, ``T`` frames, ``D`` width of features, ``S`` the pixels of a side.
+Letters: ``B`` images or videos, ``T`` frames, ``D`` width of features, ``S`` the pixels of a side.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError, CheckpointError, MissingExtraError
 from atoken.modalities.pixels import grid, patchify, to_values
+from atoken.pretrain.teachers import File
 from atoken.tokenizer import Tokenizer
 from atoken.tokens import SparseTokens
-from atoken.train.teachers import File
 from eval.torchvision_step import mend_torchvision
 
 Features = dict[str, np.ndarray]  # by kind, (B, D): "pooled", and where there are any "spatial" and "probabilities"
 
-BATCH = 64  # pictures, or 1 clip, that a network sees at once
+BATCH = 64  # images, or 1 video, that a network sees at once
 INCEPTION = File(
     "weights-inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
@@ -53,16 +53,16 @@ CELLS = 8  # a side, to which AToken's own map is averaged
 
 
 class Network(Protocol):
-    """A frozen network. ``kinds``: which features it gives. ``clips``: a row is a clip, else each frame is one."""
+    """A frozen network. ``kinds``: which features it gives. ``videos``: a row is a video, else each frame is one."""
 
     name: str
     checksum: str  # SHA-256 of its weights
     record: Mapping[str, str]  # for the protocol: what it does to frames before it looks at them
     kinds: frozenset[str]
-    clips: bool
+    videos: bool
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
-        """Of clips (T, H, W, 3) uint8 of any sizes: a row for each, or for each frame, in order.
+        """Of videos (T, H, W, 3) uint8 of any sizes: a row for each, or for each frame, in order.
 
         Raises: AtokenError for what it cannot see.
         """
@@ -78,7 +78,7 @@ class Inception:
 
     name = "inception-2015-12-05"
     kinds = frozenset({"pooled", "spatial", "probabilities"})
-    clips = False
+    videos = False
     record: Mapping[str, str] = {"resize": "TensorFlow 1 bilinear to 299, aspect not kept, inside the network"}
 
     def __init__(self, folder: str | Path | None, device: str = "cpu") -> None:
@@ -97,24 +97,24 @@ class Inception:
         self._map_BDSS = map_BDSS
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
-        """Of every frame; pictures of one size go together."""
+        """Of every frame; images of one size go together."""
         return _by_size(frames, self._of_one_size)
 
-    def _of_one_size(self, pictures_B3HW: Tensor) -> dict[str, Tensor]:
-        pooled_BD, logits_BD = self._network(pictures_B3HW.to(self._device))
+    def _of_one_size(self, images_B3HW: Tensor) -> dict[str, Tensor]:
+        pooled_BD, logits_BD = self._network(images_B3HW.to(self._device))
         spatial_BD = self._map_BDSS[:, :SPATIAL].permute(0, 2, 3, 1).flatten(1)
         return {"pooled": pooled_BD, "spatial": spatial_BD, "probabilities": logits_BD.double().softmax(1)}
 
 
 class TorchScript:
-    """A TorchScript file that takes (B, 3, H, W) uint8 pictures and returns (B, D), or a tuple as ``gives`` says.
+    """A TorchScript file that takes (B, 3, H, W) uint8 images and returns (B, D), or a tuple as ``gives`` says.
 
     sha256: of the file, that the numbers can be made again. trust: TorchScript runs code of the file's, so it is only
     loaded on purpose. arguments: named ones for every call, such as ``return_features`` of NVIDIA's Inception.
     Raises: CheckpointError.
     """
 
-    clips = False
+    videos = False
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class TorchScript:
         device: str = "cpu",
     ) -> None:
         path = Path(path)
-        file = File(path.name, sha256, "features of pictures", f"name the file whose SHA-256 is {sha256}")
+        file = File(path.name, sha256, "features of images", f"name the file whose SHA-256 is {sha256}")
         self._network = _script(_in_folder(file, path.parent), path, trust=trust, device=device)
         self.name, self.checksum = path.stem, sha256
         self.kinds = frozenset(gives)
@@ -135,18 +135,18 @@ class TorchScript:
         self._gives, self._arguments, self._device = tuple(gives), dict(arguments or {}), device
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
-        """Of every frame; pictures of one size go together. Raises: CheckpointError where the network fails."""
+        """Of every frame; images of one size go together. Raises: CheckpointError where the network fails."""
         return _by_size(frames, self._of_one_size)
 
-    def _of_one_size(self, pictures_B3HW: Tensor) -> dict[str, Tensor]:
+    def _of_one_size(self, images_B3HW: Tensor) -> dict[str, Tensor]:
         try:
-            found = self._network(pictures_B3HW.to(self._device), **self._arguments)
+            found = self._network(images_B3HW.to(self._device), **self._arguments)
         except (RuntimeError, torch.jit.Error) as error:
-            size = "x".join(map(str, pictures_B3HW.shape[:1:-1]))
+            size = "x".join(map(str, images_B3HW.shape[:1:-1]))
             reason = str(error).strip().splitlines()[-1]
-            raise CheckpointError(f"The network {self.name} fails on pictures of {size} ({reason}).") from error
+            raise CheckpointError(f"The network {self.name} fails on images of {size} ({reason}).") from error
         parts = found if isinstance(found, tuple) else (found,)
-        fit = all(isinstance(part, Tensor) and part.ndim > 1 and len(part) == len(pictures_B3HW) for part in parts)
+        fit = all(isinstance(part, Tensor) and part.ndim > 1 and len(part) == len(images_B3HW) for part in parts)
         if not fit or len(parts) != len(self._gives):
             raise CheckpointError(f"The network {self.name} does not return (B, D) of {', '.join(self._gives)}.")
         return {kind: part.flatten(1).float() for kind, part in zip(self._gives, parts, strict=True)}
@@ -156,12 +156,12 @@ class I3D:
     """The I3D of Kinetics-400 that StyleGAN-V brought to TorchScript: (B, 400), before its softmax.
 
     Frames: the shorter side to 224, bilinear without antialias, and the middle square, as TokenBench does it.
-    frames: of the start of each clip, 16 as usual for FVD; None: all. Raises: CheckpointError.
+    frames: of the start of each video, 16 as usual for FVD; None: all. Raises: CheckpointError.
     """
 
     name = "i3d-kinetics-400"
     kinds = frozenset({"pooled"})
-    clips = True
+    videos = True
     side = 224  # pixels
     fewest = 9  # frames that the network's strides leave something of
 
@@ -176,20 +176,20 @@ class I3D:
         }
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
-        """Of whole clips. Raises: AtokenError for one that has too few frames."""
-        rows = [self._of_one(clip) for clip in frames]
+        """Of whole videos. Raises: AtokenError for one that has too few frames."""
+        rows = [self._of_one(video) for video in frames]
         return {"pooled": np.concatenate(rows)}
 
-    def _of_one(self, clip_THW3: np.ndarray) -> np.ndarray:
+    def _of_one(self, video_THW3: np.ndarray) -> np.ndarray:
         needed = self._frames or self.fewest
-        if len(clip_THW3) < max(needed, self.fewest):
+        if len(video_THW3) < max(needed, self.fewest):
             raise AtokenError(
-                f"A clip has {len(clip_THW3)} frames and FVD needs {max(needed, self.fewest)}: leave short clips out."
+                f"A video has {len(video_THW3)} frames, FVD needs {max(needed, self.fewest)}: leave short videos out."
             )
-        values_T3SS = middle_square(clip_THW3[: self._frames], self.side)
-        clip_13TSS = values_T3SS.movedim(0, 1)[None].to(self._device)
+        values_T3SS = middle_square(video_THW3[: self._frames], self.side)
+        video_13TSS = values_T3SS.movedim(0, 1)[None].to(self._device)
         with torch.inference_mode(), _exact():
-            found = self._network(clip_13TSS, rescale=False, resize=False, return_features=True)
+            found = self._network(video_13TSS, rescale=False, resize=False, return_features=True)
         return found.float().cpu().numpy()
 
 
@@ -197,14 +197,14 @@ class ATokenFeatures:
     """A loaded tokenizer's own vectors: they need no download, and compare with nothing that is published.
 
     pooled: (B, D), not normalised. spatial: the first 7 channels of the features before the bottleneck, averaged to 8 x
-    8 cells. labels: texts, whose softmax of similarities is ``probabilities``. clips: see a clip as one, not by frames.
+    8 cells. labels: texts, whose softmax of similarities is ``probabilities``. videos: see a video whole.
     Raises: AtokenError for labels with a model without a text side.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, labels: Sequence[str] = (), clips: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, labels: Sequence[str] = (), videos: bool = False) -> None:
         self.name, self.checksum = f"atoken-{tokenizer.name}", tokenizer.fingerprint
         self.kinds = frozenset({"pooled", "spatial"} | ({"probabilities"} if labels else set()))
-        self.clips = clips
+        self.videos = videos
         dtype = str(tokenizer.model.dtype).removeprefix("torch.")
         self.record: Mapping[str, str] = {"resize": "none", "network dtype": dtype}
         if labels:
@@ -214,17 +214,17 @@ class ATokenFeatures:
         self._texts_VD = tokenizer.embed_text(labels) if labels else None
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
-        """Of frames, or of whole clips."""
-        seen = list(frames) if self.clips else [frame[None] for clip in frames for frame in clip]
-        size = 1 if self.clips else BATCH
+        """Of frames, or of whole videos."""
+        seen = list(frames) if self.videos else [frame[None] for video in frames for frame in video]
+        size = 1 if self.videos else BATCH
         return _joined([self._of_some(seen[first : first + size]) for first in range(0, len(seen), size)])
 
     @torch.inference_mode()
-    def _of_some(self, clips: Sequence[np.ndarray]) -> Features:
-        packed = SparseTokens.pack([patchify(to_values(clip)) for clip in clips])
+    def _of_some(self, videos: Sequence[np.ndarray]) -> Features:
+        packed = SparseTokens.pack([patchify(to_values(video)) for video in videos])
         encoded = self._tokenizer.model.encode(packed.to(self._tokenizer.device))
         pooled_BD = encoded.pooled.float().cpu()
-        maps = [_cells(part.feats, clip) for part, clip in zip(encoded.features.unpack(), clips, strict=True)]
+        maps = [_cells(part.feats, video) for part, video in zip(encoded.features.unpack(), videos, strict=True)]
         found = {"pooled": pooled_BD, "spatial": torch.stack(maps)}
         if self._texts_VD is not None:
             logits_BV = self._tokenizer.logits(F.normalize(pooled_BD, dim=1), self._texts_VD)
@@ -232,37 +232,37 @@ class ATokenFeatures:
         return {kind: rows.numpy() for kind, rows in found.items()}
 
 
-def middle_square(clip_THW3: np.ndarray, side: int) -> Tensor:
+def middle_square(video_THW3: np.ndarray, side: int) -> Tensor:
     """(T, 3, S, S) fp32 in [-1, 1]: the shorter side to ``side``, bilinear without antialias, and the middle."""
-    height, width = clip_THW3.shape[1:3]
+    height, width = video_THW3.shape[1:3]
     scale = side / min(height, width)
     size = (side, ceil(width * scale)) if height < width else (ceil(height * scale), side)
-    values_T3HW = to_values(clip_THW3).movedim(3, 1)
+    values_T3HW = to_values(video_THW3).movedim(3, 1)
     values_T3HW = F.interpolate(values_T3HW, size, mode="bilinear", align_corners=False)
     top, left = ((length - side) // 2 for length in size)
     return values_T3HW[:, :, top : top + side, left : left + side].contiguous()
 
 
-def _cells(feats_ND: Tensor, clip_THW3: np.ndarray) -> Tensor:
-    """(8 * 8 * 7,): the tokens of a clip, averaged over time and to cells; channels last, as ADM's are."""
-    steps, rows, columns = grid(*clip_THW3.shape[:3])
+def _cells(feats_ND: Tensor, video_THW3: np.ndarray) -> Tensor:
+    """(8 * 8 * 7,): the tokens of a video, averaged over time and to cells; channels last, as ADM's are."""
+    steps, rows, columns = grid(*video_THW3.shape[:3])
     map_HWD = feats_ND[:, :SPATIAL].float().reshape(steps, rows, columns, SPATIAL).mean(0)
     return F.adaptive_avg_pool2d(map_HWD.movedim(2, 0), CELLS).movedim(0, 2).flatten().cpu()
 
 
 def _by_size(frames: Sequence[np.ndarray], run: Callable[[Tensor], dict[str, Tensor]]) -> Features:
-    """Features of single pictures, in their order; ``run`` sees at most ``BATCH`` of one size."""
-    pictures = [frame for clip in frames for frame in clip]
+    """Features of single images, in their order; ``run`` sees at most ``BATCH`` of one size."""
+    images = [frame for video in frames for frame in video]
     sizes: dict[tuple[int, ...], list[int]] = {}
-    for place, picture in enumerate(pictures):
-        sizes.setdefault(picture.shape, []).append(place)
+    for place, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(place)
     order, parts = [], []
     for places in sizes.values():
         for first in range(0, len(places), BATCH):
             some = places[first : first + BATCH]
-            pictures_B3HW = torch.from_numpy(np.stack([pictures[place] for place in some])).movedim(3, 1).contiguous()
+            images_B3HW = torch.from_numpy(np.stack([images[place] for place in some])).movedim(3, 1).contiguous()
             with torch.inference_mode(), _exact():
-                found = run(pictures_B3HW)
+                found = run(images_B3HW)
             parts.append({kind: rows.cpu().numpy() for kind, rows in found.items()})
             order += some
     return {kind: rows[np.argsort(order)] for kind, rows in _joined(parts).items()}
@@ -272,7 +272,7 @@ def _joined(parts: Sequence[Features]) -> Features:
     try:
         return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
     except ValueError as error:
-        raise AtokenError("A network's features differ in width between sizes: bring pictures to one size.") from error
+        raise AtokenError("A network's features differ in width between sizes: bring images to one size.") from error
 
 
 def _exact() -> AbstractContextManager[None]:

@@ -1,6 +1,6 @@
 """Items as a protocol wants them: cropped, scaled, cut to frames, seen from cameras.
 
-Pictures are scaled by Pillow on uint8. Alpha is left out: no metric here compares it.
+Images are scaled by Pillow on uint8. Alpha is left out: no metric here compares it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL.Image import Resampling
 
 from atoken.cameras import FOV, RADIUS
 from atoken.errors import MediaError
-from atoken.io import Clip, Image, Mesh, VideoReader, load_media, read_image
+from atoken.io import Image, Mesh, Video, VideoReader, load_media, read_image
 from atoken.io.media import DEFAULT_LIMITS
 from atoken.io.sniff import sniff
 from atoken.io.views import read_views
@@ -25,7 +25,7 @@ from atoken.modalities.views import Views, render_views
 from eval.contract import Media
 
 PATCH = 16  # pixels a side of what NaFlex counts as one token
-FRAME_RATE = Fraction(24)  # of clips that come as folders of frames
+FRAME_RATE = Fraction(24)  # of videos that come as folders of frames
 
 Crop = Literal["none", "adm", "centre", "naflex", "at most", "short side at most"]
 Filter = Literal["bicubic", "bilinear"]
@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to an item before a subject sees it.
+    """What is done to an item before a model sees it.
 
     crop: "none" leaves it; "adm" and "centre" cut a square of ``size`` pixels a side (``adm_crop``, ``centre_crop``);
     "naflex" scales it to at most ``size`` tokens at its own shape (``naflex_size``); "at most" scales what has more
     than ``size`` squared pixels down to that; "short side at most" what is more than ``size`` pixels on both sides.
-    frames: at most so many of a clip; the first, or, with ``spread``, evenly over it. fps: taken at this rate. stride:
+    frames: at most so many of a video; the first, or, with ``spread``, evenly over it. fps: taken at this rate. stride:
     every so-manieth. views, view_size: cameras around a mesh (``Cameras.sphere``), None where items bring their own
     views, and pixels a side; black background.
     """
@@ -75,25 +75,25 @@ class Preparation:
         return f"{self.views} on a Hammersley sphere, radius {RADIUS:g}, {FOV:g} degrees, {self.view_size} pixels"
 
     def read(self, media: Path | Sequence[Path]) -> Media:
-        """A file, a folder of views, a clip as a list of pictures: prepared. Raises: MediaError, MissingExtraError."""
+        """A file, a folder of views, a video as a list of images: prepared. Raises: MediaError, MissingExtraError."""
         if not isinstance(media, Path):
             frames = (read_image(path).pixels for path in self._cut(media[:: self.stride]))
-            return self._clip(frames, FRAME_RATE, chosen=True)
+            return self._video(frames, FRAME_RATE, chosen=True)
         kind = sniff(media).media
         if kind == "folder of views":
             return read_views(media, self.view_size)
-        if kind == "clip":
+        if kind == "video":
             stop = None if self.frames is None or self.spread else self.frames * self.stride
             with VideoReader(media, frames=(0, stop), fps=self.fps) as reader:
-                return self._clip((frame for _, frame in reader), self.fps or reader.info.fps)
+                return self._video((frame for _, frame in reader), self.fps or reader.info.fps)
         return self(load_media(media))
 
-    def __call__(self, media: Image | Clip | Mesh | Views) -> Media:
+    def __call__(self, media: Image | Video | Mesh | Views) -> Media:
         """What is in memory, prepared."""
         if isinstance(media, Image):
             return Image(self._pixels(media.pixels))
-        if isinstance(media, Clip):
-            return self._clip(media.frames, media.fps)
+        if isinstance(media, Video):
+            return self._video(media.frames, media.fps)
         return self._seen(media) if isinstance(media, Mesh) else media
 
     def _seen(self, mesh: Mesh) -> Views:
@@ -107,7 +107,7 @@ class Preparation:
         done = _CROPS[self.crop](PIL.Image.fromarray(pixels), self.size, _FILTERS[self.filter])
         return np.array(done)  # a copy: Pillow's own pixels are read-only, which torch warns of
 
-    def _clip(self, frames: Iterable[np.ndarray], fps: Fraction, *, chosen: bool = False) -> Clip:
+    def _video(self, frames: Iterable[np.ndarray], fps: Fraction, *, chosen: bool = False) -> Video:
         """Frames are cropped as they come, so that only cropped ones are in memory."""
         kept: list[np.ndarray] = []
         for number, frame in enumerate(frames):
@@ -115,10 +115,10 @@ class Preparation:
                 kept.append(self._pixels(frame))
                 _check_memory(kept)
         if not kept:
-            raise MediaError("The clip has no frames; leave it out.")
+            raise MediaError("The video has no frames; leave it out.")
         if len({frame.shape for frame in kept}) > 1:
-            raise MediaError("The frames of the clip differ in size; bring them to one.")
-        return Clip(np.stack(kept if chosen else self._cut(kept)), fps / self.stride)
+            raise MediaError("The frames of the video differ in size; bring them to one.")
+        return Video(np.stack(kept if chosen else self._cut(kept)), fps / self.stride)
 
     def _cut(self, frames: Sequence[T]) -> Sequence[T]:
         if self.frames is None or len(frames) <= self.frames:
@@ -135,31 +135,31 @@ def even_places(count: int, wanted: int) -> list[int]:
 def _check_memory(kept: list[np.ndarray]) -> None:
     if len(kept) * kept[0].nbytes > DEFAULT_LIMITS.max_memory:
         raise MediaError(
-            f"The clip has over {DEFAULT_LIMITS.max_memory / 2**30:g} GiB of frames; take a task with fewer."
+            f"The video has over {DEFAULT_LIMITS.max_memory / 2**30:g} GiB of frames; take a task with fewer."
         )
 
 
-def adm_crop(picture: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
+def adm_crop(image: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
     """The square of ADM (Dhariwal and Nichol 2021).
 
     Halved by box means while the shorter side is twice ``side`` or more, then as ``centre_crop``.
     """
-    while min(picture.size) >= 2 * side:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Resampling.BOX)
-    return centre_crop(picture, side, filter)
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
+    return centre_crop(image, side, filter)
 
 
-def centre_crop(picture: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
+def centre_crop(image: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
     """Scaled so that the shorter side is ``side``, then cut around the centre, odd pixels to the right and below."""
-    shorter = min(picture.size)
-    width, height = (max(round(length * side / shorter), side) for length in picture.size)
-    picture = picture.resize((width, height), filter)
+    shorter = min(image.size)
+    width, height = (max(round(length * side / shorter), side) for length in image.size)
+    image = image.resize((width, height), filter)
     left, top = (width - side) // 2, (height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+    return image.crop((left, top, left + side, top + side))
 
 
 def naflex_size(height: int, width: int, tokens: int) -> tuple[int, int]:
-    """Rows and columns of patches at the largest scale of a picture that has at most ``tokens`` of them.
+    """Rows and columns of patches at the largest scale of an image that has at most ``tokens`` of them.
 
     A side is rounded up to whole patches (NaFlex, SigLIP 2, arXiv 2502.14786). As the scale grows, a count of patches
     steps up just after a side is a whole number of them; so the largest scale is one at which a side is.
@@ -174,25 +174,25 @@ def naflex_size(height: int, width: int, tokens: int) -> tuple[int, int]:
     return best[1:]
 
 
-def _naflex(picture: PIL.Image.Image, tokens: int, filter: Resampling) -> PIL.Image.Image:
-    rows, columns = naflex_size(picture.height, picture.width, tokens)
-    return picture.resize((columns * PATCH, rows * PATCH), filter)
+def _naflex(image: PIL.Image.Image, tokens: int, filter: Resampling) -> PIL.Image.Image:
+    rows, columns = naflex_size(image.height, image.width, tokens)
+    return image.resize((columns * PATCH, rows * PATCH), filter)
 
 
-def _at_most(picture: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
-    return _scaled(picture, side / (picture.width * picture.height) ** 0.5, filter)
+def _at_most(image: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
+    return _scaled(image, side / (image.width * image.height) ** 0.5, filter)
 
 
-def _short_side(picture: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
-    return _scaled(picture, side / min(picture.size), filter)
+def _short_side(image: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
+    return _scaled(image, side / min(image.size), filter)
 
 
-def _scaled(picture: PIL.Image.Image, scale: float, filter: Resampling) -> PIL.Image.Image:
+def _scaled(image: PIL.Image.Image, scale: float, filter: Resampling) -> PIL.Image.Image:
     """Made smaller, never larger."""
     if scale >= 1:
-        return picture
-    width, height = (max(round(length * scale), 1) for length in picture.size)
-    return picture.resize((width, height), filter)
+        return image
+    width, height = (max(round(length * scale), 1) for length in image.size)
+    return image.resize((width, height), filter)
 
 
 _FILTERS = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}

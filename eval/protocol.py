@@ -4,9 +4,9 @@ A result file (``result.json``) is ``{"format": FORMAT, "rows": [...], "run": {.
 ranks and interruptions there were; what is not (time, host, versions, ranks) is in ``run``. A row is::
 
     {"task": "coco-256",            a row of eval/tasks.py
-     "subject": "nano",             what was measured, and
+     "model": "nano",             what was measured, and
      "identity": {...},             its own record: fingerprint of weights, quality of a codec
-     "medium": "picture",           or clip, or asset
+     "modality": "image",           or video, or asset
      "status": "complete",          or partial (items are missing), or failed (no numbers, or one that is not finite)
      "why": "",                     a sentence where it is not complete
      "protocol": {...},             the fields of ``Protocol``
@@ -15,7 +15,7 @@ ranks and interruptions there were; what is not (time, host, versions, ranks) is
      "skipped": {"lpips": "..."},   metrics that could not start or not go on, for want of a weight file, say
      "items": {"planned": 5000, "measured": 4999, "full": 5000, "file": "FOLDER/items.jsonl"},
      "failed": [{"key": "a.jpg", "why": "..."}, ...],   the first MOST_LISTED of them; all are in the file of items
-     "worst": [{"key": "b.jpg", "psnr": 18.2, "theirs": "FOLDER/pictures/007-theirs.png", "ours": "..."}, ...],
+     "worst": [{"key": "b.jpg", "psnr": 18.2, "target": "FOLDER/images/007-target.png", "prediction": "..."}, ...],
      "shown": [...]}                as the worst, but evenly over the data set
 
 Paths are relative to the result file. A line of the file of items is ``{"key": ..., NAME: NUMBER, ...}``, or
@@ -36,8 +36,8 @@ import atoken
 
 FORMAT = "atoken-eval-1"
 MOST_LISTED = 100
-# What a subject's record may say that numbers depend on, and what holds where it says nothing: a codec, for one, has
-# no latents to draw and rounds nothing below fp32. All else in its record tells which subject it is.
+# What a model's record may say that numbers depend on, and what holds where it says nothing: a codec, for one, has
+# no latents to draw and rounds nothing below fp32. All else in its record tells which model it is.
 SETTINGS = {
     "dtype": "float32",
     "latents": "mean",
@@ -47,9 +47,10 @@ SETTINGS = {
 }
 
 _ROOT = Path(__file__).parents[1]
-_MEASURING = (  # code that numbers depend on; what subjects, reports and commands do is not of it
-    "eval/metrics/*.py", "eval/networks.py", "eval/prepare.py", "eval/sources/*.py", "atoken/metrics.py",
-    "atoken/cameras.py", "atoken/modalities/views.py", "atoken/io/image.py", "atoken/io/video*.py", "atoken/data/*.py",
+_MEASURING = (  # code that numbers depend on; what models, reports and commands do is not of it
+    "eval/metrics/*.py", "eval/networks.py", "eval/prepare.py", "eval/sources/*.py", "atoken/metrics/*.py",
+    "atoken/cameras.py", "atoken/modalities/views.py", "atoken/io/image.py", "atoken/io/video*.py",
+    "atoken/data/synthetic/*.py",
 )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ class Protocol:
 
     data: SHA-256 of the items that were measured, in order: name, bytes on disk, label, captions. crop to background:
     as ``Preparation.record`` says them. templates: of zero-shot prompts. dtype, latents, seed, pool (of the vector of a
-    clip), views (of an asset, that are compared): how the subject ran.
+    video), views (of an asset, that are compared): how the model ran.
     code: version of AToken and a digest of the code that measures. metrics: the record of each metric by its name.
     """
 
@@ -112,7 +113,7 @@ def fingerprint(record: Mapping[str, Any], metric: str) -> str:
 
 
 def settings(record: Mapping[str, str]) -> dict[str, str]:
-    """How a subject ran, of its record."""
+    """How a model ran, of its record."""
     return {name: str(record.get(name, usual)) for name, usual in SETTINGS.items()}
 
 

@@ -1,6 +1,6 @@
 """Quality by bytes: AToken as points beside the curves of codecs, and at the same bytes; PCA at the same dimensions.
 
-Bytes are those of whole files. Bits per pixel are all bits by all pixels (of a clip, those of all frames). A point is
+Bytes are those of whole files. Bits per pixel are all bits by all pixels (of a video, those of all frames). A point is
 measured as a row of any task is (``eval/measuring.py``), and has its protocol beside it.
 """
 
@@ -16,27 +16,27 @@ from tqdm import tqdm
 
 from atoken.errors import AtokenError
 from atoken.tokenizer import Tokenizer, load
-from eval.contract import Subject
+from eval.contract import Model
 from eval.job import Job
 from eval.measuring import measured
 from eval.metrics.pixels import Psnr, Ssim
 from eval.metrics.size import Size
+from eval.models.codecs import FORMATS, ImageCodec
+from eval.models.matching import AtMost
+from eval.models.pca import PCA
+from eval.models.pixels import Stored
+from eval.models.tokenizer import AToken
+from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
+from eval.models.video_codecs import VideoCodec
 from eval.prepare import Preparation
 from eval.rate_report import CURVE, Point, check_charts, write
 from eval.shards import Row
 from eval.sources.entry import Prepared
 from eval.sources.folders import local
-from eval.subjects.codecs import FORMATS, PictureCodec
-from eval.subjects.matching import AtMost
-from eval.subjects.pca import PCA
-from eval.subjects.pixels import Stored
-from eval.subjects.tokenizer import AToken
-from eval.subjects.video_codecs import FORMATS as VIDEO_FORMATS
-from eval.subjects.video_codecs import VideoCodec
 
 QUALITIES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
 CRFS = (50, 45, 40, 35, 30, 25, 20, 15)
-BATCH = {"picture": 8, "clip": 1}
+BATCH = {"image": 8, "video": 1}
 STORED: tuple[Stored, ...] = ("float32", "float16")
 
 
@@ -45,15 +45,15 @@ def rate(
     out: str | Path,
     *,
     models: Sequence[str | Tokenizer] = ("nano", "nano-d"),
-    peers: Sequence[Subject] = (),
+    peers: Sequence[Model] = (),
     device: str = "auto",
     dtype: str = "auto",
 ) -> list[Point]:
-    """Measure and write ``rate.json``, ``rate.md``, ``MEDIUM-psnr.png`` and ``MEDIUM-ssim.png`` into ``out``, a folder.
+    """Measure and write ``rate.json``, ``rate.md``, ``MODALITY-psnr.png`` and ``MODALITY-ssim.png`` into ``out``.
 
-    source: a folder, of which the pictures and clips are taken at native size, or sources by medium ("picture",
-    "clip"). models: tokenizers, which get points on the chart and codecs at their bytes. peers: further points.
-    A file that cannot be read is left out for all, and listed. Raises: AtokenError (no pictures and no clips, a model
+    source: a folder, of which the images and videos are taken at native size, or sources by modality ("image",
+    "video"). models: tokenizers, which get points on the chart and codecs at their bytes. peers: further points.
+    A file that cannot be read is left out for all, and listed. Raises: AtokenError (no images and no videos, a model
     that cannot be loaded), ReportError; MissingExtraError without matplotlib.
     """
     sources = media_of(source) if isinstance(source, str | Path) else source
@@ -63,8 +63,8 @@ def rate(
     check_charts()  # before hours of work
     points: list[Point] = []
     failed: dict[str, str] = {}
-    for medium, of in sources.items():
-        bench = Bench(medium, of)
+    for modality, of in sources.items():
+        bench = Bench(modality, of)
         points += [*curves(bench), *own_points(bench, tokenizers)]
         points += [bench.one(partial(_itself, peer))[0] for peer in peers]
         failed |= bench.failed
@@ -73,38 +73,39 @@ def rate(
 
 
 def media_of(folder: str | Path) -> dict[str, Prepared]:
-    """The pictures and clips below a folder, by medium. Raises: AtokenError where there are none."""
+    """The images and videos below a folder, by modality. Raises: AtokenError where there are none."""
     found = local(Path(folder))
-    sources = {medium: Prepared(found[medium].entries, Preparation()) for medium in BATCH if medium in found}
+    sources = {modality: Prepared(found[modality].entries, Preparation()) for modality in BATCH if modality in found}
     if not sources:
-        raise AtokenError(f"There are no pictures and no clips in {folder}; name a folder that has some.")
+        raise AtokenError(f"There are no images and no videos in {folder}; name a folder that has some.")
     return sources
 
 
 class Bench:
-    """Measures subjects on the items of a source. ``failed``: why items could not be read, by key."""
+    """Measures models on the items of a source. ``failed``: why items could not be read, by key."""
 
-    def __init__(self, medium: str, source: Prepared) -> None:
-        self.medium, self.source, self.failed = medium, source, dict[str, str]()
+    def __init__(self, modality: str, source: Prepared) -> None:
+        self.modality, self.source, self.failed = modality, source, dict[str, str]()
 
-    def one(self, build: Callable[[], Subject], group: str = CURVE, name: str = "") -> tuple[Point, dict[str, int]]:
-        """A subject's point, and the bytes of each item by key; a point that says why where it cannot be measured."""
+    def one(self, build: Callable[[], Model], group: str = CURVE, name: str = "") -> tuple[Point, dict[str, int]]:
+        """A model's point, and the bytes of each item by key; a point that says why where it cannot be measured."""
         try:
-            subject = build()
-            name = subject.name
-            return self._measured(self._job(subject), group)
+            model = build()
+            name = model.name
+            return self._measured(self._job(model), group)
         except AtokenError as error:
-            return Point(self.medium, group, name, why=str(error)), {}
+            return Point(self.modality, group, name, why=str(error)), {}
 
-    def _job(self, subject: Subject) -> Job:
+    def _job(self, model: Model) -> Job:
         prepared = self.source.preparation.record()
         return Job(
-            f"{self.medium}-rate", self.medium, "reconstruct", self.source, subject, (Psnr(), Ssim(), Size()), prepared,
-            batch=BATCH[self.medium],
+            f"{self.modality}-rate", self.modality, "reconstruct", self.source, model, (Psnr(), Ssim(), Size()),
+            prepared,
+            batch=BATCH[self.modality],
         )  # fmt: skip
 
     def _measured(self, job: Job, group: str) -> tuple[Point, dict[str, int]]:
-        with tqdm(total=len(self.source), desc=job.subject.name, unit=self.medium, leave=False, disable=None) as bar:
+        with tqdm(total=len(self.source), desc=job.model.name, unit=self.modality, leave=False, disable=None) as bar:
             shards = [measured(job, number, bar.update) for number in range(job.shards)]
         rows = [row for shard in shards for row in shard.rows]
         self._note([index for index, row in enumerate(rows) if "failed" in row], rows)
@@ -112,27 +113,27 @@ class Bench:
             raise AtokenError(faults[0])
         kept = [index for index, row in enumerate(rows) if "failed" not in row]
         if not kept:
-            raise AtokenError(f"No {self.medium} could be read.")
+            raise AtokenError(f"No {self.modality} could be read.")
         found: dict[str, float] = {}
         for metric in job.metrics:
             found |= metric.finish(reduce(metric.merge, (shard.states[metric.name] for shard in shards)))
         point = Point(
-            medium=self.medium,
+            modality=self.modality,
             group=group,
-            subject=job.subject.name,
+            model=job.model.name,
             items=len(kept),
             size=found["bytes"],
             bits_per_pixel=found["bits per pixel"],
             psnr=found["psnr"],
             psnr_of_mean=found["psnr of mean error"],
             ssim=found["ssim"],
-            record=dict(job.subject.record),
+            record=dict(job.model.record),
             protocol=job.protocol(kept, job.metrics).record(),
         )
         return point, {rows[index]["key"]: int(rows[index]["bytes"]) for index in kept}
 
     def _note(self, lost: Sequence[int], rows: Sequence[Row]) -> None:
-        """List the items that cannot be read. Raises: AtokenError for one that can: it is the subject that failed."""
+        """List the items that cannot be read. Raises: AtokenError for one that can: it is the model that failed."""
         for index in lost:
             try:
                 self.source[index]
@@ -146,10 +147,10 @@ class Bench:
 
 
 def curves(bench: Bench) -> Iterator[Point]:
-    """Every codec of the medium, from few bytes to many."""
-    for format, known in formats(bench.medium).items():
-        for quality in QUALITIES if bench.medium == "picture" else CRFS:
-            yield bench.one(partial(_codec, bench.medium, format, quality), name=known)[0]
+    """Every codec of the modality, from few bytes to many."""
+    for format, known in formats(bench.modality).items():
+        for quality in QUALITIES if bench.modality == "image" else CRFS:
+            yield bench.one(partial(_codec, bench.modality, format, quality), name=known)[0]
 
 
 def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[Point]:
@@ -158,7 +159,7 @@ def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[Point]
     for tokenizer in tokenizers:
         channels = tokenizer.model.config.latent_channels
         if channels not in fitted:
-            make = PCA.of_pictures if bench.medium == "picture" else PCA.of_clips
+            make = PCA.of_images if bench.modality == "image" else PCA.of_videos
             fitted[channels] = make(components=channels)
         for stored in STORED[:1] if tokenizer.model.config.fsq_levels else STORED:
             yield from _beside(bench, AToken(tokenizer, stored=stored), fitted[channels].stored_as(stored))
@@ -167,31 +168,31 @@ def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[Point]
             yield bench.one(partial(_itself, pca.stored_as(stored)), name=pca.name)[0]
 
 
-def _beside(bench: Bench, subject: AToken, pca: PCA) -> Iterator[Point]:
-    point, sizes = bench.one(partial(_itself, subject), name=subject.name)
+def _beside(bench: Bench, model: AToken, pca: PCA) -> Iterator[Point]:
+    point, sizes = bench.one(partial(_itself, model), name=model.name)
     yield point
     if point.why:
         return
-    group, target = f"at the bytes of {subject.name}", AtMost(sizes, subject.name)
+    group, target = f"at the bytes of {model.name}", AtMost(sizes, model.name)
     yield replace(point, group=group)
-    for format, known in formats(bench.medium).items():
-        yield bench.one(partial(_codec, bench.medium, format, target), group, known)[0]
+    for format, known in formats(bench.modality).items():
+        yield bench.one(partial(_codec, bench.modality, format, target), group, known)[0]
     yield bench.one(partial(_itself, pca), group, pca.name)[0]
 
 
-def formats(medium: str) -> dict[str, str]:
-    """The codecs of a medium, and their names."""
-    known: Mapping[str, Any] = FORMATS if medium == "picture" else VIDEO_FORMATS
+def formats(modality: str) -> dict[str, str]:
+    """The codecs of a modality, and their names."""
+    known: Mapping[str, Any] = FORMATS if modality == "image" else VIDEO_FORMATS
     return {format: described.name for format, described in known.items()}
 
 
-def _codec(medium: str, format: str, quality: int | AtMost) -> Subject:
-    if medium == "picture":
-        return PictureCodec(format, quality)
+def _codec(modality: str, format: str, quality: int | AtMost) -> Model:
+    if modality == "image":
+        return ImageCodec(format, quality)
     if isinstance(quality, AtMost):
         return VideoCodec(format, at_most=quality)
     return VideoCodec(format, crf=quality)
 
 
-def _itself(subject: Subject) -> Subject:
-    return subject
+def _itself(model: Model) -> Model:
+    return model

@@ -19,21 +19,21 @@ from eval.report.tables import number_text
 
 FORMAT = "atoken-rate-2"
 CURVE = "curve"
-HEAD = ("subject", "items", "bytes", "bits per pixel", "PSNR dB", "PSNR of mean error dB", "SSIM")
+HEAD = ("model", "items", "bytes", "bits per pixel", "PSNR dB", "PSNR of mean error dB", "SSIM")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One subject on all items of one medium.
+    """One model on all items of one modality.
 
     group: "curve", or "at the bytes of NAME". size: mean bytes of an item. psnr: mean over items, inf where one came
     back perfect; psnr_of_mean: that of the mean error. protocol: as in a row. why: a sentence where it could not be
     measured.
     """
 
-    medium: str
+    modality: str
     group: str
-    subject: str
+    model: str
     items: int = 0
     size: float = math.nan
     bits_per_pixel: float = math.nan
@@ -74,13 +74,13 @@ def write(points: Sequence[Point], failed: Mapping[str, str], out: Path) -> None
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(f"Cannot make the folder {out}: {error.strerror}.") from error
-    media = dict.fromkeys(point.medium for point in points)
-    for medium in media:
-        for name, png in drawn([point for point in points if point.medium == medium]):
-            _write(out / f"{medium}-{name}.png", png)
+    media = dict.fromkeys(point.modality for point in points)
+    for modality in media:
+        for name, png in drawn([point for point in points if point.modality == modality]):
+            _write(out / f"{modality}-{name}.png", png)
     record = {"format": FORMAT, "points": [point.plain() for point in points], "failed": dict(failed)}
     _write(out / "rate.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-    parts = [markdown([point for point in points if point.medium == medium]) for medium in media]
+    parts = [markdown([point for point in points if point.modality == modality]) for modality in media]
     _write(out / "rate.md", "\n".join([*parts, *_unread(failed)]).encode(errors="xmlcharrefreplace"))
 
 
@@ -90,7 +90,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def drawn(points: Sequence[Point]) -> Iterator[tuple[str, bytes]]:
-    """Name and PNG of each chart of one medium: a curve for each kind of subject, its name up to the first comma.
+    """Name and PNG of each chart of one modality: a curve for each kind of model, its name up to the first comma.
 
     PSNR is the mean over items where that is finite everywhere, and else that of the mean error, as the axis says.
     """
@@ -104,26 +104,26 @@ def drawn(points: Sequence[Point]) -> Iterator[tuple[str, bytes]]:
         kinds: dict[str, list[tuple[float, float]]] = {}
         for point in shown:
             pair = point.bits_per_pixel, getattr(point, attribute)
-            kinds.setdefault(point.subject.partition(",")[0], []).append(pair)
+            kinds.setdefault(point.model.partition(",")[0], []).append(pair)
         lines = {kind: (np.array(pairs)[:, 0], np.array(pairs)[:, 1]) for kind, pairs in kinds.items()}
         if lines:
             yield name, charts.curves("bits per pixel", title, lines, logarithmic=True)
 
 
 def markdown(points: Sequence[Point]) -> str:
-    """The tables of one medium: the curve, and one for each tokenizer with what has its bytes."""
-    medium = points[0].medium
-    lines = [f"## {medium}\n", f"![PSNR by bits per pixel]({medium}-psnr.png)\n"]
+    """The tables of one modality: the curve, and one for each tokenizer with what has its bytes."""
+    modality = points[0].modality
+    lines = [f"## {modality}\n", f"![PSNR by bits per pixel]({modality}-psnr.png)\n"]
     for group in dict.fromkeys(point.group for point in points):
         of = [point for point in points if point.group == group]
         lines += [f"### {group}\n", _line(HEAD), _line(["---"] * len(HEAD))]
         lines += [_line(_cells(point)) for point in of if not point.why]
-        lines += ["", *(f"- {point.subject}: {point.why}" for point in of if point.why), ""]
+        lines += ["", *(f"- {point.model}: {point.why}" for point in of if point.why), ""]
     return "\n".join(lines)
 
 
 def _cells(point: Point) -> list[str]:
-    return [point.subject, f"{point.items:,}", *map(number_text, point.numbers)]
+    return [point.model, f"{point.items:,}", *map(number_text, point.numbers)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""One row: items through a subject into metrics, shard by shard, on any number of ranks, through any number of kills.
+"""One row: items through a model into metrics, shard by shard, on any number of ranks, through any number of kills.
 
 Rank r of w measures the shards r, r + w, ... and ends; rank 0 waits for the files of the others and merges all in the
 order of shards. So ranks need a common folder and nothing else; where one dies, its launcher ends the rest, and the

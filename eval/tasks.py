@@ -24,24 +24,24 @@ from typing import Literal
 from eval import measures
 from eval.measures import Build
 from eval.metrics.naming import CLASS_NAME_ONLY, OPENAI, Templates
+from eval.models.tokenizer import Pool
 from eval.prepare import Preparation
-from eval.sources import captions, folders, made
+from eval.sources import captions, folders, synthetic
 from eval.sources.entry import Listing
-from eval.subjects.tokenizer import Pool
 
-Medium = Literal["picture", "clip", "asset"]
+Modality = Literal["image", "video", "asset"]
 
 
 @dataclass(frozen=True)
 class Task:
     """A row. folder: below the root; open: lists its entries. full: how many members the whole data set has.
 
-    make: what is asked of a subject. metrics: what builds each, by its name. pool: of what the vector of a clip is.
+    make: what is asked of a model. metrics: what builds each, by its name. pool: of what the vector of a video is.
     shard, batch: as in ``Job``. table3: it is in the paper's table 3.
     """
 
     name: str
-    medium: Medium
+    modality: Modality
     folder: str
     open: Callable[[Path], Listing]
     prepare: Preparation
@@ -60,7 +60,7 @@ def _by_name(*tasks: Task) -> dict[str, Task]:
 
 
 def _at_three_sizes(name: str, row: Callable[[str, Preparation], Task]) -> list[Task]:
-    """A task for each size at which pictures are understood: so many tokens, by the side of a square of as many."""
+    """A task for each size at which images are understood: so many tokens, by the side of a square of as many."""
     sides = {256: 256, 384: 576, 512: 1024}
     return [row(f"{name}-{side}", Preparation("naflex", tokens, "bilinear")) for side, tokens in sides.items()]
 
@@ -81,30 +81,30 @@ def _imagenet_v2(root: Path) -> Listing:
 
 
 _PUBLISHED = _by_name(
-    Task("imagenet-256", "picture", "imagenet/val", folders.pictures, _SQUARE, measures.PICTURES | measures.RFID,
+    Task("imagenet-256", "image", "imagenet/val", folders.images, _SQUARE, measures.IMAGES | measures.RFID,
          full=50_000, shard=1000, batch=16, table3=True),
     *_at_three_sizes("imagenet-zero-shot", lambda name, prepare: Task(
-        name, "picture", "imagenet", _imagenet, prepare, _ZERO_SHOT, "embed", 50_000, OPENAI, 1000, 16,
+        name, "image", "imagenet", _imagenet, prepare, _ZERO_SHOT, "embed", 50_000, OPENAI, 1000, 16,
         table3=name.endswith("256"))),
     *_at_three_sizes("imagenet-v2-zero-shot", lambda name, prepare: Task(
-        name, "picture", "imagenet-v2", _imagenet_v2, prepare, _ZERO_SHOT, "embed", 10_000, OPENAI, 1000, 16)),
-    Task("coco-256", "picture", "coco/val2017", folders.pictures, _SQUARE, measures.PICTURES | measures.RFID,
+        name, "image", "imagenet-v2", _imagenet_v2, prepare, _ZERO_SHOT, "embed", 10_000, OPENAI, 1000, 16)),
+    Task("coco-256", "image", "coco/val2017", folders.images, _SQUARE, measures.IMAGES | measures.RFID,
          full=5_000, shard=500, batch=16),
     *_at_three_sizes("coco-retrieval", lambda name, prepare: Task(
-        name, "picture", "coco", partial(captions.split_file, name="dataset_coco.json"), prepare, _RETRIEVAL, "embed",
+        name, "image", "coco", partial(captions.split_file, name="dataset_coco.json"), prepare, _RETRIEVAL, "embed",
         5_000, shard=500, batch=16)),
-    Task("coco-2017-retrieval-256", "picture", "coco", captions.coco, Preparation("naflex", 256, "bilinear"),
+    Task("coco-2017-retrieval-256", "image", "coco", captions.coco, Preparation("naflex", 256, "bilinear"),
          _RETRIEVAL, "embed", 5_000, shard=500, batch=16),
     *_at_three_sizes("flickr30k-retrieval", lambda name, prepare: Task(
-        name, "picture", "flickr30k", partial(captions.split_file, name="dataset_flickr30k.json"), prepare, _RETRIEVAL,
+        name, "image", "flickr30k", partial(captions.split_file, name="dataset_flickr30k.json"), prepare, _RETRIEVAL,
         "embed", 1_000, shard=200, batch=16)),
-    Task("davis", "clip", "davis/JPEGImages/1080p", folders.frame_folders, Preparation(frames=300), _OF_VIDEO, full=50,
+    Task("davis", "video", "davis/JPEGImages/1080p", folders.frame_folders, Preparation(frames=300), _OF_VIDEO, full=50,
          shard=2, batch=1),
-    Task("tokenbench", "clip", "tokenbench", folders.clips, Preparation("short side at most", 720, frames=300),
+    Task("tokenbench", "video", "tokenbench", folders.videos, Preparation("short side at most", 720, frames=300),
          _OF_VIDEO, full=471, shard=8, batch=1, table3=True),
-    Task("msr-vtt-retrieval", "clip", "msr-vtt", captions.msr_vtt, _RETRIEVED, _RETRIEVAL, "embed", 1_000, shard=50,
+    Task("msr-vtt-retrieval", "video", "msr-vtt", captions.msr_vtt, _RETRIEVED, _RETRIEVAL, "embed", 1_000, shard=50,
          pool="frames", table3=True),
-    Task("msvd-retrieval", "clip", "msvd", captions.msvd, _RETRIEVED, _RETRIEVAL, "embed", 670, shard=50,
+    Task("msvd-retrieval", "video", "msvd", captions.msvd, _RETRIEVED, _RETRIEVAL, "embed", 670, shard=50,
          pool="frames"),
     Task("toys4k", "asset", "toys4k", folders.meshes, Preparation(), measures.VIEWS,
          full=3_229, shard=32, batch=1, table3=True),
@@ -113,28 +113,28 @@ _PUBLISHED = _by_name(
 )  # fmt: skip
 
 _MADE = _by_name(
-    Task("procedural-pictures", "picture", "", made.made_pictures, Preparation(), measures.PICTURES | measures.NANO),
-    Task("procedural-clips", "clip", "", made.made_clips, Preparation(), measures.PIXELS | measures.NANO_CLIPS,
+    Task("procedural-images", "image", "", synthetic.made_images, Preparation(), measures.IMAGES | measures.NANO),
+    Task("procedural-videos", "video", "", synthetic.made_videos, Preparation(), measures.PIXELS | measures.NANO_VIDEOS,
          shard=8, batch=2),
-    Task("procedural-assets", "asset", "", made.made_assets, _SEEN_MADE, measures.VIEWS, shard=4, batch=1),
-    Task("procedural-pictures-zero-shot", "picture", "", made.named_pictures, Preparation(), _ZERO_SHOT, "embed",
+    Task("procedural-assets", "asset", "", synthetic.made_assets, _SEEN_MADE, measures.VIEWS, shard=4, batch=1),
+    Task("procedural-images-zero-shot", "image", "", synthetic.named_images, Preparation(), _ZERO_SHOT, "embed",
          templates=CLASS_NAME_ONLY, batch=16),
-    Task("procedural-clips-zero-shot", "clip", "", made.named_clips, Preparation(), _ZERO_SHOT, "embed",
+    Task("procedural-videos-zero-shot", "video", "", synthetic.named_videos, Preparation(), _ZERO_SHOT, "embed",
          templates=CLASS_NAME_ONLY),
-    Task("procedural-assets-zero-shot", "asset", "", made.named_assets, _SEEN_MADE, _ZERO_SHOT, "embed",
+    Task("procedural-assets-zero-shot", "asset", "", synthetic.named_assets, _SEEN_MADE, _ZERO_SHOT, "embed",
          templates=CLASS_NAME_ONLY, shard=16, batch=1),
-    Task("procedural-retrieval", "picture", "", made.captioned_pictures, Preparation(), _RETRIEVAL, "embed", batch=16),
-    Task("procedural-scenes-retrieval", "picture", "", made.scenes, Preparation(), _RETRIEVAL, "embed", batch=16),
-    Task("photographs", "picture", "", made.photographs, Preparation(), measures.PICTURES, shard=1, batch=1),
+    Task("procedural-retrieval", "image", "", synthetic.captioned_images, Preparation(), _RETRIEVAL, "embed", batch=16),
+    Task("procedural-scenes-retrieval", "image", "", synthetic.scenes, Preparation(), _RETRIEVAL, "embed", batch=16),
+    Task("photographs", "image", "", synthetic.photographs, Preparation(), measures.IMAGES, shard=1, batch=1),
 )  # fmt: skip
 
 TASKS: dict[str, Task] = _PUBLISHED | _MADE
 
-# Of a user's folder, by medium. Larger pictures would take minutes each on a CPU; the protocol says what was done.
+# Of a user's folder, by modality. Larger images would take minutes each on a CPU; the protocol says what was done.
 LOCAL: dict[str, Task] = {
-    "picture": Task("local-pictures", "picture", "", folders.pictures, Preparation("at most", 1024), measures.PICTURES,
+    "image": Task("local-images", "image", "", folders.images, Preparation("at most", 1024), measures.IMAGES,
                     shard=16, batch=1),
-    "clip": Task("local-clips", "clip", "", folders.clips, Preparation("at most", 512, frames=48), measures.PIXELS,
+    "video": Task("local-videos", "video", "", folders.videos, Preparation("at most", 512, frames=48), measures.PIXELS,
                  shard=4, batch=1),
     "asset": Task("local-assets", "asset", "", folders.meshes, Preparation(),
                   measures.VIEWS, shard=4, batch=1),

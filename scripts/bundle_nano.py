@@ -9,7 +9,7 @@ from pathlib import Path
 
 from atoken.checkpoint import fingerprint, load_folder
 from atoken.presets import BUNDLED
-from atoken.train.curriculum import FINISHED
+from atoken.pretrain.curriculum import FINISHED
 
 
 def main() -> None:

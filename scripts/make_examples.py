@@ -1,4 +1,4 @@
-"""Make the media in ``examples/`` from the procedural generator: pictures (PNG, JPEG, alpha), clips (MP4), a GLB."""
+"""Make the media in ``examples/`` from the procedural generator: images (PNG, JPEG, alpha), videos (MP4), a GLB."""
 
 import argparse
 from pathlib import Path
@@ -8,14 +8,14 @@ import PIL.Image
 import PIL.ImageDraw
 import trimesh
 
-from atoken.data import labelled, procedural
-from atoken.data.drawing import figure_outline
-from atoken.io import Clip, Image
+from atoken.data.synthetic import labelled, procedural
+from atoken.data.synthetic.drawing import figure_outline
+from atoken.io import Image, Video
 from atoken.mesh import Mesh
 
 SEED = 2
 MESH = 14
-CLIPS = {  # name: (index in the series, frames, height, width, frames a second)
+VIDEOS = {  # name: (index in the series, frames, height, width, frames a second)
     "pan.mp4": (14, 20, 96, 128, 12),
     "flight.mp4": (12, 37, 64, 64, 24),
 }
@@ -40,8 +40,8 @@ def scene(mesh: Mesh) -> trimesh.Scene:
             colors[:, :3] **= 2.2  # glTF's vertex colours are linear, to a rounding of their 8 bits
             look = trimesh.visual.ColorVisuals(vertex_colors=(colors * 255).round().astype(np.uint8))
         else:
-            picture = PIL.Image.fromarray(mesh.textures[index][..., :3])
-            material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, metallicFactor=0.0)
+            image = PIL.Image.fromarray(mesh.textures[index][..., :3])
+            material = trimesh.visual.material.PBRMaterial(baseColorTexture=image, metallicFactor=0.0)
             look = trimesh.visual.TextureVisuals(uv=mesh.uv[chosen].reshape(-1, 2), material=material)
         parts.add_geometry(trimesh.Trimesh(corners, faces, visual=look))
     return parts
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("examples"))
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    Image(procedural.picture(SEED, 3, 256, 256).frames[0]).save(folder / "leaves.png")
-    PIL.Image.fromarray(procedural.picture(SEED, 13, 157, 211).frames[0]).save(folder / "odd.jpg", quality=90)
-    Image(procedural.picture(SEED, 19, 96, 128).frames[0], star_mask(96, 128)).save(folder / "star.png")
+    Image(procedural.make_image(SEED, 3, 256, 256).frames[0]).save(folder / "leaves.png")
+    PIL.Image.fromarray(procedural.make_image(SEED, 13, 157, 211).frames[0]).save(folder / "odd.jpg", quality=90)
+    Image(procedural.make_image(SEED, 19, 96, 128).frames[0], star_mask(96, 128)).save(folder / "star.png")
     ring = labelled.FIGURE_PROMPTS.index("a green ring")
-    Image(labelled.labelled_picture(SEED, ring, 112, 112).frames[0]).save(folder / "ring.png")
-    scene(procedural.asset(SEED, MESH).mesh).export(folder / "tower.glb")
-    for name, (index, frames, height, width, fps) in CLIPS.items():
-        Clip(procedural.clip(SEED, index, frames, height, width).frames, fps).save(folder / name)
+    Image(labelled.labelled_image(SEED, ring, 112, 112).frames[0]).save(folder / "ring.png")
+    scene(procedural.make_asset(SEED, MESH).mesh).export(folder / "tower.glb")
+    for name, (index, frames, height, width, fps) in VIDEOS.items():
+        Video(procedural.make_video(SEED, index, frames, height, width).frames, fps).save(folder / name)
 
 
 if __name__ == "__main__":

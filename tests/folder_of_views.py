@@ -1,4 +1,4 @@
-"""Writes views as the folder that renderers publish: pictures, depth maps as arrays, ``transforms.json``."""
+"""Writes views as the folder that renderers publish: images, depth maps as arrays, ``transforms.json``."""
 
 import json
 

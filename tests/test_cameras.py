@@ -20,13 +20,13 @@ def test_poses_are_rigid_and_the_centre_is_in_the_middle(cameras):
     torch.testing.assert_close(cameras.centres.norm(dim=1), torch.full((len(cameras),), 2.0), atol=FP32, rtol=0)
 
 
-def test_up_in_the_world_is_up_in_the_picture():
+def test_up_in_the_world_is_up_in_the_image():
     up = Cameras.turntable(5).world_to_camera[:, :3, :3] @ torch.tensor([0.0, 0.0, 1.0])
     assert (up[:, 1] < -0.9).all()
     torch.testing.assert_close(up[:, 0], torch.zeros(5), atol=FP32, rtol=0)
 
 
-def test_the_field_of_view_is_the_edge_of_the_picture():
+def test_the_field_of_view_is_the_edge_of_the_image():
     camera = Cameras.turntable(1, pitch=0.0, fov=30.0)
     edge = 2 * tan(radians(15))  # right of the centre, at distance 2 from the camera on the -y side
     point = camera.world_to_camera[0] @ torch.tensor([edge, 0.0, 0.0, 1.0])

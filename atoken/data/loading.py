@@ -1,4 +1,4 @@
-"""A sample of a source -> frames or voxels that fit a given room. What is wrong with a sample is an AtokenError.
+"""A sample of a source -> frames or voxels that fit a given budget. What is wrong with a sample is an AtokenError.
 
 Warnings about what is not read (an audio track, a coarser grid) are left out here: a run would fill its log with them.
 """
@@ -26,11 +26,11 @@ from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import voxelize_mesh
 from atoken.tokens import SparseTokens
 
-_REDUCING_GAP = 3.0  # of Pillow: larger pictures are first reduced by whole numbers, to this many times the size
+_REDUCING_GAP = 3.0  # of Pillow: larger images are first reduced by whole numbers, to this many times the size
 
 
-def load_picture(sample: Sample, patches: int, least: int = 1) -> np.ndarray:
-    """A picture as one frame (1, H, W, 3) uint8 of at most ``patches`` patches, scaled as ``fitting`` says.
+def load_image(sample: Sample, patches: int, least: int = 1) -> np.ndarray:
+    """An image as one frame (1, H, W, 3) uint8 of at most ``patches`` patches, scaled as ``fitting`` says.
 
     It is made larger only where it has fewer than ``least`` patches. As everywhere, the colours below a transparent
     place count. Raises: AtokenError.
@@ -41,7 +41,7 @@ def load_picture(sample: Sample, patches: int, least: int = 1) -> np.ndarray:
         return _scaled(pixels, *_grid(height, width, patches, least))[None]
 
 
-def load_clip(
+def load_video(
     sample: Sample,
     length: int,
     patches: int,
@@ -51,20 +51,20 @@ def load_clip(
     strides: Sequence[tuple[int, int]] = ((1, 1),),
     fps: float | None = None,
 ) -> np.ndarray:
-    """``length`` time steps of a clip, (T, H, W, 3) uint8, frames scaled as a picture is.
+    """``length`` time steps of a video, (T, H, W, 3) uint8, frames scaled as an image is.
 
     From a random start, every ``stride``-th frame is taken, which is drawn from one of the ranges, or ``fps`` frames a
-    second by the clip's mean rate. A clip that is too short for that is taken closer and, where it has too few frames,
-    its last one is repeated: the length never changes, because ranks must agree on it. Raises: AtokenError.
+    second by the video's mean rate. A video that is too short for that is taken closer and, where it has too few
+    frames, its last one is repeated: the length never changes, because ranks must agree on it. Raises: AtokenError.
     """
     low, high = strides[int(rng.integers(len(strides)))]
     stride, place, count = Fraction(int(rng.integers(low, high, endpoint=True))), rng.random(), length * PATCH[0]
-    with _file(sample) as path, VideoReader(path) as clip:
-        info = clip.info
+    with _file(sample) as path, VideoReader(path) as video:
+        info = video.info
         stride = stride if fps is None else info.fps / exact_fps(fps)
         start, stride = _part(info.declared_frames or 1, count, stride, place)  # 1: it does not say how long it is
         grid, frames = _grid(info.height, info.width, patches, least), list[np.ndarray]()
-        for number, (_, frame) in enumerate(clip):
+        for number, (_, frame) in enumerate(video):
             while len(frames) < count and number >= start + len(frames) * stride:
                 frames.append(_scaled(frame, *grid))
             if len(frames) == count:
@@ -85,10 +85,10 @@ def voxels_of(mesh: Mesh, most: int) -> SparseTokens:
 
 
 def fitting(patches: int, height: float, width: float) -> tuple[int, int]:
-    """Rows and columns of patches that a picture of this shape has at the largest scale at which ``patches`` hold them.
+    """Rows and columns of patches that an image of this shape has at the largest scale at which ``patches`` hold them.
 
     What is no whole patch at that scale is cut off at the edges; but there is at least one row and one column, so that
-    of a very long picture only its middle stays.
+    of a very long image only its middle stays.
     """
     counts = np.arange(1, patches + 1)
     columns, rows = np.maximum(1, counts * width // height), np.maximum(1, counts * height // width)
@@ -108,8 +108,8 @@ def _scaled(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
     scale = max(size[0] / width, size[1] / height)
     left, top = max(0.0, (width - size[0] / scale) / 2), max(0.0, (height - size[1] / scale) / 2)
     box = (left, top, width - left, height - top)
-    picture = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS, box, _REDUCING_GAP)
-    return np.asarray(picture)
+    image = Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS, box, _REDUCING_GAP)
+    return np.asarray(image)
 
 
 def _part(total: int, count: int, stride: Fraction, place: float) -> tuple[int, Fraction]:

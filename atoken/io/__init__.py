@@ -1,4 +1,4 @@
-"""Media in and out: pictures, clips, 3D assets and token files. Nothing imported here needs torch."""
+"""Media in and out: images, videos, 3D assets and token files. Nothing imported here needs torch."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING
 
 from atoken.errors import MediaError
 from atoken.io.image import from_pil, read_image, write_image
-from atoken.io.media import DEFAULT_LIMITS, Clip, Image, Limits
+from atoken.io.media import DEFAULT_LIMITS, Image, Limits, Video
 from atoken.io.mesh import read_mesh
 from atoken.io.sniff import sniff
-from atoken.io.video import FrameRange, VideoInfo, VideoReader, read_clip
-from atoken.io.video_writer import VideoWriter, write_clip
+from atoken.io.video import FrameRange, VideoInfo, VideoReader, read_video
+from atoken.io.video_writer import VideoWriter, write_video
 from atoken.mesh import Mesh
 
 if TYPE_CHECKING:
     from atoken.modalities.views import Views
 
 __all__ = [
-    "Clip",
     "Image",
     "Limits",
     "Mesh",
+    "Video",
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
     "from_pil",
     "load_media",
-    "read_clip",
     "read_image",
     "read_mesh",
-    "write_clip",
+    "read_video",
     "write_image",
+    "write_video",
 ]
 
 
@@ -42,18 +42,18 @@ def load_media(
     frames: FrameRange | None = None,
     fps: Fraction | float | None = None,
     limits: Limits = DEFAULT_LIMITS,
-) -> Image | Clip | Mesh | Views:
-    """Read a picture, a clip or a 3D asset, whichever the file is, as ``read_image``, ``read_clip`` or ``read_mesh``.
+) -> Image | Video | Mesh | Views:
+    """Read an image, a video or a 3D asset, whichever the file is, as ``read_image``, ``read_video`` or ``read_mesh``.
 
     A folder with a ``transforms.json`` is read as ``atoken.io.views.read_views`` does.
-    ``frames`` (start, stop) and ``fps`` select from a clip, and are refused for the others.
+    ``frames`` (start, stop) and ``fps`` select from a video, and are refused for the others.
     Raises: MediaError, MissingExtraError (a 3D asset without the packages that read it).
     """
     media = sniff(path).media
-    if media == "clip":
-        return read_clip(path, frames=frames, fps=fps, limits=limits)
+    if media == "video":
+        return read_video(path, frames=frames, fps=fps, limits=limits)
     if frames is not None or fps is not None:
-        raise MediaError(f"{path} is no clip; frames= and fps= select from clips only.")
+        raise MediaError(f"{path} is no video; frames= and fps= select from videos only.")
     if media == "folder of views":
         from atoken.io.views import read_views
 

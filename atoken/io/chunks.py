@@ -52,7 +52,7 @@ def encode(array: np.ndarray, dtype: str, levels: Levels | None, offset: int) ->
     if (size := raw_size(array.shape, dtype, levels)) > MAX_RAW:
         raise TokenFileError(
             f"An array of {size:,} bytes is over the {MAX_RAW:,} that a token file holds in one chunk; "
-            "split the picture, or lower its resolution."
+            "split the image, or lower its resolution."
         )
     raw = _to_digits(array, levels or ()) if dtype == DIGITS else _shuffle(_rounded(array, dtype))
     deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)

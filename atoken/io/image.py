@@ -1,6 +1,6 @@
-"""Pictures through Pillow: one format picked by magic bytes, size checked before decoding, alpha kept.
+"""Images through Pillow: one format picked by magic bytes, size checked before decoding, alpha kept.
 
-Everything becomes 8-bit RGB, with alpha where the picture has transparency in any form:
+Everything becomes 8-bit RGB, with alpha where the image has transparency in any form:
 
 * palette, grey, 1-bit, CMYK and YCbCr as Pillow converts them; ICC profiles and gamma chunks are ignored;
 * 16 bits a channel keep their high byte (65535 becomes 255);
@@ -46,14 +46,14 @@ def read_image(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Image:
     """Read a PNG, JPEG, WebP, TIFF, BMP or GIF as (H, W, 3) uint8 RGB, upright by its EXIF orientation, alpha kept.
 
     A file with several frames or pages gives its first one and an AtokenWarning. The size is checked against ``limits``
-    before any pixel is decoded. Raises: MediaError (missing, damaged, truncated, over a limit, not a picture).
+    before any pixel is decoded. Raises: MediaError (missing, damaged, truncated, over a limit, not an image).
     """
     kind = sniff(path)
-    if kind.media != "picture":
-        raise MediaError(f"Cannot read {path} as a picture: it is a {kind.media}; read it with load_media.")
+    if kind.media != "image":
+        raise MediaError(f"Cannot read {path} as an image: it is of the kind {kind.media}; read it with load_media.")
     with translated(f"Cannot read {path}"), Path(path).open("rb") as file:
         pil = _open(file, kind.format)
-        limits.check_size(pil.height, pil.width, f"The picture {path}")
+        limits.check_size(pil.height, pil.width, f"The image {path}")
         _scale_transparency(pil)
         pil.load()
         if getattr(pil, "is_animated", False):
@@ -62,14 +62,14 @@ def read_image(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Image:
 
 
 def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:
-    """Convert a Pillow picture of any mode as ``read_image`` would: upright by its EXIF orientation, alpha kept.
+    """Convert a Pillow image of any mode as ``read_image`` would: upright by its EXIF orientation, alpha kept.
 
     Raises: MediaError (over a limit, pixels that cannot be loaded or converted).
     """
-    limits.check_size(pil.height, pil.width, "The picture")
-    with translated("Cannot use the picture"):
+    limits.check_size(pil.height, pil.width, "The image")
+    with translated("Cannot use the image"):
         pil.load()
-        return _convert(_upright(pil, "the picture"))
+        return _convert(_upright(pil, "the image"))
 
 
 def write_image(image: Image, path: str | Path) -> None:
@@ -77,7 +77,7 @@ def write_image(image: Image, path: str | Path) -> None:
     import PIL.Image
 
     if Path(path).suffix.lower() != ".png":
-        raise MediaError(f"Cannot write {path}: pictures are written as PNG; choose a name that ends in .png.")
+        raise MediaError(f"Cannot write {path}: images are written as PNG; choose a name that ends in .png.")
     pixels = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
     with atomic_path(path, MediaError) as temporary:
         PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
@@ -147,14 +147,14 @@ def _from_16_bit(values: np.ndarray, transparent: int | None) -> Image:
 def _from_integers(values: np.ndarray) -> np.ndarray:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65_535:
-        raise MediaError(f"The picture has 32-bit values from {low} to {high}; scale it to 8 or 16 bits first.")
+        raise MediaError(f"The image has 32-bit values from {low} to {high}; scale it to 8 or 16 bits first.")
     return (values >> 8 if high > 255 else values).astype(np.uint8)
 
 
 def _from_floats(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 255):
-        raise MediaError(f"The picture has float values from {low:g} to {high:g}; scale it to 0..1 or 0..255 first.")
+        raise MediaError(f"The image has float values from {low:g} to {high:g}; scale it to 0..1 or 0..255 first.")
     return np.rint(values * 255 if high <= 1 else values).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What goes in and what comes out: a picture or a clip as plain arrays, and the limits on reading any file.
+"""What goes in and what comes out: an image or a video as plain arrays, and the limits on reading any file.
 
 Pixels are uint8 RGB at this border, rows first. Nothing here imports torch.
 """
@@ -18,14 +18,14 @@ from atoken.errors import MediaError
 class Limits:
     """How large a file may be before it is refused; every field can be raised by the caller.
 
-    The defaults let through every usual photograph and clip and stop decompression bombs before they cost memory.
+    The defaults let through every usual photograph and video and stop decompression bombs before they cost memory.
     """
 
-    max_pixels: int = 64_000_000  # of a picture, of one frame, or of one texture
+    max_pixels: int = 64_000_000  # of an image, of one frame, or of one texture
     max_side: int = 16_384  # pixels
-    max_seconds: float = 3_600.0  # of a clip
-    max_frames: int = 216_000  # of a clip: one hour at 60 fps
-    max_memory: int = 4 << 30  # bytes of frames that a clip may take when it is loaded whole
+    max_seconds: float = 3_600.0  # of a video
+    max_frames: int = 216_000  # of a video: one hour at 60 fps
+    max_memory: int = 4 << 30  # bytes of frames that a video may take when it is loaded whole
     max_faces: int = 2_000_000  # triangles of a 3D asset, each instance counted
     max_mesh_bytes: int = 300_000_000  # of a 3D file with all that it names, and of the mesh in memory
 
@@ -62,13 +62,13 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Image:
-    """A picture: ``pixels`` (H, W, 3) uint8 RGB and, where it has one, ``alpha`` (H, W) uint8, not premultiplied."""
+    """An image: ``pixels`` (H, W, 3) uint8 RGB and, where it has one, ``alpha`` (H, W) uint8, not premultiplied."""
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        _check_frames(self.pixels, 3, "A picture", "(H, W, 3)")
+        _check_frames(self.pixels, 3, "An image", "(H, W, 3)")
         if self.alpha is not None and (self.alpha.dtype != np.uint8 or self.alpha.shape != self.pixels.shape[:2]):
             raise MediaError(
                 f"alpha must be uint8 of shape {self.pixels.shape[:2]}, got {self.alpha.dtype} {self.alpha.shape}."
@@ -82,8 +82,8 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A clip: ``frames`` (T, H, W, 3) uint8 RGB, ``fps``, and ``timestamps`` (T,) where the rate varies.
+class Video:
+    """A video: ``frames`` (T, H, W, 3) uint8 RGB, ``fps``, and ``timestamps`` (T,) where the rate varies.
 
     ``timestamps`` are seconds from the first frame (float64, strictly rising); None means that frame i is at i / fps.
     """
@@ -93,16 +93,16 @@ class Clip:
     timestamps: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        _check_frames(self.frames, 4, "A clip", "(T, H, W, 3)")
+        _check_frames(self.frames, 4, "A video", "(T, H, W, 3)")
         object.__setattr__(self, "fps", exact_fps(self.fps))
         if self.timestamps is not None:
             check_timestamps(self.timestamps, len(self.frames))
 
     def save(self, path: str | Path) -> None:
-        """Write an H.264 MP4 with the clip's time stamps, whole or not at all. Raises: MediaError."""
-        from atoken.io.video_writer import write_clip
+        """Write an H.264 MP4 with the video's time stamps, whole or not at all. Raises: MediaError."""
+        from atoken.io.video_writer import write_video
 
-        write_clip(self, path)
+        write_video(self, path)
 
 
 def exact_fps(fps: Fraction | float | int) -> Fraction:

@@ -47,7 +47,7 @@ def read_mesh(path: str | Path, *, limits: Limits = DEFAULT_LIMITS, timeout: flo
     """
     kind = sniff(path)
     if kind.media != "mesh":
-        raise MediaError(f"Cannot read {path} as a 3D asset: it is a {kind.media}; read it with load_media.")
+        raise MediaError(f"Cannot read {path} as a 3D asset: it is of the kind {kind.media}; read it with load_media.")
     if importlib.util.find_spec("trimesh") is None:
         raise MissingExtraError("trimesh", "3d", f"Reading the 3D asset {path}")
     path = Path(path)

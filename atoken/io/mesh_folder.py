@@ -1,4 +1,4 @@
-"""The files and pictures that a 3D file names: only those inside its own folder, and only up to a limit."""
+"""The files and images that a 3D file names: only those inside its own folder, and only up to a limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
 class Folder:
-    """Reads a 3D file and what it names; all together may take ``limits.max_mesh_bytes``, decoded pictures included.
+    """Reads a 3D file and what it names; all together may take ``limits.max_mesh_bytes``, decoded images included.
 
     ``name`` is the file as the user called it, for messages. ``notes`` collects what could not be read and is not
     needed for the shape. Raises, from every method: MediaError.
@@ -66,13 +66,13 @@ class Folder:
         except binascii.Error as error:
             raise MediaError(f"Cannot read {self.name}: a data URI in it is damaged.") from error
 
-    def picture(self, data: bytes, what: str) -> np.ndarray:
+    def image(self, data: bytes, what: str) -> np.ndarray:
         """Decode a texture: (H, W, 4) uint8 RGBA, in the formats and limits of ``read_image``."""
         import PIL.Image
 
         kind = kind_of(data[:32])
-        if kind is None or kind.media != "picture":
-            raise MediaError(f"Cannot read {self.name}: {what} is no picture in a supported format; use PNG or JPEG.")
+        if kind is None or kind.media != "image":
+            raise MediaError(f"Cannot read {self.name}: {what} is no image in a supported format; use PNG or JPEG.")
         PIL.Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is checked below, before any pixel is decoded
         try:
             pil = PIL.Image.open(io.BytesIO(data), formats=[kind.format])
@@ -102,14 +102,14 @@ class Folder:
 class FolderResolver:
     """What trimesh asks for files that an OBJ or PLY file names.
 
-    trimesh catches every exception of its resolver, so that the one to be raised is kept in ``refused``. Pictures are
-    decoded here into ``pictures``, and trimesh is given pictures of one pixel in their place.
+    trimesh catches every exception of its resolver, so that the one to be raised is kept in ``refused``. Images are
+    decoded here into ``images``, and trimesh is given images of one pixel in their place.
     """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self.refused: MediaError | None = None
-        self.pictures: dict[str, np.ndarray] = {}
+        self.images: dict[str, np.ndarray] = {}
 
     def get(self, name: str) -> bytes:
         """Give a file's bytes; text comes as UTF-8. Raises: FileNotFoundError, MediaError."""
@@ -120,7 +120,7 @@ class FolderResolver:
                 raise FileNotFoundError(name)
             if name.lower().endswith(".mtl"):
                 return decoded(data).encode()
-            self.pictures[name] = self._folder.picture(data, f"The texture {_short(name)!r}")
+            self.images[name] = self._folder.image(data, f"The texture {_short(name)!r}")
         except MediaError as error:
             self.refused = self.refused or error
             raise

@@ -1,7 +1,7 @@
 """GLB and glTF 2.0: checked before anything is read, then given to trimesh with nothing but what was checked.
 
 trimesh is handed a new header that holds only the nodes of the shown scene, their meshes and the accessors these use:
-no picture, name, animation or extension. So a count, an index or an offset in the file is one that lies inside it.
+no image, name, animation or extension. So a count, an index or an offset in the file is one that lies inside it.
 Colours and textures are read here (``atoken.io.mesh`` says how). Source: the glTF 2.0 specification, Khronos.
 """
 

@@ -1,4 +1,4 @@
-"""Materials of glTF as one colour at each corner and one picture, both sRGB (``atoken.io.mesh`` says how)."""
+"""Materials of glTF as one colour at each corner and one image, both sRGB (``atoken.io.mesh`` says how)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Surface:
     """One material: ``factor`` (4,) linear RGBA, a ``texture`` (H, W, 4) uint8 or None, and whether alpha counts.
 
     ``coordinates`` is the number of the set of texture coordinates; ``turn`` (2, 2) and ``shift`` (2,) bring these to
-    places in the picture, from its upper left corner down. Source: glTF 2.0 section 3.9.2, KHR_texture_transform.
+    places in the image, from its upper left corner down. Source: glTF 2.0 section 3.9.2, KHR_texture_transform.
     """
 
     factor: np.ndarray
@@ -94,19 +94,19 @@ class Materials:
         source = webp.get("source", stated.get("source"))
         key = (source, opaque)
         if key not in self._textures:
-            pixels = self._picture(source)
+            pixels = self._image(source)
             if pixels is not None and opaque:
                 pixels[..., 3] = 255
             self._textures[key] = pixels
         return self._textures[key]
 
-    def _picture(self, index: Any) -> np.ndarray | None:
+    def _image(self, index: Any) -> np.ndarray | None:
         stated, folder = self._tables.item("images", index), self._tables.folder
         data = folder.read_uri(stated["uri"]) if "uri" in stated else self._tables.view(stated["bufferView"])
         if data is None:
             folder.note(f"the texture {stated['uri'][:80]!r} that it names is missing; it is shown without.")
             return None
-        return folder.picture(data, f"Texture {index}")
+        return folder.image(data, f"Texture {index}")
 
 
 def _placement(moved: Table) -> tuple[np.ndarray, np.ndarray]:

@@ -61,15 +61,15 @@ def joined(parts: Sequence[Part], name: str, limits: Limits, *, y_up: bool) -> M
     compact = [_compact(part) for part in parts]
     starts = np.cumsum([0, *(len(vertices) for vertices, _ in compact)])
     vertices = np.concatenate([vertices for vertices, _ in compact])
-    pictures = {id(part.texture): part.texture for part in parts if part.texture is not None}
-    place = {key: index for index, key in enumerate(pictures)}
+    images = {id(part.texture): part.texture for part in parts if part.texture is not None}
+    place = {key: index for index, key in enumerate(images)}
     return Mesh(
         fitted(vertices[:, [0, 2, 1]] * [1, -1, 1] if y_up else vertices, name),
         np.concatenate([part + start for (_, part), start in zip(compact, starts, strict=False)]).astype(np.int32),
         np.concatenate([np.broadcast_to(part.colors, (len(part.faces), 3, 4)) for part in parts]),
         np.concatenate([_uv(part) for part in parts]),
         np.concatenate([np.full(len(part.faces), place.get(id(part.texture), -1), np.int32) for part in parts]),
-        tuple(pictures.values()),
+        tuple(images.values()),
     )
 
 

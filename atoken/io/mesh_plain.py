@@ -26,7 +26,7 @@ def read_plain(folder: Folder, format: str) -> Mesh:
     if resolver.refused:
         raise resolver.refused
     parts = [
-        Part(vertices, faces, *_surface(mesh, faces, resolver.pictures))
+        Part(vertices, faces, *_surface(mesh, faces, resolver.images))
         for mesh, vertices, faces in placed(scene, folder.name)
     ]
     return joined(parts, folder.name, folder.limits, y_up=format == "obj")
@@ -81,7 +81,7 @@ def _plain(index: str, so_far: int) -> str:
 
 
 def _surface(
-    mesh: Any, faces: np.ndarray, pictures: dict[str, np.ndarray]
+    mesh: Any, faces: np.ndarray, images: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Colours that spread to (F, 3, 4), texture coordinates (F, 3, 2) and the texture of a mesh of trimesh."""
     from trimesh.visual.color import to_rgba
@@ -93,7 +93,7 @@ def _surface(
         return np.asarray(visual.face_colors)[:, None], None, None
     material = getattr(visual, "material", None)
     image, uv = getattr(material, "image", None), getattr(visual, "uv", None)
-    texture = pictures.get(image.info.get("file_path", "")) if image is not None else None  # or trimesh's own, grey
+    texture = images.get(image.info.get("file_path", "")) if image is not None else None  # or trimesh's own, grey
     if texture is not None and uv is not None:
         return WHITE, np.asarray(uv)[faces], texture
     if "color" in mesh.vertex_attributes:

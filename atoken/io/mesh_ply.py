@@ -28,7 +28,7 @@ def check_ply(folder: Folder) -> None:
     text, elements = _header(folder)
     vertices, faces = (elements.get(name, _Element(0)) for name in ("vertex", "face"))
     if not faces.count and "f_dc_0" in vertices.types:
-        raise _bad(folder, "it is a 3D Gaussian splat, not a mesh; give the pictures or the mesh that it was made from")
+        raise _bad(folder, "it is a 3D Gaussian splat, not a mesh; give the images or the mesh that it was made from")
     if not faces.count:
         raise _bad(folder, "it has no faces; point clouds and strips of triangles are not supported, export a mesh")
     folder.limits.check_faces(faces.count, vertices.count, folder.name)

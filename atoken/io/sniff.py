@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes. The name of a file says nothing: a playlist called clip.mp4 is not a clip.
+"""What a file is, by its first bytes. The name of a file says nothing: a playlist called video.mp4 is not a video.
 
 Three 3D formats have no magic bytes. What looks like OBJ, glTF (JSON) or binary STL is taken for it only if the name
 says so, too.
@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 from atoken.errors import MediaError
 
 SUPPORTED = (
-    "pictures in PNG, JPEG, WebP, TIFF, BMP or GIF, clips in MP4/MOV, MKV/WebM or AVI, "
+    "images in PNG, JPEG, WebP, TIFF, BMP or GIF, videos in MP4/MOV, MKV/WebM or AVI, "
     "and 3D assets in GLB, glTF, OBJ, PLY, STL or OFF"
 )
 
-_PICTURES = {
+_IMAGES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"GIF87a": "GIF",
@@ -29,7 +29,7 @@ _PICTURES = {
 }
 _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
-# Still pictures in the same box structure (HEIF, AVIF), which FFmpeg's mov demuxer would take for clips.
+# Still images in the same box structure (HEIF, AVIF), which FFmpeg's mov demuxer would take for videos.
 _STILL_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 TRANSFORMS = "transforms.json"
@@ -43,11 +43,11 @@ _TEXT_STL = re.compile(rb"\s*solid\b[^\n]*\n\s*(facet\s+normal\s|endsolid)", re.
 class Kind(NamedTuple):
     """A kind of file: ``media`` and ``format``.
 
-    The format is Pillow's name of a picture format, FFmpeg's name of a demuxer, the usual suffix of a 3D format, or the
+    The format is Pillow's name of an image format, FFmpeg's name of a demuxer, the usual suffix of a 3D format, or the
     file that a folder of views is known by.
     """
 
-    media: Literal["picture", "clip", "mesh", "folder of views"]
+    media: Literal["image", "video", "mesh", "folder of views"]
     format: str
 
 
@@ -77,20 +77,20 @@ def sniff(path: str | Path) -> Kind:
 
 
 def kind_of(head: bytes) -> Kind | None:
-    """Tell the kind of what starts with these bytes (32 or more), or None if they are no picture and no clip."""
-    for magic, name in _PICTURES.items():
+    """Tell the kind of what starts with these bytes (32 or more), or None if they are no image and no video."""
+    for magic, name in _IMAGES.items():
         if head.startswith(magic):
-            return Kind("picture", name)
+            return Kind("image", name)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return Kind("picture", "WEBP")
+        return Kind("image", "WEBP")
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADER_SIZES:
-        return Kind("picture", "BMP")
+        return Kind("image", "BMP")
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return Kind("clip", "avi")
+        return Kind("video", "avi")
     if head[:4] == b"\x1a\x45\xdf\xa3":
-        return Kind("clip", "matroska")
+        return Kind("video", "matroska")
     if head[4:8] in _MOV_ATOMS and not (head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS):
-        return Kind("clip", "mov")
+        return Kind("video", "mov")
     return None
 
 

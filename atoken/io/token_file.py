@@ -39,7 +39,7 @@ class TokenFileWriter:
     """Write a token file item by item; it appears at ``path`` when the ``with`` block ends well, whole or not at all.
 
     The same tokens give the same bytes. Memory does not grow with what is written but for the table of contents, about
-    1 kB a tile of 16 frames, and 8 bytes a frame for the timestamps of the clip being written.
+    1 kB a tile of 16 frames, and 8 bytes a frame for the timestamps of the video being written.
 
     Raises: TokenFileError, also when the block ends without an item.
     """
@@ -68,7 +68,7 @@ class TokenFileWriter:
         return None
 
     def add(self, tokens: Tokens | Iterable[Tokens], *, dtype: Dtype = "float32", clock_slack: float = 0.0) -> None:
-        """Append one item: whole, or as the pieces of one clip in order, of which only one is held at a time.
+        """Append one item: whole, or as the pieces of one video in order, of which only one is held at a time.
 
         Each piece but the last holds whole tiles of 16 frames; all have timestamps or none has; only the last may have
         a pooled vector. float16 rounds the latents of a continuous model; a discrete model's codes are always exact.
@@ -188,9 +188,9 @@ class TokenFile:
         self._stack.close()
 
     def read(self, index: int = 0, frames: tuple[int, int] | None = None) -> Tokens:
-        """Read one item, or of a clip the tiles of 16 frames that hold the frames from ``start`` to before ``stop``.
+        """Read one item, or of a video the tiles of 16 frames that hold the frames from ``start`` to before ``stop``.
 
-        Frames count from the start of the whole clip; ``first_frame`` and ``frames`` of the result say what came.
+        Frames count from the start of the whole video; ``first_frame`` and ``frames`` of the result say what came.
         ``pooled`` belongs to the whole item and is None where only a part was read. Raises: TokenFileError.
         """
         item = self._item(index)
@@ -212,7 +212,9 @@ class TokenFile:
         with self._reading():
             pooled = self._get(item.pooled, "float32")
         if pooled is None:
-            raise TokenFileError(f"{self.path} holds a piece of {item.name} without its vector; encode the whole clip.")
+            raise TokenFileError(
+                f"{self.path} holds a piece of {item.name} without its vector; encode the whole video."
+            )
         return torch.nn.functional.normalize(torch.from_numpy(pooled), dim=-1)
 
     def stream(self, index: int = 0) -> Iterator[Tokens]:

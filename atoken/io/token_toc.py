@@ -158,7 +158,7 @@ def _item(value: object) -> Item:
 def _check_sums(item: Item) -> None:
     if (item.dtype == DIGITS) != (item.levels is not None) or (item.levels and item.channels % len(item.levels)):
         raise TokenFileError("its dtype, channels and levels contradict each other.")
-    if item.first_frame % TILE or (item.kind != "clip" and item.frames != 1):
+    if item.first_frame % TILE or (item.kind != "video" and item.frames != 1):
         raise TokenFileError("its frames do not fit its kind.")
     if len(item.tiles) != -(-item.frames // TILE):
         raise TokenFileError("it has another number of tiles than its frames need.")

@@ -1,4 +1,4 @@
-"""``Tokens``: one picture, clip or 3D asset as a packed list of tokens with places, and all it takes to decode it."""
+"""``Tokens``: one image, video or 3D asset as a packed list of tokens with places, and all it takes to decode it."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ TILE = 16  # frames of a tile, 4 steps: what the model encodes at once and what 
 
 MAX_SIDE = 1 << 20  # pixels
 MAX_RESOLUTION = 1 << 10  # voxels a side
-MAX_FRAMES = 1 << 31  # of a whole clip
+MAX_FRAMES = 1 << 31  # of a whole video
 MAX_CHANNELS = 1 << 16  # latent channels, pooled values
 MAX_CODES = 1 << 16  # different codes of one group
 MAX_NAME = 255  # characters
 
-Kind = Literal["image", "clip", "asset"]
+Kind = Literal["image", "video", "asset"]
 Dtype = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A picture, a clip, a piece of a clip, or a 3D asset, as N tokens ordered by t, x (row), y (column), z.
+    """An image, a video, a piece of a video, or a 3D asset, as N tokens ordered by t, x (row), y (column), z.
 
     Tensors are on the CPU. H and W are the original size; padding to whole patches and groups of 4 frames is implied.
     The ``size`` of an asset is the side of its voxel grid, twice.
-    A piece of a clip (``first_frame`` > 0, or fewer frames than the clip has) starts at a whole tile of 16 frames, and
-    its ``coords`` and ``timestamps`` count from the start of the clip.
+    A piece of a video (``first_frame`` > 0, or fewer frames than the video has) starts at a whole tile of 16 frames,
+    and its ``coords`` and ``timestamps`` count from the start of the video.
 
     Raises: TokenFileError where the fields do not fit together.
     """
@@ -52,16 +52,16 @@ class Tokens:
     coords: Tensor  # (N, 4) int32: t (groups of 4 frames), x (row), y (column), z
     kind: Kind
     size: tuple[int, int]  # H, W in pixels; of an asset voxels
-    frames: int  # T, 1 for a picture or an asset
+    frames: int  # T, 1 for an image or an asset
     fps: Fraction | None
     timestamps: np.ndarray | None  # (T,) float64 seconds, strictly rising; None = constant rate
-    alpha: np.ndarray | None  # (H, W) uint8, pictures only
-    pooled: Tensor | None  # (D,) float32, not normalised; of a clip in pieces only the last has it
+    alpha: np.ndarray | None  # (H, W) uint8, images only
+    pooled: Tensor | None  # (D,) float32, not normalised; of a video in pieces only the last has it
     model: str
     fingerprint: str  # 64 hex digits: SHA-256 of the model's config and weights
     name: str  # a plain file name; separators and control characters become "_"
     levels: tuple[int, ...] | None  # FSQ levels of the dimensions of one group, None for a continuous model
-    first_frame: int = 0  # of the whole clip
+    first_frame: int = 0  # of the whole video
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", plain_name(self.name))
@@ -94,7 +94,7 @@ class Tokens:
 
     @classmethod
     def join(cls, pieces: Iterable[Tokens]) -> Tokens:
-        """Put the pieces of one clip, given in order, together. Raises: TokenFileError if they do not follow."""
+        """Put the pieces of one video, given in order, together. Raises: TokenFileError if they do not follow."""
         parts = list(pieces)
         if not parts:
             raise TokenFileError("There are no pieces to join; give at least one.")
@@ -140,9 +140,11 @@ def plain_name(name: str) -> str:
 
 
 def check_follows(before: Tokens, after: Tokens) -> None:
-    """Refuse ``after`` unless it is the next piece of the clip that ``before`` is of. Raises: TokenFileError."""
-    if before.kind != "clip" or _origin(before) != _origin(after):
-        raise TokenFileError("Pieces must be of one clip: same size, fps, model, name, latents and kind of timestamps.")
+    """Refuse ``after`` unless it is the next piece of the video that ``before`` is of. Raises: TokenFileError."""
+    if before.kind != "video" or _origin(before) != _origin(after):
+        raise TokenFileError(
+            "Pieces must be of one video: same size, fps, model, name, latents and kind of timestamps."
+        )
     end = before.first_frame + before.frames
     if after.first_frame != end or end % TILE:
         raise TokenFileError(
@@ -152,7 +154,9 @@ def check_follows(before: Tokens, after: Tokens) -> None:
     if before.timestamps is not None and after.timestamps is not None and after.timestamps[0] <= before.timestamps[-1]:
         raise TokenFileError("timestamps must be strictly rising from piece to piece, too.")
     if before.pooled is not None:
-        raise TokenFileError("A piece before the last has a pooled vector; it belongs to the whole clip, give it last.")
+        raise TokenFileError(
+            "A piece before the last has a pooled vector; it belongs to the whole video, give it last."
+        )
 
 
 def _origin(tokens: Tokens) -> tuple[object, ...]:
@@ -179,8 +183,8 @@ def _check_frames(tokens: Tokens) -> None:
             f"the first at a multiple of {TILE}."
         )
     timed = tokens.first_frame or tokens.fps is not None or tokens.timestamps is not None
-    if tokens.kind != "clip" and (tokens.frames != 1 or timed):
-        raise TokenFileError("Only a clip has more than one frame, a first_frame, fps or timestamps.")
+    if tokens.kind != "video" and (tokens.frames != 1 or timed):
+        raise TokenFileError("Only a video has more than one frame, a first_frame, fps or timestamps.")
     if tokens.kind == "asset" and not tokens.size[0] == tokens.size[1] <= MAX_RESOLUTION:
         raise TokenFileError(
             f"The size of an asset must be its voxels a side, twice, at most {MAX_RESOLUTION:,}, got {tokens.size}."
@@ -200,7 +204,7 @@ def _check_extras(tokens: Tokens) -> None:
     alpha = tokens.alpha
     if alpha is not None and (tokens.kind != "image" or alpha.shape != tuple(tokens.size) or alpha.dtype != np.uint8):
         raise TokenFileError(
-            f"alpha must be uint8 of shape {tokens.size}, of a picture; got {alpha.dtype} {alpha.shape}."
+            f"alpha must be uint8 of shape {tokens.size}, of an image; got {alpha.dtype} {alpha.shape}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Clips, read through PyAV or decord in a child process.
+"""Videos, read through PyAV or decord in a child process.
 
 A damaged or hostile file can at worst end the child, which has limits on memory and CPU time and whose demuxer may not
 open any other file. Damage that the decoder notices is an error, and so are frames that the container counts, or has
@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from atoken.errors import AtokenWarning, MediaError, MissingExtraError
-from atoken.io.media import DEFAULT_LIMITS, Clip, Limits, exact_fps, varying
+from atoken.io.media import DEFAULT_LIMITS, Limits, Video, exact_fps, varying
 from atoken.io.process import DONE, INFO, TEXT_BYTES, ReaderProcess
 from atoken.io.sniff import sniff
 
@@ -34,7 +34,7 @@ _TIMEOUT = 30.0  # seconds in which the child must show some progress
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a clip's header and first frame state; ``height`` and ``width`` are those of the upright frame, in pixels.
+    """What a video's header and first frame state; ``height`` and ``width`` are those of the upright frame, in pixels.
 
     ``declared_frames`` is the container's own count, or its duration in frames, or None; whether the rate varies is
     known only from the frames. ``duration`` is in seconds, ``time_base`` the length of a clock tick in seconds.
@@ -57,7 +57,7 @@ def clock_slack(time_base: Fraction) -> Fraction:
 
 
 class VideoReader:
-    """Reads a clip frame by frame: iterate for ``(seconds, frame)``, frame (H, W, 3) uint8; close, or use ``with``.
+    """Reads a video frame by frame: iterate for ``(seconds, frame)``, frame (H, W, 3) uint8; close, or use ``with``.
 
     ``seconds`` count from the file's first frame, exact to its clock. A time stamp that is missing or does not rise is
     replaced by the one before it plus 1 / fps. ``fps`` resamples: frame k is the one shown at k / fps (the last whose
@@ -65,7 +65,7 @@ class VideoReader:
     (start, stop) then takes a slice of what would be delivered; None means from the first, to the last.
     ``limits`` hold for what is decoded, frames before ``start`` included; ``max_memory`` is not used here.
 
-    ``reader="decord"`` (Linux x86-64) seeks, so it is faster for ranges late in a clip. Decord repeats the last good
+    ``reader="decord"`` (Linux x86-64) seeks, so it is faster for ranges late in a video. Decord repeats the last good
     frame where a file is damaged; it is told to stop instead, and its frame count is compared with the file's packets,
     but damage that it does not notice stays unseen: use the default for files of doubtful origin.
 
@@ -88,8 +88,8 @@ class VideoReader:
         rate = None if fps is None else exact_fps(fps)
         _check_reader(reader)
         kind = sniff(path)
-        if kind.media != "clip":
-            raise MediaError(f"Cannot read {path} as a clip: it is a {kind.media}; read it with load_media.")
+        if kind.media != "video":
+            raise MediaError(f"Cannot read {path} as a video: it is of the kind {kind.media}; read it with load_media.")
         request = {
             "path": str(Path(path).absolute()),
             "name": str(path),
@@ -158,7 +158,7 @@ class VideoReader:
         return np.ascontiguousarray(frame[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
 
 
-def read_clip(
+def read_video(
     path: str | Path,
     *,
     frames: FrameRange | None = None,
@@ -166,17 +166,17 @@ def read_clip(
     reader: Literal["pyav", "decord"] = "pyav",
     limits: Limits = DEFAULT_LIMITS,
     timeout: float = _TIMEOUT,
-) -> Clip:
-    """Read a clip, or the part and rate that ``frames`` and ``fps`` select as in ``VideoReader``, into memory.
+) -> Video:
+    """Read a video, or the part and rate that ``frames`` and ``fps`` select as in ``VideoReader``, into memory.
 
-    The clip's fps is ``fps``, else the file's mean rate. Its time stamps count from the first frame read, and are None
+    The video's fps is ``fps``, else the file's mean rate. Its time stamps count from the first frame read, and are None
     where the rate is constant: each within ``clock_slack`` of i / fps. Raises and warns as ``VideoReader`` does, and
     MediaError where the frames would take more than ``limits.max_memory`` bytes.
     """
     with VideoReader(path, frames=frames, fps=fps, reader=reader, limits=limits, timeout=timeout) as video:
         pixels, times = _collect(video, str(path), limits.max_memory)
     rate = video.info.fps if fps is None else exact_fps(fps)
-    return Clip(pixels, rate, varying(times, rate, float(clock_slack(video.info.time_base))))
+    return Video(pixels, rate, varying(times, rate, float(clock_slack(video.info.time_base))))
 
 
 def _checked_range(frames: FrameRange | None) -> FrameRange:

@@ -30,7 +30,7 @@ Turn = tuple[bool, bool, bool]  # swap rows and columns, then flip the rows, fli
 Timed = Iterator[tuple[Fraction, T]]
 
 _HDR = (16, 18)  # the transfer functions PQ and HLG
-_FALLBACK_FPS = Fraction(24)  # of a clip that states no rate
+_FALLBACK_FPS = Fraction(24)  # of a video that states no rate
 
 
 class Decoder:
@@ -314,7 +314,7 @@ def _open(file: BinaryIO, format: str) -> InputContainer:
 
 
 def _refuse(*request: Any) -> NoReturn:
-    """Answer a demuxer that wants to open something else: a clip cannot make it read a neighbour or call home."""
+    """Answer a demuxer that wants to open something else: a video cannot make it read a neighbour or call home."""
     raise PermissionError("it refers to another file")
 
 

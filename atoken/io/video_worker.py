@@ -1,4 +1,4 @@
-"""The child process of ``VideoReader``: decodes one clip and sends its frames, within limits that it sets on itself.
+"""The child process of ``VideoReader``: decodes one video and sends its frames, within limits that it sets on itself.
 
 Run as ``python -m atoken.io.video_worker`` by ``atoken.io.process``.
 """

@@ -1,4 +1,4 @@
-"""Clips, written as H.264 MP4 through PyAV: any size from 1x1, exact rates or time stamps, whole or not at all."""
+"""Videos, written as H.264 MP4 through PyAV: any size from 1x1, exact rates or time stamps, whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from atoken.errors import AtokenError, MediaError
 from atoken.io.atomic import atomic_path
-from atoken.io.media import Clip, check_timestamps, exact_fps
+from atoken.io.media import Video, check_timestamps, exact_fps
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -39,7 +39,7 @@ class VideoWriter:
 
     def __init__(self, path: str | Path, fps: Fraction | float, *, size: tuple[int, int], crf: int = 18) -> None:
         if Path(path).suffix.lower() != ".mp4":
-            raise MediaError(f"Cannot write {path}: clips are written as MP4; choose a name that ends in .mp4.")
+            raise MediaError(f"Cannot write {path}: videos are written as MP4; choose a name that ends in .mp4.")
         if min(size) < 1:
             raise MediaError(f"Cannot write {path}: a frame of size {size} has no pixels.")
         self._path, self._size, self._fps, self._crf = Path(path), tuple(size), exact_fps(fps), crf
@@ -61,7 +61,7 @@ class VideoWriter:
                 self._encode(None)
             return
         # The block's own exception is no failure to write: atomic_path must clean up but not rename it.
-        empty = MediaError(f"Cannot write {self._path}: a clip needs at least one frame.")
+        empty = MediaError(f"Cannot write {self._path}: a video needs at least one frame.")
         with suppress(AtokenError), self._encoding(), self._opened:
             raise empty
         if kind is None:
@@ -145,7 +145,7 @@ class VideoWriter:
             raise MediaError(f"Cannot write {self._path}: {reason}.") from error
 
 
-def write_clip(clip: Clip, path: str | Path, *, crf: int = 18) -> None:
-    """Write an H.264 MP4 with the clip's rate or time stamps, as ``VideoWriter`` does. Raises: MediaError."""
-    with VideoWriter(path, clip.fps, size=(clip.frames.shape[1], clip.frames.shape[2]), crf=crf) as writer:
-        writer.write(clip.frames, clip.timestamps)
+def write_video(video: Video, path: str | Path, *, crf: int = 18) -> None:
+    """Write an H.264 MP4 with the video's rate or time stamps, as ``VideoWriter`` does. Raises: MediaError."""
+    with VideoWriter(path, video.fps, size=(video.frames.shape[1], video.frames.shape[2]), crf=crf) as writer:
+        writer.write(video.frames, video.timestamps)

@@ -1,13 +1,13 @@
-"""A folder of rendered views -> ``Views``: pictures, depth maps and a NeRF-style ``transforms.json``.
+"""A folder of rendered views -> ``Views``: images, depth maps and a NeRF-style ``transforms.json``.
 
 The layout is that of TRELLIS's Blender script and of scripts/pack_multiview_feat.py of the published code. The file
 holds ``frames``, each with:
 
-* ``file_path`` of a square picture, inside the folder (``.png`` where it has no suffix);
+* ``file_path`` of a square image, inside the folder (``.png`` where it has no suffix);
 * ``transform_matrix``, camera to world, 4x4, with Blender's camera axes (x right, y up, looking along -z);
 * ``camera_angle_x`` in radians, here or once for all frames.
 
-A frame's depth map lies beside its picture: ``000_depth.npy`` for ``000.png``, camera-space z in world units, negative
+A frame's depth map lies beside its image: ``000_depth.npy`` for ``000.png``, camera-space z in world units, negative
 or not a number up to 10^6 where there is no surface (the published script makes them of ``.exr`` files, which are not
 read here); or ``000_depth.png``, 16 bits from the frame's ``depth: {"min": ..., "max": ...}``, full scale = no surface.
 Other entries are ignored. The asset is expected in [-0.5, 0.5]^3, z up, as that script scales it.
@@ -38,9 +38,9 @@ _FULL = 65_535  # of a 16-bit depth map
 
 
 def read_views(folder: str | Path, size: int = 256, *, limits: Limits = DEFAULT_LIMITS) -> Views:
-    """Read a folder with a ``transforms.json``; pictures are resized to ``size`` (Lanczos), depth maps are not.
+    """Read a folder with a ``transforms.json``; images are resized to ``size`` (Lanczos), depth maps are not.
 
-    As in the published script, pictures are black where alpha is 0 and keep their colour elsewhere, and depth was taken
+    As in the published script, images are black where alpha is 0 and keep their colour elsewhere, and depth was taken
     at the upper left corner of a pixel (``pixel_offset`` 0). Raises: MediaError (missing, malformed or outside the
     folder, over a limit).
     """
@@ -51,7 +51,7 @@ def read_views(folder: str | Path, size: int = 256, *, limits: Limits = DEFAULT_
     rgb, depth = [], []
     for number, frame in enumerate(frames):
         path = _inside(root, root / _file(frame, number))
-        rgb.append(_read_picture(path, size, limits))
+        rgb.append(_read_image(path, size, limits))
         depth.append(_read_depth(root, path, frame, number, limits))
         if depth[-1].shape != depth[0].shape:
             raise MediaError(f"The depth maps of {root} differ in size: {depth[0].shape} and {depth[-1].shape}.")
@@ -77,7 +77,7 @@ def _read_frames(root: Path) -> list[dict[str, Any]]:
 def _file(frame: dict[str, Any], number: int) -> str:
     name = frame.get("file_path")
     if not isinstance(name, str) or not name or "\0" in name:
-        raise MediaError(f"Frame {number} of {TRANSFORMS} has no file_path; name its picture there.")
+        raise MediaError(f"Frame {number} of {TRANSFORMS} has no file_path; name its image there.")
     return name if Path(name).suffix else f"{name}.png"
 
 
@@ -91,7 +91,7 @@ def _inside(root: Path, path: Path) -> Path:
     return path
 
 
-def _read_picture(path: Path, size: int, limits: Limits) -> np.ndarray:
+def _read_image(path: Path, size: int, limits: Limits) -> np.ndarray:
     """(size, size, 3) uint8 on black."""
     import PIL.Image
 
@@ -106,14 +106,14 @@ def _read_picture(path: Path, size: int, limits: Limits) -> np.ndarray:
     return pixels if image.alpha is None else np.where(pixels[..., 3:] > 0, pixels[..., :3], 0)
 
 
-def _read_depth(root: Path, picture: Path, frame: dict[str, Any], number: int, limits: Limits) -> np.ndarray:
+def _read_depth(root: Path, image: Path, frame: dict[str, Any], number: int, limits: Limits) -> np.ndarray:
     """(h, w) float32, -1 where there is no surface."""
-    array, grey = (picture.with_name(f"{picture.stem}_depth{suffix}") for suffix in (".npy", ".png"))
-    with translated(f"Cannot read {picture}"):
+    array, grey = (image.with_name(f"{image.stem}_depth{suffix}") for suffix in (".npy", ".png"))
+    with translated(f"Cannot read {image}"):
         if array.exists():
             return _read_array(_inside(root, array), limits)
         if not grey.exists():
-            raise MediaError(f"{picture} has no depth map; put {array.name} or a 16-bit {grey.name} beside it.")
+            raise MediaError(f"{image} has no depth map; put {array.name} or a 16-bit {grey.name} beside it.")
     low, high = _range(frame, number)
     values = _read_16_bit(_inside(root, grey), limits)
     return np.where(values == _FULL, -1, low + values * ((high - low) / _FULL)).astype(np.float32)

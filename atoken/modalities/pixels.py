@@ -1,4 +1,4 @@
-"""Pictures and clips <-> tokens: a picture is a clip of one frame.
+"""Images and videos <-> tokens: an image is a video of one frame.
 
 Patches are 4 frames x 16 rows x 16 columns, flattened in the order frame, row, column, channel; values are in [-1, 1].
 H and W are padded to whole patches by repeating the edge pixels, T with zeros (grey), and the padding is cut off again
@@ -29,7 +29,7 @@ def to_uint8(values: Tensor) -> np.ndarray:
 
 
 def grid(frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Time steps, rows and columns of patches that cover a clip."""
+    """Time steps, rows and columns of patches that cover a video."""
     return tuple(-(-size // patch) for size, patch in zip((frames, height, width), PATCH, strict=True))  # type: ignore[return-value]
 
 
@@ -40,7 +40,7 @@ def grid_coords(steps: int, rows: int, columns: int) -> Tensor:
 
 
 def patchify(values: Tensor) -> SparseTokens:
-    """A clip (T, H, W, 3) in [-1, 1] as one sample of tokens (N, P), on its full grid."""
+    """A video (T, H, W, 3) in [-1, 1] as one sample of tokens (N, P), on its full grid."""
     frames, height, width, _ = values.shape
     steps, rows, columns = grid(frames, height, width)
     if behind := steps * PATCH[0] - frames:
@@ -53,7 +53,7 @@ def patchify(values: Tensor) -> SparseTokens:
 
 
 def unpatchify(tokens: SparseTokens, frames: int, height: int, width: int) -> Tensor:
-    """One sample of patches (N, P) back to a clip (T, H, W, 3), padding cut off.
+    """One sample of patches (N, P) back to a video (T, H, W, 3), padding cut off.
 
     Patches may come in any order; t counts from the sample's first step. A place without a token stays 0 (grey).
     """

@@ -1,4 +1,4 @@
-"""A mesh -> pictures with depth, by ray casting: what voxels are packed from (paper section 3.2).
+"""A mesh -> images with depth, by ray casting: what voxels are packed from (paper section 3.2).
 
 Colours are the material's own (albedo): no light, no shadow. Back faces are seen as front faces are. A surface whose
 alpha is below one half is a hole: the ray goes on behind it. Letters: ``V`` views, ``R`` rays.
@@ -43,9 +43,7 @@ class Views:
         if self.depth.dtype != np.float32 or self.depth.ndim != 3 or 0 in self.depth.shape:
             raise MediaError(f"depth must be float32 of shape (V, h, w), got {self.depth.dtype} {self.depth.shape}.")
         if not len(self.rgb) == len(self.depth) == views:
-            raise MediaError(
-                f"{len(self.rgb)} pictures, {len(self.depth)} depth maps and {views} cameras do not match."
-            )
+            raise MediaError(f"{len(self.rgb)} images, {len(self.depth)} depth maps and {views} cameras do not match.")
         if not np.isfinite(self.depth).all():
             raise MediaError("depth must be finite; mark pixels that show no surface by a negative depth.")
 
@@ -216,15 +214,15 @@ def _mixed(weights_R3: np.ndarray, corners_R3K: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _bilinear(picture: np.ndarray, uv_R2: np.ndarray) -> np.ndarray:
-    """(R, 4): a picture (H, W, 4) at uv, (0, 0) its lower left corner; it repeats in both directions."""
-    height, width = picture.shape[:2]
+def _bilinear(image: np.ndarray, uv_R2: np.ndarray) -> np.ndarray:
+    """(R, 4): an image (H, W, 4) at uv, (0, 0) its lower left corner; it repeats in both directions."""
+    height, width = image.shape[:2]
     u, v = (uv_R2 % 1).T  # before the next step: beyond 2^53 a float has no pixel
     x, y = u * width - 0.5, (1 - v) * height - 0.5
     left, top = np.floor(x), np.floor(y)
     columns = (left.astype(np.int64) % width, 1 - (x - left)), ((left.astype(np.int64) + 1) % width, x - left)
     rows = (top.astype(np.int64) % height, 1 - (y - top)), ((top.astype(np.int64) + 1) % height, y - top)
-    mixed, texels = np.zeros((len(x), 4)), picture.reshape(-1, 4)
+    mixed, texels = np.zeros((len(x), 4)), image.reshape(-1, 4)
     for (row, of_row), (column, of_column) in product(rows, columns):
         mixed += (of_row * of_column)[:, None] * texels.take(row * width + column, axis=0)
     return mixed

@@ -2,7 +2,7 @@
 
 A token is a cell of a grid over [-0.5, 0.5]^3 that some view saw a surface in; coordinates are t = 0 and the cell's
 place along the world's x, y and z. Its feature is the 16x16 patch of pixels around the cell, in the view whose camera
-is nearest by depth; flattened as a picture's patch is (row, column, channel), values in [-1, 1], zero-padded to 3072.
+is nearest by depth; flattened as an image's patch is (row, column, channel), values in [-1, 1], zero-padded to 3072.
 Letters: ``N`` tokens, ``V`` views.
 """
 
@@ -25,7 +25,7 @@ from atoken.tokens import SparseTokens
 MAX_TOKENS = 32_768  # of an asset, as TRELLIS has it
 RESOLUTION = 64  # cells a side of the grid
 _DEPTHS_A_CELL = 4  # pixels of a small depth map for a cell and a side
-VALUES = PATCH[1] * PATCH[2] * 3  # of a voxel's patch; the rest of a token, the further frames of a clip, is zero
+VALUES = PATCH[1] * PATCH[2] * 3  # of a voxel's patch; the rest of a token, the further frames of a video, is zero
 _BORDER = 2.0**-22  # half the width of the border between cells: the rounding of an fp32 depth
 _HIDDEN = 1e6  # added to the depth of a cell in views that do not see it
 
@@ -163,7 +163,7 @@ def _nearest(views: Views, centres_N3: np.ndarray, margin: float | None) -> tupl
 
 
 def _shown(views: Views, view: int, place_N2: np.ndarray, depth_N: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether the depth map, at a place in the picture, shows a surface no nearer than ``depth_N``."""
+    """(N,) bool: whether the depth map, at a place in the image, shows a surface no nearer than ``depth_N``."""
     depth_map = views.depth[view]
     size = np.array(depth_map.shape[::-1])
     row_N, column_N, inside_N = _indices(place_N2 * size - views.pixel_offset, size)
@@ -172,7 +172,7 @@ def _shown(views: Views, view: int, place_N2: np.ndarray, depth_N: np.ndarray) -
 
 
 def _patches(views: Views, view_N: np.ndarray, place_N2: np.ndarray) -> np.ndarray:
-    """(N, 768) uint8: the patch at a place of a view; black outside the picture.
+    """(N, 768) uint8: the patch at a place of a view; black outside the image.
 
     The first patch's centre is at 0 and the last one's at 1 (``align_corners=True`` of the published code), so that a
     place u is in patch round((grid - 1) u).

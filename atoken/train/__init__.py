@@ -1,1 +1,1 @@
-"""The training room: losses, stages as data, the objective, the engine, the loop."""
+"""Training of any model: engines, the loop, the folder of a run."""

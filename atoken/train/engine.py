@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from atoken.errors import AtokenError
-from atoken.train.batches import Batch
-from atoken.train.objective import Objective
+from atoken.pretrain.batches import Batch
+from atoken.pretrain.objective import Objective
+from atoken.pretrain.stages import Stage
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import Stage
 
 MOMENT_OF_MUON = "momentum_buffer"
 MOMENTS = ("exp_avg", "exp_avg_sq", MOMENT_OF_MUON)  # that the optimisers keep of a parameter

@@ -15,16 +15,16 @@ import torch
 
 from atoken.data.mixing import Tally
 from atoken.model import ATokenModel
+from atoken.pretrain.batches import batches, living_workers
+from atoken.pretrain.datasets import Datasets
+from atoken.pretrain.objective import Objective
+from atoken.pretrain.stages import Stage
+from atoken.pretrain.start.begin import begin, blank, save_blank
+from atoken.pretrain.teachers import NO_TEACHERS, Teachers
 from atoken.text import TextTokenizer
-from atoken.train.batches import batches, living_workers
 from atoken.train.engine import PlainEngine
-from atoken.train.feeds import Feeds
-from atoken.train.objective import Objective
 from atoken.train.record import check_goes_on, record
 from atoken.train.run_folder import RunFolder, writing
-from atoken.train.stages import Stage
-from atoken.train.start import begin, blank, save_blank
-from atoken.train.teachers import NO_TEACHERS, Teachers
 from atoken.train.watch import Watch
 from atoken.train.zero import ZeroEngine
 
@@ -34,7 +34,7 @@ def run(
     folder: Path,
     *,
     start: Path | None,
-    feeds: Feeds,
+    datasets: Datasets,
     device: str,
     workers: int,
     zero: int | None = None,
@@ -53,12 +53,12 @@ def run(
     run_folder = RunFolder(folder)
     saved = run_folder.newest()
     launch = {"device": device, "ranks": int(os.environ.get("WORLD_SIZE", 1)), "workers": workers, "zero": zero}
-    now = record(stage, saved[1]["step"] if saved else 0, feeds.data, start, launch, teachers.record)
+    now = record(stage, saved[1]["step"] if saved else 0, datasets.data, start, launch, teachers.record)
     if saved and (before := run_folder.noted("start-")):
         check_goes_on(before, now, folder)
         now["start"] = before.get("start", now["start"])
     torch.manual_seed(stage.seed)
-    model, texts = blank(folder) if saved else begin(stage, start, feeds)
+    model, texts = blank(folder) if saved else begin(stage, start, datasets)
     objective = Objective(model, stage.used, teachers, texts)
     engine = PlainEngine(objective, stage, device) if zero is None else ZeroEngine(objective, stage, device, zero)
     if saved:
@@ -69,7 +69,7 @@ def run(
         run_folder.rewind(engine.step)
         run_folder.note(f"start-{engine.step:06d}", now)
     with _termination() as asked:
-        _steps(engine, run_folder, texts, feeds, workers, save_every, evaluate_every, asked)
+        _steps(engine, run_folder, texts, datasets, workers, save_every, evaluate_every, asked)
         exported = export(engine, folder / "model", texts)
         (ends,) = engine.total([asked.is_set()])
     if ends:  # the stages after this one are not begun
@@ -81,7 +81,7 @@ def _steps(
     engine: PlainEngine,
     run_folder: RunFolder,
     texts: TextTokenizer | None,
-    feeds: Feeds,
+    datasets: Datasets,
     workers: int,
     save_every: int,
     evaluate_every: int,
@@ -89,8 +89,8 @@ def _steps(
 ) -> None:
     stage = engine.stage
     listed, counted = run_folder.path / f"broken-{engine.rank}.jsonl", run_folder.counted(engine.step)
-    tally = Tally(listed, feeds.data.most_broken, **counted)
-    made = batches(stage, feeds, engine.step, workers, engine.rank, engine.world)
+    tally = Tally(listed, datasets.data.most_broken, **counted)
+    made = batches(stage, datasets, engine.step, workers, engine.rank, engine.world)
     with living_workers(), closing(made), Watch(engine, run_folder, texts, evaluate_every) as watch:
         for _ in range(engine.step, stage.steps):
             before = time.monotonic()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from atoken.errors import AtokenWarning, CheckpointError
-from atoken.train.data_file import Data
-from atoken.train.stages import Stage
+from atoken.pretrain.data_file import Data
+from atoken.pretrain.stages import Stage
 
 WHOLE = ("stage.mixture.", "data.")  # where a key more or less is a change, too; elsewhere it is a newer field
 FIXED = ("stage.preset", "stage.name", "stage.seed", "data.", "start")  # as long as a run lasts
@@ -71,14 +71,14 @@ def _compared(started: Mapping[str, Any], tables: Collection[str]) -> dict[str, 
 
 
 def _used(started: Mapping[str, Any]) -> list[str]:
-    return [*started["stage"]["mixture"], *started["stage"]["beside"]]
+    return [*started["stage"]["mixture"], *started["stage"]["auxiliary"]]
 
 
 def _tables(started: Mapping[str, Any]) -> set[str]:
     """The tables of the data that the tasks may read: their own, or those of their media."""
     tasks = started["stage"]["tasks"]
     return {
-        name for task in _used(started) for name in (task, tasks[task]["medium"]) if name in started["data"]["tables"]
+        name for task in _used(started) for name in (task, tasks[task]["modality"]) if name in started["data"]["tables"]
     }
 
 

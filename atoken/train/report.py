@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page with its curves and pictures, which needs no network and works when mailed.
+"""The report of a run: one HTML page with its curves and images, which needs no network and works when mailed.
 
 Colours of curves follow the reader's light or dark theme.
 """
@@ -21,7 +21,7 @@ from atoken.errors import ReportError
 from atoken.io.atomic import atomic_path
 from atoken.train.charts import POINTS, WINDOW, Curve, chart, running_mean, thin
 
-PICTURES = 12 << 20  # bytes of pictures on a page, at most: mail has limits
+IMAGES = 12 << 20  # bytes of images on a page, at most: mail has limits
 LARGEST = float(np.finfo(np.float32).max)  # what is larger, or NaN, is not finite
 RISING = ("psnr", "zero-shot")  # columns that are better high; all others are losses
 EVERY = "every task"
@@ -55,7 +55,7 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
         raise ReportError(f"The log in {folder} holds no finished step yet; make the report later.")
     if (folder / "evaluation.jsonl").exists():
         evaluation = read_curves(folder / "evaluation.jsonl")
-    page = _page(folder.resolve().name, curves, evaluation, _pictures(folder / "pictures"))
+    page = _page(folder.resolve().name, curves, evaluation, _images(folder / "images"))
     with atomic_path(target, ReportError) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")  # lone surrogates of a name
     return target
@@ -145,7 +145,7 @@ img { display: block; max-width: 100% }
 """ + "".join(f".c{number} {{ color: var(--c{number}) }} " for number in range(COLOURS))
 
 
-def _page(name: str, curves: Curves, evaluation: Curves, pictures: str) -> str:
+def _page(name: str, curves: Curves, evaluation: Curves, images: str) -> str:
     terms = {key: curves[key] for key in sorted(curves, key=lambda key: key != "loss") if key not in MACHINERY}
     machinery = {title: curves[key] for key, title in MACHINERY.items() if key in curves}
     steps = np.concatenate([curve.steps for curve in (*_all(curves), *_all(evaluation))])
@@ -169,7 +169,7 @@ def _page(name: str, curves: Curves, evaluation: Curves, pictures: str) -> str:
 <p>In the charts, dots are the rows of the log; a curve of more than {POINTS:,} rows is thinned to that many dots, each
 the mean of equally many rows, so that none is left out. Lines are running means over 1/{WINDOW} of a curve. Red marks
 at the foot are steps with a value that is not finite; such values are gaps, and in no mean.</p>
-{charts}{pictures}</body></html>
+{charts}{images}</body></html>
 """
 
 
@@ -217,23 +217,23 @@ def _bests(terms: Curves) -> Iterator[tuple[str, ...]]:
             yield name, task, *cells, f"{curve.lost.sum():,}"
 
 
-def _pictures(folder: Path) -> str:
-    """The pictures ``step-NNNNNN.png``, newest first, as far as they fit; the page says how many do not."""
+def _images(folder: Path) -> str:
+    """The images ``step-NNNNNN.png``, newest first, as far as they fit; the page says how many do not."""
     named = [
         (int(match[1]), path) for path in folder.glob("*.png") if (match := re.fullmatch(r"step-(\d+)", path.stem))
     ]
     named.sort(reverse=True)
     try:
         sizes = accumulate(path.stat().st_size for _, path in named)
-        shown = [pair for pair, size in zip(named, sizes, strict=True) if size <= PICTURES]
-        parts = [_picture(step, path) for step, path in shown]
+        shown = [pair for pair, size in zip(named, sizes, strict=True) if size <= IMAGES]
+        parts = [_image(step, path) for step, path in shown]
     except OSError as error:
-        raise ReportError(f"Cannot read the pictures in {folder}: {error.strerror or error}.") from error
+        raise ReportError(f"Cannot read the images in {folder}: {error.strerror or error}.") from error
     if older := len(named) - len(shown):
-        parts.append(f"<p>{older:,} older pictures, too large for this page, are in the folder of the run.</p>")
+        parts.append(f"<p>{older:,} older images, too large for this page, are in the folder of the run.</p>")
     return f"<h2>Originals above reconstructions</h2>\n{''.join(parts)}" if parts else ""
 
 
-def _picture(step: int, path: Path) -> str:
+def _image(step: int, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<h3>step {step:,}</h3>\n<img src="data:image/png;base64,{data}" alt="originals above reconstructions">\n'

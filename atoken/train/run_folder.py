@@ -90,7 +90,7 @@ class RunFolder:
         return json.loads(found[-1].read_text()) if found else None
 
     def rewind(self, step: int) -> None:
-        """Drop what a run resumed at ``step`` will write again: lines of all logs, those cut short, pictures.
+        """Drop what a run resumed at ``step`` will write again: lines of all logs, those cut short, images.
 
         Notes of later starts and parts of checkpoints that a killed run left go, too. Raises: CheckpointError.
         """
@@ -100,9 +100,9 @@ class RunFolder:
         for path in self.path.glob("*.jsonl"):
             rows = [line for line in path.read_text().splitlines(keepends=True) if _logged_step(line) < step]
             _replace(path, "".join(rows))
-        for picture in self.path.glob("pictures/step-*.png"):
-            if _step_of(picture) >= step:
-                picture.unlink()
+        for image in self.path.glob("images/step-*.png"):
+            if _step_of(image) >= step:
+                image.unlink()
         for part in self.path.glob(".step-*.part"):
             shutil.rmtree(part, ignore_errors=True)
 

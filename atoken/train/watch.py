@@ -22,13 +22,13 @@ from tqdm import tqdm
 from atoken.errors import MediaError
 from atoken.io.atomic import atomic_path
 from atoken.model import ATokenConfig, ATokenModel
+from atoken.pretrain import cost, losses
+from atoken.pretrain.batches import Batch
+from atoken.pretrain.evaluation import HeldOut, evaluate
+from atoken.pretrain.stages import Stage, Task
 from atoken.text import TextTokenizer
-from atoken.train import cost, losses
-from atoken.train.batches import Batch
 from atoken.train.engine import PlainEngine
-from atoken.train.evaluation import HeldOut, evaluate
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import Stage, Task
 
 EMBEDDING = (losses.kl, losses.semantics, losses.alignment)  # terms that do not read what is decoded
 
@@ -47,7 +47,7 @@ class Watch:
         self.writes = engine.rank == 0 and engine.step < self.stage.steps  # nothing of a run that is done
         on_cuda = engine.device.startswith("cuda")
         self.peak = cost.device_peak(torch.cuda.get_device_name(engine.device)) if on_cuda else None
-        media = {task.medium for task in self.stage.used.values()}
+        media = {task.modality for task in self.stage.used.values()}
         self.held_out = HeldOut.of(media) if every and self.writes else None
         self.writer = _tensorboard(run_folder.path / "tensorboard", engine.step) if self.writes else None
         self.progress = tqdm(
@@ -91,8 +91,8 @@ class Watch:
     def evaluate_if_due(self) -> None:
         """Evaluate the averaged weights if it is time to; its time, and that of a checkpoint before, is of no step.
 
-        Writes a line of ``evaluation.jsonl`` and ``pictures/step-NNNNNN.png``, under the number of the last step done.
-        Raises: MediaError where the picture cannot be written.
+        Writes a line of ``evaluation.jsonl`` and ``images/step-NNNNNN.png``, under the number of the last step done.
+        Raises: MediaError where the image cannot be written.
         """
         if self.every and (self.engine.step % self.every == 0 or self.engine.step == self.stage.steps):
             averaged = self.engine.averaged()  # all ranks take part
@@ -107,7 +107,7 @@ class Watch:
             numbers, sheet = evaluate(model, held_out, self.texts)
         self._log({"step": self.engine.step - 1, **numbers}, "evaluation")
         if sheet is not None:
-            self._picture(sheet)
+            self._image(sheet)
 
     def _log(self, row: dict[str, Any], name: str = "log") -> None:
         self.run_folder.log(row, name)
@@ -116,9 +116,9 @@ class Watch:
                 if isinstance(value, int | float) and key != "step":
                     self.writer.add_scalar(key, value, row["step"])
 
-    def _picture(self, sheet: np.ndarray) -> None:
+    def _image(self, sheet: np.ndarray) -> None:
         step = self.engine.step - 1
-        path = self.run_folder.path / "pictures" / f"step-{step:06d}.png"
+        path = self.run_folder.path / "images" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path, MediaError) as temporary:
             Image.fromarray(sheet).save(temporary, format="PNG")
@@ -131,7 +131,7 @@ def step_flops(config: ATokenConfig, stage: Stage, batches: Sequence[Batch]) -> 
     steps, total = config.steps(config.tile_frames), 0
     for batch in batches:
         task = stage.tasks[batch.task]
-        if task.medium in ("surface", "views"):
+        if task.modality in ("surface", "views"):
             parts = cost.gaussian_parts(config, batch.tokens)
         else:
             parts = cost.model_parts(config, cost.tiles(batch.tokens, steps), decode=decodes(task))

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, distributed
 
 from atoken.errors import AtokenError, CheckpointError, MissingExtraError
-from atoken.train.batches import Batch
+from atoken.pretrain.batches import Batch
+from atoken.pretrain.objective import Objective
+from atoken.pretrain.stages import Stage
 from atoken.train.engine import PlainEngine
-from atoken.train.objective import Objective
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import Stage
 
 KEPT_WHOLE = 100_000  # numbers of a parameter below which ZeRO-3 does not bother to cut it up
 
@@ -101,7 +101,7 @@ class ZeroEngine(PlainEngine):
         if ends[0] != -ends[1]:
             raise AtokenError(
                 f"The ranks have different work at step {self.step}: all must have micro-batches of the same "
-                "tasks in the same order and, under ZeRO-3, clips of as many tiles."
+                "tasks in the same order and, under ZeRO-3, videos of as many tiles."
             )
 
     def _backward(self, batch: Batch, share: float, *, last: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -21,7 +21,8 @@ NOISE = 1e-12  # of the squared lengths of two vectors: a squared distance below
 class InceptionScore:
     """exp of the mean KL divergence of class probabilities from their mean, averaged over splits (Salimans 2016).
 
-    Splits are of ``split`` samples in their order, the last of the rest, as ADM's evaluator has it; of "ours" alone.
+    Splits are of ``split`` samples in their order, the last of the rest, as ADM's evaluator has it; of "prediction"
+    alone.
     Sums are kept for every ``cell`` samples: a split is whole cells, and so is every shard but the last.
     Raises: ValueError where a split is not.
     """
@@ -41,8 +42,8 @@ class InceptionScore:
         return {self.name: f"splits of {self.split}, mean over splits"}
 
     def fold(self, state: State, side: str, rows_BK: np.ndarray, keys: object) -> None:
-        """Add the probabilities of samples of "ours"; the other side has no score."""
-        if side != "ours":
+        """Add the probabilities of samples of "prediction"; the other side has no score."""
+        if side != "prediction":
             return
         for row_K in np.asarray(rows_BK, np.float64):
             self._fold_one(state, row_K)
@@ -87,9 +88,10 @@ class InceptionScore:
 class PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al. 2019).
 
-    Precision is the share of "ours" within any ball around one of "theirs" that reaches to its ``neighbour``-th nearest
-    other; recall is the same with sides changed. Where there are more than ``references`` of "theirs" or ``samples`` of
-    "ours", those with the smallest SHA-256 of the key count: a choice that depends on neither order nor shards.
+    Precision is the share of "prediction" within any ball around one of "target" that reaches to its ``neighbour``-th
+    nearest
+    other; recall is the same with sides changed. Where there are more than ``references`` of "target" or ``samples`` of
+    "prediction", those with the smallest SHA-256 of the key count: a choice that depends on neither order nor shards.
     """
 
     neighbour: int = 3
@@ -110,7 +112,7 @@ class PrecisionRecall:
         self._keep(state, side, np.asarray(rows_BD, np.float32), orders_B)
 
     def _keep(self, state: State, side: str, rows_BD: np.ndarray, orders_B: np.ndarray) -> None:
-        limit = self.samples if side == "ours" else self.references
+        limit = self.samples if side == "prediction" else self.references
         items, rows, orders = (f"{self.name}.{side}.{part}" for part in ("items", "rows", "orders"))
         if items not in state:
             state[items], state[rows], state[orders] = np.zeros(1), rows_BD[:0], orders_B[:0]
@@ -129,7 +131,7 @@ class PrecisionRecall:
         """The kept rows of both, as if they had come one after another."""
         merged: State = {}
         for state in (first, second):
-            for side in ("ours", "theirs"):
+            for side in ("prediction", "target"):
                 if f"{self.name}.{side}.items" in state:
                     self._keep(merged, side, *self._kept(state, side))
         return merged
@@ -148,14 +150,14 @@ class PrecisionRecall:
 
         Not a number where a side has no ``neighbour`` others, or where a feature is not finite.
         """
-        ours, theirs = (self._kept(state, side)[0] for side in ("ours", "theirs"))
-        counts = {"precision items": float(len(ours)), "recall items": float(len(theirs))}
-        enough = min(len(ours), len(theirs)) > self.neighbour
-        if not (enough and np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        prediction, target = (self._kept(state, side)[0] for side in ("prediction", "target"))
+        counts = {"precision items": float(len(prediction)), "recall items": float(len(target))}
+        enough = min(len(prediction), len(target)) > self.neighbour
+        if not (enough and np.isfinite(prediction).all() and np.isfinite(target).all()):
             return {"precision": float("nan"), "recall": float("nan")} | counts
         precision, recall = (
             float(_within(points, centres, _radii(centres, self.neighbour)).mean())
-            for points, centres in ((ours, theirs), (theirs, ours))
+            for points, centres in ((prediction, target), (target, prediction))
         )
         return {"precision": precision, "recall": recall} | counts
 

@@ -90,5 +90,5 @@ def on_grid(vectors_CD: np.ndarray, whose: str) -> np.ndarray:
     wrong = (np.abs(lengths - 1) > SLACK) & (lengths > 0)
     if wrong.any():
         length = lengths[wrong][0]
-        raise AtokenError(f"A vector of {whose} has length {length:.3g} instead of 1; let the subject normalise it.")
+        raise AtokenError(f"A vector of {whose} has length {length:.3g} instead of 1; let the model normalise it.")
     return rounded_CD

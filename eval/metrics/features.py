@@ -12,7 +12,7 @@ from eval.contract import Sample, State
 from eval.metrics.moments import Frechet
 from eval.networks import Network
 
-SIDES = ("ours", "theirs")
+SIDES = ("prediction", "target")
 
 
 class Measure(Protocol):
@@ -43,7 +43,8 @@ class Measure(Protocol):
 class FeatureMetric:
     """The metric (``eval/contract.py``) of some measures on one network.
 
-    A sample may have one side alone: "ours" of a generator, "theirs" of its reference. A network of pictures sees each
+    A sample may have one side alone: "prediction" of a generator, "target" of its reference. A network of images sees
+    each
     frame as one. Pixels that do not count are black on both sides.
     Raises: AtokenError where the network does not give the features that a measure reads.
     """
@@ -77,7 +78,7 @@ class FeatureMetric:
     def _fold(self, state: State, side: str, samples: Sequence[Sample]) -> None:
         frames = [_blackened(getattr(sample, side), sample.mask) for sample in samples]
         features = self.network.features(frames)
-        rows = [1 if self.network.clips else len(one) for one in frames]
+        rows = [1 if self.network.videos else len(one) for one in frames]
         keys = [f"{sample.item.key}#{row}" for sample, count in zip(samples, rows, strict=True) for row in range(count)]
         for measure in self.measures:
             measure.fold(state, side, features[measure.kind], keys)
@@ -101,9 +102,9 @@ def rfid(network: Network, *, spatial: bool = False) -> FeatureMetric:
 
 
 def rfvd(network: Network) -> FeatureMetric:
-    """The rFVD of reconstructed clips against originals. Raises: AtokenError for a network of single pictures."""
-    if not network.clips:
-        raise AtokenError(f"rFVD needs a network of clips, and {network.name} is one of pictures: take another.")
+    """The rFVD of reconstructed videos against originals. Raises: AtokenError for a network of single images."""
+    if not network.videos:
+        raise AtokenError(f"rFVD needs a network of videos, and {network.name} is one of images: take another.")
     return FeatureMetric("rfvd", network, [Frechet("rfvd")])
 
 

@@ -89,16 +89,16 @@ def gaussian(state: State, name: str) -> Gaussian:
     return Gaussian(mean_D, spread_DD / (items - 1), items)
 
 
-def frechet_distance(ours: Gaussian, theirs: Gaussian) -> Distance:
+def frechet_distance(prediction: Gaussian, target: Gaussian) -> Distance:
     """|m - m'|^2, and tr(C + C' - 2 (C C')^(1/2)), neither below zero (Frechet 1957; Heusel et al. 2017).
 
     The trace of the root is the sum of the singular values of F^T F', where C = F F^T and C' = F' F'^T. So no root is
     taken of a product's rounding error, and singular covariances, of fewer items than numbers, are no special case.
     Raises: AtokenError where the widths differ.
     """
-    _check_width(len(ours.mean_D), len(theirs.mean_D))
-    covariances = [torch.from_numpy(one.covariance_DD) for one in (ours, theirs)]
-    mean = float(np.square(ours.mean_D - theirs.mean_D).sum())
+    _check_width(len(prediction.mean_D), len(target.mean_D))
+    covariances = [torch.from_numpy(one.covariance_DD) for one in (prediction, target)]
+    mean = float(np.square(prediction.mean_D - target.mean_D).sum())
     if not all(bool(torch.isfinite(one).all()) for one in covariances):
         return Distance(mean, float("nan"))
     with _one_thread():
@@ -108,10 +108,10 @@ def frechet_distance(ours: Gaussian, theirs: Gaussian) -> Distance:
     return Distance(mean, max(float(rest), 0.0))
 
 
-def _check_width(ours: int, theirs: int) -> None:
-    if ours != theirs:
+def _check_width(prediction: int, target: int) -> None:
+    if prediction != target:
         raise AtokenError(
-            f"Features of {ours} and of {theirs} numbers cannot be compared: take both from the same network."
+            f"Features of {prediction} and of {target} numbers cannot be compared: take both from the same network."
         )
 
 
@@ -169,10 +169,10 @@ def _matrix(products: np.ndarray, width: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Frechet:
-    """The distance between features of two sides, "ours" and "theirs", as a measure of ``metrics/features.py``.
+    """The distance between features of two sides, "prediction" and "target", as a measure of ``metrics/features.py``.
 
     name: of the number: "rfid" and "gfid" of pooled features, "sfid" of spatial ones (Nash et al. 2021), "rfvd" of
-    features of clips (Unterthiner et al. 2018). reference: stands for "theirs" where it is known beforehand.
+    features of videos (Unterthiner et al. 2018). reference: stands for "target" where it is known beforehand.
     """
 
     name: str
@@ -187,15 +187,15 @@ class Frechet:
     def fold(self, state: State, side: str, rows: np.ndarray, keys: object) -> None:
         """Add the features of one side. Raises: AtokenError where their width is another than before."""
         if self.reference is not None:
-            if side == "theirs":
+            if side == "target":
                 return
             _check_width(rows.shape[1], len(self.reference.mean_D))  # before the network has seen all samples
         add_rows(state, f"{self.name}.{side}", rows)
 
     def merge(self, first: State, second: State) -> State:
         """The sums of the rows of ``first``, then those of ``second``."""
-        ours, theirs = (merge_rows(first, second, f"{self.name}.{side}") for side in ("ours", "theirs"))
-        return ours | theirs
+        prediction, target = (merge_rows(first, second, f"{self.name}.{side}") for side in ("prediction", "target"))
+        return prediction | target
 
     def finish(self, state: State) -> dict[str, float]:
         """NAME, "NAME mean" and "NAME covariance", its terms, and "NAME items", of the side that has fewer of them.
@@ -203,12 +203,15 @@ class Frechet:
         "NAME items lacking" is a warning: so many more are needed for covariances of full rank; without them the value
         depends on the number of items. Raises: AtokenError where a reference has another width.
         """
-        ours = gaussian(state, f"{self.name}.ours")
-        theirs = gaussian(state, f"{self.name}.theirs") if self.reference is None else self.reference
-        if ours.items == 0 or theirs.items == 0:  # no width either
+        prediction = gaussian(state, f"{self.name}.prediction")
+        target = gaussian(state, f"{self.name}.target") if self.reference is None else self.reference
+        if prediction.items == 0 or target.items == 0:  # no width either
             return {self.name: float("nan"), f"{self.name} items": 0.0}
-        found, items = frechet_distance(ours, theirs), min(one.items for one in (ours, theirs) if one.items is not None)
+        found, items = (
+            frechet_distance(prediction, target),
+            min(one.items for one in (prediction, target) if one.items is not None),
+        )
         numbers = {"": found.value, " mean": found.mean, " covariance": found.covariance, " items": float(items)}
-        if items <= len(ours.mean_D):
-            numbers[" items lacking"] = float(len(ours.mean_D) + 1 - items)
+        if items <= len(prediction.mean_D):
+            numbers[" items lacking"] = float(len(prediction.mean_D) + 1 - items)
         return {f"{self.name}{end}": number for end, number in numbers.items()}

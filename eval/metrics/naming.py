@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoken.errors import AtokenError
-from eval.contract import Sample, State, Subject
+from eval.contract import Model, Sample, State
 from eval.metrics.exact import on_grid
 
 HITS = {"zero-shot top-1": 1, "zero-shot top-5": 5}
@@ -38,7 +38,7 @@ class Templates:
 
 CLASS_NAME_ONLY = Templates("class name only", ("{}",))
 OPENAI = Templates(
-    "80 of OpenAI",  # of CLIP on ImageNet, which open_clip and most papers evaluate with; "a origami" is theirs
+    "80 of OpenAI",  # of CLIP on ImageNet, which open_clip and most papers evaluate with; "a origami" is target
     (
         "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
         "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
@@ -80,7 +80,7 @@ class ZeroShot:
             raise AtokenError(f"There are {len(vectors_CD)} vectors for {len(labels)} classes; make one for each.")
         self._classes_CD = on_grid(vectors_CD, "a class")
         if not self._classes_CD.any(axis=1).all() or np.isnan(self._classes_CD).any():
-            raise AtokenError("The vector of a class is zero or not finite; look for the fault in the subject.")
+            raise AtokenError("The vector of a class is zero or not finite; look for the fault in the model.")
         self.record = {
             "templates": f"{templates.name}, SHA-256 {_digest(templates.sentences)}",
             "classes": f"{len(labels)}, SHA-256 {_digest(labels)}",
@@ -120,21 +120,21 @@ class ZeroShot:
         return shares | {name: float(state[name][0]) for name in COUNTS}
 
 
-def class_vectors(subject: Subject, labels: Sequence[str], templates: Templates) -> np.ndarray:
+def class_vectors(model: Model, labels: Sequence[str], templates: Templates) -> np.ndarray:
     """(C, D) float64: of each class, the mean of the normalised vectors of its prompts, normalised.
 
     A class at a time, so that its vector does not depend on the others.
-    Raises: AtokenError without classes, or for a subject without a text side.
+    Raises: AtokenError without classes, or for a model without a text side.
     """
     if not labels:
         raise AtokenError("There are no classes to name; give the names of some.")
-    means_CD = np.stack([_units(subject.embed_texts(templates.prompts(label))).mean(axis=0) for label in labels])
+    means_CD = np.stack([_units(model.embed_texts(templates.prompts(label))).mean(axis=0) for label in labels])
     return _units(means_CD)
 
 
-def zero_shot(subject: Subject, labels: Sequence[str], templates: Templates = OPENAI) -> ZeroShot:
-    """The metric of a subject and the names of classes. Raises: AtokenError, as ``class_vectors`` and ``ZeroShot``."""
-    return ZeroShot(class_vectors(subject, labels, templates), labels, templates)
+def zero_shot(model: Model, labels: Sequence[str], templates: Templates = OPENAI) -> ZeroShot:
+    """The metric of a model and the names of classes. Raises: AtokenError, as ``class_vectors`` and ``ZeroShot``."""
+    return ZeroShot(class_vectors(model, labels, templates), labels, templates)
 
 
 def _units(vectors_TD: np.ndarray) -> np.ndarray:

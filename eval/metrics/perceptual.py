@@ -1,4 +1,4 @@
-"""LPIPS v0.1 on VGG-16 (Zhang et al. 2018), by the same code that training has as a loss (``atoken/train/vgg.py``)."""
+"""LPIPS v0.1 on VGG-16 (Zhang et al. 2018), by the code of ``atoken/metrics/vgg.py``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from atoken.errors import CheckpointError
-from atoken.train.teachers import WITHOUT, load_teachers
-from atoken.train.vgg import VGG16, Heads, lpips, shared_pass
+from atoken.metrics.vgg import VGG16, Heads, lpips, shared_pass
+from atoken.pretrain.teachers import WITHOUT, load_teachers
 from eval.contract import Sample
 from eval.metrics.exact import Mean
 from eval.metrics.pixels import large_frames
@@ -42,8 +42,8 @@ class Lpips(Mean):
         return {"lpips": fmean(self._distance(*frame) for frame in large_frames(sample, SMALLEST, "LPIPS"))}
 
     @torch.inference_mode()
-    def _distance(self, ours_HW3: np.ndarray, theirs_HW3: np.ndarray) -> float:
-        pair = (self._values(frame) for frame in (ours_HW3, theirs_HW3))
+    def _distance(self, prediction_HW3: np.ndarray, target_HW3: np.ndarray) -> float:
+        pair = (self._values(frame) for frame in (prediction_HW3, target_HW3))
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # the ten bits would show
             return lpips(*shared_pass(self._vgg, *pair), self._heads).item()
 
@@ -53,7 +53,7 @@ class Lpips(Mean):
 
 
 def published_lpips(folder: str | Path | None, device: str = "cpu") -> Lpips:
-    """LPIPS with the published weights, two files of a folder (see ``atoken/train/teachers.py``).
+    """LPIPS with the published weights, two files of a folder (see ``atoken/pretrain/teachers.py``).
 
     Raises: CheckpointError for a file that is missing, damaged or another one, with how to get it.
     """

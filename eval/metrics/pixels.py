@@ -1,6 +1,6 @@
 """How near the pixels of a reconstruction are to those of its original: PSNR, SSIM, MS-SSIM, and seams between tiles.
 
-All take uint8 samples of any size, each of its own, and keep float64 sums that are exact. The numbers of a clip or an
+All take uint8 samples of any size, each of its own, and keep float64 sums that are exact. The numbers of a video or an
 asset are those of all its frames or views together (PSNR, seams) or the mean over them (SSIM, MS-SSIM).
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError
-from atoken.metrics import WINDOW, psnr_of, similarities, squared_error, ssim
+from atoken.metrics.pixels import WINDOW, psnr_of, similarities, squared_error, ssim
 from eval.contract import Sample, State
 from eval.metrics.exact import Mean
 
@@ -29,33 +29,33 @@ def pixels_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
     Raises: AtokenError where one is missing or not uint8, where the shapes differ, or where there are no pixels.
     """
-    ours, theirs, key = sample.ours, sample.theirs, sample.item.key
-    if ours is None or theirs is None:
-        raise AtokenError(f"There is no reconstruction of {key} to measure; let the subject reconstruct its items.")
-    for pixels in (ours, theirs):
+    prediction, target, key = sample.prediction, sample.target, sample.item.key
+    if prediction is None or target is None:
+        raise AtokenError(f"There is no reconstruction of {key} to measure; let the model reconstruct its items.")
+    for pixels in (prediction, target):
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
             found = f"{pixels.dtype} {pixels.shape}"
             raise AtokenError(f"The pixels of {key} must be uint8 of shape (T, H, W, 3), not {found}; convert them.")
-    if ours.shape != theirs.shape:
-        shapes = f"{ours.shape} instead of {theirs.shape}"
-        raise AtokenError(f"The reconstruction of {key} has shape {shapes}; let the subject keep the size.")
-    return ours, theirs
+    if prediction.shape != target.shape:
+        shapes = f"{prediction.shape} instead of {target.shape}"
+        raise AtokenError(f"The reconstruction of {key} has shape {shapes}; let the model keep the size.")
+    return prediction, target
 
 
 def large_frames(sample: Sample, smallest: int, metric: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The pairs of frames of a sample for a metric that needs sides of so many pixels. Raises: AtokenError."""
-    ours, theirs = pixels_of(sample)
-    height, width = ours.shape[1:3]
+    prediction, target = pixels_of(sample)
+    height, width = prediction.shape[1:3]
     if min(height, width) < smallest:
         reason = f"sides of {smallest} pixels or more, and {sample.item.key} is {width}x{height}"
         raise AtokenError(f"{metric} needs {reason}; prepare larger ones, or leave it out.")
-    return zip(ours, theirs, strict=True)
+    return zip(prediction, target, strict=True)
 
 
 class Psnr(Mean):
     """PSNR in dB of 8-bit values, in both conventions.
 
-    ``psnr``: mean over samples of the PSNR of each, where that of a clip or an asset is of its squared error over all
+    ``psnr``: mean over samples of the PSNR of each, where that of a video or an asset is of its squared error over all
     frames or views (as TokenBench). ``psnr of mean error``: of the mean over samples of their mean squared errors. A
     sample that is perfect has a PSNR of inf, and so has then the mean: it is not capped; the second number is finite
     unless all are perfect. foreground: also both numbers over the pixels of the mask alone (3D), of the samples that
@@ -76,10 +76,10 @@ class Psnr(Mean):
 
     def measure(self, sample: Sample) -> dict[str, float]:
         """``psnr`` in dB and ``error``, the mean squared error of values in 0..255. Raises: AtokenError."""
-        ours, theirs = pixels_of(sample)
-        errors = {"": squared_error(ours, theirs)}
+        prediction, target = pixels_of(sample)
+        errors = {"": squared_error(prediction, target)}
         if len(self._areas) > 1 and sample.mask is not None:
-            errors[" foreground"] = _error_within(sample.mask, ours, theirs, sample.item.key)
+            errors[" foreground"] = _error_within(sample.mask, prediction, target, sample.item.key)
         psnrs = {f"psnr{area}": psnr_of(error) for area, error in errors.items()}
         return psnrs | {f"error{area}": error for area, error in errors.items()}
 
@@ -90,15 +90,15 @@ class Psnr(Mean):
         return psnrs | {f"psnr of mean error{area}": psnr_of(means[f"error{area}"]) for area in self._areas}
 
 
-def _error_within(mask: np.ndarray, ours: np.ndarray, theirs: np.ndarray, key: str) -> float:
-    if mask.dtype != bool or mask.shape != ours.shape[:3]:
+def _error_within(mask: np.ndarray, prediction: np.ndarray, target: np.ndarray, key: str) -> float:
+    if mask.dtype != bool or mask.shape != prediction.shape[:3]:
         found = f"{mask.dtype} {mask.shape}"
-        raise AtokenError(f"The mask of {key} must be bool of shape {ours.shape[:3]}, not {found}; make it so.")
-    return squared_error(ours[mask], theirs[mask]) if mask.any() else math.nan
+        raise AtokenError(f"The mask of {key} must be bool of shape {prediction.shape[:3]}, not {found}; make it so.")
+    return squared_error(prediction[mask], target[mask]) if mask.any() else math.nan
 
 
 class Ssim(Mean):
-    """Structural similarity (Wang et al. 2004; see ``atoken.metrics.ssim``): mean over frames, then over samples."""
+    """Structural similarity (Wang et al. 2004, ``atoken.metrics.pixels``): mean over frames, then over samples."""
 
     name = "ssim"
     numbers = ("ssim",)
@@ -127,14 +127,14 @@ class MsSsim(Mean):
         return {"ms-ssim": fmean(multi_scale(*frame) for frame in large_frames(sample, SMALLEST, "MS-SSIM"))}
 
 
-def multi_scale(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """MS-SSIM of (H, W, 3) uint8 pictures whose sides are 176 or more.
+def multi_scale(prediction: np.ndarray, target: np.ndarray) -> float:
+    """MS-SSIM of (H, W, 3) uint8 images whose sides are 176 or more.
 
     Contrast and structure at each scale, luminance at the coarsest alone; each is the mean over colours and places, and
     one below zero, whose power would not be real, counts as 0. The next scale is of the means of 2 x 2 pixels; an odd
     last row or column is left out.
     """
-    x, y = (torch.from_numpy(a).float()[None] for a in (ours, theirs))
+    x, y = (torch.from_numpy(a).float()[None] for a in (prediction, target))
     result = 1.0
     for scale, weight in enumerate(WEIGHTS, 1):
         luminance, structure = similarities(x, y, 255)
@@ -153,7 +153,7 @@ class Seams(Mean):
     sample has no number where its original is flat. Raises: AtokenError for a tile of fewer than 2.
     """
 
-    numbers = ("ours at borders", "ours elsewhere", "theirs at borders", "theirs elsewhere")
+    numbers = ("prediction at borders", "prediction elsewhere", "target at borders", "target elsewhere")
 
     def __init__(self, tile: int, *, in_time: bool = False) -> None:
         if tile < 2:
@@ -192,8 +192,8 @@ class Seams(Mean):
         return {self.name: self._ratio(super().finish(state))}
 
     def _ratio(self, energies: Mapping[str, float]) -> float:
-        ours_at, ours_else, theirs_at, theirs_else = (energies[name] for name in self.numbers)
-        above, below = ours_at * theirs_else, ours_else * theirs_at
+        prediction_at, prediction_else, target_at, target_else = (energies[name] for name in self.numbers)
+        above, below = prediction_at * target_else, prediction_else * target_at
         if below == 0:
             return math.inf if above > 0 else math.nan
         return above / below

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from atoken.errors import AtokenError
-from eval.contract import Sample, State, Subject
+from eval.contract import Model, Sample, State
 from eval.metrics.exact import on_grid
 
 BEST = (1, 5, 10)
@@ -25,13 +25,13 @@ class Retrieval:
     query, and a hit where any of its own captions is among the k nearest of all. Pessimistic: a candidate that is as
     near as the own one counts as nearer; a vector that is not finite is never found, finds nothing, and stands in
     nobody's way. Queries with such ties and vectors are counted beside. The order of items does not matter, nor do
-    shards. subject: embeds the captions, once, when their item comes. scores: how many to hold at a time.
+    shards. model: embeds the captions, once, when their item comes. scores: how many to hold at a time.
     """
 
     name = "retrieval"
 
-    def __init__(self, subject: Subject, *, scores: int = SCORES) -> None:
-        self._subject, self._scores = subject, scores
+    def __init__(self, model: Model, *, scores: int = SCORES) -> None:
+        self._model, self._scores = model, scores
         self.record = {
             "text to item": "every caption a query",
             "item to text": "any own caption a hit",
@@ -45,7 +45,7 @@ class Retrieval:
     def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
         """Fold samples into ``state``, in place; none has a number alone.
 
-        Raises: AtokenError for a sample without a vector or captions, or a subject without texts.
+        Raises: AtokenError for a sample without a vector or captions, or a model without texts.
         """
         for part in [self._of_one(sample) for sample in samples]:
             state.update(self.merge(state, part))
@@ -56,7 +56,7 @@ class Retrieval:
         if vector is None or not captions:
             what = "vector" if vector is None else "captions"
             raise AtokenError(f"{sample.item.key} has no {what}; retrieval needs both of every item.")
-        found = np.asarray(self._subject.embed_texts(captions), np.float32)
+        found = np.asarray(self._model.embed_texts(captions), np.float32)
         return {"items": vector[None], "captions": found, "owners": np.zeros(len(captions), np.int64)}
 
     def merge(self, first: State, second: State) -> State:

@@ -8,7 +8,7 @@ from eval.metrics.exact import Mean
 
 
 class Size(Mean):
-    """``bytes``: the mean over samples. ``bits per pixel``: all bits by all pixels, of clips those of all frames.
+    """``bytes``: the mean over samples. ``bits per pixel``: all bits by all pixels, of videos those of all frames.
 
     pixels: False for assets, whose views have pixels and whose tokens do not depend on them.
     """
@@ -17,13 +17,13 @@ class Size(Mean):
 
     def __init__(self, *, pixels: bool = True) -> None:
         self.numbers = ("bytes", "pixels") if pixels else ("bytes",)
-        self.record = {"bytes": "as the subject's record says", "bits per pixel": "all bits by all pixels"}
+        self.record = {"bytes": "as the model's record says", "bits per pixel": "all bits by all pixels"}
 
     def measure(self, sample: Sample) -> dict[str, float]:
-        """``bytes``, and ``pixels`` of the original. Raises: AtokenError where the subject does not say."""
-        if sample.size is None or sample.theirs is None:
-            raise AtokenError(f"The subject does not say how many bytes {sample.item.key} takes; leave sizes out.")
-        found = {"bytes": float(sample.size), "pixels": float(sample.theirs.size // 3)}
+        """``bytes``, and ``pixels`` of the original. Raises: AtokenError where the model does not say."""
+        if sample.size is None or sample.target is None:
+            raise AtokenError(f"The model does not say how many bytes {sample.item.key} takes; leave sizes out.")
+        found = {"bytes": float(sample.size), "pixels": float(sample.target.size // 3)}
         return {name: found[name] for name in self.numbers}
 
     def finish(self, state: State) -> dict[str, float]:

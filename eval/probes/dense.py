@@ -20,11 +20,11 @@ from eval.probes.figures import IGNORED, SETS, Masked
 from eval.probes.linear import Linear, best, logistic
 
 Dense = Callable[[np.ndarray], np.ndarray]  # pixels (H, W, 3) uint8 to features (R, K, D)
-CHECKED = 4  # of so many learned pictures, the last chooses the strength
+CHECKED = 4  # of so many learned images, the last chooses the strength
 
 
 def tokens_of(tokenizer: Tokenizer, part: Literal["features", "latents"]) -> Dense:
-    """What a probe reads of a picture's tokens: the encoder's ``features``, or the ``latents`` that a file keeps."""
+    """What a probe reads of an image's tokens: the encoder's ``features``, or the ``latents`` that a file keeps."""
 
     @torch.inference_mode()
     def dense(pixels: np.ndarray) -> np.ndarray:
@@ -48,23 +48,23 @@ def segmentation_probe(
     """How well single tokens tell what their pixels are, for each class set (answers by class of ``Masked``).
 
     Recipe: logistic regression (``linear.best``) from the features of each token to the shares that the classes have of
-    its pixels; every fourth learned picture chooses the strength. Scores are enlarged to pixels (bilinear), the largest
+    its pixels; every fourth learned image chooses the strength. Scores are enlarged to pixels (bilinear), the largest
     is the answer. Least squares would do for even classes only: it hardly ever gives a rare one the largest score.
 
-    ``SET/miou``: intersection over union over the pixels of all tested pictures that count, mean over the classes that
+    ``SET/miou``: intersection over union over the pixels of all tested images that count, mean over the classes that
     occur in them. ``SET/chance``: that of one who knows only how often each class is at each place; ``SET/ceiling``: of
     one who knows the true shares, about the most that this grid of tokens allows. ``SET/tokens``: share of tokens (of
     which half the pixels count) whose commonest class is found, and ``SET/tokens-chance``. Memory: the features that
-    are learned. Raises: AtokenError (pictures of several sizes or of broken tokens, too few to learn from, none to test
+    are learned. Raises: AtokenError (images of several sizes or of broken tokens, too few to learn from, none to test
     on, features that are not finite).
     """
     guessers = _learn(dense, learned, sets)
     boards = {name: _Board(table) for name, table in sets.items()}
-    for picture in tested:
-        features = dense(picture.pixels)
+    for image in tested:
+        features = dense(image.pixels)
         for name, (reader, places) in guessers.items():
-            truth = _shares(picture, features, sets[name], places)
-            boards[name].add(picture.classes, {"miou": reader(features), "chance": places, "ceiling": truth})
+            truth = _shares(image, features, sets[name], places)
+            boards[name].add(image.classes, {"miou": reader(features), "chance": places, "ceiling": truth})
     return {f"{name}/{key}": number for name, board in boards.items() for key, number in board.finish().items()}
 
 
@@ -74,29 +74,29 @@ def _learn(
     """For each set the reader of tokens, and how much there is of each class at each place (R, K, C)."""
     features: list[np.ndarray] = []
     shares: dict[str, list[np.ndarray]] = {name: [] for name in sets}
-    for picture in learned:
-        features.append(dense(picture.pixels))
+    for image in learned:
+        features.append(dense(image.pixels))
         for name, table in sets.items():
-            shares[name].append(_shares(picture, features[-1], table, features[0]))
+            shares[name].append(_shares(image, features[-1], table, features[0]))
     checks_P = np.arange(len(features)) % CHECKED == CHECKED - 1
     return {name: _guessers(features, of, checks_P) for name, of in shares.items()}
 
 
 def _guessers(features: list[np.ndarray], shares: list[np.ndarray], checks_P: np.ndarray) -> tuple[Linear, np.ndarray]:
-    """From P pictures, of which ``checks`` choose the strength. Raises: AtokenError (no pixels that count)."""
+    """From P images, of which ``checks`` choose the strength. Raises: AtokenError (no pixels that count)."""
     if not all(sum(one.sum() for one, check in zip(shares, checks_P, strict=True) if check == part) for part in (0, 1)):
-        raise AtokenError(f"A segmentation probe learns from {CHECKED} pictures or more, got {len(shares)}; add some.")
+        raise AtokenError(f"A segmentation probe learns from {CHECKED} images or more, got {len(shares)}; add some.")
     x, y = (np.concatenate([one.reshape(-1, one.shape[-1]) for one in of]) for of in (features, shares))
     counts, checks = y.sum(1) > 0, np.repeat(checks_P, features[0].shape[0] * features[0].shape[1])
     return best(logistic, x[counts], y[counts], checks[counts]), np.sum(shares, axis=0)
 
 
-def _shares(picture: Masked, features: np.ndarray, table: np.ndarray, like: np.ndarray) -> np.ndarray:
+def _shares(image: Masked, features: np.ndarray, table: np.ndarray, like: np.ndarray) -> np.ndarray:
     """The share that each class has of the pixels of each token: (R, K, C). Raises: AtokenError."""
-    (rows, columns), (height, width) = features.shape[:2], picture.classes.shape
+    (rows, columns), (height, width) = features.shape[:2], image.classes.shape
     if height % rows or width % columns or like.shape[:2] != (rows, columns):
-        raise AtokenError("A segmentation probe needs pictures of one size and of whole tokens; crop or scale them.")
-    blocks = picture.classes.reshape(rows, height // rows, columns, width // columns)
+        raise AtokenError("A segmentation probe needs images of one size and of whole tokens; crop or scale them.")
+    blocks = image.classes.reshape(rows, height // rows, columns, width // columns)
     blocks = blocks.swapaxes(1, 2).reshape(rows, columns, -1, 1)
     return (table[blocks] == np.arange(table.max() + 1)).mean(2)
 
@@ -123,7 +123,7 @@ class _Board:
 
     def finish(self) -> dict[str, float]:
         if not self.tokens:
-            raise AtokenError("A segmentation probe got no picture to test on; give it some.")
+            raise AtokenError("A segmentation probe got no image to test on; give it some.")
         numbers = {name: mean_iou(found) for name, found in self.pixels.items()}
         tokens = {"tokens": self.hits["miou"], "tokens-chance": self.hits["chance"]}
         return numbers | {name: hits / self.tokens for name, hits in tokens.items()}

@@ -1,4 +1,4 @@
-"""Pictures of figures with the class of every pixel: what a segmentation probe learns from and is tested on."""
+"""Images of figures with the class of every pixel: what a segmentation probe learns from and is tested on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from atoken.data import scenes
-from atoken.data.labelled import FIGURE_PROMPTS, FIGURES, TINTS, WAYS
-from atoken.data.made import figure_painter
-from atoken.data.natural import backdrop
-from atoken.data.procedural import generator, with_sensor_noise
-from atoken.data.textures import Surface
-from atoken.data.words import COLOURS
+from atoken.data.synthetic import scenes
+from atoken.data.synthetic.artificial import figure_painter
+from atoken.data.synthetic.labelled import FIGURE_PROMPTS, FIGURES, TINTS, WAYS
+from atoken.data.synthetic.natural import backdrop
+from atoken.data.synthetic.procedural import generator, with_sensor_noise
+from atoken.data.synthetic.textures import Surface
+from atoken.data.synthetic.words import COLOURS
 
 NAMED = [tuple(prompt.split()[-2:]) for prompt in FIGURE_PROMPTS]  # (tint, figure) of each class
 IGNORED = -1  # an answer: the pixel does not count
@@ -25,7 +25,7 @@ SETS = {  # what is asked of a pixel, as answers by class of ``Masked``; of the 
 }
 
 _MASKED = 7  # keeps the random stream apart from those of ``labelled`` and ``procedural``
-_MOST = 3  # figures of a picture
+_MOST = 3  # figures of an image
 _RADII = 0.2, 0.4  # of a figure, as a share of the shorter side
 
 
@@ -37,15 +37,16 @@ class Masked:
     classes: np.ndarray
 
 
-def masked_pictures(seed: int, count: int, side: int) -> Iterator[Masked]:
-    """The first pictures of the series ``seed``, ``side`` pixels square."""
-    return (masked_picture(seed, index, side, side) for index in range(count))
+def masked_images(seed: int, count: int, side: int) -> Iterator[Masked]:
+    """The first images of the series ``seed``, ``side`` pixels square."""
+    return (masked_image(seed, index, side, side) for index in range(count))
 
 
-def masked_picture(seed: int, index: int, height: int, width: int) -> Masked:
-    """Picture ``index`` of the series ``seed``: one to three figures of different classes, later ones in front.
+def masked_image(seed: int, index: int, height: int, width: int) -> Masked:
+    """Image ``index`` of the series ``seed``: one to three figures of different classes, later ones in front.
 
-    Drawn as ``atoken.data.labelled`` draws, so that a pixel belongs to a figure where it covers half of it or more.
+    Drawn as ``atoken.data.synthetic.labelled`` draws, so that a pixel belongs to a figure where it covers
+    half of it or more.
     """
     rng = generator(seed, index, _MASKED)
     surface, side = Surface(rng, height, width), min(height, width)

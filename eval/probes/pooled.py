@@ -10,35 +10,35 @@ from itertools import islice
 
 import numpy as np
 
-from atoken.data.labelled import FIGURE_PROMPTS, WAYS, class_of, labelled_picture
+from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, class_of, labelled_image
 from atoken.errors import AtokenError
 from atoken.io import Image
-from eval.contract import Item, Subject
+from eval.contract import Item, Model
 from eval.probes.linear import Fit, best, finite, logistic, ridge
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # of k-NN (Wu et al. 2018)
 SHARE = 0.25  # of the items of each class, held out
 CHUNK = 256  # items compared with all others at once
-SEED = 2_000_029  # of pictures that no stage trains on
-BATCH = 16  # pictures that a subject is given at once
+SEED = 2_000_029  # of images that no stage trains on
+BATCH = 16  # images that a model is given at once
 
 
 def labelled_items(each: int, side: int, seed: int = SEED) -> Iterator[Item]:
-    """Procedural pictures of one figure, ``side`` pixels square, ``each`` of all 48 classes in turn."""
+    """Procedural images of one figure, ``side`` pixels square, ``each`` of all 48 classes in turn."""
     for index in range(each * WAYS):
-        pixels = labelled_picture(seed, index, side, side).frames[0]
+        pixels = labelled_image(seed, index, side, side).frames[0]
         label = class_of(index)
         yield Item(f"labelled/{seed}/{index}", Image(pixels), label, (FIGURE_PROMPTS[label],))
 
 
-def vectors_of(subject: Subject, items: Iterable[Item]) -> tuple[np.ndarray, np.ndarray]:
+def vectors_of(model: Model, items: Iterable[Item]) -> tuple[np.ndarray, np.ndarray]:
     """The vectors (N, D) and labels (N,) of items, in constant memory but for these.
 
     Raises: as ``embed``; AtokenError (no items, or one without label or vector).
     """
     waiting, vectors, labels = iter(items), [], []
     while some := list(islice(waiting, BATCH)):
-        for item, sample in zip(some, subject.embed(some), strict=True):
+        for item, sample in zip(some, model.embed(some), strict=True):
             if item.label is None or sample.vector is None:
                 raise AtokenError(f"A probe needs a label and a vector of every item; {item.key} lacks one.")
             vectors.append(sample.vector)

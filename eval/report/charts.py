@@ -38,16 +38,16 @@ def curves(
 
 
 def histogram(name: str, values: Mapping[str, np.ndarray]) -> bytes:
-    """PNG of how many items have which number, a line for each subject; names say how many are not finite.
+    """PNG of how many items have which number, a line for each model; names say how many are not finite.
 
     Raises: MissingExtraError.
     """
     figure, axes = _axes(name, "items")
-    finite = {subject: of[np.isfinite(of)] for subject, of in values.items()}
+    finite = {model: of[np.isfinite(of)] for model, of in values.items()}
     edges = np.histogram_bin_edges(np.concatenate([*finite.values()]), BINS)
-    for subject, of in finite.items():
-        lost = len(values[subject]) - len(of)
-        label = f"{subject} ({lost:,} without a finite number)" if lost else subject
+    for model, of in finite.items():
+        lost = len(values[model]) - len(of)
+        label = f"{model} ({lost:,} without a finite number)" if lost else model
         axes.stairs(np.histogram(of, edges)[0], edges, label=_label(label), linewidth=1.6)
     return _png(figure, axes)
 

@@ -1,4 +1,4 @@
-"""What a report shows of single pictures: where a reconstruction is worst, how it differs, and crops of it.
+"""What a report shows of single images: where a reconstruction is worst, how it differs, and crops of it.
 
 Letters: ``T`` frames or views, ``H`` rows and ``W`` columns of pixels.
 """
@@ -15,82 +15,82 @@ import numpy as np
 
 from atoken.errors import MediaError, ReportError
 from atoken.io import read_image
-from atoken.metrics import psnr
+from atoken.metrics.pixels import psnr
 from eval.contract import Sample
 from eval.report.results import Row
 
-SHOWN = 384  # pixels a side of a picture on the page; three of them stand side by side
+SHOWN = 384  # pixels a side of an image on the page; three of them stand side by side
 MOST_AMPLIFIED = 64
 CLIPPED = 0.01  # share of a difference map's values that may go over white
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels of the picture as it was measured
+Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels of the image as it was measured
 
 
 def keep(sample: Sample) -> tuple[np.ndarray, np.ndarray] | None:
     """The original and the reconstruction that a report shows of a sample, (H, W, 3) uint8 each.
 
-    Of a clip or an asset the frame or view with the largest squared error in the pixels that count; None of a sample
-    without pictures. A runner writes both as PNG and names them in the row (``worst``, ``shown``).
+    Of a video or an asset the frame or view with the largest squared error in the pixels that count; None of a sample
+    without images. A runner writes both as PNG and names them in the row (``worst``, ``shown``).
     """
-    if sample.theirs is None or sample.ours is None or not len(sample.theirs):
+    if sample.target is None or sample.prediction is None or not len(sample.target):
         return None
     errors = []
-    for place, (theirs, ours) in enumerate(zip(sample.theirs, sample.ours, strict=True)):
-        squares = squared_errors(theirs, ours)
+    for place, (target, prediction) in enumerate(zip(sample.target, sample.prediction, strict=True)):
+        squares = squared_errors(target, prediction)
         counts = None if sample.mask is None else sample.mask[place]
         errors.append(squares.mean() if counts is None else squares[counts].sum() / max(counts.sum(), 1))
     frame = int(np.argmax(errors))
-    return sample.theirs[frame], sample.ours[frame]
+    return sample.target[frame], sample.prediction[frame]
 
 
-def squared_errors(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
-    """(H, W) float64: sum over colours of squared differences of two (H, W, 3) uint8 pictures."""
-    return np.square(theirs.astype(np.int32) - ours).sum(-1).astype(np.float64)
+def squared_errors(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """(H, W) float64: sum over colours of squared differences of two (H, W, 3) uint8 images."""
+    return np.square(target.astype(np.int32) - prediction).sum(-1).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture that was kept: the original and the reconstruction, (H, W, 3) uint8, and what was measured of it."""
+    """An image that was kept: the original and the reconstruction, (H, W, 3) uint8, and what was measured of it."""
 
     key: str
-    theirs: np.ndarray
-    ours: np.ndarray
+    target: np.ndarray
+    prediction: np.ndarray
     numbers: Mapping[str, float]
 
 
 def pairs(row: Row, block: str) -> Iterator[Pair]:
-    """The pictures that a row names in ``block`` (``worst`` or ``shown``). Raises: ReportError."""
+    """The images that a row names in ``block`` (``worst`` or ``shown``). Raises: ReportError."""
     for one in row.record.get(block, ()):
-        if "ours" not in one:  # an item without pictures
+        if "prediction" not in one:  # an item without images
             continue
         try:
-            theirs, ours = (read_image(row.file(one[side])).pixels for side in ("theirs", "ours"))
+            target, prediction = (read_image(row.file(one[side])).pixels for side in ("target", "prediction"))
         except MediaError as error:
-            raise ReportError(f"A picture that {row.path} names cannot be read: {error}") from error
-        if theirs.shape != ours.shape:
-            raise ReportError(f"The two pictures of {one['key']} in {row.path} differ in size; run it again.")
-        yield Pair(str(one["key"]), theirs, ours, _numbers(one))
+            raise ReportError(f"An image that {row.path} names cannot be read: {error}") from error
+        if target.shape != prediction.shape:
+            raise ReportError(f"The two images of {one['key']} in {row.path} differ in size; run it again.")
+        yield Pair(str(one["key"]), target, prediction, _numbers(one))
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
 
 
-def triptych(theirs: np.ndarray, ours: np.ndarray) -> tuple[np.ndarray, int, Box]:
-    """Original, reconstruction and amplified difference side by side; the factor; and which part of the picture.
+def triptych(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, int, Box]:
+    """Original, reconstruction and amplified difference side by side; the factor; and which part of the image.
 
-    Of a picture larger than ``SHOWN`` that window in which the squared error is largest, pixel by pixel: a picture made
+    Of an image larger than ``SHOWN`` that window in which the squared error is largest, pixel by pixel: an image made
     smaller would hide what went wrong.
     """
-    left, top, right, bottom = window = worst_window(squared_errors(theirs, ours), SHOWN)
-    theirs, ours = (picture[top:bottom, left:right] for picture in (theirs, ours))
-    difference, factor = amplified(theirs, ours)
-    return np.concatenate([theirs, ours, difference], axis=1), factor, window
+    left, top, right, bottom = window = worst_window(squared_errors(target, prediction), SHOWN)
+    target, prediction = (image[top:bottom, left:right] for image in (target, prediction))
+    difference, factor = amplified(target, prediction)
+    return np.concatenate([target, prediction, difference], axis=1), factor, window
 
 
-def amplified(theirs: np.ndarray, ours: np.ndarray) -> tuple[np.ndarray, int]:
-    """|ours - theirs| x factor, cut at 255: the largest power of two up to 64 that cuts at most 1 % of the values."""
-    difference = np.abs(ours.astype(np.int32) - theirs)
+def amplified(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, int]:
+    """|prediction - target| x factor, cut at 255: the largest power of two up to 64 that cuts at most 1 %."""
+    difference = np.abs(prediction.astype(np.int32) - target)
     high = np.quantile(difference, 1 - CLIPPED, method="inverted_cdf")
     factor = next(2**power for power in range(6, -1, -1) if 2**power * high <= 255)
     return np.minimum(difference * factor, 255).astype(np.uint8), factor
@@ -110,7 +110,7 @@ def worst_window(errors_HW: np.ndarray, side: int) -> Box:
 
 @dataclass(frozen=True)
 class Crop:
-    """A box of a picture, original and reconstruction side by side (h, 2 w, 3), and the PSNR inside it."""
+    """A box of an image, original and reconstruction side by side (h, 2 w, 3), and the PSNR inside it."""
 
     key: str
     what: str
@@ -121,7 +121,7 @@ class Crop:
 def read_boxes(path: str | Path) -> dict[str, list[tuple[str, Box]]]:
     """Boxes of texts, faces or what else, by key.
 
-    JSON: ``{KEY: [{"box": [left, top, right, bottom], "what": "face"}]}``, in pixels of the picture as it was measured;
+    JSON: ``{KEY: [{"box": [left, top, right, bottom], "what": "face"}]}``, in pixels of the image as it was measured;
     right and bottom are the first ones outside. Raises: ReportError.
     """
     try:
@@ -142,13 +142,13 @@ def _box(numbers: Iterable[object]) -> Box:
 
 
 def crops(pair: Pair, boxes: Iterable[tuple[str, Box]]) -> Iterator[Crop]:
-    """The boxes of one picture. Raises: ReportError (a box that is not inside)."""
-    height, width = pair.theirs.shape[:2]
+    """The boxes of one image. Raises: ReportError (a box that is not inside)."""
+    height, width = pair.target.shape[:2]
     for what, (left, top, right, bottom) in boxes:
         if right > width or bottom > height:
             raise ReportError(
                 f"A box of {pair.key} ends at ({right}, {bottom}), outside its {width}x{height} pixels as measured; "
-                "scale it as the picture was."
+                "scale it as the image was."
             )
-        theirs, ours = (picture[top:bottom, left:right] for picture in (pair.theirs, pair.ours))
-        yield Crop(pair.key, what, np.concatenate([theirs, ours], axis=1), psnr(ours, theirs))
+        target, prediction = (image[top:bottom, left:right] for image in (pair.target, pair.prediction))
+        yield Crop(pair.key, what, np.concatenate([target, prediction], axis=1), psnr(prediction, target))

@@ -1,4 +1,4 @@
-"""One HTML page of results, whole in itself: tables, charts and pictures of one task after another."""
+"""One HTML page of results, whole in itself: tables, charts and images of one task after another."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import PIL.Image
 
 from atoken.errors import ReportError
 from atoken.io.atomic import atomic_path
-from atoken.train.report import PICTURES, STYLE
+from atoken.train.report import IMAGES, STYLE
 from eval.protocol import digest
 from eval.report import charts
 from eval.report.findings import Box, Pair, crops, pairs, read_boxes, triptych
 from eval.report.results import Column, Row, read_results
 from eval.report.tables import Table, by_task, grouped, markdown, names, number_text, tables
 
-SIZE = "size"  # the metric whose numbers say how much a subject needs; quality is drawn against them
-SMALLEST = 192  # pixels that a picture is wide on the page, at least; smaller ones are enlarged
-PARTS = {"worst": "Worst first", "shown": "A fixed sample"}  # blocks of pictures in a row
+SIZE = "size"  # the metric whose numbers say how much a model needs; quality is drawn against them
+SMALLEST = 192  # pixels that an image is wide on the page, at least; smaller ones are enlarged
+PARTS = {"worst": "Worst first", "shown": "A fixed sample"}  # blocks of images in a row
 
 _STYLE = """
 table { display: block; overflow-x: auto } td { max-width: 60ch; overflow-wrap: anywhere }
 .words td, .words th { text-align: left }
-img { image-rendering: pixelated } figcaption { font-size: .9rem } .pictures figure { margin: 1rem 0 }
+img { image-rendering: pixelated } figcaption { font-size: .9rem } .images figure { margin: 1rem 0 }
 .crops { display: flex; flex-wrap: wrap; gap: 1rem 1.6rem }
 """
 
@@ -51,7 +51,7 @@ def page(rows: Sequence[Row], boxes: Mapping[str, list[tuple[str, Box]]]) -> str
     """The page as HTML. Raises: as ``report``."""
     tasks = by_task(rows)
     title = " · ".join(tasks)
-    parts = [part for task, of in tasks.items() for part in _task(task, of, boxes, PICTURES // len(rows))]
+    parts = [part for task, of in tasks.items() for part in _task(task, of, boxes, IMAGES // len(rows))]
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(title)}</title><style>{STYLE}{_STYLE}</style></head><body>
@@ -68,7 +68,7 @@ def _task(task: str, rows: Sequence[Row], boxes: Mapping[str, list[tuple[str, Bo
     if drawn := "".join(_charts(rows)):
         yield f'<h3>Charts</h3>\n<div class="charts">\n{drawn}</div>\n'
     for row, name in zip(rows, names(rows), strict=True):
-        yield from _pictures(row, name, boxes, room)
+        yield from _images(row, name, boxes, room)
     yield from map(_table, others)
 
 
@@ -94,9 +94,9 @@ def _charts(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def rate_curves(rows: Sequence[Row]) -> dict[tuple[Column, Column], dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """Points (sizes, qualities) by what is drawn, and by kind of subject: the name up to its first comma.
+    """Points (sizes, qualities) by what is drawn, and by kind of model: the name up to its first comma.
 
-    Only what makes a curve: a kind of subject with several sizes, beside all others with the same fingerprints.
+    Only what makes a curve: a kind of model with several sizes, beside all others with the same fingerprints.
     """
     found: dict[tuple[Column, Column], dict[str, list[tuple[float, float]]]] = {}
     for row in rows:
@@ -105,7 +105,7 @@ def rate_curves(rows: Sequence[Row]) -> dict[tuple[Column, Column], dict[str, tu
         for size in sizes:
             for quality in numbers.keys() - set(sizes) - {*_of_groups(row)}:
                 kinds = found.setdefault((size, quality), {})
-                kinds.setdefault(row.subject.partition(",")[0], []).append((numbers[size], numbers[quality]))
+                kinds.setdefault(row.model.partition(",")[0], []).append((numbers[size], numbers[quality]))
     drawn = {pair: kinds for pair, kinds in sorted(found.items()) if max(map(len, kinds.values())) > 1}
     return {
         pair: {kind: (np.array(points)[:, 0], np.array(points)[:, 1]) for kind, points in kinds.items()}
@@ -140,12 +140,12 @@ def _histograms(rows: Sequence[Row]) -> Iterator[str]:
             yield _figure(charts.histogram(column.name, of), title, title)
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------------- images
 
 
 @dataclass
 class _Room:
-    """Bytes that are left for pictures, and how many pictures were larger than that."""
+    """Bytes that are left for images, and how many images were larger than that."""
 
     left: int
     refused: int = 0
@@ -160,7 +160,7 @@ class _Room:
         return data
 
 
-def _pictures(row: Row, name: str, boxes: Mapping[str, list[tuple[str, Box]]], room: int) -> Iterator[str]:
+def _images(row: Row, name: str, boxes: Mapping[str, list[tuple[str, Box]]], room: int) -> Iterator[str]:
     space, seen = _Room(room), set()
     for block, title in PARTS.items():
         figures = []
@@ -170,23 +170,23 @@ def _pictures(row: Row, name: str, boxes: Mapping[str, list[tuple[str, Box]]], r
                 figures.append(_triptych(pair, space))
             seen.add(pair.key)
         if any(figures):
-            yield f'<h3>{title}: {escape(name)}</h3>\n<div class="pictures">\n{"".join(figures)}</div>\n'
+            yield f'<h3>{title}: {escape(name)}</h3>\n<div class="images">\n{"".join(figures)}</div>\n'
     if space.crops:
         yield (
             f"<h3>Crops: {escape(name)}</h3>\n<p>Original left, reconstruction right.</p>\n"
             f'<div class="crops">\n{"".join(space.crops)}</div>\n'
         )
     if missing := len(boxes.keys() - seen):
-        yield f"<p>Of {missing:,} keys with boxes no picture of {escape(name)} was kept, so no crop is shown.</p>\n"
+        yield f"<p>Of {missing:,} keys with boxes no image of {escape(name)} was kept, so no crop is shown.</p>\n"
     if space.refused:
-        yield f"<p>{space.refused:,} more pictures, too large for this page, are in the folder of the results.</p>\n"
+        yield f"<p>{space.refused:,} more images, too large for this page, are in the folder of the results.</p>\n"
 
 
 def _triptych(pair: Pair, space: _Room) -> str:
-    pixels, factor, (left, top, right, bottom) = triptych(pair.theirs, pair.ours)
+    pixels, factor, (left, top, right, bottom) = triptych(pair.target, pair.prediction)
     if (data := space.takes(pixels)) is None:
         return ""
-    height, width = pair.theirs.shape[:2]
+    height, width = pair.target.shape[:2]
     whole = (right - left, bottom - top) == (width, height)
     where = (
         ""
@@ -206,7 +206,7 @@ def _crops(pair: Pair, boxes: Mapping[str, list[tuple[str, Box]]], space: _Room)
 
 
 def _width(pixels: np.ndarray, beside: int) -> int:
-    """Of so many pictures side by side, enlarged by a whole factor."""
+    """Of so many images side by side, enlarged by a whole factor."""
     width = pixels.shape[1]
     return width * -(-SMALLEST // (width // beside)) if width < SMALLEST * beside else width
 

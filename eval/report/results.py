@@ -38,9 +38,9 @@ class Row:
         return str(self.record["task"])
 
     @property
-    def subject(self) -> str:
+    def model(self) -> str:
         """The name of what was measured."""
-        return str(self.record["subject"])
+        return str(self.record["model"])
 
     def numbers(self) -> dict[Column, float]:
         """Its numbers by column; none where it has failed."""
@@ -106,9 +106,9 @@ def _rows(path: Path) -> Iterator[Row]:
         for record in result["rows"]:
             row = Row(path, record, result.get("run", {}))
             wrong = [column.name for column, value in row.numbers().items() if not math.isfinite(value)]
-            row.protocol(), record["task"], record["subject"], record["items"]["planned"]
+            row.protocol(), record["task"], record["model"], record["items"]["planned"]
             if wrong:
-                raise ReportError(f"In {path}, {wrong[0]} of {row.subject} is not finite; run the evaluation again.")
+                raise ReportError(f"In {path}, {wrong[0]} of {row.model} is not finite; run the evaluation again.")
             yield row
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ReportError(f"{path} is damaged: a row lacks what it must hold; run the evaluation again.") from error

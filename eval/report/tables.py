@@ -31,25 +31,25 @@ def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """How the rows of one task are called: by subject, and by number where several have the same."""
-    subjects = [row.subject for row in rows]
+    """How the rows of one task are called: by model, and by number where several have the same."""
+    models = [row.model for row in rows]
     return [
-        name if subjects.count(name) == 1 else f"{name} ({subjects[: place + 1].count(name)})"
-        for place, name in enumerate(subjects)
+        name if models.count(name) == 1 else f"{name} ({models[: place + 1].count(name)})"
+        for place, name in enumerate(models)
     ]
 
 
 def tables(rows: Sequence[Row]) -> Iterator[Table]:
-    """Those of the rows of one task: numbers, numbers by group, what the subjects are, protocol, problems."""
+    """Those of the rows of one task: numbers, numbers by group, what the models are, protocol, problems."""
     yield numbers_table(rows)
     for row, name in zip(rows, names(rows), strict=True):
         if groups := grouped(row):
             yield _groups_table(name, groups)
-    yield _records_table("Subjects", rows, [row.record.get("identity", {}) for row in rows])
+    yield _records_table("Models", rows, [row.record.get("identity", {}) for row in rows])
     yield protocol_table(rows)
     yield _records_table("Runs", rows, [_flat(row.run) for row in rows])
     if problems := tuple(_problems(rows)):
-        yield Table("Problems", ("subject", "what", "why"), problems)
+        yield Table("Problems", ("model", "what", "why"), problems)
 
 
 def numbers_table(rows: Sequence[Row]) -> Table:
@@ -58,7 +58,7 @@ def numbers_table(rows: Sequence[Row]) -> Table:
     columns = list(dict.fromkeys(column for of in found for column in of if not _GROUPED.fullmatch(column.name)))
     order = [column.name for column in columns]
     columns.sort(key=lambda column: order.index(column.name))
-    head = ("subject", "items", *(f"{column.name} [{column.fingerprint}]" for column in columns))
+    head = ("model", "items", *(f"{column.name} [{column.fingerprint}]" for column in columns))
     lines = [
         (name, _measured(row), *(_text(of, column) for column in columns))
         for name, row, of in zip(names(rows), rows, found, strict=True)
@@ -137,7 +137,7 @@ def _records_table(title: str, rows: Sequence[Row], records: Sequence[Mapping[st
         (name, *(str(record.get(field, "")) for field in fields))
         for name, record in zip(names(rows), records, strict=True)
     ]
-    return Table(title, ("subject", *fields), tuple(lines))
+    return Table(title, ("model", *fields), tuple(lines))
 
 
 def _flat(record: Mapping[str, object]) -> dict[str, object]:

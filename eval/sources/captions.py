@@ -14,7 +14,7 @@ from eval.sources.entry import Entry, Listing, lines_of, text_of
 
 
 def coco(root: Path, name: str = "val2017") -> Listing:
-    """COCO: the pictures in ``NAME/``, the captions in ``annotations/captions_NAME.json``. Raises: MediaError."""
+    """COCO: the images in ``NAME/``, the captions in ``annotations/captions_NAME.json``. Raises: MediaError."""
     with _Record(root / "annotations" / f"captions_{name}.json") as record:
         captions: dict[int, list[tuple[int, str]]] = {}
         for one in record["annotations"]:
@@ -28,9 +28,9 @@ def coco(root: Path, name: str = "val2017") -> Listing:
 
 
 def split_file(root: Path, name: str, split: str = "test") -> Listing:
-    """COCO and Flickr30k as Karpathy and Fei-Fei 2015 split them: the pictures of one split of ``NAME``, a JSON file.
+    """COCO and Flickr30k as Karpathy and Fei-Fei 2015 split them: the images of one split of ``NAME``, a JSON file.
 
-    A picture is in the folder that the file names for it, or else in ``images/``. Raises: MediaError.
+    An image is in the folder that the file names for it, or else in ``images/``. Raises: MediaError.
     """
     with _Record(root / name) as record:
         chosen = [image for image in record["images"] if image["split"] == split]

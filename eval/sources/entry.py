@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atoken.errors import MediaError
-from atoken.io import Clip, Image, Mesh
+from atoken.io import Image, Mesh, Video
 from eval.contract import Item
 from eval.prepare import Preparation
 
-Made = Callable[[], Image | Clip | Mesh]
+Made = Callable[[], Image | Video | Mesh]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of a data set, not read yet: a file, a folder of views, a clip's frames, or what makes it."""
+    """One member of a data set, not read yet: a file, a folder of views, a video's frames, or what makes it."""
 
     key: str
     media: Path | tuple[Path, ...] | Made

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from atoken.data.sources import CLIPS, MESHES, PICTURES, SUFFIXES
+from atoken.data.sources import IMAGES, MESHES, SUFFIXES, VIDEOS
 from atoken.data.sources.sample import files_below, printable
 from atoken.errors import MediaError
 from atoken.io.sniff import TRANSFORMS
@@ -26,14 +26,14 @@ def files(root: Path, suffixes: Iterable[str] = SUFFIXES) -> Listing:
     return Listing(tuple(Entry(printable(name), root / name) for name in _names(root, suffixes)))
 
 
-def pictures(root: Path) -> Listing:
-    """Every picture below ``root``."""
-    return files(root, PICTURES)
+def images(root: Path) -> Listing:
+    """Every image below ``root``."""
+    return files(root, IMAGES)
 
 
-def clips(root: Path) -> Listing:
-    """Every clip below ``root``, TokenBench's folder of MP4s for one."""
-    return files(root, CLIPS)
+def videos(root: Path) -> Listing:
+    """Every video below ``root``, TokenBench's folder of MP4s for one."""
+    return files(root, VIDEOS)
 
 
 def meshes(root: Path) -> Listing:
@@ -47,7 +47,7 @@ def views(root: Path) -> Listing:
 
 
 def local(root: Path) -> dict[str, Listing]:
-    """A user's folder: what is in it by medium, those that it has. Raises: MediaError where it has none.
+    """A user's folder: what is in it by modality, those that it has. Raises: MediaError where it has none.
 
     What lies in a folder of views is a part of that one asset.
     """
@@ -56,10 +56,10 @@ def local(root: Path) -> dict[str, Listing]:
     alone = [name for name in names if homes.isdisjoint(PurePosixPath(name).parents)]
     found = {
         kind: Listing(tuple(Entry(printable(name), root / name) for name in alone if _suffix(name) in suffixes))
-        for kind, suffixes in {"picture": PICTURES, "clip": CLIPS, "asset": MESHES}.items()
+        for kind, suffixes in {"image": IMAGES, "video": VIDEOS, "asset": MESHES}.items()
     } | {"views": _views(root, homes)}
     if not any(listing.entries for listing in found.values()):
-        raise MediaError(f"The folder {root} holds no picture, clip, 3D asset or folder of views; put some there.")
+        raise MediaError(f"The folder {root} holds no image, video, 3D asset or folder of views; put some there.")
     return {kind: listing for kind, listing in found.items() if listing.entries}
 
 
@@ -75,8 +75,8 @@ def _views(root: Path, homes: Iterable[PurePosixPath]) -> Listing:
 
 
 def frame_folders(root: Path) -> Listing:
-    """Every folder of pictures below ``root`` as a clip, its frames by name: DAVIS."""
-    ordered = sorted(_names(root, PICTURES), key=lambda name: (PurePosixPath(name).parts[:-1], name))
+    """Every folder of images below ``root`` as a video, its frames by name: DAVIS."""
+    ordered = sorted(_names(root, IMAGES), key=lambda name: (PurePosixPath(name).parts[:-1], name))
     parts = groupby(ordered, key=lambda name: PurePosixPath(name).parent.as_posix())
     return Listing(tuple(Entry(printable(name), tuple(root / frame for frame in part)) for name, part in parts))
 
@@ -97,7 +97,7 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def class_folders(root: Path, classes: Path | None = None, suffixes: Iterable[str] = PICTURES) -> Listing:
+def class_folders(root: Path, classes: Path | None = None, suffixes: Iterable[str] = IMAGES) -> Listing:
     """Files in one folder for each class: ImageNet, ImageNet-v2, Toys4k.
 
     classes: a list with a line for each class, the name of its folder and then its names after commas, as ImageNet's

@@ -7,13 +7,13 @@ import numpy as np
 import PIL.Image
 import yaml
 
-from atoken.io import Clip, Image, load_media, write_clip
-from tests.io.clip_cases import moving
+from atoken.io import Image, Video, load_media, write_video
+from tests.io.video_cases import moving
 from tests.model.test_checkpoint import ARCH
 from tests.tokenizer.small import random_frames
 
 
-def picture(path, height=19, width=35, *, alpha=False, seed=0):
+def image(path, height=19, width=35, *, alpha=False, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = random_frames(height, width, seed=seed)
     if alpha:
@@ -24,7 +24,7 @@ def picture(path, height=19, width=35, *, alpha=False, seed=0):
 
 def film(path, frames=37, height=18, width=30, fps=Fraction(30000, 1001)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_clip(Clip(moving(frames, height, width), fps), path)
+    write_video(Video(moving(frames, height, width), fps), path)
     return path
 
 

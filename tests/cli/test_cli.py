@@ -13,11 +13,11 @@ import torch
 
 import atoken
 from atoken.cli import main
-from atoken.io import Clip, Image, load_media, read_clip, write_clip
+from atoken.io import Image, Video, load_media, read_video, write_video
 from atoken.io.token_file import read_items
 from atoken.io.tokens_record import Tokens
-from atoken.metrics import psnr, ssim
-from tests.cli.cases import files_in, film, picture, pixels_of, says_one_sentence
+from atoken.metrics.pixels import psnr, ssim
+from tests.cli.cases import files_in, film, image, pixels_of, says_one_sentence
 from tests.model.sizes import small_model
 from tests.tolerances import FP32
 
@@ -28,8 +28,8 @@ METRICS = 1e-6  # relative: the same sums in another order
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (19, 35), (64, 3)])
-def test_a_picture_there_and_back_is_what_python_gives(size, run, there, tokenizer):
-    path = picture(there / "a.png", *size)
+def test_a_image_there_and_back_is_what_python_gives(size, run, there, tokenizer):
+    path = image(there / "a.png", *size)
     assert run("encode", path)[0] == 0
     ours, theirs = Tokens.load("a.atok"), tokenizer.encode(path)
     assert torch.equal(ours.latents, theirs.latents)
@@ -40,22 +40,22 @@ def test_a_picture_there_and_back_is_what_python_gives(size, run, there, tokeniz
 
 
 def test_alpha_is_kept(run, there):
-    path = picture(there / "a.png", alpha=True)
+    path = image(there / "a.png", alpha=True)
     run("encode", path)
     run("decode", "a.atok", "-o", "b.png")
     assert np.array_equal(load_media("b.png").alpha, load_media(path).alpha)
 
 
-def test_a_clip_there_and_back_is_what_python_gives(run, there, tokenizer):
+def test_a_video_there_and_back_is_what_python_gives(run, there, tokenizer):
     path = film(there / "a.mp4")
     assert run("encode", path, "-o", "b.atok")[0] == 0
     ours, theirs = Tokens.load("b.atok"), tokenizer.encode(path)
     torch.testing.assert_close(ours.latents, theirs.latents, atol=FP32, rtol=FP32)
     assert (ours.fps, ours.frames, ours.size) == (Fraction(30000, 1001), 37, (18, 30))
     assert run("decode", "b.atok", "-o", "b.mp4")[0] == 0
-    write_clip(tokenizer.decode(ours), "c.mp4")
+    write_video(tokenizer.decode(ours), "c.mp4")
     assert np.array_equal(pixels_of("b.mp4"), pixels_of("c.mp4"))  # the same frames give the same file
-    assert read_clip("b.mp4").fps == Fraction(30000, 1001)
+    assert read_video("b.mp4").fps == Fraction(30000, 1001)
 
 
 @pytest.mark.parametrize("kind", ["tile by tile", "with a decoder's cache"])
@@ -68,8 +68,8 @@ def test_a_range_of_frames_decodes_to_just_these(kind, run, there, tmp_path_fact
     for wanted, (first, last) in {"20:30": (20, 30), "15:17": (15, 17), "40:": (40, 50), ":5": (0, 5)}.items():
         assert run("decode", "a.atok", "--frames", wanted, "-o", "b.mp4", model=folder)[0] == 0
         stamps = None if whole.timestamps is None else whole.timestamps[first:last]
-        write_clip(Clip(whole.frames[first:last], whole.fps, stamps), "c.mp4")
-        ours, theirs = read_clip("b.mp4"), read_clip("c.mp4")
+        write_video(Video(whole.frames[first:last], whole.fps, stamps), "c.mp4")
+        ours, theirs = read_video("b.mp4"), read_video("c.mp4")
         assert ours.frames.shape == theirs.frames.shape
         assert psnr(ours.frames, theirs.frames) > 45  # a piece may differ by one step of uint8 before the codec
         assert ours.fps == theirs.fps
@@ -84,7 +84,7 @@ def test_encoding_takes_a_range_and_a_rate(run, there):
 
 
 def test_several_items_in_one_file(run, there, tokenizer):
-    paths = [picture(there / "x" / "a.png"), film(there / "b.mp4", 5), picture(there / "y" / "a.png", 8, 9, seed=3)]
+    paths = [image(there / "x" / "a.png"), film(there / "b.mp4", 5), image(there / "y" / "a.png", 8, 9, seed=3)]
     code, out, _ = run("encode", *paths, "-o", "set.atok", "--json")
     assert code == 0
     described = json.loads(out)
@@ -105,7 +105,7 @@ def test_several_items_in_one_file(run, there, tokenizer):
 
 
 def test_half_size_latents_are_a_choice(run, there, tokenizer):
-    path = picture(there / "a.png", 40, 50)
+    path = image(there / "a.png", 40, 50)
     run("encode", path, "--latents", "float16")
     assert torch.equal(Tokens.load("a.atok").latents, tokenizer.encode(path).latents.half().float())
 
@@ -114,7 +114,7 @@ def test_half_size_latents_are_a_choice(run, there, tokenizer):
 
 
 def test_reconstruct_writes_its_files_and_true_figures(run, there, tokenizer):
-    odd, flight = picture(there / "odd.png", 21, 33), film(there / "flight.mp4", 20)
+    odd, flight = image(there / "odd.png", 21, 33), film(there / "flight.mp4", 20)
     code, out, _ = run("reconstruct", odd, flight, "-o", "there", "--json")
     assert code == 0
     rows = json.loads(out)
@@ -136,11 +136,11 @@ def test_reconstruct_writes_its_files_and_true_figures(run, there, tokenizer):
         both = [original, ours] if original.ndim == 3 else [original[0], ours[0]]
         assert np.array_equal(pixels_of(f"there/{path.name}.compare.png"), np.concatenate(both, axis=1))
     assert np.array_equal(pixels_of("there/odd.png.png"), tokenizer.decode(tokenizer.encode(odd)).pixels)
-    assert len(read_clip("there/flight.mp4.mp4").frames) == 20
+    assert len(read_video("there/flight.mp4.mp4").frames) == 20
 
 
 def test_the_table_has_a_row_for_each_file(run, there):
-    paths = [picture(there / "a.png"), picture(there / "b.png", 5, 5)]
+    paths = [image(there / "a.png"), image(there / "b.png", 5, 5)]
     code, out, error = run("reconstruct", *paths)
     head, *rows = out.splitlines()
     assert (code, error) == (0, "")
@@ -156,7 +156,7 @@ def test_the_first_compared_frames_are_those_of_a_chosen_range(run, there):
 
 
 def test_inputs_of_one_name_do_not_overwrite_each_other(run, there):
-    paths = [picture(there / folder / "a.png", side, side) for folder, side in (("x", 5), ("y", 6), ("z", 7))]
+    paths = [image(there / folder / "a.png", side, side) for folder, side in (("x", 5), ("y", 6), ("z", 7))]
     paths[1] = paths[1].rename(there / "a.png-2")  # the name that the third would get
     assert run("reconstruct", paths[0], paths[1], paths[2])[0] == 0
     results = [path for path in (there / "out").glob("*.png") if "compare" not in path.name]
@@ -168,9 +168,9 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(run, there):
 
 
 def test_inputs_that_cannot_be_read_get_one_sentence_and_leave_nothing(run, there):
-    (there / "text.png").write_text("not a picture")
+    (there / "text.png").write_text("not an image")
     (there / "empty.png").touch()
-    (there / "cut.png").write_bytes(picture(there / "whole.png", 64, 64).read_bytes()[:3000])
+    (there / "cut.png").write_bytes(image(there / "whole.png", 64, 64).read_bytes()[:3000])
     (there / "whole.png").unlink()
     (there / "folder").mkdir()
     before = files_in(there)
@@ -191,7 +191,7 @@ def test_inputs_that_cannot_be_read_get_one_sentence_and_leave_nothing(run, ther
 
 @pytest.mark.parametrize("command", ["reconstruct", "encode"])
 def test_one_bad_input_does_not_stop_the_others(command, run, there):
-    good = [picture(there / "a.png"), picture(there / "b.png")]
+    good = [image(there / "a.png"), image(there / "b.png")]
     target = "out" if command == "reconstruct" else "out.atok"
     result = run(command, good[0], "nowhere.png", good[1], "-o", target, "--json")
     says_one_sentence(result, "nowhere.png")
@@ -200,7 +200,7 @@ def test_one_bad_input_does_not_stop_the_others(command, run, there):
 
 
 def test_limits_refuse_and_say_how_to_raise_them(run, there):
-    path = picture(there / "a.png", 19, 35)
+    path = image(there / "a.png", 19, 35)
     says_one_sentence(run("reconstruct", path, "--max-pixels", "600"), "--max-pixels")
     assert run("encode", path, "--max-pixels", "665")[0] == 0
 
@@ -208,13 +208,13 @@ def test_limits_refuse_and_say_how_to_raise_them(run, there):
 def test_tokens_of_another_model_are_refused_by_name(run, there, tmp_path_factory):
     other = tmp_path_factory.mktemp("models") / "other"
     small_model(seed=1).save_pretrained(other)
-    run("encode", picture(there / "a.png"))
+    run("encode", image(there / "a.png"))
     says_one_sentence(run("decode", "a.atok", model=other), "made by model small .* this is other")
     assert files_in(there) == ["a.atok", "a.png"]
 
 
 def test_items_and_names_that_do_not_fit_are_refused(run, there):
-    run("encode", picture(there / "a.png"), film(there / "b.mp4", 2), "-o", "s.atok")
+    run("encode", image(there / "a.png"), film(there / "b.mp4", 2), "-o", "s.atok")
     before = files_in(there)
     for item in (2, -1):
         says_one_sentence(run("decode", "s.atok", f"--item={item}"), f"no item {item}; it holds 0 to 1")
@@ -230,7 +230,7 @@ def test_items_and_names_that_do_not_fit_are_refused(run, there):
 
 
 def test_outputs_that_cannot_be_written_get_one_sentence(run, there):
-    path = picture(there / "a.png")
+    path = image(there / "a.png")
     run("encode", path)
     before = {name: Path(name).read_bytes() for name in files_in(there)}
     for command, source in (("reconstruct", path), ("decode", "a.atok")):
@@ -257,11 +257,11 @@ def test_wrong_usage_is_exit_code_2(arguments, capsys):
 
 def test_as_a_program(there, model):
     """Exit codes and streams of the real thing."""
-    picture(there / "a.png")
+    image(there / "a.png")
     environment = os.environ | {"PYTHONPATH": str(Path(atoken.__file__).parents[1])}
 
     def program(*arguments):
-        command = [sys.executable, "-m", "atoken.cli", *arguments]
+        command = [sys.executable, "-m", "atoken", *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
     done = program("encode", "a.png", "nowhere.png", "-o", "s.atok", "--model", str(model), "--json")

@@ -10,9 +10,9 @@ from transformers import Siglip2TextConfig, Siglip2TextModel
 
 import atoken
 from atoken.checkpoint import load_official
-from atoken.io import Clip, Image, read_clip
+from atoken.io import Image, Video, read_video
 from atoken.io.tokens_record import Tokens
-from tests.cli.cases import film, picture, published_yaml, says_one_sentence
+from tests.cli.cases import film, image, published_yaml, says_one_sentence
 from tests.model.sizes import small_model
 from tests.model.test_checkpoint import ARCH, OFFICIAL
 from tests.tokenizer.texts import save_with_text, text_sizes, words
@@ -31,7 +31,7 @@ def answer(result):
 
 
 def test_embed_writes_the_vectors_of_media_token_files_and_texts(run, there, tokenizer):
-    picture(there / "a.png")
+    image(there / "a.png")
     film(there / "b.mp4", 21)
     assert run("encode", "a.png", "b.mp4", "-o", "set.atok")[0] == 0
     rows = answer(run("embed", "a.png", "b.mp4", "set.atok", "--text", "a red box", "-o", "v.npz", "--json"))
@@ -48,20 +48,20 @@ def test_embed_writes_the_vectors_of_media_token_files_and_texts(run, there, tok
     assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
 
 
-def test_clips_can_be_pooled_as_the_mean_of_their_frames(run, there, tokenizer):
+def test_videos_can_be_pooled_as_the_mean_of_their_frames(run, there, tokenizer):
     film(there / "b.mp4", 19)
     (row,) = answer(run("embed", "b.mp4", "--pool", "frames", "--json"))
-    frames = read_clip("b.mp4").frames
+    frames = read_video("b.mp4").frames
     mean = torch.stack([tokenizer.embed(Image(frame)) for frame in frames]).mean(0)
     torch.testing.assert_close(torch.tensor(row["vector"]), mean / mean.norm(), atol=FP32, rtol=0)
-    torch.testing.assert_close(tokenizer.embed_frames(Clip(frames)), mean / mean.norm(), atol=FP32, rtol=0)
+    torch.testing.assert_close(tokenizer.embed_frames(Video(frames)), mean / mean.norm(), atol=FP32, rtol=0)
     run("encode", "b.mp4")
-    says_one_sentence(run("search", "x", "b.atok", "--pool", "frames"), "vectors of whole clips")
+    says_one_sentence(run("search", "x", "b.atok", "--pool", "frames"), "vectors of whole videos")
 
 
 def test_classify_ranks_labels_by_the_models_own_logits(run, there, tokenizer):
-    picture(there / "a.png")
-    picture(there / "b.png", seed=4)
+    image(there / "a.png")
+    image(there / "b.png", seed=4)
     labels = ["a red box", "a blue cone", "two spheres"]
     for row in answer(run("classify", "a.png", "b.png", "--json", "--labels", *labels)):
         logits = tokenizer.logits(tokenizer.embed(row["name"])[None], tokenizer.embed_text(labels))[0]
@@ -78,7 +78,7 @@ def test_classify_ranks_labels_by_the_models_own_logits(run, there, tokenizer):
 
 def test_search_puts_the_best_first_and_reads_token_files_without_pixels(run, there, tokenizer, monkeypatch):
     for seed in range(4):
-        picture(there / f"{seed}.png", seed=seed)
+        image(there / f"{seed}.png", seed=seed)
     files = [f"{seed}.png" for seed in range(4)]
     run("encode", *files, "-o", "set.atok")
     query = "a green cylinder"
@@ -95,7 +95,7 @@ def test_search_puts_the_best_first_and_reads_token_files_without_pixels(run, th
 
 
 def test_what_cannot_be_matched_gets_one_sentence(run, there, tmp_path_factory):
-    picture(there / "a.png")
+    image(there / "a.png")
     other = save_with_text(tmp_path_factory.mktemp("models") / "other", seed=1)
     run("encode", "a.png")
     says_one_sentence(run("search", "x", "a.atok", model=other), "made by model texts")

@@ -18,22 +18,22 @@ from safetensors.torch import load_file
 
 import atoken
 from atoken.cli import main
-from atoken.data import procedural
+from atoken.data.synthetic import procedural
 from atoken.errors import AtokenError, CheckpointError
-from atoken.metrics import psnr
+from atoken.metrics.pixels import psnr
 from atoken.presets import BUNDLED
-from atoken.train import command
-from atoken.train.command import chosen, start_of
-from atoken.train.curriculum import CURRICULA, NANO_1, PICTURES, TUNING
+from atoken.pretrain import command
+from atoken.pretrain.command import chosen, start_of
+from atoken.pretrain.curriculum import CURRICULA, IMAGES, NANO_1, TUNING
+from atoken.pretrain.stages import Task
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import Task
-from tests.cli.cases import files_in, picture, says_one_sentence
+from tests.cli.cases import files_in, image, says_one_sentence
 
 EVERY = [(name, stage) for name, stages in CURRICULA.items() for stage in (*stages.values(), TUNING[name])]
 SMALL = [
     *(f"tasks.{name}.tokens=64" for name in CURRICULA["nano"]["1"].tasks),
-    *(f"tasks.{name}.patches=4,16" for name in ("image", "clip", "image-text", "clip-text")),
-    *(f"tasks.{name}.length=1,2" for name in ("clip", "clip-text")), "tasks.asset-text.patches=1,64", "warmup=0",
+    *(f"tasks.{name}.patches=4,16" for name in ("image", "video", "image-text", "video-text")),
+    *(f"tasks.{name}.length=1,2" for name in ("video", "video-text")), "tasks.asset-text.patches=1,64", "warmup=0",
 ]  # fmt: skip
 PATIENCE = 600  # seconds for a launch
 ROOT = Path(atoken.__file__).parents[1]
@@ -53,7 +53,7 @@ def weights(folder):
 
 @pytest.fixture
 def train(run):
-    """Train in small bins, without processes of their own for data."""
+    """Train in small micro_batches, without processes of their own for data."""
 
     def command(*arguments, changes=()):
         return run("train", *arguments, "--device", "cpu", "--workers", 0, "--set", *SMALL, *changes)
@@ -79,7 +79,7 @@ def test_a_plan_of_all_stages_is_theirs_one_after_another(run):
 
 def test_a_plan_is_of_the_stage_as_it_is_changed(run):
     out = run("train", "--preset", "base", "--stage", "1", "--plan", "--gpus", 8, "--gpu", "A100", "--mfu", 0.3,
-              "--teachers", "none", "--set", "steps=77", "tasks.image.bins=16")[1]  # fmt: skip
+              "--teachers", "none", "--set", "steps=77", "tasks.image.micro_batches=16")[1]  # fmt: skip
     assert "77, " in out
     assert "8 A100 at an MFU of 30%" in out
     assert "image-text" not in out
@@ -121,21 +121,21 @@ def test_a_stage_starts_from_the_folder_that_is_named(train, there):
     assert all(torch.equal(ours[name], theirs[name]) for name in kept)
 
 
-def test_pictures_come_from_the_file_that_is_named(train, there):
+def test_images_come_from_the_file_that_is_named(train, there):
     for number in range(3):
-        picture(there / "pictures" / f"{number}.png", 64, 48, seed=number)
-    (there / "data.toml").write_text('[image.mine]\nfolder = "pictures"\n')
-    changes = ["steps=2", "beside=[]"]
+        image(there / "images" / f"{number}.png", 64, 48, seed=number)
+    (there / "data.toml").write_text('[image.mine]\nfolder = "images"\n')
+    changes = ["steps=2", "auxiliary=[]"]
     assert train("--stage", "1", "--data", "data.toml", changes=changes)[0] == 0
     assert [row["broken"] for row in rows(there / "runs" / "1")] == [0, 0]
-    (there / "pictures" / "1.png").write_text("no picture")
+    (there / "images" / "1.png").write_text("no image")
     assert train("--stage", "1", "--data", "data.toml", "-o", "b", changes=changes)[0] == 0
     assert rows(there / "b" / "1")[-1]["broken"] > 0
 
 
-def test_a_model_is_tuned_to_a_folder_of_pictures(run, there):
+def test_a_model_is_tuned_to_a_folder_of_images(run, there):
     (there / "mine").mkdir()
-    mine = [made.frames[0] for made in (procedural.picture(9, index, 64, 64) for index in range(2))]
+    mine = [made.frames[0] for made in (procedural.make_image(9, index, 64, 64) for index in range(2))]
     for number, pixels in enumerate(mine):
         Image.fromarray(pixels).save(there / "mine" / f"{number}.png")
     few = ["--set", "steps=25", "warmup=5", "tasks.image.tokens=64"]
@@ -148,7 +148,7 @@ def test_a_model_is_tuned_to_a_folder_of_pictures(run, there):
 
 
 def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train, there, monkeypatch):
-    taught = replace(NANO_1, name="taught", tasks={"image": Task("image", PICTURES)}, mixture={"image": 1}, beside=())
+    taught = replace(NANO_1, name="taught", tasks={"image": Task("image", IMAGES)}, mixture={"image": 1}, auxiliary=())
     monkeypatch.setitem(CURRICULA["nano"], "taught", taught)
     changes = ["steps=1", "tasks.image.tokens=64", "tasks.image.patches=4,16"]
     options = ["train", "--stage", "taught", "--device", "cpu", "--workers", "0", "--set", *changes]
@@ -163,7 +163,18 @@ def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train,
 @contextmanager
 def started(folder, workers):
     """A run in a group of processes of its own, that has made a few steps."""
-    words = ["--stage", "1", "--device", "cpu", "--workers", str(workers), "--set", *SMALL, "steps=100000", "beside=[]"]
+    words = [
+        "--stage",
+        "1",
+        "--device",
+        "cpu",
+        "--workers",
+        str(workers),
+        "--set",
+        *SMALL,
+        "steps=100000",
+        "auxiliary=[]",
+    ]
     run = subprocess.Popen(
         [sys.executable, "-m", "atoken", "train", *words], cwd=folder, start_new_session=True, stderr=subprocess.PIPE,
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -203,7 +214,7 @@ def test_a_run_whose_process_is_killed_says_so_and_ends(there):
 @pytest.mark.timeout(2 * PATIENCE)
 def test_launched_twice_it_is_one_run_and_one_voice(there):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "atoken"]
-    changes = [*SMALL, "steps=2", "tasks.image.bins=2", "tasks.image-text.bins=2"]
+    changes = [*SMALL, "steps=2", "tasks.image.micro_batches=2", "tasks.image-text.micro_batches=2"]
     words = ["train", "--stage", "1", "--device", "cpu", "--workers", "0", "--set", *changes]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (there / "said").open("w") as said:
@@ -248,11 +259,13 @@ def test_a_run_that_resumes_needs_no_start(there):
 
 
 def test_of_all_stages_a_change_of_a_task_is_for_those_that_have_it(there):
-    stages = chosen("so400m-c", "all", ["tasks.clip.bins=240", "tasks.image.bins=240", "steps=7"], None)
-    assert [stage.tasks["clip"].bins for stage in stages if "clip" in stage.tasks] == [240, 240, 240]
-    assert {(stage.tasks["image"].bins, stage.steps) for stage in stages} == {(240, 7)}
-    with pytest.raises(AtokenError, match=r"there is no task 'clipp' \(did you mean clip"):
-        chosen("nano", "all", ["tasks.clipp.bins=240"], None)
+    stages = chosen(
+        "so400m-c", "all", ["tasks.video.micro_batches=240", "tasks.image.micro_batches=240", "steps=7"], None
+    )
+    assert [stage.tasks["video"].micro_batches for stage in stages if "video" in stage.tasks] == [240, 240, 240]
+    assert {(stage.tasks["image"].micro_batches, stage.steps) for stage in stages} == {(240, 7)}
+    with pytest.raises(AtokenError, match=r"there is no task 'vidio' \(did you mean video"):
+        chosen("nano", "all", ["tasks.vidio.micro_batches=240"], None)
 
 
 def test_what_ranks_cannot_do_is_said_before_the_first_stage(there, monkeypatch):
@@ -285,7 +298,7 @@ def test_texts_need_a_model_with_a_text_side(there):
         (["--stage", "5"], "nano has no stage 5; there are 1, 2, 3, surface, colors, 4, tune, or all but tune"),
         (["--stage", "surface"], "there is no runs/3/model: train that stage first"),
         (["--start", "nowhere"], "no folder nowhere"),
-        (["--stage", "tune"], "pictures of your own: pass their folder with --data"),
+        (["--stage", "tune"], "images of your own: pass their folder with --data"),
         (["--stage", "tune", "--data", "procedural", "--start", "nano-d"], "cannot start from a discrete one"),
         (["--data", "nowhere.toml"], "Cannot read nowhere.toml"),
         (["--set", "step=3"], "did you mean steps"),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atoken.data import labelled
-from atoken.data.labelled import (
+from atoken.data.synthetic import labelled
+from atoken.data.synthetic.labelled import (
     FIGURE_PROMPTS,
     FIGURES,
     SOLID_PROMPTS,
@@ -15,14 +15,14 @@ from atoken.data.labelled import (
     TINTS,
     WAYS,
     class_of,
-    grounded_picture,
+    grounded_image,
     labelled_asset,
-    labelled_clip,
-    labelled_picture,
+    labelled_image,
+    labelled_video,
     scene,
 )
-from atoken.data.textures import Surface
-from atoken.data.words import COLOURS, NUMBERS
+from atoken.data.synthetic.textures import Surface
+from atoken.data.synthetic.words import COLOURS, NUMBERS
 
 SIZES = [(16, 16), (64, 48), (17, 120)]
 
@@ -41,13 +41,13 @@ def test_as_many_samples_as_there_are_classes_have_each_of_them_once(first):
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_samples_have_the_shape_asked_for(height, width):
     for index in range(WAYS):
-        assert labelled_picture(0, index, height, width).frames.shape == (1, height, width, 3)
-        assert labelled_clip(0, index, 3, height, width).frames.shape == (3, height, width, 3)
+        assert labelled_image(0, index, height, width).frames.shape == (1, height, width, 3)
+        assert labelled_video(0, index, 3, height, width).frames.shape == (3, height, width, 3)
         assert scene(0, index, height, width).frames.shape == (1, height, width, 3)
 
 
 @pytest.mark.parametrize(
-    "make", [labelled_picture, grounded_picture, scene, lambda *of: labelled_clip(*of[:2], 3, *of[2:])]
+    "make", [labelled_image, grounded_image, scene, lambda *of: labelled_video(*of[:2], 3, *of[2:])]
 )
 def test_a_sample_is_a_function_of_its_arguments(make):
     one, two, other, series = make(3, 5, 40, 31), make(3, 5, 40, 31), make(3, 5 + WAYS, 40, 31), make(4, 5, 40, 31)
@@ -61,16 +61,16 @@ def test_captions_begin_with_the_prompt_and_some_say_no_more():
     more = Counter()
     for index in range(2 * WAYS):
         prompt = FIGURE_PROMPTS[class_of(index)]
-        picture, clip = labelled_picture(1, index, 16, 16).caption, labelled_clip(1, index, 2, 16, 16).caption
-        assert picture == prompt or picture.startswith(f"{prompt} on ")
-        assert clip == prompt or clip.startswith(f"{prompt} moving over ")
-        more["picture"] += picture != prompt
-        more["clip"] += clip != prompt
+        image, video = labelled_image(1, index, 16, 16).caption, labelled_video(1, index, 2, 16, 16).caption
+        assert image == prompt or image.startswith(f"{prompt} on ")
+        assert video == prompt or video.startswith(f"{prompt} moving over ")
+        more["image"] += image != prompt
+        more["video"] += video != prompt
     assert all(WAYS / 2 < count < 3 * WAYS / 2 for count in more.values())
 
 
 def test_grounded_neighbours_are_of_one_class_and_say_their_ground():
-    captions = [grounded_picture(1, index, 16, 16).caption for index in range(2 * WAYS)]
+    captions = [grounded_image(1, index, 16, 16).caption for index in range(2 * WAYS)]
     for index, caption in enumerate(captions):
         assert caption.startswith(f"{FIGURE_PROMPTS[index // WAYS]} on ")
     assert len(set(captions)) > WAYS
@@ -100,14 +100,14 @@ def test_the_figure_has_the_colour_of_its_class(monkeypatch):
     """Before the camera changes it: on a black ground without light and noise, the brightest tone is the colour's."""
     plain(monkeypatch)
     for index in range(WAYS):
-        pixels = labelled_picture(0, index, 64, 64).frames.reshape(-1, 3)
+        pixels = labelled_image(0, index, 64, 64).frames.reshape(-1, 3)
         assert (pixels == COLOURS[TINTS[index // len(FIGURES)]]).all(1).any()
 
 
 def test_only_the_figure_moves_and_it_stays_whole(monkeypatch):
     plain(monkeypatch)
     for index in range(0, WAYS, 5):
-        inside = labelled_clip(0, index, 5, 48, 64).frames.any(-1)
+        inside = labelled_video(0, index, 5, 48, 64).frames.any(-1)
         areas = inside.sum((1, 2))
         assert areas.min() > 0.93 * areas.max() > 0  # its edge meets the pixels in other ways as it moves
         rows, columns = (np.array([np.nonzero(frame)[axis].mean() for frame in inside]) for axis in (0, 1))

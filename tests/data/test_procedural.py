@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atoken.data import motion, natural, scenes
-from atoken.data.drawing import figure_outline, mosaic, power_law_sizes, stencil
-from atoken.data.made import drawing, flat
-from atoken.data.procedural import clip, picture
-from atoken.data.textures import PATTERNS, Surface, log_radius
-from atoken.data.words import COLOURS, name_of
+from atoken.data.synthetic import motion, natural, scenes
+from atoken.data.synthetic.artificial import drawing, flat
+from atoken.data.synthetic.drawing import figure_outline, mosaic, power_law_sizes, stencil
+from atoken.data.synthetic.procedural import make_image, make_video
+from atoken.data.synthetic.textures import PATTERNS, Surface, log_radius
+from atoken.data.synthetic.words import COLOURS, name_of
 
 SIZES = [(1, 1), (1, 40), (40, 1), (3, 2), (37, 53), (16, 300)]
 
@@ -23,12 +23,12 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def fingerprint() -> str:
-    return f"{picture(3, 5, 40, 31).frames.tobytes().hex()} {clip(3, 5, 9, 20, 24).frames.tobytes().hex()}"
+    return f"{make_image(3, 5, 40, 31).frames.tobytes().hex()} {make_video(3, 5, 9, 20, 24).frames.tobytes().hex()}"
 
 
 def test_the_same_arguments_give_the_same_sample() -> None:
     assert fingerprint() == fingerprint()
-    assert picture(3, 5, 40, 31).caption == picture(3, 5, 40, 31).caption
+    assert make_image(3, 5, 40, 31).caption == make_image(3, 5, 40, 31).caption
 
 
 def test_another_process_gives_the_same_sample() -> None:
@@ -39,8 +39,8 @@ def test_another_process_gives_the_same_sample() -> None:
 
 
 def test_each_seed_index_and_kind_has_its_own_sample() -> None:
-    samples = [picture(0, index, 24, 24).frames for index in range(20)] + [picture(1, 0, 24, 24).frames]
-    samples.append(clip(0, 0, 1, 24, 24).frames)
+    samples = [make_image(0, index, 24, 24).frames for index in range(20)] + [make_image(1, 0, 24, 24).frames]
+    samples.append(make_video(0, 0, 1, 24, 24).frames)
     assert len({sample.tobytes() for sample in samples}) == len(samples)
 
 
@@ -58,7 +58,7 @@ def test_any_size_works_in_every_family(height: int, width: int) -> None:
 @pytest.mark.parametrize("frames", [1, 2, 9])
 def test_samples_have_the_shape_asked_for(frames: int, height: int, width: int) -> None:
     for index in range(6):
-        still, moving = picture(0, index, height, width), clip(0, index, frames, height, width)
+        still, moving = make_image(0, index, height, width), make_video(0, index, frames, height, width)
         assert still.frames.shape == (1, height, width, 3)
         assert moving.frames.shape == (frames, height, width, 3)
         assert still.frames.dtype == moving.frames.dtype == np.uint8
@@ -73,13 +73,13 @@ def test_families_come_in_their_shares() -> None:
         assert drawn.count(family) / draws == pytest.approx(share, abs=4.5 * deviation)
 
 
-def test_pictures_span_the_range_from_dark_to_bright() -> None:
-    pictures = np.stack([picture(1, index, 64, 64).frames[0] for index in range(80)])
-    assert pictures.min() < 5
-    assert pictures.max() > 250
-    assert 70 < pictures.mean() < 140
-    assert (pictures.mean((1, 2, 3)) < 30).any()
-    assert (pictures.mean((1, 2, 3)) > 170).any()
+def test_images_span_the_range_from_dark_to_bright() -> None:
+    images = np.stack([make_image(1, index, 64, 64).frames[0] for index in range(80)])
+    assert images.min() < 5
+    assert images.max() > 250
+    assert 70 < images.mean() < 140
+    assert (images.mean((1, 2, 3)) < 30).any()
+    assert (images.mean((1, 2, 3)) > 170).any()
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, 3.0])
@@ -123,7 +123,7 @@ def test_a_stencil_covers_the_area_of_its_outline(soft: float) -> None:
     assert np.asarray(placed[0]).sum() / 255 == pytest.approx(np.pi * 20**2, rel=0.04)
 
 
-def test_a_stencil_outside_the_picture_is_none() -> None:
+def test_a_stencil_outside_the_image_is_none() -> None:
     assert stencil(5 * figure_outline("star") - 20, (50, 50)) is None
 
 
@@ -140,11 +140,11 @@ def test_every_colour_has_its_own_name() -> None:
     assert [name_of(np.array(rgb)) for rgb in COLOURS.values()] == list(COLOURS)
 
 
-def test_a_flat_picture_is_what_its_caption_says() -> None:
+def test_a_flat_image_is_what_its_caption_says() -> None:
     canvas, caption = flat(Surface(generator(), 9, 7))
     pixels = np.asarray(canvas).reshape(-1, 3)
     assert (pixels == pixels[0]).all()
-    assert caption == f"a plain {name_of(pixels[0])} picture"
+    assert caption == f"a plain {name_of(pixels[0])} image"
 
 
 def test_a_drawn_colour_is_in_the_drawing() -> None:
@@ -186,8 +186,10 @@ def test_the_camera_stays_on_the_canvas(camera: str, height: int, width: int) ->
         assert (camera == "still") == (len(set(path)) == 1)
 
 
-def test_clips_move_and_some_stand_still() -> None:
-    changes = np.array([np.diff(clip(0, index, 4, 32, 32).frames.astype(int), axis=0).any() for index in range(80)])
+def test_videos_move_and_some_stand_still() -> None:
+    changes = np.array(
+        [np.diff(make_video(0, index, 4, 32, 32).frames.astype(int), axis=0).any() for index in range(80)]
+    )
     assert 0.75 < changes.mean() < 1
 
 

@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from atoken.data import solids
-from atoken.data.drawing import figure_outline
-from atoken.data.procedural import asset
-from atoken.data.words import COLOURS
+from atoken.data.synthetic import solids
+from atoken.data.synthetic.drawing import figure_outline
+from atoken.data.synthetic.procedural import make_asset
+from atoken.data.synthetic.words import COLOURS
 
 
 def volume(solid):
@@ -58,7 +58,7 @@ def test_every_shape_is_closed_and_wound_outwards():
 
 
 def test_assets_fill_their_box_and_differ():
-    assets = [asset(0, index) for index in range(40)]
+    assets = [make_asset(0, index) for index in range(40)]
     for made in assets:
         low, high = made.mesh.vertices.min(0), made.mesh.vertices.max(0)
         assert (high - low).max() == pytest.approx(1.0, abs=1e-5)
@@ -71,7 +71,7 @@ def test_assets_fill_their_box_and_differ():
 
 
 def test_the_same_arguments_give_the_same_asset():
-    one, two, other = asset(3, 5), asset(3, 5), asset(3, 6)
+    one, two, other = make_asset(3, 5), make_asset(3, 5), make_asset(3, 6)
     np.testing.assert_array_equal(one.mesh.vertices, two.mesh.vertices)
     np.testing.assert_array_equal(one.mesh.colors, two.mesh.colors)
     assert one.caption == two.caption
@@ -81,7 +81,7 @@ def test_the_same_arguments_give_the_same_asset():
 def test_a_plain_asset_has_the_colour_of_its_caption():
     found = 0
     for index in range(60):
-        made = asset(1, index)
+        made = make_asset(1, index)
         colours = np.unique(made.mesh.colors[..., :3].reshape(-1, 3), axis=0)
         word = made.caption.split()[1]
         if not made.mesh.textures and len(colours) == 1 and tuple(colours[0]) in COLOURS.values():

@@ -131,9 +131,9 @@ def test_a_folder_of_assets_can_leave_their_textures_out(tmp_path: Path) -> None
 
 
 def test_of_a_shards_sample_the_preview_is_not_the_media(tmp_path: Path) -> None:
-    tar(tmp_path / "a.tar", {"x.jpg": b"preview", "./x.MP4": b"clip", "x.txt": b"moving"})
+    tar(tmp_path / "a.tar", {"x.jpg": b"preview", "./x.MP4": b"video", "x.txt": b"moving"})
     (sample,) = ShardSource(tmp_path / "a.tar")
-    assert sample == Sample("a.tar/x", b"clip", ".mp4", ("moving",))
+    assert sample == Sample("a.tar/x", b"video", ".mp4", ("moving",))
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -221,7 +221,7 @@ def block(data: bytes) -> bytes:
 
 ENDED = bytes(1024)
 BIG = b"\x80" + (1 << 62).to_bytes(11)
-PICTURE = header("a.jpg", b"3") + block(b"jpg")
+IMAGE = header("a.jpg", b"3") + block(b"jpg")
 HOSTILE = {
     "nothing": b"",
     "compressed": b"\x1f\x8b\x08" + bytes(600),
@@ -234,12 +234,12 @@ HOSTILE = {
     "a pax header of exabytes": header("a", BIG, b"x") + ENDED,
     "a global header of exabytes": header("a", BIG, b"g") + ENDED,
     "a sparse member": header("a.jpg", b"", b"S") + ENDED,
-    "a sparse member of pax": header("a", b"26", b"x") + block(b"22 GNU.sparse.major=1\n") + PICTURE + ENDED,
-    "a pax record of no length": header("a", b"11", b"x") + block(b"0 path=abc\n") + PICTURE + ENDED,
-    "a pax record that is too long": header("a", b"13", b"x") + block(b"99 path=abc\n") + PICTURE + ENDED,
-    "a pax size that is no number": header("a", b"14", b"x") + block(b"12 size=-9e\n") + PICTURE + ENDED,
-    "a pax size beyond the file": header("a", b"16", b"x") + block(b"16 size=9999999\n") + PICTURE + ENDED,
-    "one name twice": PICTURE + PICTURE + ENDED,
+    "a sparse member of pax": header("a", b"26", b"x") + block(b"22 GNU.sparse.major=1\n") + IMAGE + ENDED,
+    "a pax record of no length": header("a", b"11", b"x") + block(b"0 path=abc\n") + IMAGE + ENDED,
+    "a pax record that is too long": header("a", b"13", b"x") + block(b"99 path=abc\n") + IMAGE + ENDED,
+    "a pax size that is no number": header("a", b"14", b"x") + block(b"12 size=-9e\n") + IMAGE + ENDED,
+    "a pax size beyond the file": header("a", b"16", b"x") + block(b"16 size=9999999\n") + IMAGE + ENDED,
+    "one name twice": IMAGE + IMAGE + ENDED,
     "no media": header("a.txt", b"3") + block(b"txt") + ENDED,
     "an end alone": ENDED,
 }

@@ -1,23 +1,23 @@
-"""Items to put through subjects."""
+"""Items to put through models."""
 
 import functools
 
 import numpy as np
 
-from atoken.data.procedural import clip, picture
-from atoken.io import Clip, Image
+from atoken.data.synthetic.procedural import make_image, make_video
+from atoken.io import Image, Video
 from eval.contract import Item
 
 
 @functools.cache
-def made_picture(height=48, width=64, number=0):
-    return Item(f"picture-{number}-{width}x{height}", Image(picture(7, number, height, width).frames[0]))
+def made_image(height=48, width=64, number=0):
+    return Item(f"image-{number}-{width}x{height}", Image(make_image(7, number, height, width).frames[0]))
 
 
 @functools.cache
-def made_clip(frames=6, height=32, width=48, number=0):
-    made = clip(7, number, frames, height, width).frames
-    return Item(f"clip-{number}-{frames}-{width}x{height}", Clip(made))
+def made_video(frames=6, height=32, width=48, number=0):
+    made = make_video(7, number, frames, height, width).frames
+    return Item(f"video-{number}-{frames}-{width}x{height}", Video(made))
 
 
 def pixels(item):

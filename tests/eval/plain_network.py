@@ -1,4 +1,4 @@
-"""A network of features with nothing to learn: what pictures look like in a few large cells."""
+"""A network of features with nothing to learn: what images look like in a few large cells."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from eval.contract import Item, Sample
 class PlainNetwork:
     """Mean colours of 2 x 2 cells (12 numbers), of 3 x 3 cells (27), and a softmax of the first as probabilities."""
 
-    name, checksum, clips = "plain", "0" * 64, False
+    name, checksum, videos = "plain", "0" * 64, False
 
     def __init__(self, kinds=("pooled", "spatial", "probabilities")):
         self.kinds, self.record = frozenset(kinds), {"resize": "none"}
@@ -17,37 +17,37 @@ class PlainNetwork:
 
     def features(self, frames):
         self.calls += 1
-        pictures = [picture / 255 for clip in frames for picture in clip]
-        pooled = np.array([cells(picture, 2) for picture in pictures])
+        images = [image / 255 for video in frames for image in video]
+        pooled = np.array([cells(image, 2) for image in images])
         weights = np.exp(4 * pooled)
         every = {
             "pooled": pooled.astype(np.float32),
-            "spatial": np.array([cells(picture, 3) for picture in pictures], np.float32),
+            "spatial": np.array([cells(image, 3) for image in images], np.float32),
             "probabilities": weights / weights.sum(1, keepdims=True),
         }
         return {kind: every[kind] for kind in self.kinds}
 
 
-def cells(picture, side):
-    rows = np.array_split(picture, side)
+def cells(image, side):
+    rows = np.array_split(image, side)
     return np.concatenate([cell.mean((0, 1)) for row in rows for cell in np.array_split(row, side, axis=1)])
 
 
-def pictures(seed, count, side=12):
+def images(seed, count, side=12):
     """(count, side, side, 3) uint8 whose cells differ."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (count, 3, 3, 3)).repeat(side // 3, 1).repeat(side // 3, 2)
     return np.clip(coarse + rng.normal(0, 9, coarse.shape), 0, 255).astype(np.uint8)
 
 
-def samples(ours=None, theirs=None):
-    """A sample of each picture; a side may be missing."""
-    present = ours if ours is not None else theirs
+def samples(prediction=None, target=None):
+    """A sample of each image; a side may be missing."""
+    present = prediction if prediction is not None else target
     return [
         Sample(
             Item(f"{index:04}.png", Image(present[index])),
-            ours=None if ours is None else ours[index][None],
-            theirs=None if theirs is None else theirs[index][None],
+            prediction=None if prediction is None else prediction[index][None],
+            target=None if target is None else target[index][None],
         )
         for index in range(len(present))
     ]

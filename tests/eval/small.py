@@ -1,4 +1,4 @@
-"""A small row that every part of is real: made pictures, a subject that blurs them a little, metrics of pixels."""
+"""A small row that every part of is real: made images, a model that blurs them a little, metrics of pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MeanDifference:
         return {"sum": np.zeros(1), "items": np.zeros(1)}
 
     def add(self, state, samples):
-        values = [float(np.abs(s.ours.astype(float) - s.theirs).mean() / 3) for s in samples]
+        values = [float(np.abs(s.prediction.astype(float) - s.target).mean() / 3) for s in samples]
         for value in values:
             state["sum"] += value
             state["items"] += 1
@@ -43,7 +43,7 @@ class MeanDifference:
 
 
 class Copy:
-    """Gives pictures back with noise that belongs to their key."""
+    """Gives images back with noise that belongs to their key."""
 
     name = "copy"
 
@@ -57,7 +57,7 @@ class Copy:
     def _one(self, item):
         self._before(item.key)
         if item.key.startswith("refused"):
-            raise AtokenError(f"This subject does not take {item.key}.")
+            raise AtokenError(f"This model does not take {item.key}.")
         theirs = item.media.pixels[None]
         seed = int.from_bytes(hashlib.sha256(item.key.encode()).digest()[:4], "little")
         noise = np.random.default_rng(seed).integers(-self._noise, self._noise + 1, theirs.shape)
@@ -70,29 +70,29 @@ class Copy:
         raise AtokenError("It has no vectors.")
 
 
-def picture(number, side=16):
+def image(number, side=16):
     if number < 0:
-        raise MediaError("This picture is damaged.")
+        raise MediaError("This image is damaged.")
     return Image(np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8))
 
 
 def entries(count, **broken):
-    """``broken``: numbers of items that cannot be read, or that the subject refuses."""
+    """``broken``: numbers of items that cannot be read, or that the model refuses."""
     unreadable, refused = broken.get("unreadable", ()), broken.get("refused", ())
     return [
-        Entry(f"{'refused-' * (n in refused)}{n:05d}", partial(picture, -1 if n in unreadable else n))
+        Entry(f"{'refused-' * (n in refused)}{n:05d}", partial(image, -1 if n in unreadable else n))
         for n in range(count)
     ]
 
 
-def job(count=36, *, subject=None, metrics=None, shard=8, batch=3, full=None, skipped=None, **broken):
+def job(count=36, *, model=None, metrics=None, shard=8, batch=3, full=None, skipped=None, **broken):
     preparation = Preparation()
     return Job(
         "small",
-        "picture",
+        "image",
         "reconstruct",
         Prepared(entries(count, **broken), preparation),
-        subject or Copy(),
+        model or Copy(),
         metrics or [Psnr(), MeanDifference()],
         preparation.record(),
         skipped=skipped or {},

@@ -9,7 +9,7 @@ import pytest
 from atoken.errors import MediaError
 from eval.adm import holds, read_samples, read_statistics, write_samples, write_statistics
 from eval.metrics.moments import Gaussian
-from tests.eval.plain_network import pictures
+from tests.eval.plain_network import images
 
 
 def gaussian(width, items=None):
@@ -46,7 +46,7 @@ def test_statistics_come_back_and_numpy_reads_them(tmp_path):
 def test_statistics_of_others_are_read(tmp_path):
     one = gaussian(6)
     np.savez(tmp_path / "a.npz", mu=one.mean_D.astype(np.float32), sigma=np.asfortranarray(one.covariance_DD))
-    np.savez_compressed(tmp_path / "b.npz", arr_0=pictures(1, 3), mu=one.mean_D, sigma=one.covariance_DD)
+    np.savez_compressed(tmp_path / "b.npz", arr_0=images(1, 3), mu=one.mean_D, sigma=one.covariance_DD)
     for name in "ab":
         found = read_statistics(tmp_path / f"{name}.npz", "c" * 64)
         assert list(found) == ["pooled"]
@@ -63,7 +63,7 @@ def test_statistics_of_another_network_are_refused(tmp_path):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_samples_come_one_by_one(tmp_path, save):
-    every = pictures(1, 7)
+    every = images(1, 7)
     save(tmp_path / "a.npz", every)  # arr_0, as ADM's scripts have it
     assert (np.stack(list(read_samples(tmp_path / "a.npz"))) == every).all()
     write_samples(tmp_path / "b.npz", every)
@@ -125,7 +125,7 @@ def test_damaged_files_are_one_sentence(tmp_path):
     with pytest.raises(MediaError, match=r"no \.npz file, or damaged"):
         read_statistics(with_member(path, "mu.npy", b"\x93NUMPY\x01\x00\x04\x00oops"))
     whole = io.BytesIO()
-    np.savez_compressed(whole, arr_0=pictures(1, 9))
+    np.savez_compressed(whole, arr_0=images(1, 9))
     data = bytearray(whole.getvalue())
     data[200:260] = bytes(60)
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""Codecs of pictures and clips: whole files, at a quality and at the bytes of something else."""
+"""Codecs of images and videos: whole files, at a quality and at the bytes of something else."""
 
 import functools
 import io
@@ -12,15 +12,15 @@ import pytest
 from PIL import features
 
 from atoken.errors import AtokenError
-from atoken.io import Clip, Image, read_clip
-from atoken.metrics import psnr
+from atoken.io import Image, Video, read_video
+from atoken.metrics.pixels import psnr
 from eval.contract import Item
-from eval.subjects.codecs import FORMATS, PictureCodec
-from eval.subjects.matching import AtMost, largest
-from eval.subjects.video_codecs import CRFS, VideoCodec, decoded
-from eval.subjects.video_codecs import FORMATS as VIDEO_FORMATS
-from tests.eval.media import made_clip, made_picture, pixels
-from tests.io.clip_cases import digests_by_memory
+from eval.models.codecs import FORMATS, ImageCodec
+from eval.models.matching import AtMost, largest
+from eval.models.video_codecs import CRFS, VideoCodec, decoded
+from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
+from tests.eval.media import made_image, made_video, pixels
+from tests.io.video_cases import digests_by_memory
 
 BUILT_IN = [
     pytest.param(name, marks=pytest.mark.skipif(not features.check(format.feature), reason="not in this Pillow"))
@@ -63,38 +63,38 @@ def test_targets_are_one_number_or_one_for_each_key():
         AtMost({"a": 7}, "nano").of("b")
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("format", BUILT_IN)
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (1, 1), (17, 33)])
-def test_a_picture_takes_the_bytes_of_its_file(format, height, width, tmp_path):
-    item, codec = made_picture(height, width), PictureCodec(format, 40)
+def test_a_image_takes_the_bytes_of_its_file(format, height, width, tmp_path):
+    item, codec = made_image(height, width), ImageCodec(format, 40)
     [sample] = codec.reconstruct([item])
-    path = tmp_path / f"picture.{format}"
+    path = tmp_path / f"image.{format}"
     PIL.Image.fromarray(item.media.pixels).save(path, quality=40, **codec.format.options)
     assert sample.size == path.stat().st_size
-    assert np.array_equal(sample.theirs[0], item.media.pixels)
-    assert np.array_equal(sample.ours[0], np.asarray(PIL.Image.open(path).convert("RGB")))
+    assert np.array_equal(sample.target[0], item.media.pixels)
+    assert np.array_equal(sample.prediction[0], np.asarray(PIL.Image.open(path).convert("RGB")))
 
 
 @pytest.mark.parametrize("format", BUILT_IN)
 def test_more_quality_is_more_bytes_and_less_error(format):
-    items = [made_picture(64, 64, number) for number in range(3)]
-    samples = [PictureCodec(format, quality).reconstruct(items) for quality in (5, 30, 60, 90)]
+    items = [made_image(64, 64, number) for number in range(3)]
+    samples = [ImageCodec(format, quality).reconstruct(items) for quality in (5, 30, 60, 90)]
     sizes = [sum(sample.size for sample in row) for row in samples]
-    quality = [np.mean([psnr(sample.ours, sample.theirs) for sample in row]) for row in samples]
+    quality = [np.mean([psnr(sample.prediction, sample.target) for sample in row]) for row in samples]
     assert sizes == sorted(sizes)
     assert quality == sorted(quality)
 
 
 @pytest.mark.parametrize("format", BUILT_IN)
-def test_a_picture_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(format):
-    item, best = made_picture(), FORMATS[format].qualities[-1]
-    codec = PictureCodec(format, AtMost(0))
+def test_a_image_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(format):
+    item, best = made_image(), FORMATS[format].qualities[-1]
+    codec = ImageCodec(format, AtMost(0))
     sizes = {quality: len(codec.encoded(item.media.pixels, quality)) for quality in codec.format.qualities}
     for most in (sizes[20], sizes[60] - 1, sizes[80] + 1, 100_000):
-        [sample] = PictureCodec(format, AtMost({item.key: most}, "something")).reconstruct([item])
+        [sample] = ImageCodec(format, AtMost({item.key: most}, "something")).reconstruct([item])
         assert sample.size <= most
         fitting = [quality for quality, size in sizes.items() if size == sample.size]
         assert any(quality == best or sizes[quality + 1] > most for quality in fitting)
@@ -102,72 +102,74 @@ def test_a_picture_at_the_bytes_of_another_is_never_larger_and_the_best_that_fit
 
 @pytest.mark.parametrize("format", BUILT_IN)
 def test_where_even_the_smallest_file_is_too_large_the_item_fails(format):
-    item = made_picture()
-    least = len(PictureCodec(format, 1).encoded(item.media.pixels, FORMATS[format].qualities[0]))
+    item = made_image()
+    least = len(ImageCodec(format, 1).encoded(item.media.pixels, FORMATS[format].qualities[0]))
     with pytest.raises(
         AtokenError, match=rf"takes {least:,} bytes for {item.key} at its lowest .* {least - 1:,} asked"
     ):
-        PictureCodec(format, AtMost(least - 1)).reconstruct([item])
+        ImageCodec(format, AtMost(least - 1)).reconstruct([item])
 
 
-def test_a_codec_of_pictures_says_what_it_cannot_do(monkeypatch):
-    with pytest.raises(AtokenError, match="no picture codec 'png'; take jpeg, webp, avif"):
-        PictureCodec("png", 50)
+def test_a_codec_of_images_says_what_it_cannot_do(monkeypatch):
+    with pytest.raises(AtokenError, match="no image codec 'png'; take jpeg, webp, avif"):
+        ImageCodec("png", 50)
     with pytest.raises(AtokenError, match="quality of JPEG is from 1 to 100, got 0"):
-        PictureCodec("jpeg", 0)
-    with pytest.raises(AtokenError, match=r"stores pictures and clip-.* is a clip"):
-        PictureCodec("jpeg", 50).reconstruct([made_clip()])
-    with pytest.raises(AtokenError, match="cannot hold a picture of 70000x1"):
-        PictureCodec("jpeg", 50).reconstruct([Item("wide", Image(np.zeros((1, 70_000, 3), np.uint8)))])
+        ImageCodec("jpeg", 0)
+    with pytest.raises(AtokenError, match=r"stores images and video-.* is a video"):
+        ImageCodec("jpeg", 50).reconstruct([made_video()])
+    with pytest.raises(AtokenError, match="cannot hold an image of 70000x1"):
+        ImageCodec("jpeg", 50).reconstruct([Item("wide", Image(np.zeros((1, 70_000, 3), np.uint8)))])
     with pytest.raises(AtokenError, match="no vectors"):
-        PictureCodec("jpeg", 50).embed([made_picture()])
+        ImageCodec("jpeg", 50).embed([made_image()])
     monkeypatch.setattr(features, "check", lambda _: False)
     with pytest.raises(AtokenError, match="built without AVIF"):
-        PictureCodec("avif", 50)
+        ImageCodec("avif", 50)
 
 
-# ------------------------------------------------------------------------------------------------------------- clips
+# ------------------------------------------------------------------------------------------------------------- videos
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
-def test_a_clip_is_its_file_as_the_house_reads_it(format, tmp_path):
-    item, codec = made_clip(7, 32, 48), VideoCodec(format, crf=30)
+def test_a_video_is_its_file_as_the_house_reads_it(format, tmp_path):
+    item, codec = made_video(7, 32, 48), VideoCodec(format, crf=30)
     [sample] = codec.reconstruct([item])
     data = codec.encoded(item.media.frames, item.media.fps, {"crf": "30"})
-    path = tmp_path / "clip.mp4"
+    path = tmp_path / "video.mp4"
     path.write_bytes(data)
-    clip = read_clip(path)
+    video = read_video(path)
     assert sample.size == path.stat().st_size
-    assert np.array_equal(sample.ours, clip.frames[:, :32, :48])  # x265 has it in a corner of 128x128
-    assert (clip.fps, clip.timestamps) == (item.media.fps, None)
+    assert np.array_equal(sample.prediction, video.frames[:, :32, :48])  # x265 has it in a corner of 128x128
+    assert (video.fps, video.timestamps) == (item.media.fps, None)
     assert b"x26" not in data  # the remark of the encoder
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 23), (2, 16, 2), (5, 34, 31)])
-def test_clips_of_odd_sizes_come_back_at_their_size(format, shape):
+def test_videos_of_odd_sizes_come_back_at_their_size(format, shape):
     frames = np.broadcast_to(np.linspace(30, 200, shape[2]).astype(np.uint8)[:, None], (*shape, 3)).copy()
-    [sample] = VideoCodec(format, crf=5).reconstruct([Item("grey", Clip(frames))])
-    assert sample.ours.shape == sample.theirs.shape == frames.shape
-    assert psnr(sample.ours, frames) > 30  # grey has no chroma to lose: what is left is the codec and its rounding
+    [sample] = VideoCodec(format, crf=5).reconstruct([Item("grey", Video(frames))])
+    assert sample.prediction.shape == sample.target.shape == frames.shape
+    assert (
+        psnr(sample.prediction, frames) > 30
+    )  # grey has no chroma to lose: what is left is the codec and its rounding
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_less_crf_or_more_bits_a_second_is_more_bytes_and_less_error(format):
-    item = made_clip(8, 48, 64)
+    item = made_video(8, 48, 64)
     for codecs in (
         [VideoCodec(format, crf=crf) for crf in (45, 35, 25, 15)],
         [VideoCodec(format, bit_rate=rate) for rate in (20_000, 200_000, 1_000_000)],
     ):
         samples = [codec.reconstruct([item])[0] for codec in codecs]
-        sizes, quality = zip(*[(one.size, psnr(one.ours, one.theirs)) for one in samples], strict=True)
+        sizes, quality = zip(*[(one.size, psnr(one.prediction, one.target)) for one in samples], strict=True)
         assert list(sizes) == sorted(sizes)
         assert list(quality) == sorted(quality)
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
-def test_a_clip_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(format):
-    item, codec = made_clip(5, 32, 32), VideoCodec(format, crf=30)
+def test_a_video_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(format):
+    item, codec = made_video(5, 32, 32), VideoCodec(format, crf=30)
 
     @functools.cache
     def size(crf):
@@ -181,24 +183,24 @@ def test_a_clip_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(f
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
-def test_where_even_the_smallest_clip_is_too_large_the_item_fails(format):
-    with pytest.raises(AtokenError, match=r"bytes for clip-0-6-48x32 at its lowest quality, over the 100 asked"):
-        VideoCodec(format, at_most=AtMost(100)).reconstruct([made_clip()])
+def test_where_even_the_smallest_video_is_too_large_the_item_fails(format):
+    with pytest.raises(AtokenError, match=r"bytes for video-0-6-48x32 at its lowest quality, over the 100 asked"):
+        VideoCodec(format, at_most=AtMost(100)).reconstruct([made_video()])
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_twice_is_the_same_file(format):
-    item, codec = made_clip(9, 48, 64), VideoCodec(format, crf=28)
+    item, codec = made_video(9, 48, 64), VideoCodec(format, crf=28)
     files = {codec.encoded(item.media.frames, item.media.fps, {"crf": "28"}) for _ in range(3)}
     assert len(files) == 1
-    assert np.array_equal(decoded(files.pop())[:, :48, :64], codec.reconstruct([item])[0].ours)
+    assert np.array_equal(decoded(files.pop())[:, :48, :64], codec.reconstruct([item])[0].prediction)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fills new memory by glibc's MALLOC_PERTURB_")
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_a_file_does_not_depend_on_what_memory_held(format):
     code = (
-        "import hashlib; from tests.eval.test_codecs import VideoCodec, made_clip; item = made_clip(7, 32, 48);"
+        "import hashlib; from tests.eval.test_codecs import VideoCodec, made_video; item = made_video(7, 32, 48);"
         f"data = VideoCodec({format!r}, crf=30).encoded(item.media.frames, item.media.fps, {{'crf': '30'}});"
         "print(hashlib.sha256(data).hexdigest())"
     )
@@ -206,16 +208,16 @@ def test_a_file_does_not_depend_on_what_memory_held(format):
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
-def test_a_picture_is_a_clip_of_one_frame(format):
-    [sample] = VideoCodec(format, crf=20).reconstruct([made_picture(17, 33)])
-    assert sample.ours.shape == pixels(made_picture(17, 33)).shape
+def test_a_image_is_a_video_of_one_frame(format):
+    [sample] = VideoCodec(format, crf=20).reconstruct([made_image(17, 33)])
+    assert sample.prediction.shape == pixels(made_image(17, 33)).shape
     with av.open(
-        io.BytesIO(VideoCodec(format, crf=20).encoded(sample.theirs, Fraction(24), {"crf": "20"}))
+        io.BytesIO(VideoCodec(format, crf=20).encoded(sample.target, Fraction(24), {"crf": "20"}))
     ) as container:
         assert len(list(container.decode(video=0))) == 1
 
 
-def test_a_codec_of_clips_says_what_it_cannot_do():
+def test_a_codec_of_videos_says_what_it_cannot_do():
     with pytest.raises(AtokenError, match="no video codec 'av2'; take h264, h265"):
         VideoCodec("av2", crf=30)
     for given in ({}, {"crf": 30, "bit_rate": 1000}, {"crf": 52}, {"bit_rate": 0}):

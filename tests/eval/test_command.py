@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atoken.data.procedural import picture
-from atoken.io import Clip, Image, write_clip, write_image
+from atoken.data.synthetic.procedural import make_image
+from atoken.io import Image, Video, write_image, write_video
 from eval import commands, tasks
 from eval.command import main, parser
 from eval.probes import table
@@ -24,7 +24,7 @@ def photographs(tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
     for number in range(3):
-        write_image(Image(picture(7, number, 48, 64).frames[0]), folder / f"{number}.png")
+        write_image(Image(make_image(7, number, 48, 64).frames[0]), folder / f"{number}.png")
     return folder
 
 
@@ -38,7 +38,7 @@ def test_a_folder_to_a_report_without_any_configuration(photographs, tmp_path, c
     out = tmp_path / "out"
     assert main(["reconstruct", str(photographs), "--model", "jpeg:80", "-o", str(out)]) == 0
     (row,) = result(out)["rows"]
-    assert (row["task"], row["status"], row["items"]["measured"]) == ("local-pictures", "complete", 3)
+    assert (row["task"], row["status"], row["items"]["measured"]) == ("local-images", "complete", 3)
     assert {"psnr", "ssim", "seams"} <= set(row["numbers"])
     assert set(row["skipped"]) == {"lpips", "ms-ssim"}
     lines = [json.loads(line) for line in (out / row["items"]["file"]).read_text().splitlines()]
@@ -46,20 +46,20 @@ def test_a_folder_to_a_report_without_any_configuration(photographs, tmp_path, c
     assert row["numbers"]["bits per pixel"]["value"] == pytest.approx(bits, rel=1e-12)
     assert [line["pixels"] for line in lines] == [48 * 64] * 3
     printed = capsys.readouterr()
-    assert "local-pictures" in printed.out
+    assert "local-images" in printed.out
     assert str(out / "report.html") in printed.out
     assert "no ms-ssim: MS-SSIM needs sides of 176" in printed.err
     page = (out / "report.html").read_text()
     assert "data:image/png;base64," in page
     assert "0.png" in page
-    assert "| subject | items | psnr" in (out / "report.md").read_text()
+    assert "| model | items | psnr" in (out / "report.md").read_text()
 
 
 @pytest.mark.parametrize(("model", "numbers"), [("nano", {"psnr", "ssim"}), ("nano-d", {"psnr", "codes used/7"})])
 def test_the_bundled_models(photographs, tmp_path, model, numbers):
     assert main(["reconstruct", str(photographs), "--model", model, "-o", str(tmp_path), "--device", "cpu"]) == 0
     (row,) = result(tmp_path)["rows"]
-    assert (row["subject"], row["identity"]["model"]) == (model, model)
+    assert (row["model"], row["identity"]["model"]) == (model, model)
     assert numbers <= set(row["numbers"])
     assert row["protocol"]["dtype"] == "float32"
 
@@ -69,7 +69,7 @@ def test_the_same_command_again_measures_nothing_and_gives_the_same(photographs,
     arguments = ["reconstruct", str(photographs), "--model", "webp:60", "-o", str(out)]
     assert main(arguments) == 0
     first = result(out)["rows"]
-    monkeypatch.setattr("eval.subjects.codecs.PictureCodec.reconstruct", None)
+    monkeypatch.setattr("eval.models.codecs.ImageCodec.reconstruct", None)
     assert main(arguments) == 0
     assert result(out)["rows"] == first
 
@@ -83,16 +83,16 @@ def test_unreadable_files_are_listed_and_the_exit_code_says_so(photographs, tmp_
     assert "broken.png" in capsys.readouterr().err
 
 
-def test_what_a_subject_cannot_take_fails_its_row_and_the_others_go_on(photographs, tmp_path):
-    write_clip(Clip(np.zeros((4, 32, 32, 3), np.uint8)), photographs / "clip.mp4")
+def test_what_a_model_cannot_take_fails_its_row_and_the_others_go_on(photographs, tmp_path):
+    write_video(Video(np.zeros((4, 32, 32, 3), np.uint8)), photographs / "video.mp4")
     out = tmp_path / "out"
     assert main(["reconstruct", str(photographs), "--model", "jpeg:80", "-o", str(out)]) == 1
     rows = {row["task"]: row for row in result(out)["rows"]}
     assert {name: row["status"] for name, row in rows.items()} == {
-        "local-pictures": "complete",
-        "local-clips": "failed",
+        "local-images": "complete",
+        "local-videos": "failed",
     }
-    assert "JPEG stores pictures" in rows["local-clips"]["why"]
+    assert "JPEG stores images" in rows["local-videos"]["why"]
 
 
 def test_a_task_by_its_name_and_its_first_items(tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_a_task_by_its_name_and_its_first_items(tmp_path, monkeypatch):
     root = tmp_path / "data" / task.folder
     root.mkdir(parents=True)
     for number in range(4):
-        write_image(Image(picture(7, number, 40, 70).frames[0]), root / f"{number}.png")
+        write_image(Image(make_image(7, number, 40, 70).frames[0]), root / f"{number}.png")
     arguments = ["run", "coco-256", "--data", str(tmp_path / "data"), "--model", "jpeg:80", "-o", str(tmp_path / "out")]
     assert main([*arguments, "--items", "2"]) == 1  # a part of a data set is no row of a table
     (row,) = result(tmp_path / "out")["rows"]
@@ -132,7 +132,7 @@ def test_table3_without_data_has_a_row_for_each_of_its_tasks_that_says_so(tmp_pa
     assert (out / "report.md").is_file()
 
 
-def test_compare_and_report_of_two_subjects(photographs, tmp_path, capsys):
+def test_compare_and_report_of_two_models(photographs, tmp_path, capsys):
     for quality in (50, 90):
         out = tmp_path / str(quality)
         assert main(["reconstruct", str(photographs), "--model", f"jpeg:{quality}", "-o", str(out)]) == 0
@@ -155,8 +155,8 @@ def test_generation_of_two_folders(photographs, tmp_path):
     other = tmp_path / "samples"
     other.mkdir()
     for number in range(5):
-        write_image(Image(picture(8, number, 48, 64).frames[0]), other / f"{number}.png")
-        write_image(Image(picture(7, number, 48, 64).frames[0]), photographs / f"{number}.png")
+        write_image(Image(make_image(8, number, 48, 64).frames[0]), other / f"{number}.png")
+        write_image(Image(make_image(7, number, 48, 64).frames[0]), photographs / f"{number}.png")
     out = tmp_path / "out"
     arguments = ["generation", str(other), "--reference", str(photographs), "--network", "nano", "-o", str(out)]
     assert main(arguments) == 0
@@ -172,7 +172,7 @@ def test_rate_of_a_folder(photographs, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert main(["rate", str(photographs), "--model", "pca:12", "-o", str(out)]) == 0
     assert "PCA, 12 numbers a patch" in capsys.readouterr().out
-    assert (out / "picture-psnr.png").is_file()
+    assert (out / "image-psnr.png").is_file()
     (photographs / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert main(["rate", str(photographs), "--model", "jpeg:50", "-o", str(out), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["failed"].keys() == {"broken.png"}
@@ -189,7 +189,7 @@ def test_rate_of_a_folder(photographs, tmp_path, capsys, monkeypatch):
         ("nobody", "There is no model 'nobody'"),
     ],
 )
-def test_what_is_no_subject_is_one_sentence(photographs, tmp_path, capsys, model, words):
+def test_what_is_no_model_is_one_sentence(photographs, tmp_path, capsys, model, words):
     assert main(["reconstruct", str(photographs), "--model", model, "-o", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert words in said
@@ -216,8 +216,8 @@ def test_every_task_is_whole():
 
 def test_ranks_write_one_result(photographs, tmp_path, monkeypatch):
     """Rank 1 of 2 writes shards and no result; rank 0 merges them."""
-    small = tasks.LOCAL["picture"].__class__(**{**vars(tasks.LOCAL["picture"]), "shard": 1})
-    monkeypatch.setitem(commands.LOCAL, "picture", small)
+    small = tasks.LOCAL["image"].__class__(**{**vars(tasks.LOCAL["image"]), "shard": 1})
+    monkeypatch.setitem(commands.LOCAL, "image", small)
     results = []
     for world in (1, 2):
         out = tmp_path / str(world)

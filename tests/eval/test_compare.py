@@ -31,7 +31,7 @@ def columns(table):
 
 
 def test_rows_of_one_protocol_stand_in_one_column(row, tmp_path):
-    other = measure(job(count=6, subject=Copy(noise=3)), tmp_path)
+    other = measure(job(count=6, model=Copy(noise=3)), tmp_path)
     found = pair(tmp_path, row, other)
     assert (found.refused, found.alone) == ((), ())
     (table,) = found.tables
@@ -88,7 +88,7 @@ def test_fingerprints_that_a_file_states_are_not_believed(row, tmp_path):
 
 def test_identities_may_differ(row, tmp_path):
     other = copy.deepcopy(row)
-    other |= {"subject": "another", "identity": {"fingerprint": "f00"}}
+    other |= {"model": "another", "identity": {"fingerprint": "f00"}}
     assert not pair(tmp_path, row, other).refused
 
 

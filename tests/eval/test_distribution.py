@@ -36,8 +36,8 @@ def names(prefix, count):
 
 def measured(measure, ours, theirs):
     state = {}
-    measure.fold(state, "ours", ours, names("a", len(ours)))
-    measure.fold(state, "theirs", theirs, names("b", len(theirs)))
+    measure.fold(state, "prediction", ours, names("a", len(ours)))
+    measure.fold(state, "target", theirs, names("b", len(theirs)))
     return measure.finish(state)
 
 
@@ -46,8 +46,8 @@ def test_the_score_is_the_plain_one(count):
     rows, measure = probabilities(count, count), InceptionScore(split=20, cell=4)
     state = {}
     for first in range(0, count, 9):
-        measure.fold(state, "ours", rows[first : first + 9], [])
-    measure.fold(state, "theirs", probabilities(0, 30), [])
+        measure.fold(state, "prediction", rows[first : first + 9], [])
+    measure.fold(state, "target", probabilities(0, 30), [])
     found = measure.finish(state)
     mean, deviation, splits = plain_score(rows, 20)
     assert found["inception score"] == pytest.approx(mean, rel=MOMENTS)
@@ -59,7 +59,7 @@ def test_scores_with_known_values():
     sure, split = np.eye(8)[np.arange(80) % 8], InceptionScore(split=80, cell=8)
     for rows, score in ((sure, 8), (np.full((80, 8), 1 / 8), 1), (np.eye(8)[np.zeros(80, int)], 1)):
         state = {}
-        split.fold(state, "ours", rows, [])
+        split.fold(state, "prediction", rows, [])
         assert split.finish(state)["inception score"] == pytest.approx(score, rel=MOMENTS)
     assert math.isnan(split.finish({})["inception score"])
 
@@ -67,10 +67,10 @@ def test_scores_with_known_values():
 def test_scores_of_shards_of_whole_cells_are_the_single_pass():
     rows, measure = probabilities(1, 58), InceptionScore(split=20, cell=4)
     whole, merged = {}, {}
-    measure.fold(whole, "ours", rows, [])
+    measure.fold(whole, "prediction", rows, [])
     for first, last in ((0, 12), (12, 40), (40, 58)):
         shard = {}
-        measure.fold(shard, "ours", rows[first:last], [])
+        measure.fold(shard, "prediction", rows[first:last], [])
         merged = measure.merge(merged, shard)
     assert measure.finish(merged) == measure.finish(whole)
     with pytest.raises(ValueError, match="whole cells"):
@@ -82,7 +82,7 @@ def test_scores_of_shards_of_whole_cells_are_the_single_pass():
 def test_a_probability_that_is_no_number_stays_so():
     rows, measure, state = probabilities(1, 20), InceptionScore(20, 4), {}
     rows[3, 2] = np.nan
-    measure.fold(state, "ours", rows, [])
+    measure.fold(state, "prediction", rows, [])
     assert math.isnan(measure.finish(state)["inception score"])
 
 
@@ -133,7 +133,7 @@ def test_too_few_or_broken_rows_are_not_a_number():
 def test_which_items_count_depends_on_neither_order_nor_shards(limit):
     rng = np.random.default_rng(2)
     measure = PrecisionRecall(references=limit, samples=limit + 3)
-    rows, keys = {side: rng.normal(size=(64, 4)) for side in ("ours", "theirs")}, names("x", 64)
+    rows, keys = {side: rng.normal(size=(64, 4)) for side in ("prediction", "target")}, names("x", 64)
     whole, merged = {}, {}
     for side in rows:
         measure.fold(whole, side, rows[side], keys)

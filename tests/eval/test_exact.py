@@ -101,5 +101,5 @@ def test_vectors_that_are_no_units_are_refused_and_what_is_not_finite_is_so_as_a
     found = on_grid(vectors, "a test")
     assert np.isnan(found).all(axis=1).tolist() == [False, True, True, False]
     assert np.isfinite(found[[0, 3]]).all()
-    with pytest.raises(AtokenError, match="A vector of a test has length 2 instead of 1; let the subject normalise it"):
+    with pytest.raises(AtokenError, match="A vector of a test has length 2 instead of 1; let the model normalise it"):
         on_grid(2 * vectors[:1], "a test")

@@ -14,7 +14,7 @@ def pixels_of(png):
     return np.asarray(PIL.Image.open(BytesIO(png)))
 
 
-def test_charts_are_pictures_and_the_same_every_time():
+def test_charts_are_images_and_the_same_every_time():
     values = {"_a$b$": np.array([1.0, 2, np.nan, 4]), "c": np.array([5.0])}
     first, second = (charts.histogram("psnr $x", values) for _ in range(2))
     assert first == second
@@ -63,7 +63,7 @@ def test_the_frame_that_is_kept_is_the_worst_where_pixels_count():
     theirs = rng.integers(0, 200, (4, 6, 8, 3), np.uint8)
     ours, mask = theirs.copy(), np.ones((4, 6, 8), bool)
     ours[1, 0, 0], ours[2, 3, 3] = theirs[1, 0, 0] + 50, theirs[2, 3, 3] + 20
-    item = Item("clip", Image(theirs[0]))
+    item = Item("video", Image(theirs[0]))
     assert (findings.keep(Sample(item, theirs, ours))[1] == ours[1]).all()
     mask[1, 0, 0] = False
     kept = findings.keep(Sample(item, theirs, ours, mask))

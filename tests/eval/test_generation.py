@@ -8,10 +8,10 @@ import pytest
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
 from eval.adm import write_samples, write_statistics
-from eval.generation import NO_PICTURES, NO_PROBABILITIES, NO_SPATIAL, evaluate_generation, picture_statistics
+from eval.generation import NO_IMAGES, NO_PROBABILITIES, NO_SPATIAL, evaluate_generation, image_statistics
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
 from eval.metrics.moments import Gaussian, frechet_distance
-from tests.eval.plain_network import PlainNetwork, pictures
+from tests.eval.plain_network import PlainNetwork, images
 from tests.tolerances import MOMENTS
 
 SCORE = InceptionScore(split=20, cell=4)
@@ -27,11 +27,11 @@ def folder(path, every):
 @pytest.fixture
 def made(tmp_path):
     """Samples and their reference, as folders and as files."""
-    ours, theirs = pictures(1, 50), pictures(2, 60)
-    write_samples(tmp_path / "ours.npz", ours)
-    write_samples(tmp_path / "theirs.npz", theirs)
-    folder(tmp_path / "ours", ours)
-    folder(tmp_path / "theirs", theirs)
+    ours, theirs = images(1, 50), images(2, 60)
+    write_samples(tmp_path / "prediction.npz", ours)
+    write_samples(tmp_path / "target.npz", theirs)
+    folder(tmp_path / "prediction", ours)
+    folder(tmp_path / "target", theirs)
     return tmp_path
 
 
@@ -43,11 +43,11 @@ def moments(every, kind):
 def test_numbers_are_those_of_the_features(made):
     network, seen = PlainNetwork(), []
     found = evaluate_generation(
-        made / "ours", made / "theirs", network, score=SCORE, batch=16, progress=lambda *told: seen.append(told)
+        made / "prediction", made / "target", network, score=SCORE, batch=16, progress=lambda *told: seen.append(told)
     )
     numbers = found["numbers"]
     for name, kind in (("gfid", "pooled"), ("sfid", "spatial")):
-        wanted = frechet_distance(moments(pictures(1, 50), kind), moments(pictures(2, 60), kind)).value
+        wanted = frechet_distance(moments(images(1, 50), kind), moments(images(2, 60), kind)).value
         assert numbers[name] == pytest.approx(wanted, rel=MOMENTS)
         assert numbers[f"{name} items"] == 50
     assert 1 < numbers["inception score"] < 12
@@ -55,36 +55,36 @@ def test_numbers_are_those_of_the_features(made):
     assert (numbers["precision items"], numbers["recall items"]) == (50, 60)
     assert found["left_out"] == {}
     assert seen[3:5] == [("samples", 50), ("reference", 16)]
-    assert network.calls == 8  # of 16 pictures at most, and no picture twice
+    assert network.calls == 8  # of 16 images at most, and no image twice
 
 
 def test_folders_and_files_give_the_same(made):
     results = [
         evaluate_generation(made / ours, made / theirs, PlainNetwork(), score=SCORE)
-        for ours in ("ours", "ours.npz")
-        for theirs in ("theirs", "theirs.npz")
+        for ours in ("prediction", "prediction.npz")
+        for theirs in ("target", "target.npz")
     ]
     assert all(one["record"] == results[0]["record"] for one in results)
     assert all(one["numbers"] == results[0]["numbers"] for one in results)
 
 
-def test_statistics_stand_for_their_pictures(made):
+def test_statistics_stand_for_their_images(made):
     network = PlainNetwork()
-    write_statistics(made / "s.npz", picture_statistics(made / "theirs", network), network.checksum)
-    known = evaluate_generation(made / "ours", made / "s.npz", network, score=SCORE)
-    seen = evaluate_generation(made / "ours", made / "theirs", network, score=SCORE)
-    assert {**known["left_out"]} == {"precision": NO_PICTURES, "recall": NO_PICTURES}
+    write_statistics(made / "s.npz", image_statistics(made / "target", network), network.checksum)
+    known = evaluate_generation(made / "prediction", made / "s.npz", network, score=SCORE)
+    seen = evaluate_generation(made / "prediction", made / "target", network, score=SCORE)
+    assert {**known["left_out"]} == {"precision": NO_IMAGES, "recall": NO_IMAGES}
     for name, number in known["numbers"].items():
         assert number == pytest.approx(seen["numbers"][name], rel=MOMENTS)
     assert known["record"]["statistics items"] == "60"
 
 
-def test_a_file_of_both_gives_distances_by_statistics_and_precision_by_pictures(made):
-    whole = moments(pictures(9, 300), "pooled")
-    np.savez(made / "adm.npz", pictures(2, 60), mu=whole.mean_D, sigma=whole.covariance_DD)
-    found = evaluate_generation(made / "ours", made / "adm.npz", PlainNetwork(), score=SCORE)
-    seen = evaluate_generation(made / "ours", made / "theirs", PlainNetwork(), score=SCORE)
-    wanted = frechet_distance(moments(pictures(1, 50), "pooled"), whole).value
+def test_a_file_of_both_gives_distances_by_statistics_and_precision_by_images(made):
+    whole = moments(images(9, 300), "pooled")
+    np.savez(made / "adm.npz", images(2, 60), mu=whole.mean_D, sigma=whole.covariance_DD)
+    found = evaluate_generation(made / "prediction", made / "adm.npz", PlainNetwork(), score=SCORE)
+    seen = evaluate_generation(made / "prediction", made / "target", PlainNetwork(), score=SCORE)
+    wanted = frechet_distance(moments(images(1, 50), "pooled"), whole).value
     assert found["numbers"]["gfid"] == pytest.approx(wanted, rel=MOMENTS)
     assert found["numbers"]["precision"] == seen["numbers"]["precision"]
     assert found["numbers"]["recall"] == seen["numbers"]["recall"]
@@ -92,30 +92,32 @@ def test_a_file_of_both_gives_distances_by_statistics_and_precision_by_pictures(
 
 
 def test_a_set_against_itself(made):
-    found = evaluate_generation(made / "ours", made / "ours.npz", PlainNetwork(), score=SCORE)["numbers"]
+    found = evaluate_generation(made / "prediction", made / "prediction.npz", PlainNetwork(), score=SCORE)["numbers"]
     assert found["gfid"] <= MOMENTS
     assert found["sfid"] <= MOMENTS
     assert (found["precision"], found["recall"]) == (1, 1)
 
 
 def test_the_record_says_what_numbers_depend_on(made):
-    record = evaluate_generation(made / "ours", made / "theirs", PlainNetwork(), score=SCORE)["record"]
+    record = evaluate_generation(made / "prediction", made / "target", PlainNetwork(), score=SCORE)["record"]
     assert all(isinstance(value, str) for value in record.values())
     assert record["samples items"] == "50"
     assert record["samples size"] == record["reference size"] == "12x12"
     assert record["weights"] == PlainNetwork.checksum
     assert record["resize"] == "none"
     digest = hashlib.sha256()
-    for pixels in pictures(2, 60):
+    for pixels in images(2, 60):
         digest.update(b"12 12 " + pixels.tobytes())
     assert record["reference sha256"] == digest.hexdigest()
-    other = evaluate_generation(made / "ours", made / "ours", PlainNetwork(), crowd=PrecisionRecall(2))["record"]
+    other = evaluate_generation(made / "prediction", made / "prediction", PlainNetwork(), crowd=PrecisionRecall(2))[
+        "record"
+    ]
     differing = {name for name in record if record[name] != other[name]}
     assert differing == {"reference items", "reference sha256", "inception score", "precision and recall"}
 
 
 def test_what_a_network_cannot_give_is_left_out_and_said(made):
-    found = evaluate_generation(made / "ours", made / "theirs", PlainNetwork(kinds=["pooled"]))
+    found = evaluate_generation(made / "prediction", made / "target", PlainNetwork(kinds=["pooled"]))
     assert found["left_out"] == {"sfid": NO_SPATIAL, "inception score": NO_PROBABILITIES}
     assert {"gfid", "precision"} <= found["numbers"].keys()
 
@@ -123,8 +125,8 @@ def test_what_a_network_cannot_give_is_left_out_and_said(made):
 def test_lossy_files_and_many_sizes_are_in_the_record(made):
     import PIL.Image
 
-    PIL.Image.fromarray(pictures(3, 1, 24)[0]).save(made / "ours" / "last.jpg", quality=95)
-    record = evaluate_generation(made / "ours", made / "theirs", PlainNetwork(), score=SCORE)["record"]
+    PIL.Image.fromarray(images(3, 1, 24)[0]).save(made / "prediction" / "last.jpg", quality=95)
+    record = evaluate_generation(made / "prediction", made / "target", PlainNetwork(), score=SCORE)["record"]
     assert record["samples pixels"] == "8 bits, lossy files: .jpg"
     assert record["samples size"] == "12x12, 24x24"
 
@@ -132,15 +134,15 @@ def test_lossy_files_and_many_sizes_are_in_the_record(made):
 def test_errors_are_one_sentence(made):
     network = PlainNetwork()
     with pytest.raises(AtokenError, match="not finite"):
-        evaluate_generation(folder(made / "one", pictures(1, 1)), made / "theirs", network)
+        evaluate_generation(folder(made / "one", images(1, 1)), made / "target", network)
     np.savez(made / "other.npz", x=np.zeros(3))
     with pytest.raises(MediaError, match="holds no array arr_0"):
-        evaluate_generation(made / "other.npz", made / "theirs", network)
+        evaluate_generation(made / "other.npz", made / "target", network)
     with pytest.raises(MediaError, match="no such file"):
-        evaluate_generation(made / "ours", made / "missing.npz", network)
-    write_statistics(made / "wide.npz", {"pooled": moments(pictures(1, 60), "spatial")})
+        evaluate_generation(made / "prediction", made / "missing.npz", network)
+    write_statistics(made / "wide.npz", {"pooled": moments(images(1, 60), "spatial")})
     with pytest.raises(AtokenError, match="12 and of 27 numbers"):
-        evaluate_generation(made / "ours", made / "wide.npz", network)
-    Image(pictures(1, 1)[0], np.full((12, 12), 9, np.uint8)).save(made / "ours" / "glass.png")
+        evaluate_generation(made / "prediction", made / "wide.npz", network)
+    Image(images(1, 1)[0], np.full((12, 12), 9, np.uint8)).save(made / "prediction" / "glass.png")
     with pytest.raises(MediaError, match="transparent"):
-        evaluate_generation(made / "ours", made / "theirs", network)
+        evaluate_generation(made / "prediction", made / "target", network)

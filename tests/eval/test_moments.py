@@ -10,7 +10,7 @@ from atoken.errors import AtokenError
 from eval.metrics import moments
 from eval.metrics.features import FeatureMetric, rfid, rfvd
 from eval.metrics.moments import Frechet, Gaussian, add_rows, frechet_distance, gaussian, merge_rows
-from tests.eval.plain_network import PlainNetwork, pictures, samples
+from tests.eval.plain_network import PlainNetwork, images, samples
 from tests.tolerances import MOMENTS, SHARDS
 
 
@@ -153,7 +153,7 @@ def test_other_widths_are_refused():
     with pytest.raises(AtokenError, match="7 numbers wide after 6"):
         summed([rows(1, 9, 6), rows(1, 9, 7)])
     with pytest.raises(AtokenError, match="cannot be compared"):
-        Frechet("gfid", reference=of(rows(1, 9, 6))).fold({}, "ours", rows(1, 2, 5), [])
+        Frechet("gfid", reference=of(rows(1, 9, 6))).fold({}, "prediction", rows(1, 2, 5), [])
 
 
 def test_the_number_of_threads_is_left_as_it_was():
@@ -163,7 +163,7 @@ def test_the_number_of_threads_is_left_as_it_was():
 
 
 def test_rfid_and_sfid_of_reconstructions():
-    theirs = pictures(1, 40)
+    theirs = images(1, 40)
     ours = np.clip(theirs + np.random.default_rng(2).normal(4, 30, theirs.shape), 0, 255).astype(np.uint8)
     network = PlainNetwork()
     metric = rfid(network, spatial=True)
@@ -182,7 +182,7 @@ def test_rfid_and_sfid_of_reconstructions():
 def test_few_items_are_warned_of_and_equal_ones_have_no_distance():
     metric = rfid(PlainNetwork())
     state = metric.start()
-    metric.add(state, samples(pictures(1, 10), pictures(1, 10)))
+    metric.add(state, samples(images(1, 10), images(1, 10)))
     numbers = metric.finish(state)
     assert numbers["rfid"] <= MOMENTS
     assert numbers["rfid items lacking"] == 3  # 13 items span 12 dimensions
@@ -190,7 +190,7 @@ def test_few_items_are_warned_of_and_equal_ones_have_no_distance():
 
 def test_shards_of_a_metric_merge_in_order():
     metric = rfid(PlainNetwork(), spatial=True)
-    every = samples(pictures(1, 30), pictures(2, 30))
+    every = samples(images(1, 30), images(2, 30))
     whole, states = metric.start(), []
     metric.add(whole, every)
     for first in (0, 12, 24):
@@ -207,34 +207,34 @@ def test_no_items_are_not_a_number():
 
 
 def test_pixels_that_do_not_count_are_black_on_both_sides():
-    theirs, ours = pictures(1, 20), pictures(1, 20)
+    theirs, ours = images(1, 20), images(1, 20)
     ours[:, :6] = 255 - ours[:, :6]
     metric = rfid(PlainNetwork())
     state, seen = metric.start(), samples(ours, theirs)
     mask = np.ones((1, 12, 12), bool)
     mask[:, :6] = False
-    metric.add(state, [type(one)(one.item, one.theirs, one.ours, mask) for one in seen])
+    metric.add(state, [type(one)(one.item, one.target, one.prediction, mask) for one in seen])
     assert metric.finish(state)["rfid"] <= MOMENTS
 
 
 def test_a_network_that_cannot_serve_is_refused_at_once():
     with pytest.raises(AtokenError, match="sfid reads spatial features"):
         rfid(PlainNetwork(kinds=["pooled"]), spatial=True)
-    with pytest.raises(AtokenError, match="rFVD needs a network of clips"):
+    with pytest.raises(AtokenError, match="rFVD needs a network of videos"):
         rfvd(PlainNetwork())
 
 
-def test_clips_have_one_row_each():
-    class OfClips(PlainNetwork):
-        clips = True
+def test_videos_have_one_row_each():
+    class OfVideos(PlainNetwork):
+        videos = True
 
         def features(self, frames):
-            return {"pooled": np.array([super(OfClips, self).features([clip])["pooled"].mean(0) for clip in frames])}
+            return {"pooled": np.array([super(OfVideos, self).features([video])["pooled"].mean(0) for video in frames])}
 
-    metric = rfvd(OfClips(kinds=["pooled"]))
+    metric = rfvd(OfVideos(kinds=["pooled"]))
     state = metric.start()
-    clips = [one.reshape(4, 12, 12, 3) for one in np.split(pictures(5, 80), 20)]
-    made = [type(one)(one.item, clip, clip) for one, clip in zip(samples(pictures(1, 20)), clips, strict=True)]
+    videos = [one.reshape(4, 12, 12, 3) for one in np.split(images(5, 80), 20)]
+    made = [type(one)(one.item, video, video) for one, video in zip(samples(images(1, 20)), videos, strict=True)]
     metric.add(state, made)
     assert metric.finish(state)["rfvd items"] == 20
     assert metric.finish(state)["rfvd"] <= MOMENTS

@@ -18,7 +18,7 @@ NEITHER = {"zero-shot ties": 0, "zero-shot not finite": 0}
 
 
 class Words:
-    """A subject of texts alone: the vector of a text is drawn from its letters, not normalised."""
+    """A model of texts alone: the vector of a text is drawn from its letters, not normalised."""
 
     name, record = "words", {}
 
@@ -75,13 +75,13 @@ def test_the_80_templates_are_pinned():
 
 
 def test_the_vector_of_a_class_is_the_normalised_mean_of_normalised_vectors():
-    subject, labels = Words(), ["tench", "goldfish", "hen"]
-    found = class_vectors(subject, labels, OPENAI)
+    model, labels = Words(), ["tench", "goldfish", "hen"]
+    found = class_vectors(model, labels, OPENAI)
     for vector, label in zip(found, labels, strict=True):
-        lines = [subject.vector(prompt).astype(float) for prompt in OPENAI.prompts(label)]
+        lines = [model.vector(prompt).astype(float) for prompt in OPENAI.prompts(label)]
         mean = sum(line / math.sqrt(line @ line) for line in lines) / 80
         assert vector == pytest.approx(mean / math.sqrt(mean @ mean), rel=1e-12)
-    assert len(subject.asked) == 3 * 80
+    assert len(model.asked) == 3 * 80
     assert np.array_equal(class_vectors(Words(), labels[::-1], OPENAI), found[::-1])
     only = class_vectors(Words(), labels, CLASS_NAME_ONLY)
     assert only[1] == pytest.approx(units(Words().vector("goldfish").astype(float)), abs=1e-7)
@@ -90,10 +90,10 @@ def test_the_vector_of_a_class_is_the_normalised_mean_of_normalised_vectors():
 
 
 def test_the_record_tells_templates_and_classes_apart():
-    subject = Words()
+    model = Words()
     pairs = (["a", "b"], OPENAI), (["a", "c"], OPENAI), (["b", "a"], OPENAI), (["a", "b"], CLASS_NAME_ONLY)
-    records = [zero_shot(subject, *pair).record for pair in pairs]
-    assert records[0] == zero_shot(subject, ["a", "b"]).record
+    records = [zero_shot(model, *pair).record for pair in pairs]
+    assert records[0] == zero_shot(model, ["a", "b"]).record
     assert len({record["classes"] for record in records}) == 3
     assert len({record["templates"] for record in records}) == 2
     assert records[0]["templates"] == "80 of OpenAI, SHA-256 e30aa9d7fb289e07"  # compared with open_clip's, in order

@@ -16,7 +16,7 @@ from atoken.modalities.pixels import patchify, to_values
 from atoken.tokenizer import Tokenizer
 from eval import networks
 from eval.networks import I3D, ATokenFeatures, Inception, TorchScript, middle_square
-from tests.eval.plain_network import pictures
+from tests.eval.plain_network import images
 from tests.tokenizer.small import small_tokenizer
 from tests.tokenizer.texts import small_texts_model, words
 from tests.tolerances import FP32
@@ -27,7 +27,7 @@ CLIP = np.random.default_rng(1).integers(0, 256, (12, 20, 33, 3), dtype=np.uint8
 
 
 class Small(nn.Module):
-    """Pooled, spatial features and probabilities of pictures of any size."""
+    """Pooled, spatial features and probabilities of images of any size."""
 
     def __init__(self, *, crooked: bool = False):
         super().__init__()
@@ -35,28 +35,28 @@ class Small(nn.Module):
         self.conv = nn.Conv2d(3, 8, 3, stride=2)
         self.crooked = crooked
 
-    def forward(self, pictures: torch.Tensor, scale: float = 1.0):
-        maps = self.conv(pictures.float() / 255).relu() * scale
+    def forward(self, images: torch.Tensor, scale: float = 1.0):
+        maps = self.conv(images.float() / 255).relu() * scale
         pooled = maps.mean((2, 3))
         cells = nn.functional.adaptive_avg_pool2d(maps, 2)
         return pooled if self.crooked else pooled[:, :6], cells, pooled.softmax(1)
 
 
 class Flat(nn.Module):
-    """As wide as its picture."""
+    """As wide as its image."""
 
-    def forward(self, pictures: torch.Tensor):
-        return pictures.float().flatten(1)
+    def forward(self, images: torch.Tensor):
+        return images.float().flatten(1)
 
 
 class SmallI3D(nn.Module):
     """With the face of StyleGAN-V's file: (B, 3, T, 224, 224) in [-1, 1]."""
 
-    def forward(self, clips: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False):
+    def forward(self, videos: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False):
         assert not rescale
         assert not resize
         assert return_features
-        return torch.cat([clips.mean((2, 3, 4)), clips.amax((2, 3, 4)), clips[:, :, -1].mean((2, 3))], 1)
+        return torch.cat([videos.mean((2, 3, 4)), videos.amax((2, 3, 4)), videos[:, :, -1].mean((2, 3))], 1)
 
 
 def saved(module, path):
@@ -73,18 +73,18 @@ def small(tmp_path):
 
 
 def test_a_script_sees_every_frame_in_order_whatever_the_sizes(small):
-    frames = [pictures(1, 3), pictures(2, 1, 24), pictures(3, 70), pictures(4, 2, 24)]
+    frames = [images(1, 3), images(2, 1, 24), images(3, 70), images(4, 2, 24)]
     found = small.features(frames)
-    alone = [small.features([frame[None]]) for clip in frames for frame in clip]
+    alone = [small.features([frame[None]]) for video in frames for frame in video]
     module = Small()
     for kind, width in (("pooled", 6), ("spatial", 32), ("probabilities", 8)):
         assert found[kind].shape == (76, width)
         np.testing.assert_allclose(found[kind], np.concatenate([one[kind] for one in alone]), atol=FP32)
-    last = torch.from_numpy(pictures(4, 2, 24)).movedim(3, 1)
+    last = torch.from_numpy(images(4, 2, 24)).movedim(3, 1)
     with torch.inference_mode():
         np.testing.assert_allclose(found["pooled"][-2:], module(last, 2.0)[0].numpy(), atol=FP32)
     assert small.kinds == {"pooled", "spatial", "probabilities"}
-    assert not small.clips
+    assert not small.videos
 
 
 def test_a_script_runs_only_on_purpose_and_only_if_it_is_the_file(tmp_path):
@@ -104,21 +104,21 @@ def test_a_script_runs_only_on_purpose_and_only_if_it_is_the_file(tmp_path):
 def test_a_script_that_does_not_do_as_said_is_one_sentence(tmp_path, small):
     digest = saved(Small(), tmp_path / "small.pt")
     with pytest.raises(CheckpointError, match=r"does not return \(B, D\) of pooled\."):
-        TorchScript(tmp_path / "small.pt", digest, trust=True).features([pictures(1, 1)])
-    with pytest.raises(CheckpointError, match="fails on pictures of 2x1"):
+        TorchScript(tmp_path / "small.pt", digest, trust=True).features([images(1, 1)])
+    with pytest.raises(CheckpointError, match="fails on images of 2x1"):
         small.features([np.zeros((1, 1, 2, 3), np.uint8)])
     flat = TorchScript(tmp_path / "flat.pt", saved(Flat(), tmp_path / "flat.pt"), trust=True)
     with pytest.raises(AtokenError, match="differ in width"):
-        flat.features([pictures(1, 1), pictures(1, 1, 24)])
+        flat.features([images(1, 1), images(1, 1, 24)])
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (16, 16), (60, 40)])
 def test_the_middle_square_is_bilinear(height, width):
     """Against weights of two neighbours, written out along each axis."""
-    side, clip = 24, np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    side, video = 24, np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     longer = -(-max(height, width) * side // min(height, width))
     rows, columns = (side, longer) if height < width else (longer, side)
-    wanted = clip / 127.5 - 1
+    wanted = video / 127.5 - 1
     for axis, (length, size) in ((1, (height, rows)), (2, (width, columns))):
         at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, None)
         low = np.floor(at).astype(int)
@@ -126,10 +126,10 @@ def test_the_middle_square_is_bilinear(height, width):
         wanted = wanted.take(low, axis) * (1 - share) + wanted.take(high, axis) * share
     top, left = (rows - side) // 2, (columns - side) // 2
     wanted = wanted[:, top : top + side, left : left + side].transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(middle_square(clip, side).numpy(), wanted, atol=FP32)
+    np.testing.assert_allclose(middle_square(video, side).numpy(), wanted, atol=FP32)
 
 
-def test_i3d_sees_the_first_frames_of_whole_clips(tmp_path, monkeypatch):
+def test_i3d_sees_the_first_frames_of_whole_videos(tmp_path, monkeypatch):
     digest = saved(SmallI3D(), tmp_path / "i3d_torchscript.pt")
     monkeypatch.setattr(networks, "I3D_FILE", replace(networks.I3D_FILE, sha256=digest))
     network = I3D(tmp_path, trust=True, frames=10)
@@ -140,11 +140,11 @@ def test_i3d_sees_the_first_frames_of_whole_clips(tmp_path, monkeypatch):
     wanted = np.concatenate([square.mean((0, 2, 3)), square.max((0, 2, 3)), square[-1].mean((1, 2))])
     np.testing.assert_allclose(found[2], wanted, atol=FP32)
     assert network.record["frames"] == "the first 10"
-    with pytest.raises(AtokenError, match="9 frames and FVD needs 10"):
+    with pytest.raises(AtokenError, match="9 frames, FVD needs 10"):
         network.features([CLIP[:9]])
     whole = I3D(tmp_path, trust=True, frames=None)
     assert (whole.features([CLIP])["pooled"] != found[:1]).any()
-    with pytest.raises(AtokenError, match="8 frames and FVD needs 9"):
+    with pytest.raises(AtokenError, match="8 frames, FVD needs 9"):
         whole.features([CLIP[:8]])
     with pytest.raises(CheckpointError, match="--trust"):
         I3D(tmp_path, trust=False)
@@ -178,9 +178,9 @@ def tokenizer():
 
 def test_atokens_features_are_its_vectors_and_cells(tokenizer):
     labels = ("a red box", "a blue cone", "two spheres")
-    network, frames = ATokenFeatures(tokenizer, labels=labels), [pictures(1, 2, 48), pictures(2, 1, 96)[:, :, :60]]
+    network, frames = ATokenFeatures(tokenizer, labels=labels), [images(1, 2, 48), images(2, 1, 96)[:, :, :60]]
     found = network.features(frames)
-    every = [frame for clip in frames for frame in clip]
+    every = [frame for video in frames for frame in video]
     pooled = torch.stack([tokenizer.encode(frame).pooled for frame in every])
     np.testing.assert_allclose(found["pooled"], pooled.numpy(), atol=FP32)
     logits = tokenizer.logits(nn.functional.normalize(pooled), tokenizer.embed_text(labels))
@@ -192,10 +192,10 @@ def test_atokens_features_are_its_vectors_and_cells(tokenizer):
         ATokenFeatures(small_tokenizer(), labels=labels)
 
 
-def cells_of(tokenizer, clip):
+def cells_of(tokenizer, video):
     """The first 7 features, put in their places by coordinates, and averaged over times and over cells."""
     with torch.inference_mode():
-        tokens = tokenizer.model.encode(patchify(to_values(clip))).features
+        tokens = tokenizer.model.encode(patchify(to_values(video))).features
     _, rows, columns, _ = (int(size) for size in tokens.coords.amax(0) + 1)
     total, count = np.zeros((rows, columns, 7)), 0
     for (time, row, column, _), feats in zip(tokens.coords.tolist(), tokens.feats.numpy(), strict=True):
@@ -209,14 +209,14 @@ def cells_of(tokenizer, clip):
     return cells.ravel()
 
 
-def test_atoken_sees_clips_whole_if_asked(tokenizer):
-    clips = [CLIP, CLIP[:3]]
-    found = ATokenFeatures(tokenizer, clips=True).features(clips)
+def test_atoken_sees_videos_whole_if_asked(tokenizer):
+    videos = [CLIP, CLIP[:3]]
+    found = ATokenFeatures(tokenizer, videos=True).features(videos)
     assert found.keys() == {"pooled", "spatial"}
-    for index, clip in enumerate(clips):
-        np.testing.assert_allclose(found["pooled"][index], tokenizer.encode(clip).pooled.numpy(), atol=FP32)
-        np.testing.assert_allclose(found["spatial"][index], cells_of(tokenizer, clip), atol=FP32)
-    assert len(ATokenFeatures(tokenizer).features(clips)["pooled"]) == 15
+    for index, video in enumerate(videos):
+        np.testing.assert_allclose(found["pooled"][index], tokenizer.encode(video).pooled.numpy(), atol=FP32)
+        np.testing.assert_allclose(found["spatial"][index], cells_of(tokenizer, video), atol=FP32)
+    assert len(ATokenFeatures(tokenizer).features(videos)["pooled"]) == 15
 
 
 BROKEN_TORCHVISION = """
@@ -268,8 +268,8 @@ network = networks.Inception(folder)
 
 frames = [np.random.default_rng(size).integers(0, 256, (1, size, 40, 3), dtype=np.uint8) for size in (64, 40)]
 found = network.features(frames)
-for row, clip in enumerate(frames):
-    pixels = torch.from_numpy(clip).movedim(3, 1)
+for row, video in enumerate(frames):
+    pixels = torch.from_numpy(video).movedim(3, 1)
     with torch.inference_mode():
         pooled, logits = drawn(pixels)
         map = (resize(pixels.float(), size=(299, 299), align_corners=False) - 128) / 128

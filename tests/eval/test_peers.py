@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from atoken.errors import AtokenError, CheckpointError
-from atoken.io import Clip
+from atoken.io import Video
 from eval.contract import Item
-from eval.subjects.autoencoders import Autoencoder, Shape
-from eval.subjects.torchscript import TorchScript
-from tests.eval.media import greatest_difference, made_clip, made_picture, pixels
+from eval.models.autoencoders import Autoencoder, Shape
+from eval.models.torchscript import TorchScript
+from tests.eval.media import greatest_difference, made_image, made_video, pixels
 from tests.tolerances import PIXEL
 
 diffusers = pytest.importorskip("diffusers", reason="the extra eval is not installed")
@@ -56,7 +56,7 @@ def wan(tmp_path_factory):
 
 
 def through(folder, kind, frames):
-    """(T, H, W, 3): the model's own forward on padded frames; a picture model takes them as a batch."""
+    """(T, H, W, 3): the model's own forward on padded frames; an image model takes them as a batch."""
     values = torch.from_numpy(frames).float() / 127.5 - 1
     values = values.permute(3, 0, 1, 2)[None] if kind == "AutoencoderKLWan" else values.permute(0, 3, 1, 2)
     with torch.inference_mode():
@@ -74,57 +74,57 @@ def edged(frames, count, height, width):
 
 
 @pytest.mark.parametrize(("size", "whole"), [((32, 48), (32, 48)), ((17, 33), (20, 36)), ((1, 1), (4, 4))])
-def test_a_picture_model_pads_to_its_multiple_and_cuts_again(sd, size, whole):
-    item, subject = made_picture(*size), Autoencoder(sd, device="cpu")
-    [sample] = subject.reconstruct([item])
+def test_a_image_model_pads_to_its_multiple_and_cuts_again(sd, size, whole):
+    item, model = made_image(*size), Autoencoder(sd, device="cpu")
+    [sample] = model.reconstruct([item])
     expected = through(sd, "AutoencoderKL", edged(pixels(item), 1, *whole))[:, : size[0], : size[1]]
-    assert subject.shape == Shape(video=False, block=(1, 4, 4))
-    assert np.array_equal(sample.theirs, pixels(item))
-    assert greatest_difference(sample.ours, expected) <= PIXEL
+    assert model.shape == Shape(video=False, block=(1, 4, 4))
+    assert np.array_equal(sample.target, pixels(item))
+    assert greatest_difference(sample.prediction, expected) <= PIXEL
     assert sample.size == whole[0] // 4 * (whole[1] // 4) * 4 * 4  # latents, channels, bytes
-    assert subject.name == "small-sd"
+    assert model.name == "small-sd"
 
 
-def test_a_clip_is_a_batch_of_frames_to_a_picture_model(sd):
-    item = made_clip(18, 16, 20)  # more than go through at once
+def test_a_video_is_a_batch_of_frames_to_a_image_model(sd):
+    item = made_video(18, 16, 20)  # more than go through at once
     [sample] = Autoencoder(sd, device="cpu").reconstruct([item])
-    assert greatest_difference(sample.ours, through(sd, "AutoencoderKL", pixels(item))) <= PIXEL
+    assert greatest_difference(sample.prediction, through(sd, "AutoencoderKL", pixels(item))) <= PIXEL
     assert sample.size == 18 * 4 * 5 * 4 * 4
 
 
 @pytest.mark.parametrize(("frames", "whole"), [(1, 1), (2, 5), (5, 5), (6, 9)])
-def test_a_video_model_takes_pictures_and_clips_of_any_length(wan, frames, whole):
-    item, subject = made_clip(frames, 15, 18), Autoencoder(wan, device="cpu")
-    [sample] = subject.reconstruct([item])
+def test_a_video_model_takes_images_and_videos_of_any_length(wan, frames, whole):
+    item, model = made_video(frames, 15, 18), Autoencoder(wan, device="cpu")
+    [sample] = model.reconstruct([item])
     expected = through(wan, "AutoencoderKLWan", edged(pixels(item), whole, 16, 20))[:frames, :15, :18]
-    assert subject.shape == Shape(video=True, block=(4, 4, 4), causal=True)
-    assert greatest_difference(sample.ours, expected) <= PIXEL
+    assert model.shape == Shape(video=True, block=(4, 4, 4), causal=True)
+    assert greatest_difference(sample.prediction, expected) <= PIXEL
     assert sample.size == (1 + (whole - 1) // 4) * 4 * 5 * 4 * 4
-    picture = made_picture(15, 18)
-    [of_picture] = subject.reconstruct([picture])
-    expected = through(wan, "AutoencoderKLWan", edged(pixels(picture), 1, 16, 20))[:, :15, :18]
-    assert greatest_difference(of_picture.ours, expected) <= PIXEL
+    image = made_image(15, 18)
+    [of_image] = model.reconstruct([image])
+    expected = through(wan, "AutoencoderKLWan", edged(pixels(image), 1, 16, 20))[:, :15, :18]
+    assert greatest_difference(of_image.prediction, expected) <= PIXEL
 
 
-def test_pictures_together_are_as_alone_and_in_order(sd):
-    items = [made_picture(16, 16, n) for n in range(3)] + [made_picture(17, 16), made_clip(2, 16, 16)]
-    subject = Autoencoder(sd, device="cpu")
-    for item, sample in zip(items, subject.reconstruct(items), strict=True):
-        [alone] = subject.reconstruct([item])
+def test_images_together_are_as_alone_and_in_order(sd):
+    items = [made_image(16, 16, n) for n in range(3)] + [made_image(17, 16), made_video(2, 16, 16)]
+    model = Autoencoder(sd, device="cpu")
+    for item, sample in zip(items, model.reconstruct(items), strict=True):
+        [alone] = model.reconstruct([item])
         assert sample.item is item
         assert sample.size == alone.size
-        assert greatest_difference(sample.ours, alone.ours) <= PIXEL
+        assert greatest_difference(sample.prediction, alone.prediction) <= PIXEL
 
 
 @pytest.mark.parametrize("model", ["sd", "wan"])
 def test_draws_belong_to_seed_and_key(model, request):
     folder = request.getfixturevalue(model)
-    items = [made_picture(16, 16, n) for n in range(3)] + [made_clip(5, 16, 16)]
+    items = [made_image(16, 16, n) for n in range(3)] + [made_video(5, 16, 16)]
     one, other = (Autoencoder(folder, device="cpu", sample=seed) for seed in (0, 1))
     whole = one.reconstruct(items)
     for item, sample, differently in zip(items, whole, other.reconstruct(items), strict=True):
-        assert greatest_difference(sample.ours, one.reconstruct([item])[0].ours) <= PIXEL
-        assert greatest_difference(sample.ours, differently.ours) > 8
+        assert greatest_difference(sample.prediction, one.reconstruct([item])[0].prediction) <= PIXEL
+        assert greatest_difference(sample.prediction, differently.prediction) > 8
     assert {name: one.record[name] for name in ("latents", "seed")} == {"latents": "sample", "seed": "0"}
 
 
@@ -132,12 +132,12 @@ def test_scaling_for_a_generator_changes_nothing(sd, tmp_path):
     other = shutil.copytree(sd, tmp_path / "scaled")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"scaling_factor": 3.0, "shift_factor": 1.0}))
-    [one], [same] = (Autoencoder(path, device="cpu").reconstruct([made_picture()]) for path in (sd, other))
-    assert np.array_equal(one.ours, same.ours)
+    [one], [same] = (Autoencoder(path, device="cpu").reconstruct([made_image()]) for path in (sd, other))
+    assert np.array_equal(one.prediction, same.prediction)
 
 
 def test_stored_halves_are_what_is_decoded(sd):
-    item = made_picture(16, 16)
+    item = made_image(16, 16)
     whole, half = (Autoencoder(sd, device="cpu", stored=dtype) for dtype in ("float32", "float16"))
     [one], [other] = whole.reconstruct([item]), half.reconstruct([item])
     assert other.size * 2 == one.size
@@ -146,15 +146,15 @@ def test_stored_halves_are_what_is_decoded(sd):
     with torch.inference_mode():
         back = whole.model.decode(whole.model.encode(values).latent_dist.mode().half().float()).sample
     expected = ((back + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    assert greatest_difference(other.ours, expected) <= PIXEL
+    assert greatest_difference(other.prediction, expected) <= PIXEL
 
 
 def test_a_pipeline_is_taken_by_its_vae(sd, tmp_path):
     shutil.copytree(sd, tmp_path / "pipeline" / "vae")
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
-    subject = Autoencoder(tmp_path / "pipeline", device="cpu")
-    assert subject.name == "pipeline"
-    assert subject.record["fingerprint"] == Autoencoder(sd, device="cpu").record["fingerprint"]
+    model = Autoencoder(tmp_path / "pipeline", device="cpu")
+    assert model.name == "pipeline"
+    assert model.record["fingerprint"] == Autoencoder(sd, device="cpu").record["fingerprint"]
 
 
 def test_a_tiny_autoencoder_has_latents_and_no_posterior(tmp_path):
@@ -164,11 +164,11 @@ def test_a_tiny_autoencoder_has_latents_and_no_posterior(tmp_path):
         num_decoder_blocks=(1, 1), latent_channels=3,
     )  # fmt: skip
     folder = saved(model, tmp_path / "tiny")
-    [sample] = Autoencoder(folder, device="cpu").reconstruct([made_picture(17, 16)])
-    assert sample.ours.shape == (1, 17, 16, 3)
+    [sample] = Autoencoder(folder, device="cpu").reconstruct([made_image(17, 16)])
+    assert sample.prediction.shape == (1, 17, 16, 3)
     assert sample.size == 9 * 8 * 3 * 4
     with pytest.raises(AtokenError, match="no posterior to draw from"):
-        Autoencoder(folder, device="cpu", sample=0).reconstruct([made_picture(16, 16)])
+        Autoencoder(folder, device="cpu", sample=0).reconstruct([made_image(16, 16)])
 
 
 def test_what_cannot_be_measured_is_one_sentence(sd, tmp_path):
@@ -196,7 +196,7 @@ def test_what_cannot_be_measured_is_one_sentence(sd, tmp_path):
     with pytest.raises(CheckpointError, match="dtype must be one of"):
         Autoencoder(sd, device="cpu", dtype="int8")
     with pytest.raises(AtokenError, match="no vectors"):
-        Autoencoder(sd, device="cpu").embed([made_picture()])
+        Autoencoder(sd, device="cpu").embed([made_image()])
 
 
 # ------------------------------------------------------------------------------------------------------- TorchScript
@@ -229,7 +229,7 @@ class LookUp(nn.Module):
 
 
 class FirstFrame(nn.Module):
-    """A clip (B, 3, T, H, W) of which only the first frame is kept."""
+    """A video (B, 3, T, H, W) of which only the first frame is kept."""
 
     def forward(self, values):
         return values[:, :, :1].expand_as(values).contiguous()
@@ -246,46 +246,46 @@ def scripts(tmp_path_factory):
 
 @pytest.mark.parametrize("size", [(16, 20), (1, 1), (17, 33)])
 def test_an_identity_gives_every_pixel_back(scripts, size):
-    items = [made_picture(*size), made_clip(3, *size)]
-    subject = TorchScript(scripts / "Unshuffle.jit", scripts / "Shuffle.jit", trust=True, device="cpu", block=(1, 4, 4))
-    for item, sample in zip(items, subject.reconstruct(items), strict=True):
-        assert np.array_equal(sample.ours, pixels(item))
+    items = [made_image(*size), made_video(3, *size)]
+    model = TorchScript(scripts / "Unshuffle.jit", scripts / "Shuffle.jit", trust=True, device="cpu", block=(1, 4, 4))
+    for item, sample in zip(items, model.reconstruct(items), strict=True):
+        assert np.array_equal(sample.prediction, pixels(item))
         assert sample.size == len(pixels(item)) * -(-size[0] // 4) * -(-size[1] // 4) * 48 * 4
         assert sample.codes is None
-    assert subject.name == "Small-CI4x4"
+    assert model.name == "Small-CI4x4"
 
 
 def test_one_autoencoder_does_not_say_its_bytes(scripts):
-    [sample] = TorchScript(scripts / "Identity.jit", trust=True, device="cpu").reconstruct([made_picture(17, 33)])
-    assert np.array_equal(sample.ours, sample.theirs)
+    [sample] = TorchScript(scripts / "Identity.jit", trust=True, device="cpu").reconstruct([made_image(17, 33)])
+    assert np.array_equal(sample.prediction, sample.target)
     assert sample.size is None
 
 
 @pytest.mark.parametrize(("codebook", "width"), [(256, 1), (257, 2), (64_000, 2), (65_537, 3)])
 def test_indices_are_codes_in_the_fewest_whole_bytes(scripts, codebook, width):
     paths = scripts / "Index.jit", scripts / "LookUp.jit"
-    item = made_picture(17, 20)
+    item = made_image(17, 20)
     [sample] = TorchScript(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=codebook).reconstruct([item])
     assert sample.codes.shape == (25, 1)
     assert sample.size == 25 * width
     greys = sample.codes.reshape(5, 5).repeat(4, 0).repeat(4, 1)[:17]
-    assert np.array_equal(sample.ours[0], np.repeat(greys[..., None], 3, axis=2))
+    assert np.array_equal(sample.prediction[0], np.repeat(greys[..., None], 3, axis=2))
 
 
 def test_indices_beyond_the_codebook_are_an_error(scripts):
     paths = scripts / "Index.jit", scripts / "LookUp.jit"
     with pytest.raises(AtokenError, match="not below 3; state its codebook"):
-        TorchScript(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=3).reconstruct([made_picture()])
+        TorchScript(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=3).reconstruct([made_image()])
 
 
 @pytest.mark.parametrize("window", [1, 5, 49])
-def test_windows_of_a_clip_do_not_know_each_other(scripts, window):
-    item = made_clip(12, 16, 16)
-    subject = TorchScript(
+def test_windows_of_a_video_do_not_know_each_other(scripts, window):
+    item = made_video(12, 16, 16)
+    model = TorchScript(
         scripts / "FirstFrame.jit", trust=True, device="cpu", video=True, block=(4, 16, 16), window=window
     )
-    [sample] = subject.reconstruct([item])
-    assert np.array_equal(sample.ours, pixels(item)[np.arange(12) // window * window])
+    [sample] = model.reconstruct([item])
+    assert np.array_equal(sample.prediction, pixels(item)[np.arange(12) // window * window])
 
 
 def test_nothing_is_loaded_without_trust(scripts, tmp_path):
@@ -301,8 +301,8 @@ def test_a_module_that_fails_or_gives_too_little_is_one_sentence(scripts):
     with pytest.raises(AtokenError, match=r"Small-CI4x4 failed on torch\.float32 of shape \(1, 3, 17, 17\)"):
         TorchScript(
             scripts / "Unshuffle.jit", scripts / "Shuffle.jit", trust=True, device="cpu", block=(1, 1, 1)
-        ).reconstruct([made_picture(17, 17)])
+        ).reconstruct([made_image(17, 17)])
     with pytest.raises(AtokenError, match="gave 1 frames of 8x8 back for 1 of 17x17"):
         TorchScript(scripts / "Unshuffle.jit", scripts / "Identity.jit", trust=True, device="cpu").reconstruct(
-            [Item("clip", Clip(np.zeros((1, 17, 17, 3), np.uint8)))]
+            [Item("video", Video(np.zeros((1, 17, 17, 3), np.uint8)))]
         )

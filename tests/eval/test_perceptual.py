@@ -16,11 +16,11 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError, CheckpointError
 from atoken.io import Image
-from atoken.train import teachers
+from atoken.pretrain import teachers
 from eval.contract import Item, Sample
 from eval.metrics.perceptual import Lpips, published_lpips
+from tests.pretrain.small_teachers import small_heads, small_vgg
 from tests.tolerances import EXACT, FP32
-from tests.train.small_teachers import small_heads, small_vgg
 
 ROOT = Path(__file__).parents[2]
 MEDIA = Image(np.zeros((1, 1, 3), np.uint8))
@@ -36,7 +36,7 @@ def pixels(seed, *shape):
 
 
 def measured(metric, ours, theirs):
-    return metric.measure(Sample(Item("a", MEDIA), ours=ours, theirs=theirs))["lpips"]
+    return metric.measure(Sample(Item("a", MEDIA), prediction=ours, target=theirs))["lpips"]
 
 
 def written_out(network, heads, *frames_HW3):
@@ -77,13 +77,17 @@ def test_nothing_is_at_no_distance_and_order_does_not_matter(metric):
     assert measured(metric, dark + np.uint8(1), dark) > 0
 
 
-def test_a_clip_is_the_mean_of_its_frames_and_shards_do_not_matter(metric):
+def test_a_video_is_the_mean_of_its_frames_and_shards_do_not_matter(metric):
     ours, theirs = pixels(4, 3, 24, 20), pixels(5, 3, 24, 20)
     alone = [measured(metric, *frames) for frames in zip(ours[:, None], theirs[:, None], strict=True)]
     assert measured(metric, ours, theirs) == pytest.approx(np.mean(alone), rel=1e-12)
 
     samples = [
-        Sample(Item(str(seed), MEDIA), ours=pixels(seed, 1 + seed % 2, 18, 20), theirs=pixels(9, 1 + seed % 2, 18, 20))
+        Sample(
+            Item(str(seed), MEDIA),
+            prediction=pixels(seed, 1 + seed % 2, 18, 20),
+            target=pixels(9, 1 + seed % 2, 18, 20),
+        )
         for seed in range(6)
     ]
     whole, merged = metric.start(), metric.start()
@@ -100,7 +104,7 @@ def test_the_record_names_network_and_checksums(metric):
     assert metric.record["vgg.pth"] == "c0ffee"
 
 
-def test_small_pictures_and_other_ranges_are_refused(metric):
+def test_small_images_and_other_ranges_are_refused(metric):
     with pytest.raises(
         AtokenError, match="LPIPS needs sides of 16 pixels or more, and a is 15x30; prepare larger ones"
     ):
@@ -153,7 +157,7 @@ from eval.torchvision_step import mend_torchvision
 assert mend_torchvision()
 import lpips
 from atoken.io import Image
-from atoken.train.vgg import published_heads, published_vgg
+from atoken.metrics.vgg import published_heads, published_vgg
 from eval.contract import Item, Sample
 from eval.metrics.perceptual import Lpips
 
@@ -168,7 +172,7 @@ rng, found = np.random.default_rng(0), []
 for size in ((1, 16, 16, 3), (1, 33, 47, 3), (2, 48, 32, 3)):
     y = rng.integers(0, 256, size, dtype=np.uint8)
     x = np.clip(y + rng.normal(0, 30, size), 0, 255).astype(np.uint8)
-    sample = Sample(Item("a", Image(y[0])), ours=x, theirs=y)
+    sample = Sample(Item("a", Image(y[0])), prediction=x, target=y)
     tensors = (torch.from_numpy(side).movedim(-1, 1) / 255 for side in (x, y))
     with torch.no_grad():
         expected = theirs(*tensors, normalize=True).mean().item()

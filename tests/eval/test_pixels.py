@@ -14,7 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from atoken.errors import AtokenError
 from atoken.io import Image
-from atoken.metrics import similarity
+from atoken.metrics.pixels import similarity
 from eval.contract import Item, Sample
 from eval.metrics.pixels import SMALLEST, WEIGHTS, MsSsim, Psnr, Seams, Ssim, multi_scale
 from tests.tolerances import EXACT, FP32
@@ -27,7 +27,7 @@ def sample(ours, theirs, key="a", mask=None):
     ours, theirs = (
         None if pixels is None else pixels[None] if pixels.ndim == 3 else pixels for pixels in (ours, theirs)
     )
-    return Sample(Item(key, MEDIA), theirs=theirs, ours=ours, mask=mask)
+    return Sample(Item(key, MEDIA), target=theirs, prediction=ours, mask=mask)
 
 
 def blocks(rng, height, width):
@@ -143,7 +143,7 @@ def test_similarity_has_its_own_gradient():
 
 
 def grey(error, *shape):
-    """A picture off by one step of 8 bits in each pixel, or by more: of squared error ``error`` ** 2."""
+    """An image off by one step of 8 bits in each pixel, or by more: of squared error ``error`` ** 2."""
     theirs = np.full((*shape, 3), 100, np.uint8)
     return theirs + np.uint8(error), theirs
 
@@ -157,7 +157,7 @@ def test_both_conventions_of_psnr_in_closed_form():
     assert means["psnr of mean error"] == pytest.approx(10 * math.log10(255**2 / 5), rel=1e-12)
 
 
-def test_the_psnr_of_a_clip_is_of_its_error_over_all_frames_and_its_ssim_the_mean_of_frames():
+def test_the_psnr_of_a_video_is_of_its_error_over_all_frames_and_its_ssim_the_mean_of_frames():
     ours, theirs = (np.stack(frames) for frames in zip(*(pair(seed, 30, 41) for seed in (0, 1, 2)), strict=True))
     frames = [sample(*two) for two in zip(ours, theirs, strict=True)]
     (whole,), split = finished(Psnr(), [sample(ours, theirs)])[1], finished(Psnr(), frames)[1]

@@ -1,4 +1,4 @@
-"""Crops against plain Pillow and closed forms, NaFlex sizes against transformers, clips against their frames."""
+"""Crops against plain Pillow and closed forms, NaFlex sizes against transformers, videos against their frames."""
 
 from fractions import Fraction
 
@@ -9,7 +9,7 @@ from PIL.Image import Resampling
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
 from atoken.errors import MediaError
-from atoken.io import Clip, Image, write_clip, write_image
+from atoken.io import Image, Video, write_image, write_video
 from eval import prepare
 from eval.prepare import Preparation, adm_crop, even_places, naflex_size
 from tests.folder_of_views import write_views
@@ -30,12 +30,12 @@ def ramp(height, width):
 
 def plain_adm(pixels, side):
     """The published recipe, step by step, in the names of Pillow."""
-    picture = PIL.Image.fromarray(pixels)
-    while min(*picture.size) >= 2 * side:
-        picture = picture.resize(tuple(length // 2 for length in picture.size), resample=PIL.Image.BOX)
-    scale = side / min(*picture.size)
-    picture = picture.resize(tuple(round(length * scale) for length in picture.size), resample=PIL.Image.BICUBIC)
-    array = np.array(picture)
+    image = PIL.Image.fromarray(pixels)
+    while min(*image.size) >= 2 * side:
+        image = image.resize(tuple(length // 2 for length in image.size), resample=PIL.Image.BOX)
+    scale = side / min(*image.size)
+    image = image.resize(tuple(round(length * scale) for length in image.size), resample=PIL.Image.BICUBIC)
+    array = np.array(image)
     top, left = (array.shape[0] - side) // 2, (array.shape[1] - side) // 2
     return array[top : top + side, left : left + side]
 
@@ -48,7 +48,7 @@ def test_the_crop_of_adm_is_the_published_recipe(size):
     assert np.abs(ours.astype(int) - plain_adm(pixels, 256)).max() <= EXACT
 
 
-def test_a_picture_of_twice_the_side_becomes_means_of_four_pixels():
+def test_a_image_of_twice_the_side_becomes_means_of_four_pixels():
     pixels = noise(512, 512)
     means = pixels.reshape(256, 2, 256, 2, 3).mean((1, 3))
     ours = np.asarray(adm_crop(PIL.Image.fromarray(pixels), 256, Resampling.BICUBIC))
@@ -94,7 +94,7 @@ def test_naflex_of_a_square_is_a_square_of_all_tokens():
     assert np.array_equal(pixels, np.asarray(plain))
 
 
-def test_large_pictures_become_smaller_and_small_ones_stay():
+def test_large_images_become_smaller_and_small_ones_stay():
     most = Preparation("at most", 64)
     assert most(Image(noise(64, 64))).pixels.shape == (64, 64, 3)
     assert most(Image(noise(128, 512))).pixels.shape == (32, 128, 3)
@@ -106,10 +106,10 @@ def test_large_pictures_become_smaller_and_small_ones_stay():
 
 def test_frames_are_chosen_as_the_record_says():
     frames = np.stack([np.full((4, 6, 3), number, np.uint8) for number in range(20)])
-    clip = Clip(frames, Fraction(24))
+    video = Video(frames, Fraction(24))
 
     def chosen(**options):
-        found = Preparation(**options)(clip)
+        found = Preparation(**options)(video)
         return found.frames[:, 0, 0, 0].tolist(), found.fps
 
     assert chosen() == (list(range(20)), 24)
@@ -128,20 +128,20 @@ def test_even_places_are_those_of_numpy():
             assert even_places(count, wanted) == list(places)
 
 
-def test_a_clip_on_disk_is_prepared_as_one_in_memory(tmp_path):
+def test_a_video_on_disk_is_prepared_as_one_in_memory(tmp_path):
     frames = np.repeat(np.linspace(0, 250, 12, dtype=np.uint8)[:, None, None, None], 64, 1).repeat(80, 2).repeat(3, 3)
-    write_clip(Clip(frames, Fraction(8)), tmp_path / "a.mp4")
+    write_video(Video(frames, Fraction(8)), tmp_path / "a.mp4")
     for preparation in (Preparation("centre", 32), Preparation(frames=3), Preparation(fps=Fraction(4), frames=2)):
         read = preparation.read(tmp_path / "a.mp4")
-        assert isinstance(read, Clip)
+        assert isinstance(read, Video)
         wanted = frames[::2] if preparation.fps else frames
-        wanted = Preparation(preparation.crop, preparation.size, frames=preparation.frames)(Clip(wanted)).frames
+        wanted = Preparation(preparation.crop, preparation.size, frames=preparation.frames)(Video(wanted)).frames
         assert read.frames.shape == wanted.shape
         assert np.abs(read.frames.astype(int) - wanted).max() < 12  # of a lossy file; frames are 22 apart
         assert read.fps == (preparation.fps or 8)
 
 
-def test_a_folder_of_frames_is_a_clip(tmp_path):
+def test_a_folder_of_frames_is_a_video(tmp_path):
     paths = []
     for number in range(5):
         paths.append(tmp_path / f"{number}.png")
@@ -153,19 +153,19 @@ def test_a_folder_of_frames_is_a_clip(tmp_path):
         Preparation().read(paths)
 
 
-def test_a_clip_of_too_many_bytes_is_refused(monkeypatch):
+def test_a_video_of_too_many_bytes_is_refused(monkeypatch):
     monkeypatch.setattr(prepare, "DEFAULT_LIMITS", prepare.DEFAULT_LIMITS.__class__(max_memory=1000))
     with pytest.raises(MediaError, match="GiB of frames"):
-        Preparation()(Clip(np.zeros((9, 8, 8, 3), np.uint8)))
+        Preparation()(Video(np.zeros((9, 8, 8, 3), np.uint8)))
 
 
 def test_a_mesh_is_seen_from_the_cameras_on_black():
     pytest.importorskip("embreex")
     from atoken.cameras import Cameras
-    from atoken.data.procedural import asset
+    from atoken.data.synthetic.procedural import make_asset
     from atoken.modalities.views import render_views
 
-    mesh = asset(5, 0).mesh
+    mesh = make_asset(5, 0).mesh
     found, wanted = Preparation(views=3, view_size=32)(mesh), render_views(mesh, Cameras.sphere(3), 32)
     assert np.array_equal(found.rgb, wanted.rgb)
     assert (found.rgb[found.depth < 0] == 0).all()
@@ -175,11 +175,11 @@ def test_a_mesh_is_seen_from_the_cameras_on_black():
 def test_views_of_the_data_stay_as_they_are(tmp_path):
     pytest.importorskip("embreex")
     from atoken.cameras import Cameras
-    from atoken.data.procedural import asset
+    from atoken.data.synthetic.procedural import make_asset
     from atoken.io.views import read_views
     from atoken.modalities.views import render_views
 
-    mesh = asset(5, 0).mesh
+    mesh = make_asset(5, 0).mesh
     write_views(render_views(mesh, Cameras.sphere(2), 32), tmp_path / "chair")
     own = Preparation(views=None, view_size=32)
     assert np.array_equal(own.read(tmp_path / "chair").rgb, read_views(tmp_path / "chair", 32).rgb)

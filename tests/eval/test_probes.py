@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import scipy.optimize
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 import atoken
-from atoken.data.labelled import FIGURE_PROMPTS, WAYS
-from atoken.data.made import figure_painter
-from atoken.data.procedural import generator
-from atoken.data.textures import Surface
+from atoken.data.synthetic.artificial import figure_painter
+from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS
+from atoken.data.synthetic.procedural import generator
+from atoken.data.synthetic.textures import Surface
 from atoken.errors import AtokenError
 from eval.contract import Sample
 from eval.probes import dense, figures, linear, pooled
@@ -159,7 +159,7 @@ def test_each_class_is_learned_and_tested():
 
 
 class MeanColour:
-    """A subject whose vector is the colour of the middle, which tells the tint of a figure and nothing of its shape."""
+    """A model whose vector is the colour of the middle, which tells the tint of a figure and nothing of its shape."""
 
     name, record = "mean colour", {}
 
@@ -171,7 +171,7 @@ class MeanColour:
         return found
 
 
-def test_a_subject_is_probed_on_labelled_pictures():
+def test_a_model_is_probed_on_labelled_images():
     vectors, labels = pooled.vectors_of(MeanColour(), pooled.labelled_items(4, 32))
     assert vectors.shape == (4 * WAYS, 7)
     assert (np.bincount(labels) == 4).all()
@@ -193,7 +193,7 @@ def test_opacity_says_what_a_figure_covers():
     for seed in range(6):
         lay, place = painter(seed, figures.FIGURES[seed], 60, 80), (np.array([37.3, 31.8]), 21.0, 0.4)
         found = figures.opacity(lay, 60, 80, *place)
-        canvas = Pictures.fromarray(generator(seed, 1, 0).integers(0, 256, (60, 80, 3), np.uint8))
+        canvas = Images.fromarray(generator(seed, 1, 0).integers(0, 256, (60, 80, 3), np.uint8))
         before = np.asarray(canvas).copy()
         lay(canvas, *place)
         assert (np.asarray(canvas)[found == 0] == before[found == 0]).all()
@@ -207,14 +207,14 @@ def test_a_circle_covers_its_area():
     assert found.sum() == pytest.approx(np.pi * 40**2, rel=0.08)  # its outline may be drawn 1.5 pixels outside
 
 
-def test_masked_pictures_are_functions_of_their_index():
-    first, second = list(figures.masked_pictures(5, 2, 64)), list(figures.masked_pictures(5, 2, 64))
+def test_masked_images_are_functions_of_their_index():
+    first, second = list(figures.masked_images(5, 2, 64)), list(figures.masked_images(5, 2, 64))
     assert all(
         (a.pixels == b.pixels).all() and (a.classes == b.classes).all() for a, b in zip(first, second, strict=True)
     )
     assert (first[0].pixels != first[1].pixels).any()
     assert first[0].pixels.shape == (64, 64, 3)
-    many = [picture.classes for picture in figures.masked_pictures(6, 40, 64)]
+    many = [image.classes for image in figures.masked_images(6, 40, 64)]
     counts = [len(np.unique(classes)) - 1 for classes in many]
     assert set(counts) == {1, 2, 3}
     assert all(classes.min() >= 0 and classes.max() <= WAYS for classes in many)
@@ -235,7 +235,7 @@ def test_the_sets_are_those_of_the_classes():
 
 
 def squares(count, rng, side=32, patch=8):
-    """Pictures of classes 0 to 2 by whole patches, and noise for pixels."""
+    """Images of classes 0 to 2 by whole patches, and noise for pixels."""
     for _ in range(count):
         coarse = rng.integers(0, 3, (side // patch, side // patch))
         yield figures.Masked(
@@ -247,16 +247,16 @@ SETS = {"three": np.array([0, 1, 2]), "two": np.array([figures.IGNORED, 0, 1])} 
 
 
 def test_features_that_know_all_reach_the_ceiling_and_noise_stays_at_chance():
-    pictures = {kind: list(squares(24, np.random.default_rng(seed))) for seed, kind in enumerate(("learned", "tested"))}
-    known = {picture.pixels.tobytes(): picture.classes[::8, ::8] for of in pictures.values() for picture in of}
-    knows = dense.segmentation_probe(lambda pixels: np.eye(3)[known[pixels.tobytes()]], **pictures, sets=SETS)
+    images = {kind: list(squares(24, np.random.default_rng(seed))) for seed, kind in enumerate(("learned", "tested"))}
+    known = {image.pixels.tobytes(): image.classes[::8, ::8] for of in images.values() for image in of}
+    knows = dense.segmentation_probe(lambda pixels: np.eye(3)[known[pixels.tobytes()]], **images, sets=SETS)
     for name in SETS:
         assert knows[f"{name}/tokens"] == 1
         assert knows[f"{name}/miou"] == pytest.approx(knows[f"{name}/ceiling"], abs=0.01)
         assert knows[f"{name}/ceiling"] > 0.8
         assert knows[f"{name}/chance"] < 0.6
     noise = np.random.default_rng(3)
-    blind = dense.segmentation_probe(lambda pixels: noise.normal(size=(4, 4, 5)), **pictures, sets=SETS)
+    blind = dense.segmentation_probe(lambda pixels: noise.normal(size=(4, 4, 5)), **images, sets=SETS)
     tokens = 24 * 16
     assert abs(blind["three/tokens"] - 1 / 3) < 3 * np.sqrt(2 / 9 / tokens)
     assert blind["three/chance"] == knows["three/chance"]
@@ -265,20 +265,20 @@ def test_features_that_know_all_reach_the_ceiling_and_noise_stays_at_chance():
 def test_numbers_are_those_of_a_plain_count():
     rng = np.random.default_rng(11)
     learned, tested = list(squares(8, rng)), list(squares(3, rng))
-    features = {picture.pixels.tobytes(): rng.normal(size=(4, 4, 6)) for picture in learned + tested}
+    features = {image.pixels.tobytes(): rng.normal(size=(4, 4, 6)) for image in learned + tested}
     found = dense.segmentation_probe(lambda pixels: features[pixels.tobytes()], learned, tested, SETS)
-    x = np.concatenate([features[picture.pixels.tobytes()].reshape(-1, 6) for picture in learned])
-    labels = np.concatenate([picture.classes[::8, ::8].ravel() for picture in learned])
-    checks, truth = np.repeat(np.arange(8) % 4 == 3, 16), np.stack([picture.classes for picture in tested])
+    x = np.concatenate([features[image.pixels.tobytes()].reshape(-1, 6) for image in learned])
+    labels = np.concatenate([image.classes[::8, ::8].ravel() for image in learned])
+    checks, truth = np.repeat(np.arange(8) % 4 == 3, 16), np.stack([image.classes for image in tested])
     for name, asked in (("three", (0, 1, 2)), ("two", (1, 2))):
         of = np.isin(labels, asked)
         reader = linear.best(linear.logistic, x[of], (labels[of, None] == asked) * 1.0, checks[of])
-        scores = [reader(features[picture.pixels.tobytes()]) for picture in tested]
+        scores = [reader(features[image.pixels.tobytes()]) for image in tested]
         answers = np.array(asked)[np.stack([dense.enlarged(one, 32, 32).argmax(-1) for one in scores])]
         answers[~np.isin(truth, asked)] = -1
         ious = [((truth == c) & (answers == c)).sum() / ((truth == c) | (answers == c)).sum() for c in asked]
         assert found[f"{name}/miou"] == pytest.approx(np.mean(ious), rel=LEAST_SQUARES)
-        own = np.stack([picture.classes[::8, ::8] for picture in tested])
+        own = np.stack([image.classes[::8, ::8] for image in tested])
         told, counted = np.array(asked)[np.argmax(scores, -1)], np.isin(own, asked)
         assert found[f"{name}/tokens"] == (told == own)[counted].mean()
         places = np.sum([np.array([(p.classes[::8, ::8] == c) for c in asked]) for p in learned], 0).argmax(0)
@@ -303,22 +303,22 @@ def test_what_cannot_be_probed_is_refused():
     def read(pixels):
         return np.zeros((4, 4, 2))
 
-    with pytest.raises(AtokenError, match="learns from 4 pictures or more, got 3"):
+    with pytest.raises(AtokenError, match="learns from 4 images or more, got 3"):
         dense.segmentation_probe(read, squares(3, rng), squares(1, rng), SETS)
-    with pytest.raises(AtokenError, match="no picture to test on"):
+    with pytest.raises(AtokenError, match="no image to test on"):
         dense.segmentation_probe(read, squares(4, rng), [], SETS)
     with pytest.raises(AtokenError, match="whole tokens"):
         dense.segmentation_probe(read, squares(4, rng, side=30, patch=10), squares(1, rng), SETS)
 
 
 def test_tokens_and_pixels_are_read_in_their_places():
-    tokenizer, picture = atoken.load("nano", device="cpu"), figures.masked_picture(1, 0, 48, 64)
-    encoded = tokenizer.encode(picture.pixels)
-    latents = dense.tokens_of(tokenizer, "latents")(picture.pixels)
+    tokenizer, image = atoken.load("nano", device="cpu"), figures.masked_image(1, 0, 48, 64)
+    encoded = tokenizer.encode(image.pixels)
+    latents = dense.tokens_of(tokenizer, "latents")(image.pixels)
     assert latents.shape == (3, 4, 48)
     for latent, (_, row, column, _) in zip(encoded.latents.numpy(), encoded.coords.tolist(), strict=True):
         assert (latents[row, column] == latent).all()
-    assert dense.tokens_of(tokenizer, "features")(picture.pixels).shape == (3, 4, tokenizer.model.config.encoder_width)
-    pixels = dense.pixels_of(picture.pixels)
-    patch = picture.pixels[16:32, 48:64].reshape(-1) / 127.5 - 1
+    assert dense.tokens_of(tokenizer, "features")(image.pixels).shape == (3, 4, tokenizer.model.config.encoder_width)
+    pixels = dense.pixels_of(image.pixels)
+    patch = image.pixels[16:32, 48:64].reshape(-1) / 127.5 - 1
     assert np.abs(pixels[1, 3] - patch).max() < 1e-6

@@ -52,7 +52,7 @@ def test_all_fields_are_text_or_counts():
     assert {kind for name, kind in kinds.items() if name != "metrics"} == {"str", "int"}
 
 
-def test_settings_of_a_subject_have_defaults_and_its_identity_is_not_among_them():
+def test_settings_of_a_model_have_defaults_and_its_identity_is_not_among_them():
     assert settings({"fingerprint": "f00", "quality": "80"}) == SETTINGS
     assert settings({"dtype": "bfloat16", "seed": "3", "latents": "sample"}) == {
         **SETTINGS, "dtype": "bfloat16", "latents": "sample", "seed": "3",

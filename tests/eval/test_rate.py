@@ -9,17 +9,17 @@ import PIL.Image
 import pytest
 
 from atoken.errors import AtokenError, MediaError
-from atoken.io import Clip, Image
-from atoken.metrics import psnr_of, squared_error, ssim
+from atoken.io import Image, Video
+from atoken.metrics.pixels import psnr_of, squared_error, ssim
 from eval.contract import Item, Sample
+from eval.models.codecs import FORMATS, ImageCodec
+from eval.models.matching import AtMost
+from eval.models.pca import PCA
 from eval.prepare import Preparation
 from eval.rate import CRFS, QUALITIES, Bench, media_of, rate
 from eval.rate_report import Point, drawn, markdown, write
 from eval.sources.entry import Entry, Prepared
-from eval.subjects.codecs import FORMATS, PictureCodec
-from eval.subjects.matching import AtMost
-from eval.subjects.pca import PCA
-from tests.eval.media import made_clip, made_picture
+from tests.eval.media import made_image, made_video
 from tests.tokenizer.small import small_tokenizer
 from tests.tolerances import FP32
 
@@ -56,9 +56,9 @@ class Same:
 @pytest.fixture
 def small_pca(monkeypatch):
     """Fitted on little, which is all that is small here."""
-    monkeypatch.setattr("eval.subjects.pca.PICTURES", 2)
-    monkeypatch.setattr("eval.subjects.pca.CLIPS", 2)
-    monkeypatch.setattr("eval.subjects.pca.SIDE", 128)
+    monkeypatch.setattr("eval.models.pca.IMAGES", 2)
+    monkeypatch.setattr("eval.models.pca.VIDEOS", 2)
+    monkeypatch.setattr("eval.models.pca.SIDE", 128)
 
 
 def of(points, **wanted):
@@ -66,8 +66,8 @@ def of(points, **wanted):
 
 
 def test_a_point_is_the_mean_of_its_files(tmp_path):
-    items = [made_picture(48, 64), made_picture(17, 33, 1), made_picture(64, 64, 2)]
-    point, sizes = Bench("picture", listed(*items)).one(lambda: PictureCodec("jpeg", 40))
+    items = [made_image(48, 64), made_image(17, 33, 1), made_image(64, 64, 2)]
+    point, sizes = Bench("image", listed(*items)).one(lambda: ImageCodec("jpeg", 40))
     errors, likeness, total = [], [], 0
     for item in items:
         path = tmp_path / f"{item.key}.jpg"
@@ -85,32 +85,32 @@ def test_a_point_is_the_mean_of_its_files(tmp_path):
 
 
 def test_what_cannot_be_read_is_left_out_and_what_cannot_be_measured_says_why():
-    bench = Bench("picture", listed(made_picture(), None, made_picture(number=1)))
-    point, _ = bench.one(lambda: PictureCodec("jpeg", 40))
+    bench = Bench("image", listed(made_image(), None, made_image(number=1)))
+    point, _ = bench.one(lambda: ImageCodec("jpeg", 40))
     assert (point.items, bench.failed) == (2, {"broken-1": "It is damaged."})
-    point, sizes = bench.one(lambda: PictureCodec("jpeg", 0), name="JPEG")
-    assert (point.subject, point.items, sizes) == ("JPEG", 0, {})
+    point, sizes = bench.one(lambda: ImageCodec("jpeg", 0), name="JPEG")
+    assert (point.model, point.items, sizes) == ("JPEG", 0, {})
     assert point.why.startswith("The quality of JPEG is from 1 to 100")
     assert "does not say how many bytes" in bench.one(Same)[0].why
-    small = bench.one(lambda: PictureCodec("jpeg", AtMost(10)))[0]  # an item that only this subject cannot do
+    small = bench.one(lambda: ImageCodec("jpeg", AtMost(10)))[0]  # an item that only this model cannot do
     assert "over the 10 asked for" in small.why
     assert len(bench.failed) == 1
-    assert bench.one(lambda: PictureCodec("jpeg", 5)) == bench.one(lambda: PictureCodec("jpeg", 5))
-    assert Bench("picture", listed(None)).one(lambda: PictureCodec("jpeg", 5))[0].why == "No picture could be read."
+    assert bench.one(lambda: ImageCodec("jpeg", 5)) == bench.one(lambda: ImageCodec("jpeg", 5))
+    assert Bench("image", listed(None)).one(lambda: ImageCodec("jpeg", 5))[0].why == "No image could be read."
 
 
-def test_pictures_from_a_folder_to_tables_and_charts(tmp_path, small_pca):
-    for number, item in enumerate([made_picture(48, 64), made_picture(49, 33, 1)]):
+def test_images_from_a_folder_to_tables_and_charts(tmp_path, small_pca):
+    for number, item in enumerate([made_image(48, 64), made_image(49, 33, 1)]):
         item.media.save(tmp_path / f"{number}.png")
     tokenizers = [small_tokenizer(), small_tokenizer("discrete")]
-    points = rate(tmp_path, tmp_path / "out", models=tokenizers, peers=[PictureCodec("jpeg", 33)])
+    points = rate(tmp_path, tmp_path / "out", models=tokenizers, peers=[ImageCodec("jpeg", 33)])
     for format in FORMATS.values():
-        curve = [point for point in of(points, group="curve") if point.subject.startswith(format.name)]
-        sizes = [point.bits_per_pixel for point in curve if point.subject != "JPEG, quality 33"]
+        curve = [point for point in of(points, group="curve") if point.model.startswith(format.name)]
+        sizes = [point.bits_per_pixel for point in curve if point.model != "JPEG, quality 33"]
         assert len(sizes) == len(QUALITIES)
         assert sizes == sorted(sizes)
     names = ["small-continuous", "small-continuous, float16", "small-discrete"]
-    assert [point.subject for point in of(points, group="curve")[-6:]] == [
+    assert [point.model for point in of(points, group="curve")[-6:]] == [
         *names,
         "PCA, 48 numbers a patch",
         "PCA, 48 numbers a patch, float16",
@@ -118,28 +118,28 @@ def test_pictures_from_a_folder_to_tables_and_charts(tmp_path, small_pca):
     ]
     for name in names:
         own, *codecs, pca = of(points, group=f"at the bytes of {name}")
-        assert own.subject == name
+        assert own.model == name
         assert len(codecs) == len(FORMATS)
         assert all(codec.why or codec.size <= own.size for codec in codecs)
-        assert pca.subject.startswith("PCA, 48 numbers a patch")
+        assert pca.model.startswith("PCA, 48 numbers a patch")
         assert pca.size == (12 + 4 * 3) / 2 * 48 * (2 if "float16" in name else 4)
     record = json.loads((tmp_path / "out" / "rate.json").read_text())
-    assert [point["subject"] for point in record["points"]] == [point.subject for point in points]
+    assert [point["model"] for point in record["points"]] == [point.model for point in points]
     assert record["points"][0]["record"]["codec"] == "JPEG, 4:2:0"
     measured = [point for point in record["points"] if not point["why"]]
-    assert {point["protocol"]["task"] for point in measured} == {"picture-rate"}
+    assert {point["protocol"]["task"] for point in measured} == {"image-rate"}
     for metric in ("psnr", "ssim", "size"):
         assert len({point["fingerprints"][metric] for point in measured}) == 1
     assert "| small-discrete | 2 |" in (tmp_path / "out" / "rate.md").read_text()
     for name in ("psnr", "ssim"):
-        assert (tmp_path / "out" / f"picture-{name}.png").read_bytes().startswith(PNG)
+        assert (tmp_path / "out" / f"image-{name}.png").read_bytes().startswith(PNG)
 
 
-def test_clips_beside_codecs_of_clips(tmp_path, small_pca):
-    source = listed(made_clip(9, 32, 48), made_clip(5, 17, 20))
-    points = rate({"clip": source}, tmp_path, models=[small_tokenizer("discrete")])
+def test_videos_beside_codecs_of_videos(tmp_path, small_pca):
+    source = listed(made_video(9, 32, 48), made_video(5, 17, 20))
+    points = rate({"video": source}, tmp_path, models=[small_tokenizer("discrete")])
     for name in ("H.264", "H.265"):
-        curve = [point for point in of(points, group="curve") if point.subject.startswith(name)]
+        curve = [point for point in of(points, group="curve") if point.model.startswith(name)]
         assert len(curve) == len(CRFS)
         if not curve[0].why:
             sizes = [point.size for point in curve]
@@ -148,16 +148,16 @@ def test_clips_beside_codecs_of_clips(tmp_path, small_pca):
     *_, pca = of(points, group="at the bytes of small-discrete")
     assert pca.record["model"] == "48 principal components of patches of 4 x 16 x 16 pixels"
     assert pca.size == (3 * 2 * 3 + 2 * 2 * 2) / 2 * 48 * 4
-    assert (tmp_path / "clip-psnr.png").exists()
+    assert (tmp_path / "video-psnr.png").exists()
 
 
 def test_media_are_what_a_folder_holds(tmp_path):
-    made_picture().media.save(tmp_path / "a.png")
-    Clip(made_clip(2, 32, 32).media.frames).save(tmp_path / "b.mp4")
+    made_image().media.save(tmp_path / "a.png")
+    Video(made_video(2, 32, 32).media.frames).save(tmp_path / "b.mp4")
     found = media_of(tmp_path)
-    assert {medium: [of.key(n) for n in range(len(of))] for medium, of in found.items()} == {
-        "picture": ["a.png"],
-        "clip": ["b.mp4"],
+    assert {modality: [of.key(n) for n in range(len(of))] for modality, of in found.items()} == {
+        "image": ["a.png"],
+        "video": ["b.mp4"],
     }
     (tmp_path / "empty").mkdir()
     with pytest.raises(AtokenError):
@@ -169,11 +169,11 @@ def test_a_perfect_item_is_inf_as_text_and_the_chart_takes_the_other_convention(
     pca = PCA(
         [np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)], "noise", components=4, block=(1, 2, 2)
     )
-    bench = Bench("picture", listed(grey, made_picture()))
-    points = [bench.one(lambda q=q: PictureCodec("jpeg", q))[0] for q in (50, 90)] + [bench.one(lambda: pca)[0]]
+    bench = Bench("image", listed(grey, made_image()))
+    points = [bench.one(lambda q=q: ImageCodec("jpeg", q))[0] for q in (50, 90)] + [bench.one(lambda: pca)[0]]
     assert points[1].psnr == math.inf
     assert math.isfinite(points[1].psnr_of_mean)
-    write([*points, Point("picture", "curve", "AVIF", why="It | is not there.")], {"x": "It is damaged."}, tmp_path)
+    write([*points, Point("image", "curve", "AVIF", why="It | is not there.")], {"x": "It is damaged."}, tmp_path)
     record = json.loads((tmp_path / "rate.json").read_text())
     assert record["points"][1]["psnr"] == "inf"
     assert record["failed"] == {"x": "It is damaged."}

@@ -12,7 +12,7 @@ import pytest
 
 from atoken.errors import ReportError
 from atoken.io import Image
-from atoken.metrics import psnr
+from atoken.metrics.pixels import psnr
 from eval import run
 from eval.metrics.pixels import Psnr, Ssim
 from eval.protocol import FORMAT, Protocol
@@ -28,14 +28,14 @@ PROTOCOL = Protocol(
 )  # fmt: skip
 
 
-def row_of(subject="nano", status="complete", numbers=None, protocol=PROTOCOL, **more):
+def row_of(model="nano", status="complete", numbers=None, protocol=PROTOCOL, **more):
     found = {"psnr": ("psnr", 24.126)} if numbers is None else numbers
     record = protocol.record()
     return {
         "task": protocol.task,
-        "subject": subject,
-        "identity": {"weights": f"of {subject}"},
-        "medium": "picture",
+        "model": model,
+        "identity": {"weights": f"of {model}"},
+        "modality": "image",
         "status": status,
         "why": "" if status == "complete" else "Some sentence.",
         "protocol": record,
@@ -63,11 +63,11 @@ def changed(**fields):
 
 
 class Page(HTMLParser):
-    """Tables by the title before them, pictures by their captions, every attribute, and the text."""
+    """Tables by the title before them, images by their captions, every attribute, and the text."""
 
     def __init__(self, path):
         super().__init__()
-        self.tables, self.pictures, self.attributes, self.open, self.text = {}, [], [], [], ""
+        self.tables, self.images, self.attributes, self.open, self.text = {}, [], [], [], ""
         self.title = self.caption = ""
         self.feed(path.read_text(encoding="utf-8"))
         assert self.open == [], "every tag is closed"
@@ -90,7 +90,7 @@ class Page(HTMLParser):
             found = dict(attributes)
             kind, _, data = found["src"].partition(",")
             assert kind == "data:image/png;base64"
-            self.pictures.append((self.title, self.caption, base64.b64decode(data)))
+            self.images.append((self.title, self.caption, base64.b64decode(data)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -107,8 +107,8 @@ class Page(HTMLParser):
             self.text += data
 
     def shown(self, title):
-        """Captions and pixels of the pictures under a title."""
-        return [(caption, pixels_of(data)) for at, caption, data in self.pictures if at == title]
+        """Captions and pixels of the images under a title."""
+        return [(caption, pixels_of(data)) for at, caption, data in self.images if at == title]
 
 
 def pixels_of(png):
@@ -122,7 +122,7 @@ def test_numbers_of_one_fingerprint_share_a_column(tmp_path):
     files = [written(tmp_path / "a", row_of("nano")), written(tmp_path / "b", row_of("JPEG"))]
     table = tables.numbers_table(read_results(files))
     psnr_ = f"psnr [{PROTOCOL.fingerprint('psnr')}]"
-    assert table.head == ("subject", "items", psnr_)
+    assert table.head == ("model", "items", psnr_)
     assert table.rows == (("nano", "3", "24.13"), ("JPEG", "3", "24.13"))
     assert tables.protocol_table(read_results(files)).head == ("field", "value")
 
@@ -132,7 +132,7 @@ def test_numbers_whose_protocols_differ_in_any_field_stand_apart(tmp_path, field
     other = changed(**{field: 4 if field == "items" else "another"})
     rows = read_results([written(tmp_path, row_of("nano"), row_of("JPEG", protocol=other))])
     table = tables.numbers_table(rows)
-    assert [re.sub(r" \[.*", "", name) for name in table.head] == ["subject", "items", "psnr", "psnr"]
+    assert [re.sub(r" \[.*", "", name) for name in table.head] == ["model", "items", "psnr", "psnr"]
     assert [row[2:] for row in table.rows] == [("24.13", ""), ("", "24.13")]
     marked = [row for row in tables.protocol_table(rows).rows if row[0].endswith("(differs)")]
     assert [row[0] for row in marked] == [f"{field} (differs)"]
@@ -160,7 +160,7 @@ def test_failed_rows_show_no_number_and_say_why(tmp_path):
     assert any("10 more" in row[1] for row in problems)
 
 
-def test_subjects_of_one_name_are_told_apart(tmp_path):
+def test_models_of_one_name_are_told_apart(tmp_path):
     rows = read_results([written(tmp_path, row_of("a"), row_of("b"), row_of("a"))])
     assert tables.names(rows) == ["a (1)", "b", "a (2)"]
 
@@ -205,16 +205,16 @@ def test_what_is_no_result_is_refused_in_one_sentence(tmp_path, content, message
 # ------------------------------------------------------------------------------------------------------------- page
 
 
-def with_pictures(folder, sizes=((40, 60), (24, 24)), **more):
-    """A result with pictures of the worst items, a fixed sample and a file of items."""
+def with_images(folder, sizes=((40, 60), (24, 24)), **more):
+    """A result with images of the worst items, a fixed sample and a file of items."""
     rng, worst = np.random.default_rng(0), []
     folder.mkdir(parents=True, exist_ok=True)
     for number, size in enumerate(sizes):
         theirs = rng.integers(0, 256, (*size, 3), np.uint8)
         ours = np.clip(theirs + rng.integers(-9, 10, theirs.shape), 0, 255).astype(np.uint8)
-        for side, pixels in (("theirs", theirs), ("ours", ours)):
+        for side, pixels in (("target", theirs), ("prediction", ours)):
             Image(pixels).save(folder / f"{number}-{side}.png")
-        names = {side: f"{number}-{side}.png" for side in ("theirs", "ours")}
+        names = {side: f"{number}-{side}.png" for side in ("target", "prediction")}
         worst.append({"key": f"<{number}>.png", "psnr": psnr(ours, theirs)} | names)
     lines = [{"key": "a", "psnr": 30.5}, {"key": "b", "psnr": "inf"}, {"key": "c", "failed": "Broken."}]
     (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -224,7 +224,7 @@ def with_pictures(folder, sizes=((40, 60), (24, 24)), **more):
 
 
 def test_what_the_runner_writes_becomes_a_page(tmp_path):
-    jobs = [small.job(20, subject=small.Copy(noise), metrics=[Psnr(), Ssim()], unreadable=(3,)) for noise in (3, 9)]
+    jobs = [small.job(20, model=small.Copy(noise), metrics=[Psnr(), Ssim()], unreadable=(3,)) for noise in (3, 9)]
     rows = [run.measure(job, tmp_path) for job in jobs]
     result = written(tmp_path, *rows, run={"seconds": 3.5, "versions": {"numpy": "2"}})
     boxes = tmp_path / "boxes.json"
@@ -233,7 +233,7 @@ def test_what_the_runner_writes_becomes_a_page(tmp_path):
     table = found.tables["Numbers [fingerprint of how they were made]"]
     assert [line[:2] for line in table[1:]] == [["copy (1)", "19 of 20, partial"], ["copy (2)", "19 of 20, partial"]]
     assert len({name.partition(" [")[0] for name in table[0]}) == len(table[0])  # all numbers may be compared
-    assert found.tables["Runs"] == [["subject", "seconds", "versions.numpy"]] + [
+    assert found.tables["Runs"] == [["model", "seconds", "versions.numpy"]] + [
         [f"copy ({n})", "3.5", "2"] for n in (1, 2)
     ]
     for name, row in zip(("copy (1)", "copy (2)"), rows, strict=True):
@@ -254,8 +254,8 @@ def read(path):
     return np.asarray(PIL.Image.open(path))
 
 
-def test_a_page_holds_tables_charts_and_pictures_and_reaches_for_nothing(tmp_path):
-    result = written(tmp_path, with_pictures(tmp_path, why="<script>"))
+def test_a_page_holds_tables_charts_and_images_and_reaches_for_nothing(tmp_path):
+    result = written(tmp_path, with_images(tmp_path, why="<script>"))
     found = Page(report([result], tmp_path / "page.html"))
     table = found.tables["Numbers [fingerprint of how they were made]"]
     assert table[1] == ["nano", "2 of 3", "24.13"]
@@ -273,10 +273,10 @@ def test_a_page_holds_tables_charts_and_pictures_and_reaches_for_nothing(tmp_pat
     assert text == report([result], tmp_path / "again.html").read_text()
 
 
-def test_pictures_are_shown_with_their_difference(tmp_path):
-    found = Page(report([written(tmp_path, with_pictures(tmp_path))], tmp_path / "page.html"))
+def test_images_are_shown_with_their_difference(tmp_path):
+    found = Page(report([written(tmp_path, with_images(tmp_path))], tmp_path / "page.html"))
     ((caption, pixels),) = found.shown("Worst first: nano")
-    theirs, ours = (read(tmp_path / f"0-{side}.png") for side in ("theirs", "ours"))
+    theirs, ours = (read(tmp_path / f"0-{side}.png") for side in ("target", "prediction"))
     factor = int(re.search(r"difference x (\d+)", caption)[1])
     assert factor == 16  # differences are at most 9, so that 16 x 9 < 255 < 32 x 9, more than 1 % of them
     assert "<0>.png, psnr " in caption
@@ -289,9 +289,9 @@ def test_crops_stand_side_by_side_with_their_psnr(tmp_path):
     boxes.write_text(
         json.dumps({"<0>.png": [{"box": [5, 10, 25, 18], "what": "face"}], "gone": [{"box": [0, 0, 1, 1]}]})
     )
-    found = Page(report([written(tmp_path, with_pictures(tmp_path))], tmp_path / "page.html", boxes))
+    found = Page(report([written(tmp_path, with_images(tmp_path))], tmp_path / "page.html", boxes))
     ((caption, pixels),) = found.shown("Crops: nano")
-    theirs, ours = (read(tmp_path / f"0-{side}.png")[10:18, 5:25] for side in ("theirs", "ours"))
+    theirs, ours = (read(tmp_path / f"0-{side}.png")[10:18, 5:25] for side in ("target", "prediction"))
     assert (pixels == np.concatenate([theirs, ours], axis=1)).all()
     error = np.square(theirs.astype(float) - ours).mean()
     assert caption.startswith(f"face of <0>.png, PSNR {10 * np.log10(255**2 / error):.2f} dB")
@@ -305,39 +305,39 @@ def test_crops_stand_side_by_side_with_their_psnr(tmp_path):
             findings.read_boxes(boxes)
 
 
-def test_pictures_over_the_limit_are_counted_not_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "PICTURES", 9_000)
-    row = with_pictures(tmp_path, ((10, 10), (60, 60), (11, 11)))
+def test_images_over_the_limit_are_counted_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "IMAGES", 9_000)
+    row = with_images(tmp_path, ((10, 10), (60, 60), (11, 11)))
     found = Page(report([written(tmp_path, row)], tmp_path / "page.html"))
-    assert "1 more pictures, too large for this page" in found.text
+    assert "1 more images, too large for this page" in found.text
     assert len(found.shown("Worst first: nano")) + len(found.shown("A fixed sample: nano")) == 2
 
 
 def test_a_report_goes_on_without_the_file_of_items_and_refuses_files_of_elsewhere(tmp_path):
-    row = with_pictures(tmp_path)
+    row = with_images(tmp_path)
     (tmp_path / "items.jsonl").unlink()
     assert [c for c, _ in Page(report([written(tmp_path, row)], tmp_path / "p.html")).shown("Charts")] == [
         "codes used by group"
     ]
-    row["worst"][0]["theirs"] = "../secret.png"
+    row["worst"][0]["target"] = "../secret.png"
     with pytest.raises(ReportError, match="outside its folder"):
         report([written(tmp_path, row)], tmp_path / "p.html")
-    row["worst"][0]["theirs"] = "missing.png"
+    row["worst"][0]["target"] = "missing.png"
     with pytest.raises(ReportError, match="cannot be read"):
         report([written(tmp_path, row)], tmp_path / "p.html")
 
 
 def test_items_are_read_by_name(tmp_path):
-    (row,) = read_results([written(tmp_path, with_pictures(tmp_path))])
+    (row,) = read_results([written(tmp_path, with_images(tmp_path))])
     assert np.array_equal(row.items()["psnr"], [30.5, np.nan, np.nan], equal_nan=True)
     (tmp_path / "items.jsonl").write_text('{"key": "a"}\n{"key"')
     with pytest.raises(ReportError, match="damaged at line 2"):
         row.items()
 
 
-def test_rate_curves_join_the_sizes_of_one_kind_of_subject(tmp_path):
-    def at(subject, bits, quality, protocol=PROTOCOL):
-        return row_of(subject, numbers={"bits": ("size", bits), "psnr": ("psnr", quality)}, protocol=protocol)
+def test_rate_curves_join_the_sizes_of_one_kind_of_model(tmp_path):
+    def at(model, bits, quality, protocol=PROTOCOL):
+        return row_of(model, numbers={"bits": ("size", bits), "psnr": ("psnr", quality)}, protocol=protocol)
 
     rows = [at("JPEG, quality 50", 2.0, 30.0), at("JPEG, quality 10", 1.0, 25.0), at("nano", 1.5, 28.0)]
     elsewhere = at("JPEG, quality 90", 3.0, 33.0, changed(dtype="bfloat16"))

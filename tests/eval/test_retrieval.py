@@ -16,7 +16,7 @@ CASES = 1000
 
 
 class Captions:
-    """A subject that has the vectors of texts, and counts how often it was asked."""
+    """A model that has the vectors of texts, and counts how often it was asked."""
 
     name, record = "captions", {}
 
@@ -33,7 +33,7 @@ def units(values):
 
 
 def case(items, captions, owners):
-    """Samples of items, and the subject of their captions."""
+    """Samples of items, and the model of their captions."""
     texts = [f"caption {place}" for place in range(len(captions))]
     some = [
         Sample(
@@ -90,10 +90,10 @@ def test_it_is_the_plain_one_in_1000_cases_with_ties_and_faults(part):
         if seed % 3 == 0:
             items[rng.integers(count), 3] = rng.choice([np.nan, np.inf])
             captions[rng.integers(len(owners), size=2), 1] = rng.choice([np.nan, -np.inf])
-        some, subject = case(items, captions, owners)
+        some, model = case(items, captions, owners)
         with np.errstate(invalid="ignore"):
             expected = plain(items, captions, owners)
-        numbers = finished(Retrieval(subject, scores=int(rng.integers(1, 60))), some)
+        numbers = finished(Retrieval(model, scores=int(rng.integers(1, 60))), some)
         assert {name: numbers[name] for name in expected} == expected
         shares.append(list(expected.values()))
     assert (np.std(shares, axis=0) > 0.05).all()
@@ -110,12 +110,12 @@ def lifelike(seed, count=60, width=48):
 
 
 def test_order_chunks_and_shards_do_not_matter_to_the_last_bit():
-    some, subject = lifelike(0)
-    whole = finished(Retrieval(subject), some)
+    some, model = lifelike(0)
+    whole = finished(Retrieval(model), some)
     assert 0.2 < whole["text to item R@1"] < whole["text to item R@10"] < 1
     assert whole["text to item ties"] > 0
     for seed, scores in enumerate((1, 77, 1000)):
-        rng, metric = np.random.default_rng(seed), Retrieval(subject, scores=scores)
+        rng, metric = np.random.default_rng(seed), Retrieval(model, scores=scores)
         merged = metric.start()
         for part in np.split(rng.permutation(len(some)), np.sort(rng.integers(0, len(some), 5))):
             shard = metric.start()
@@ -126,13 +126,13 @@ def test_order_chunks_and_shards_do_not_matter_to_the_last_bit():
 
 
 def test_a_caption_is_embedded_once_and_with_those_of_its_item():
-    some, subject = lifelike(1)
-    metric = Retrieval(subject)
+    some, model = lifelike(1)
+    metric = Retrieval(model)
     first, second = metric.start(), metric.start()
     metric.add(first, some[:20])
     metric.add(second, some[20:])
     metric.finish(metric.merge(first, second))
-    assert subject.asked == [text for sample in some for text in sample.item.captions]
+    assert model.asked == [text for sample in some for text in sample.item.captions]
 
 
 def test_oracle_vectors_are_always_found_and_shuffled_ones_by_chance():
@@ -144,8 +144,8 @@ def test_oracle_vectors_are_always_found_and_shuffled_ones_by_chance():
     groups = items.reshape(50, 20, 32)  # sets of 20 items, so that chance is not near 0
     asked = {f"{way} R@{best}": [] for way in ("text to item", "item to text") for best in BEST}
     for group in groups:
-        some, subject = case(group, group[rng.permutation(20)], np.arange(20))
-        numbers = finished(Retrieval(subject), some)
+        some, model = case(group, group[rng.permutation(20)], np.arange(20))
+        numbers = finished(Retrieval(model), some)
         for name, values in asked.items():
             values.append(numbers[name])
     for name, values in asked.items():
@@ -156,8 +156,8 @@ def test_oracle_vectors_are_always_found_and_shuffled_ones_by_chance():
 def test_where_all_are_equal_nothing_is_found_and_that_is_told():
     count = 30
     same = units(np.ones((count, 16)))
-    some, subject = case(same, same, np.arange(count))
-    numbers = finished(Retrieval(subject), some)
+    some, model = case(same, same, np.arange(count))
+    numbers = finished(Retrieval(model), some)
     assert all(value == 0 for name, value in numbers.items() if "R@" in name)
     assert numbers["text to item ties"] == numbers["item to text ties"] == count
 
@@ -166,11 +166,11 @@ def test_what_is_not_finite_is_missed_and_told_and_stands_in_nobodys_way():
     items = np.eye(4, dtype=np.float32)
     broken = items.copy()
     broken[2] = np.nan
-    some, subject = case(broken, items, np.arange(4))
-    numbers = finished(Retrieval(subject), some)
+    some, model = case(broken, items, np.arange(4))
+    numbers = finished(Retrieval(model), some)
     assert numbers["text to item R@1"] == numbers["item to text R@10"] == 3 / 4
     assert numbers["text to item not finite"] == numbers["item to text not finite"] == 1
-    empty = Retrieval(subject)
+    empty = Retrieval(model)
     assert all(math.isnan(value) for name, value in empty.finish(empty.start()).items() if "R@" in name)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from atoken.errors import AtokenError
 from atoken.io import atomic
-from atoken.metrics import psnr_of
+from atoken.metrics.pixels import psnr_of
 from eval import run, shards
 from eval.metrics.pixels import Psnr, Ssim
 from eval.run import Ranks, measure
@@ -49,7 +49,7 @@ def test_numbers_are_those_of_plain_loops(tmp_path):
     small = job(count=20)
     row = measure(small, tmp_path)
     samples = [Copy().reconstruct([small.data[index]])[0] for index in range(20)]
-    errors = [float(np.square(s.ours.astype(float) - s.theirs).mean()) for s in samples]
+    errors = [float(np.square(s.prediction.astype(float) - s.target).mean()) for s in samples]
     assert row["numbers"]["psnr"]["value"] == pytest.approx(np.mean([psnr_of(error) for error in errors]), rel=1e-12)
     assert row["numbers"]["mean error"]["metric"] == "error"
     assert (row["status"], row["why"], row["failed"]) == ("complete", "", [])
@@ -60,13 +60,13 @@ def test_numbers_are_those_of_plain_loops(tmp_path):
     order = sorted(range(20), key=lambda n: (lines[n]["psnr"], n))
     assert [one["key"] for one in row["worst"]] == [lines[n]["key"] for n in order[:8]]
     assert [one["key"] for one in row["shown"]] == [f"{n * 20 // 8:05d}" for n in range(8)]
-    assert all((tmp_path / one[side]).is_file() for one in row["worst"] for side in ("theirs", "ours"))
+    assert all((tmp_path / one[side]).is_file() for one in row["worst"] for side in ("target", "prediction"))
 
 
 def test_a_measured_row_is_not_measured_again(tmp_path):
     first = whole(tmp_path)
     seen = []
-    assert json.dumps(measure(job(subject=Copy(before=seen.append)), tmp_path)) == first[0]
+    assert json.dumps(measure(job(model=Copy(before=seen.append)), tmp_path)) == first[0]
     assert seen == []
     assert not list(tmp_path.rglob("*.npz"))
 
@@ -94,7 +94,7 @@ def dying_at(folder, number, where):
             os.kill(os.getpid(), signal.SIGKILL)
 
     if where == "item":
-        measure(job(subject=Copy(before=die_when_due)), folder)
+        measure(job(model=Copy(before=die_when_due)), folder)
         return
     home, name, when = where
     plain = getattr(home, name)
@@ -112,7 +112,7 @@ def dying_at(folder, number, where):
 
 
 MOMENTS = [
-    (1, "item"), (9, "item"), (30, "item"), (37, "item"),  # the last of these is while pictures are made again
+    (1, "item"), (9, "item"), (30, "item"), (37, "item"),  # the last of these is while images are made again
     (1, (np, "savez", "after")), (3, (Path, "replace", "before")), (3, (Path, "replace", "after")),
     (10, (atomic, "sync", "before")), (1, (run, "merge", "before")), (1, (run, "merge", "after")),
     (1, (run, "write_json", "after")), (1, (shards.ShardFolder, "clear", "after")),
@@ -128,12 +128,12 @@ def test_killed_at_many_moments_and_resumed_it_gives_the_same_bytes(tmp_path):
         assert child.exitcode == -signal.SIGKILL, moment
         before = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
         seen = []
-        row = measure(job(subject=Copy(before=seen.append)), folder)
+        row = measure(job(model=Copy(before=seen.append)), folder)
         assert json.dumps(row) == wanted[0], moment
         left = {name: data for name, data in contents(folder).items() if not name.endswith(".part")}
         assert left == wanted[1], moment
         finished = {int(name.partition(".")[0]) for name in before}
-        assert not {int(key) // 8 for key in seen[:-16]} & finished, moment  # the last 16 are made again for pictures
+        assert not {int(key) // 8 for key in seen[:-16]} & finished, moment  # the last 16 are made again for images
 
 
 def test_killed_again_and_again_it_ends(tmp_path):
@@ -148,7 +148,7 @@ def test_killed_again_and_again_it_ends(tmp_path):
 
 def test_a_rank_that_is_late_is_waited_for(tmp_path):
     slow = Copy(before=lambda key: time.sleep(0.01))
-    other = process(measure, job(subject=slow, count=24), tmp_path / "two", Ranks(1, 2))
+    other = process(measure, job(model=slow, count=24), tmp_path / "two", Ranks(1, 2))
     row = measure(job(count=24), tmp_path / "two", Ranks(0, 2))
     other.join(60)
     assert row == measure(job(count=24), tmp_path / "one")
@@ -170,16 +170,16 @@ def test_items_that_cannot_be_measured_are_listed_and_the_row_is_partial(tmp_pat
     assert row["status"] == "partial"
     assert row["why"] == "Measured were 17 items, and the whole data set has 20."
     assert row["failed"] == [
-        {"key": "00003", "why": "This picture is damaged."},
-        {"key": "refused-00007", "why": "This subject does not take refused-00007."},
-        {"key": "refused-00019", "why": "This subject does not take refused-00019."},
+        {"key": "00003", "why": "This image is damaged."},
+        {"key": "refused-00007", "why": "This model does not take refused-00007."},
+        {"key": "refused-00019", "why": "This model does not take refused-00019."},
     ]
     assert row["protocol"]["items"] == 17
     kept = job(count=20, refused=[7, 19])
     full = measure(job(count=20), tmp_path)
     assert row["protocol"]["data"] != full["protocol"]["data"]
     lines = (tmp_path / row["items"]["file"]).read_text().splitlines()
-    assert json.loads(lines[3]) == {"key": "00003", "failed": "This picture is damaged."}
+    assert json.loads(lines[3]) == {"key": "00003", "failed": "This image is damaged."}
     assert len(kept.data) == len(lines)
 
 
@@ -192,12 +192,12 @@ def test_fewer_items_than_the_data_set_has_are_partial(tmp_path):
 def test_no_item_at_all_is_a_failed_row_with_the_reason(tmp_path):
     row = measure(job(count=5, refused=range(5)), tmp_path)
     assert row["status"] == "failed"
-    assert row["why"] == "None of 5 items could be measured (This subject does not take refused-00000)."
+    assert row["why"] == "None of 5 items could be measured (This model does not take refused-00000)."
     assert row["numbers"] == {}
 
 
 def test_a_number_that_is_not_finite_fails_the_row(tmp_path):
-    row = measure(job(count=5, subject=Copy(noise=0)), tmp_path)
+    row = measure(job(count=5, model=Copy(noise=0)), tmp_path)
     assert row["status"] == "failed"
     assert "psnr is inf; so it is of 5 items, such as 00000." in row["faults"]["psnr"]
     assert set(row["numbers"]) == {"mean error"}
@@ -235,7 +235,7 @@ def test_a_metric_that_cannot_go_on_is_left_out_and_the_others_go_on(tmp_path):
 
 def test_another_protocol_is_another_run(tmp_path):
     names = {job().name(), job(shard=9).name(), job(batch=4).name(), job(count=59).name(), job(full=7).name()}
-    names |= {job(subject=Copy(noise=5)).name(), job(metrics=[Psnr()]).name(), job(skipped={"lpips": "x"}).name()}
+    names |= {job(model=Copy(noise=5)).name(), job(metrics=[Psnr()]).name(), job(skipped={"lpips": "x"}).name()}
     assert len(names) == 8
     assert job().name() == job().name()
 

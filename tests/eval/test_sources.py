@@ -7,11 +7,11 @@ import pickle
 import numpy as np
 import pytest
 
-from atoken.data import labelled, procedural
+from atoken.data.synthetic import labelled, procedural
 from atoken.errors import MediaError
-from atoken.io import Clip, Image, write_clip, write_image
+from atoken.io import Image, Video, write_image, write_video
 from eval.prepare import Preparation
-from eval.sources import captions, folders, made
+from eval.sources import captions, folders, synthetic
 from eval.sources.entry import Entry, Prepared
 
 
@@ -31,27 +31,27 @@ def test_a_folder_of_files_is_sorted_and_hidden_ones_are_passed_over(tmp_path):
         else:
             drawn(tmp_path / name.lower())
             (tmp_path / name.lower()).rename(tmp_path / name)
-    assert keys(folders.pictures(tmp_path)) == ["a/c.PNG", "b.png"]
+    assert keys(folders.images(tmp_path)) == ["a/c.PNG", "b.png"]
 
 
 def test_list_txt_chooses(tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         drawn(tmp_path / name)
     (tmp_path / "list.txt").write_text("c.png\n\na.png\n")
-    assert keys(folders.pictures(tmp_path)) == ["a.png", "c.png"]
+    assert keys(folders.images(tmp_path)) == ["a.png", "c.png"]
     (tmp_path / "list.txt").write_text("d.png\n")
     with pytest.raises(MediaError, match=r"names 1 files that are not there, such as d\.png"):
-        folders.pictures(tmp_path)
+        folders.images(tmp_path)
 
 
-def test_a_local_folder_is_split_by_medium(tmp_path):
+def test_a_local_folder_is_split_by_modality(tmp_path):
     drawn(tmp_path / "photo.png")
-    (tmp_path / "clip.mp4").write_bytes(b"x")
+    (tmp_path / "video.mp4").write_bytes(b"x")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "chair.glb").write_bytes(b"x")
     found = folders.local(tmp_path)
     assert {kind: keys(listing) for kind, listing in found.items()} == {
-        "picture": ["photo.png"], "clip": ["clip.mp4"], "asset": ["deep/chair.glb"],
+        "image": ["photo.png"], "video": ["video.mp4"], "asset": ["deep/chair.glb"],
     }  # fmt: skip
     with pytest.raises(MediaError, match="There is no folder"):
         folders.local(tmp_path / "none")
@@ -63,7 +63,7 @@ def test_a_folder_of_views_is_one_asset(tmp_path):
         drawn(tmp_path / name)
     (tmp_path / "chair" / "transforms.json").write_text("{}")
     found = folders.local(tmp_path)
-    assert {kind: keys(listing) for kind, listing in found.items()} == {"picture": ["a.png"], "views": ["chair"]}
+    assert {kind: keys(listing) for kind, listing in found.items()} == {"image": ["a.png"], "views": ["chair"]}
     assert found["views"] == folders.views(tmp_path)
     assert keys(folders.local(tmp_path / "chair")["views"]) == ["chair"]
     before = found["views"].entries[0].line()
@@ -71,14 +71,14 @@ def test_a_folder_of_views_is_one_asset(tmp_path):
     assert found["views"].entries[0].line() != before
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "old_transforms.json").write_text("{}")
-    with pytest.raises(MediaError, match="holds no picture, clip, 3D asset or folder of views"):
+    with pytest.raises(MediaError, match="holds no image, video, 3D asset or folder of views"):
         folders.local(tmp_path / "none")
 
 
-def test_folders_of_frames_are_clips(tmp_path):
-    for clip, frames in (("bear", 3), ("bear-b", 2), ("deep/car", 2)):
+def test_folders_of_frames_are_videos(tmp_path):
+    for video, frames in (("bear", 3), ("bear-b", 2), ("deep/car", 2)):
         for number in range(frames):
-            drawn(tmp_path / clip / f"{number:05d}.png", 10 * number)
+            drawn(tmp_path / video / f"{number:05d}.png", 10 * number)
     listing = folders.frame_folders(tmp_path)
     assert keys(listing) == ["bear", "bear-b", "deep/car"]
     item = Prepared(listing.entries, Preparation())[0]
@@ -159,7 +159,7 @@ def test_a_damaged_record_is_one_sentence(tmp_path, text):
         captions.coco(tmp_path)
 
 
-def test_a_split_file_gives_its_test_pictures(tmp_path):
+def test_a_split_file_gives_its_test_images(tmp_path):
     def image(name, split, **more):
         return {"filename": name, "split": split, "sentences": [{"raw": f" of {name}"}]} | more
 
@@ -178,7 +178,7 @@ def test_msr_vtt_and_msvd_lists(tmp_path):
         'key,vid_key,video_id,sentence\nret0,msr9770,video9770,"a person, connecting"\nret1,msr7,video7,a girl\n'
     )
     (tmp_path / "videos").mkdir()
-    write_clip(Clip(np.zeros((3, 16, 16, 3), np.uint8)), tmp_path / "videos" / "video9770.mp4")
+    write_video(Video(np.zeros((3, 16, 16, 3), np.uint8)), tmp_path / "videos" / "video9770.mp4")
     source = Prepared(captions.msr_vtt(tmp_path).entries, Preparation(frames=2))
     assert (source.key(0), source[0].captions, len(source[0].media.frames)) == (
         "video9770", ("a person, connecting",), 2,
@@ -232,21 +232,21 @@ def test_the_line_of_an_entry_changes_with_everything_that_counts(tmp_path):
 
 
 def test_made_data_is_that_of_the_generators(tmp_path):
-    pictures, clips = made.made_pictures(tmp_path, 3), made.made_clips(tmp_path)
-    wanted = procedural.picture(made.SEED, 2, 256, 256).frames[0]
-    assert np.array_equal(Prepared(pictures.entries, Preparation())[2].media.pixels, wanted)
-    assert Prepared(clips.entries, Preparation())[1].media.frames.shape == (16, 128, 128, 3)
-    named = made.named_pictures(tmp_path)
+    images, videos = synthetic.made_images(tmp_path, 3), synthetic.made_videos(tmp_path)
+    wanted = procedural.make_image(synthetic.SEED, 2, 256, 256).frames[0]
+    assert np.array_equal(Prepared(images.entries, Preparation())[2].media.pixels, wanted)
+    assert Prepared(videos.entries, Preparation())[1].media.frames.shape == (16, 128, 128, 3)
+    named = synthetic.named_images(tmp_path)
     item = Prepared(named.entries, Preparation())[50]
     assert (item.label, named.classes[item.label]) == (2, labelled.FIGURE_PROMPTS[2])
-    assert np.array_equal(item.media.pixels, labelled.labelled_picture(made.SEED, 50, 64, 64).frames[0])
-    assert made.named_clips(tmp_path).entries[4].key == f"labelled-clip/{made.SEED}/00004/12x128x128"
-    assert made.named_assets(tmp_path).classes == labelled.SOLID_PROMPTS
+    assert np.array_equal(item.media.pixels, labelled.labelled_image(synthetic.SEED, 50, 64, 64).frames[0])
+    assert synthetic.named_videos(tmp_path).entries[4].key == f"labelled-video/{synthetic.SEED}/00004/12x128x128"
+    assert synthetic.named_assets(tmp_path).classes == labelled.SOLID_PROMPTS
 
 
 def test_made_captions_all_differ(tmp_path, monkeypatch):
-    monkeypatch.setattr(made, "TEXTS", 12)
-    for listing in (made.captioned_pictures(tmp_path), made.scenes(tmp_path)):
+    monkeypatch.setattr(synthetic, "TEXTS", 12)
+    for listing in (synthetic.captioned_images(tmp_path), synthetic.scenes(tmp_path)):
         texts = [entry.captions[0] for entry in listing.entries]
         assert len(set(texts)) == len(texts) == 12
         assert not set(texts) & set(labelled.FIGURE_PROMPTS)
@@ -255,13 +255,13 @@ def test_made_captions_all_differ(tmp_path, monkeypatch):
 
 
 def test_a_listing_is_cut_from_its_start(tmp_path):
-    listing = made.named_pictures(tmp_path)
+    listing = synthetic.named_images(tmp_path)
     assert keys(listing.first(3)) == keys(listing)[:3]
     assert listing.first(None) == listing
 
 
 def test_the_photographs(tmp_path):
     pytest.importorskip("skimage")
-    source = Prepared(made.photographs(tmp_path).entries, Preparation())
+    source = Prepared(synthetic.photographs(tmp_path).entries, Preparation())
     assert len(source) == 7
     assert source[0].media.pixels.shape == (512, 512, 3)

@@ -1,4 +1,4 @@
-"""AToken and PCA as subjects: what they give back, at which size, for how many bytes."""
+"""AToken and PCA as models: what they give back, at which size, for how many bytes."""
 
 import functools
 import hashlib
@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from atoken.cameras import Cameras
-from atoken.data.procedural import asset, clip, picture
+from atoken.data.synthetic.procedural import make_asset, make_image, make_video
 from atoken.errors import AtokenError
-from atoken.io import Clip, Image
+from atoken.io import Image, Video
 from atoken.io.tokens_record import Tokens
 from atoken.modalities.views import Views, render_views
 from atoken.tokenizer import Tokenizer
 from eval.contract import Item
-from eval.subjects.pca import PCA, joined, patches
-from eval.subjects.pixels import cut, padded, rounded
-from eval.subjects.tokenizer import AToken, mask_of
-from tests.eval.media import greatest_difference, made_clip, made_picture, pixels
+from eval.models.pca import PCA, joined, patches
+from eval.models.pixels import cut, padded, rounded
+from eval.models.tokenizer import AToken, mask_of
+from tests.eval.media import greatest_difference, made_image, made_video, pixels
 from tests.model.sizes import small_model
 from tests.tokenizer.small import small_tokenizer
 from tests.tolerances import FP32, PIXEL, SAMPLED
@@ -42,7 +42,7 @@ def test_what_is_padded_is_whole_blocks_of_the_same_edge_and_is_cut_again(shape,
     assert np.array_equal(cut(whole, frames, "it"), frames)
 
 
-def test_a_subject_that_gives_less_back_is_an_error():
+def test_a_model_that_gives_less_back_is_an_error():
     with pytest.raises(AtokenError, match=r"1 frames of 4x3 back for 1 of 4x4; "):
         cut(np.zeros((1, 3, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8), "it")
 
@@ -64,64 +64,64 @@ def test_stored_floats_are_rounded_and_counted():
 
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_a_picture_comes_back_as_the_tokenizer_has_it_for_the_bytes_of_its_file(kind, height, width, tmp_path):
-    item, tokenizer = made_picture(height, width), small_tokenizer(kind)
+def test_a_image_comes_back_as_the_tokenizer_has_it_for_the_bytes_of_its_file(kind, height, width, tmp_path):
+    item, tokenizer = made_image(height, width), small_tokenizer(kind)
     [sample] = AToken(tokenizer).reconstruct([item])
     tokens = tokenizer.encode(item.media)
     tokens.save(tmp_path / "one.atok")
     assert sample.size == (tmp_path / "one.atok").stat().st_size
-    assert np.array_equal(sample.theirs[0], item.media.pixels)
-    assert np.array_equal(sample.ours[0], tokenizer.decode(tokens).pixels)
+    assert np.array_equal(sample.target[0], item.media.pixels)
+    assert np.array_equal(sample.prediction[0], tokenizer.decode(tokens).pixels)
     assert sample.codes is None if kind == "continuous" else np.array_equal(sample.codes, tokens.codes.numpy())
 
 
 def test_items_of_all_sizes_come_back_in_order_as_alone():
-    items = [made_picture(*size, number=n) for n, size in enumerate(SIZES)]
-    items[2:2] = [made_clip(5, 17, 33), made_clip(1, 16, 16)]
-    subject = AToken(small_tokenizer())
-    for item, sample in zip(items, subject.reconstruct(items), strict=True):
-        [alone] = subject.reconstruct([item])
+    items = [made_image(*size, number=n) for n, size in enumerate(SIZES)]
+    items[2:2] = [made_video(5, 17, 33), made_video(1, 16, 16)]
+    model = AToken(small_tokenizer())
+    for item, sample in zip(items, model.reconstruct(items), strict=True):
+        [alone] = model.reconstruct([item])
         assert sample.item is item
-        assert sample.ours.shape == sample.theirs.shape == pixels(item).shape
-        assert greatest_difference(sample.ours, alone.ours) <= PIXEL
+        assert sample.prediction.shape == sample.target.shape == pixels(item).shape
+        assert greatest_difference(sample.prediction, alone.prediction) <= PIXEL
 
 
 def test_alpha_takes_no_bytes():
-    with_alpha = Image(made_picture().media.pixels, np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8))
-    subject = AToken(small_tokenizer())
-    sizes = [sample.size for sample in subject.reconstruct([made_picture(), Item("alpha", with_alpha)])]
+    with_alpha = Image(made_image().media.pixels, np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8))
+    model = AToken(small_tokenizer())
+    sizes = [sample.size for sample in model.reconstruct([made_image(), Item("alpha", with_alpha)])]
     assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("kind", ["continuous", "cached"])
-def test_a_clip_of_several_tiles_is_streamed_and_is_the_whole(kind, tmp_path):
-    item, tokenizer = made_clip(21, 17, 20), small_tokenizer(kind)
+def test_a_video_of_several_tiles_is_streamed_and_is_the_whole(kind, tmp_path):
+    item, tokenizer = made_video(21, 17, 20), small_tokenizer(kind)
     [sample] = AToken(tokenizer).reconstruct([item])
     tokens = tokenizer.encode(item.media)
     tokens.save(tmp_path / "whole.atok")
     assert abs(sample.size - (tmp_path / "whole.atok").stat().st_size) < 64  # mantissas of fp32 pack a little otherwise
-    assert greatest_difference(sample.ours, tokenizer.decode(tokens).frames) <= PIXEL
+    assert greatest_difference(sample.prediction, tokenizer.decode(tokens).frames) <= PIXEL
 
 
 def test_stored_halves_are_those_of_the_file(tmp_path):
-    item, tokenizer = made_picture(), small_tokenizer()
-    subject = AToken(tokenizer, stored="float16")
-    [sample] = subject.reconstruct([item])
+    item, tokenizer = made_image(), small_tokenizer()
+    model = AToken(tokenizer, stored="float16")
+    [sample] = model.reconstruct([item])
     tokenizer.encode(item.media).save(tmp_path / "half.atok", dtype="float16")
     assert sample.size == (tmp_path / "half.atok").stat().st_size
-    assert np.array_equal(sample.ours[0], tokenizer.decode(Tokens.load(tmp_path / "half.atok")).pixels)
-    assert subject.name == "small-continuous, float16"
+    assert np.array_equal(sample.prediction[0], tokenizer.decode(Tokens.load(tmp_path / "half.atok")).pixels)
+    assert model.name == "small-continuous, float16"
 
 
 def test_draws_belong_to_seed_and_key():
-    items = [made_picture(32, 32, n) for n in range(3)] + [made_clip(18, 16, 16)]
+    items = [made_image(32, 32, n) for n in range(3)] + [made_video(18, 16, 16)]
     drawn = {seed: AToken(small_tokenizer(), sample=seed).reconstruct(items) for seed in (0, 1)}
     again = AToken(small_tokenizer(), sample=0).reconstruct(items[::-1])[::-1]
     mean = AToken(small_tokenizer()).reconstruct(items)
     for first, second, other, plain in zip(drawn[0], again, drawn[1], mean, strict=True):
-        assert np.array_equal(first.ours, second.ours)
-        assert not np.array_equal(first.ours, other.ours)
-        assert not np.array_equal(first.ours, plain.ours)
+        assert np.array_equal(first.prediction, second.prediction)
+        assert not np.array_equal(first.prediction, other.prediction)
+        assert not np.array_equal(first.prediction, plain.prediction)
     assert AToken(small_tokenizer(), sample=1).record["seed"] == "1"
     with pytest.raises(AtokenError, match="no posterior"):
         AToken(small_tokenizer("discrete"), sample=0)
@@ -139,13 +139,13 @@ def test_the_record_says_who_made_the_numbers_and_how():
 
 def test_vectors_are_those_of_the_tokenizer():
     tokenizer = small_tokenizer()
-    items = [made_picture(), made_picture(17, 33), made_clip(5, 17, 20), made_clip(18, 16, 32)]
+    items = [made_image(), made_image(17, 33), made_video(5, 17, 20), made_video(18, 16, 32)]
     whole, frames = AToken(tokenizer).embed(items), AToken(tokenizer, pool="frames").embed(items)
     for item, sample, of_frames in zip(items, whole, frames, strict=True):
         assert sample.vector.dtype == np.float32
         assert np.linalg.norm(sample.vector) == pytest.approx(1, abs=FP32)
         assert np.abs(sample.vector - tokenizer.embed(item.media).numpy()).max() < FP32
-        expected = tokenizer.embed_frames(item.media) if isinstance(item.media, Clip) else tokenizer.embed(item.media)
+        expected = tokenizer.embed_frames(item.media) if isinstance(item.media, Video) else tokenizer.embed(item.media)
         assert np.abs(of_frames.vector - expected.numpy()).max() < FP32
     with pytest.raises(AtokenError, match="no text side"):
         AToken(tokenizer).embed_texts(["a cat"])
@@ -167,7 +167,7 @@ def solid_tokenizer():
 @functools.cache
 def seen():
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
-    return Item("asset", render_views(asset(0, 4).mesh, 6, 48))
+    return Item("asset", render_views(make_asset(0, 4).mesh, 6, 48))
 
 
 def rendered(gaussians, cameras):
@@ -179,10 +179,10 @@ def rendered(gaussians, cameras):
 def test_an_asset_is_drawn_from_the_cameras_of_its_views_with_their_mask():
     views, tokenizer = seen().media, solid_tokenizer()
     [sample] = AToken(tokenizer).reconstruct([seen()])
-    assert np.array_equal(sample.theirs, views.rgb)
+    assert np.array_equal(sample.target, views.rgb)
     assert np.array_equal(sample.mask, views.mask)
     expected = rendered(tokenizer.decode(tokenizer.encode(views)), views.cameras)
-    assert greatest_difference(sample.ours, expected) <= PIXEL
+    assert greatest_difference(sample.prediction, expected) <= PIXEL
     assert sample.size > 0
 
 
@@ -191,15 +191,15 @@ def test_views_that_are_held_out_are_compared_and_not_encoded():
     [sample] = AToken(tokenizer, held_out=2).reconstruct([seen()])
     first = Views(views.rgb[:4], views.depth[:4], views.cameras[:4])
     expected = rendered(tokenizer.decode(tokenizer.encode(first)), views.cameras[4:])
-    assert np.array_equal(sample.theirs, views.rgb[4:])
+    assert np.array_equal(sample.target, views.rgb[4:])
     assert np.array_equal(sample.mask, views.mask[4:])
-    assert greatest_difference(sample.ours, expected) <= PIXEL
+    assert greatest_difference(sample.prediction, expected) <= PIXEL
     with pytest.raises(AtokenError, match="6 views, too few"):
         AToken(tokenizer, held_out=6).reconstruct([seen()])
 
 
 @pytest.mark.parametrize(("height", "offset"), [(4, 0.5), (4, 0.0), (8, 0.5), (12, 0.5), (2, 0.5)])
-def test_a_mask_has_the_size_of_the_pictures(height, offset):
+def test_a_mask_has_the_size_of_the_images(height, offset):
     depth = np.where(np.arange(height)[:, None] < height / 2, 1.0, -1.0).astype(np.float32)
     views = Views(
         np.zeros((1, 4, 4, 3), np.uint8), np.broadcast_to(depth, (1, height, height)).copy(), Cameras.sphere(1), offset
@@ -211,15 +211,15 @@ def test_an_asset_without_a_gaussian_decoder_is_one_sentence():
     with pytest.raises(AtokenError, match="no Gaussian decoder"):
         AToken(small_tokenizer()).reconstruct([seen()])
     with pytest.raises(AtokenError, match="no way to take asset"):
-        PCA([picture(0, 0, 64, 64).frames], "one picture", components=2).reconstruct([seen()])
+        PCA([make_image(0, 0, 64, 64).frames], "one image", components=2).reconstruct([seen()])
 
 
 # --------------------------------------------------------------------------------------------------------------- PCA
 
 
 @functools.cache
-def pictures():
-    return [picture(3, number, 64, 48).frames for number in range(4)]
+def images():
+    return [make_image(3, number, 64, 48).frames for number in range(4)]
 
 
 def plainly(fitted, item, components):
@@ -245,21 +245,21 @@ def plainly(fitted, item, components):
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pca_is_the_svd(height, width):
-    item = made_picture(height, width)
-    [sample] = PCA(pictures(), "four pictures", components=12).reconstruct([item])
-    expected = plainly(pictures(), item, 12).clip(0, 255)
-    assert np.abs(sample.ours[0] - expected).max() <= 0.5 + SAMPLED
+    item = made_image(height, width)
+    [sample] = PCA(images(), "four images", components=12).reconstruct([item])
+    expected = plainly(images(), item, 12).clip(0, 255)
+    assert np.abs(sample.prediction[0] - expected).max() <= 0.5 + SAMPLED
     assert sample.size == -(-height // 16) * -(-width // 16) * 12 * 4
 
 
 def test_pca_with_all_components_gives_all_back():
-    frames = clip(3, 0, 5, 10, 7).frames
+    frames = make_video(3, 0, 5, 10, 7).frames
     block = (2, 2, 3)
     pca = PCA(
         [np.random.default_rng(0).integers(0, 256, (8, 32, 33, 3), np.uint8)], "noise", components=36, block=block
     )
-    [sample] = pca.reconstruct([Item("clip", Clip(frames))])
-    assert np.array_equal(sample.ours, frames)
+    [sample] = pca.reconstruct([Item("video", Video(frames))])
+    assert np.array_equal(sample.prediction, frames)
     assert sample.size == 3 * 5 * 3 * 36 * 4
 
 
@@ -270,14 +270,14 @@ def test_patches_join_to_what_they_are_of():
 
 
 def test_pca_with_other_floats_has_the_same_components_and_says_so():
-    pca = PCA(pictures(), "four pictures", components=12)
+    pca = PCA(images(), "four images", components=12)
     half = pca.stored_as("float16")
-    [one], [other] = pca.reconstruct([made_picture()]), half.reconstruct([made_picture()])
+    [one], [other] = pca.reconstruct([made_image()]), half.reconstruct([made_image()])
     assert other.size * 2 == one.size
-    assert greatest_difference(one.ours, other.ours) <= 2  # numbers of some 1000, with 11 bits
+    assert greatest_difference(one.prediction, other.prediction) <= 2  # numbers of some 1000, with 11 bits
     assert (pca.stored, half.name) == ("float32", "PCA, 12 numbers a patch, float16")
     digest = hashlib.sha256()
-    for frames in pictures():
+    for frames in images():
         digest.update(str(frames.shape).encode() + frames.tobytes())
     assert pca.record["fingerprint"] == half.record["fingerprint"]
     assert digest.hexdigest() in pca.record["fingerprint"]
@@ -285,6 +285,6 @@ def test_pca_with_other_floats_has_the_same_components_and_says_so():
 
 def test_pca_needs_as_many_patches_as_components():
     with pytest.raises(AtokenError, match="13 components need as many patches"):
-        PCA(pictures()[:1], "one picture", components=13)
+        PCA(images()[:1], "one image", components=13)
     with pytest.raises(AtokenError, match="no vectors"):
-        PCA(pictures(), "four pictures", components=2).embed([made_picture()])
+        PCA(images(), "four images", components=2).embed([made_image()])

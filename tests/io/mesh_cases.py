@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 
 RED, GREEN, BLUE, GREY = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), (128, 128, 128, 255)
-CORNERS = np.array([[RED, GREEN], [BLUE, GREY]], np.uint8)  # of a picture of 2x2: its upper left corner is red
+CORNERS = np.array([[RED, GREEN], [BLUE, GREY]], np.uint8)  # of an image of 2x2: its upper left corner is red
 SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)  # counter-clockwise from the lower left
 HALVES = np.array([[0, 1, 2], [0, 2, 3]], np.uint16)
 COMPONENTS = {"u1": 5121, "u2": 5123, "u4": 5125, "f4": 5126}
@@ -64,7 +64,7 @@ class Gltf:
         return self.add("meshes", primitives=[primitive | ({} if material is None else {"material": material})])
 
     def textured(self, **material: Any) -> int:
-        """Append a material with the picture ``CORNERS``."""
+        """Append a material with the image ``CORNERS``."""
         image = self.add("images", bufferView=self.bytes(png()), mimeType="image/png")
         texture = {"index": self.add("textures", source=image)}
         return self.add("materials", pbrMetallicRoughness={"baseColorTexture": texture} | material)
@@ -235,16 +235,16 @@ def _hostile_nodes() -> dict[str, tuple[bytes, str]]:
 
 
 def _hostile_textures(port: int) -> dict[str, tuple[bytes, str]]:
-    pictures = {
+    images = {
         "up": ("../secret.png", "outside"),
         "link": ("link.png", "outside"),
         "web": (f"http://127.0.0.1:{port}/a.png", "its own folder"),
         "bomb": ("bomb.png", "60000x60000, over the limit"),
-        "svg": (_data(b'<svg><image href="../secret.png"/></svg>'), "no picture"),
-        "eps": (_data(b"%!PS-Adobe-3.0 EPSF-3.0\n(../secret.png) run\n"), "no picture"),
+        "svg": (_data(b'<svg><image href="../secret.png"/></svg>'), "no image"),
+        "eps": (_data(b"%!PS-Adobe-3.0 EPSF-3.0\n(../secret.png) run\n"), "no image"),
         "half": (_data(png(np.zeros((64, 64, 4), np.uint8))[:60]), ""),
     }
-    data = {f"texture-{name}.glb": (_textured(uri), why) for name, (uri, why) in pictures.items()}
+    data = {f"texture-{name}.glb": (_textured(uri), why) for name, (uri, why) in images.items()}
     many = _data(png(np.zeros((4000, 4000), np.uint8)))
     return data | {"textures.glb": (_textured(*[many] * 8), "over the limit of 300 MB")}
 

@@ -1,4 +1,4 @@
-"""Pictures: every mode of Pillow, orientation, alpha, and files that are not what they say."""
+"""Images: every mode of Pillow, orientation, alpha, and files that are not what they say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from atoken.errors import AtokenWarning, MediaError
-from atoken.io import Clip, Image, Limits, from_pil, load_media, read_image, write_image
+from atoken.io import Image, Limits, Video, from_pil, load_media, read_image, write_image
 
 SHADES = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.random.default_rng(0).integers(0, 256, (11, 7, 3), dtype=np.uint8)
@@ -196,7 +196,7 @@ def test_limits_can_be_raised_beyond_those_of_pillow(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png", limits=Limits(max_pixels=200_000_000))
 
 
-def test_limits_hold_for_pil_pictures() -> None:
+def test_limits_hold_for_pil_images() -> None:
     with pytest.raises(MediaError, match="over the limit of 10 pixels"):
         from_pil(PIL.Image.fromarray(COLOURS), limits=Limits(max_pixels=10))
 
@@ -210,7 +210,7 @@ def test_compressed_text_bomb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
-def test_truncated_pictures_are_refused(tmp_path: Path, suffix: str, kept: float) -> None:
+def test_truncated_images_are_refused(tmp_path: Path, suffix: str, kept: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = save(PIL.Image.fromarray(noise), tmp_path / f"a.{suffix}")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
@@ -234,7 +234,7 @@ def test_truncated_pictures_are_refused(tmp_path: Path, suffix: str, kept: float
 )
 def test_other_content_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(MediaError, match="none of the supported pictures in PNG"):
+    with pytest.raises(MediaError, match="none of the supported images in PNG"):
         load_media(tmp_path / "a.png")
 
 
@@ -257,19 +257,19 @@ def test_further_frames_are_said(tmp_path: Path, suffix: str) -> None:
     assert np.abs(image.pixels.astype(int) - COLOURS).max() <= (60 if suffix == "gif" else 0)
 
 
-def test_selecting_frames_of_a_picture_is_refused(tmp_path: Path) -> None:
+def test_selecting_frames_of_a_image_is_refused(tmp_path: Path) -> None:
     path = save(PIL.Image.fromarray(COLOURS), tmp_path / "a.png")
-    with pytest.raises(MediaError, match="from clips only"):
+    with pytest.raises(MediaError, match="from videos only"):
         load_media(path, fps=2)
 
 
-def test_clip_is_no_picture(tmp_path: Path) -> None:
-    Clip(np.zeros((1, 2, 2, 3), np.uint8)).save(tmp_path / "a.mp4")
-    with pytest.raises(MediaError, match="it is a clip"):
+def test_video_is_no_image(tmp_path: Path) -> None:
+    Video(np.zeros((1, 2, 2, 3), np.uint8)).save(tmp_path / "a.mp4")
+    with pytest.raises(MediaError, match="it is of the kind video"):
         read_image(tmp_path / "a.mp4")
 
 
-def test_unreadable_pil_picture() -> None:
+def test_unreadable_pil_image() -> None:
     buffer = io.BytesIO()
     PIL.Image.fromarray(COLOURS).save(buffer, "PNG")
     with PIL.Image.open(io.BytesIO(buffer.getvalue()[:150])) as pil, pytest.raises(MediaError, match="damaged"):

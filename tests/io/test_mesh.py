@@ -108,8 +108,8 @@ def seen_at(mesh: Mesh, vertex: np.ndarray) -> tuple[int, ...]:
     """The colour of the texture, nearest pixel, a little inside of the corner at this place."""
     at = np.argwhere(np.abs(corners(mesh) - vertex).max(-1) < FP32)[0]
     u, v = mesh.uv[tuple(at)] * 0.9 + 0.05
-    picture = mesh.textures[mesh.texture[at[0]]]
-    return tuple(picture[int((1 - v) * picture.shape[0]), int(u * picture.shape[1])].tolist())
+    image = mesh.textures[mesh.texture[at[0]]]
+    return tuple(image[int((1 - v) * image.shape[0]), int(u * image.shape[1])].tolist())
 
 
 # The square's corners as glTF and OBJ have them, x right and y up, and what it shows there; z up, y becomes z.
@@ -145,7 +145,7 @@ def gltf_square_transformed(folder: Path) -> Path:
 
 
 def gltf_square_of_files(folder: Path) -> Path:
-    """The buffer and the picture in files whose names need quoting."""
+    """The buffer and the image in files whose names need quoting."""
     (folder / "a b").mkdir()
     gltf_square(folder)
     path = folder / "a.glb"
@@ -322,14 +322,14 @@ def test_colours_of_off_are_said_to_be_lost(tmp_path: Path) -> None:
         assert (read_mesh(tmp_path / "a.off").colors == 255).all()
 
 
-def test_a_mesh_is_no_picture_and_no_clip(tmp_path: Path) -> None:
+def test_a_mesh_is_no_image_and_no_video(tmp_path: Path) -> None:
     path = saved(tmp_path, "glb", SHAPES["box"])
-    with pytest.raises(MediaError, match="no clip"):
+    with pytest.raises(MediaError, match="no video"):
         load_media(path, fps=24)
     with pytest.raises(MediaError):
         read_image(path)
     (tmp_path / "a.png").write_bytes(png())
-    with pytest.raises(MediaError, match="it is a picture"):
+    with pytest.raises(MediaError, match="it is of the kind image"):
         read_mesh(tmp_path / "a.png")
 
 

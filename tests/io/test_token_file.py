@@ -243,7 +243,7 @@ BAD_TOKENS: dict[str, dict[str, Any]] = {
     "kind must": {"kind": "voxels"},
     "size must": {"size": (0, 3)},
     "there must be at least one frame": {"frames": 0},
-    "Only a clip has": {"fps": Fraction(24)},
+    "Only a video has": {"fps": Fraction(24)},
     "alpha must": {"alpha": np.zeros((4, 4), np.uint8)},
     "pooled must": {"pooled": torch.zeros(0)},
     "fingerprint must": {"fingerprint": "abc"},
@@ -257,7 +257,7 @@ def test_tokens_that_do_not_fit_together_are_refused(message: str, fields: dict[
         replace(make(), **fields)
 
 
-def test_clips_and_codes_that_do_not_fit_are_refused() -> None:
+def test_videos_and_codes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TokenFileError, match="strictly rising"):
         make((16, 16), 3, timestamps=np.zeros(3))
     with pytest.raises(TokenFileError, match="fps must"):
@@ -306,7 +306,7 @@ def test_what_cannot_be_written_is_refused_and_harms_no_other_item(tmp_path: Pat
         (tokens, "float64", "dtype must be float32 or float16"),
         ([], "float32", "at least one piece"),
         (pieces, "float32", "pieces must follow each other"),
-        ([tokens, tokens], "float32", "Pieces must be of one clip"),
+        ([tokens, tokens], "float32", "Pieces must be of one video"),
     ]
     with TokenFileWriter(tmp_path / "a.atok") as writer:
         writer.add(tokens)
@@ -331,7 +331,7 @@ def test_pieces_that_do_not_follow_are_refused(tmp_path: Path) -> None:
         ([one, one], "pieces must follow"),
         ([one, later], "rising from piece to piece"),
         ([pooled, two], "give it last"),
-        ([one, other], "of one clip"),
+        ([one, other], "of one video"),
     ]:
         with pytest.raises(TokenFileError, match=message):
             Tokens.join(pieces)
@@ -413,7 +413,7 @@ def test_items_of_all_kinds_lie_in_one_file(tmp_path: Path) -> None:
 ODD_ASSETS: dict[str, dict[str, Any]] = {
     "voxels a side, twice": {"size": (64, 63)},
     "at most 1,024": {"size": (2048, 2048)},
-    "Only a clip": {"frames": 2},
+    "Only a video": {"frames": 2},
     "lie in the grid of 1 steps, 8 rows": {"size": (8, 8)},
 }
 

@@ -1,4 +1,4 @@
-"""Clips that are damaged, hostile or hang: always one sentence, never a crash, a wait or a process left behind."""
+"""Videos that are damaged, hostile or hang: always one sentence, never a crash, a wait or a process left behind."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import psutil
 import pytest
 
 from atoken.errors import MediaError
-from atoken.io import Clip, Limits, VideoReader, load_media, read_clip, write_clip
-from tests.io.clip_cases import encoded, moving, written
+from atoken.io import Limits, Video, VideoReader, load_media, read_video, write_video
+from tests.io.video_cases import encoded, moving, written
 
 
 def decoders() -> list[psutil.Process]:
-    """Give the child processes that decode clips, zombies included."""
+    """Give the child processes that decode videos, zombies included."""
     found = []
     for child in psutil.Process().children():
         try:
@@ -50,7 +50,7 @@ PLAYLISTS = {
 
 
 @pytest.mark.parametrize("kind", PLAYLISTS)
-def test_playlists_are_no_clips(tmp_path: Path, kind: str) -> None:
+def test_playlists_are_no_videos(tmp_path: Path, kind: str) -> None:
     sibling = written(tmp_path / "sibling.mp4", 2)
     read_before = sibling.stat().st_atime_ns
     (tmp_path / "a.mp4").write_text(PLAYLISTS[kind])
@@ -63,23 +63,23 @@ def test_mp4_without_index(tmp_path: Path) -> None:
     path = written(tmp_path / "a.mp4")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(MediaError, match="damaged"):
-        read_clip(path)
+        read_video(path)
 
 
 @pytest.mark.parametrize(
     ("codec", "suffix"), [("libx264", "mkv"), ("mpeg4", "avi"), ("libvpx-vp9", "webm"), ("libx264", "mp4")]
 )
-def test_truncated_clip_names_what_is_sound(tmp_path: Path, codec: str, suffix: str) -> None:
-    """The frames named are the first of the whole clip, without a gap, wherever between B-frames the file was cut."""
+def test_truncated_video_names_what_is_sound(tmp_path: Path, codec: str, suffix: str) -> None:
+    """The frames named are the first of the whole video, without a gap, wherever between B-frames the file was cut."""
     path = encoded(tmp_path / f"a.{suffix}", codec, moving(40, 64, 64), faststart=suffix == "mp4")
-    whole, data = read_clip(path).frames, path.read_bytes()
+    whole, data = read_video(path).frames, path.read_bytes()
     counts = []
     for percent in range(61, 92, 3):
         path.write_bytes(data[: len(data) * percent // 100])
         with pytest.raises(MediaError, match="damaged after") as caught:
-            read_clip(path)
+            read_video(path)
         counts += [int(re.findall(r"frames=\(0, (\d+)\)", str(caught.value))[0])]
-        np.testing.assert_array_equal(read_clip(path, frames=(0, counts[-1])).frames, whole[: counts[-1]])
+        np.testing.assert_array_equal(read_video(path, frames=(0, counts[-1])).frames, whole[: counts[-1]])
     assert counts == sorted(counts)
     assert counts[-1] > 20
 
@@ -92,12 +92,12 @@ def test_an_index_of_too_few_frames_is_an_error(tmp_path: Path) -> None:
     data[at : at + 4] = (60).to_bytes(4, "little")
     path.write_bytes(data)
     with pytest.raises(MediaError, match="only 40 of 60 frames"):
-        read_clip(path)
+        read_video(path)
 
 
 def test_frames_hidden_by_an_edit_list_are_not_missed(tmp_path: Path) -> None:
     path = written(tmp_path / "a.mp4", 24)
-    whole = read_clip(path)
+    whole = read_video(path)
     data = bytearray(path.read_bytes())
     at = data.index(b"elst") + 12
     length, begin = struct.unpack(">Ii", data[at : at + 8])
@@ -120,20 +120,20 @@ def test_a_damaged_packet_is_an_error(tmp_path: Path, codec: str, suffix: str, r
     path.write_bytes(data)
     if reader == "pyav":
         with pytest.raises(MediaError, match=r"damaged|can be decoded"):
-            read_clip(path)
+            read_video(path)
         return
     with contextlib.suppress(MediaError):
-        assert len(read_clip(path, reader="decord").frames) == 40  # the damage went unseen, as its reader documents
+        assert len(read_video(path, reader="decord").frames) == 40  # the damage went unseen, as its reader documents
 
 
-def test_the_start_of_a_damaged_clip_can_be_read(tmp_path: Path) -> None:
+def test_the_start_of_a_damaged_video_can_be_read(tmp_path: Path) -> None:
     path = encoded(tmp_path / "a.avi", "mpeg4", moving(40, 64, 64))
-    whole = read_clip(path)
+    whole = read_video(path)
     data = bytearray(path.read_bytes())
     at = data.rindex(b"00dc", 0, data.rindex(b"idx1")) - 600
     data[at : at + 400] = bytes(400)
     path.write_bytes(data)
-    np.testing.assert_array_equal(read_clip(path, frames=(0, 8)).frames, whole.frames[:8])
+    np.testing.assert_array_equal(read_video(path, frames=(0, 8)).frames, whole.frames[:8])
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_the_start_of_a_damaged_clip_can_be_read(tmp_path: Path) -> None:
 def test_limits(tmp_path: Path, limits: Limits, reason: str) -> None:
     path = written(tmp_path / "a.mp4", 24, 32, 48)
     with pytest.raises(MediaError, match=reason):
-        read_clip(path, limits=limits)
+        read_video(path, limits=limits)
     if limits.max_pixels > 1000 and limits.max_side > 40:
-        assert len(read_clip(path, limits=limits, frames=(0, 5)).frames) == 5
+        assert len(read_video(path, limits=limits, frames=(0, 5)).frames) == 5
 
 
 def test_memory_is_checked_while_reading(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_memory_is_checked_while_reading(tmp_path: Path) -> None:
     path.write_bytes(data)  # a Matroska file that states no length
     with VideoReader(path) as video:
         assert video.info.declared_frames is None
-    assert len(read_clip(path).frames) == 40
+    assert len(read_video(path).frames) == 40
     with pytest.raises(MediaError, match="GiB in memory"):
-        read_clip(path, limits=Limits(max_memory=30 * 32 * 32 * 3))
+        read_video(path, limits=Limits(max_memory=30 * 32 * 32 * 3))
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
@@ -186,36 +186,36 @@ def test_no_video_stream(tmp_path: Path) -> None:
         sound.sample_rate = 16_000
         container.mux([*stream.encode(sound), *stream.encode(None)])
     with pytest.raises(MediaError, match="no video"):
-        read_clip(tmp_path / "a.mp4")
+        read_video(tmp_path / "a.mp4")
 
 
-def test_a_still_picture_is_no_clip(tmp_path: Path) -> None:
+def test_a_still_image_is_no_video(tmp_path: Path) -> None:
     from atoken.io import Image
 
     Image(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(MediaError, match="it is a picture"):
-        read_clip(tmp_path / "a.png")
+    with pytest.raises(MediaError, match="it is of the kind image"):
+        read_video(tmp_path / "a.png")
 
 
-def long_clip(tmp_path: Path) -> Path:
-    """Give a clip that is too long to lie in the pipe and the reader's buffers at once."""
+def long_video(tmp_path: Path) -> Path:
+    """Give a video that is too long to lie in the pipe and the reader's buffers at once."""
     return written(tmp_path / "long.mp4", 60, 256, 256)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_killed_decoder_is_an_error_and_the_next_clip_works(tmp_path: Path, how: signal.Signals) -> None:
-    path = long_clip(tmp_path)
+def test_a_killed_decoder_is_an_error_and_the_next_video_works(tmp_path: Path, how: signal.Signals) -> None:
+    path = long_video(tmp_path)
     video = VideoReader(path)
     next(video)
     decoders()[0].send_signal(how)
     with pytest.raises(MediaError, match=how.name):
         list(video)
     assert list(video) == []
-    assert len(read_clip(path, frames=(0, 3)).frames) == 3
+    assert len(read_video(path, frames=(0, 3)).frames) == 3
 
 
 def test_a_hung_decoder_is_stopped(tmp_path: Path) -> None:
-    video = VideoReader(long_clip(tmp_path), timeout=0.5)
+    video = VideoReader(long_video(tmp_path), timeout=0.5)
     next(video)
     decoders()[0].send_signal(signal.SIGSTOP)
     with pytest.raises(MediaError, match="hung"):
@@ -223,7 +223,7 @@ def test_a_hung_decoder_is_stopped(tmp_path: Path) -> None:
 
 
 def test_breaking_off_leaves_no_process(tmp_path: Path) -> None:
-    path = long_clip(tmp_path)
+    path = long_video(tmp_path)
     with VideoReader(path) as video:
         for _ in video:
             break
@@ -239,7 +239,9 @@ def test_a_decoder_dies_with_its_parent(tmp_path: Path) -> None:
         "import os, sys; from atoken.io import VideoReader; video = VideoReader(sys.argv[1]); next(video);"
         "print(video._process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(long_clip(tmp_path))], stdout=subprocess.PIPE, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(long_video(tmp_path))], stdout=subprocess.PIPE, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     decoder = int(done.stdout)
     for _ in range(100):
@@ -264,7 +266,7 @@ def test_a_stray_module_in_the_working_folder_is_not_run(tmp_path: Path, monkeyp
     path = written(tmp_path / "a.mp4", 2)
     (tmp_path / "av.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
-    assert len(read_clip("a.mp4").frames) == 2
+    assert len(read_video("a.mp4").frames) == 2
     assert path.exists()
 
 
@@ -273,7 +275,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
         "import resource, signal, sys, numpy as np; from atoken.io import *; from atoken.errors import MediaError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "noise = np.random.default_rng(0).integers(0, 256, (30, 128, 128, 3), dtype=np.uint8)\n"
-        "for thing, name in ((Clip(noise), 'a.mp4'), (Image(noise[0]), 'a.png')):\n"
+        "for thing, name in ((Video(noise), 'a.mp4'), (Image(noise[0]), 'a.png')):\n"
         "    try: thing.save(sys.argv[1] + '/' + name)\n"
         "    except MediaError as error: print(error)\n"
     )
@@ -291,10 +293,10 @@ def test_times_that_do_not_rise_are_replaced(tmp_path: Path) -> None:
     assert found == pytest.approx([0, 0.1, 0.3, 0.4, 0.5, 0.6, 4])
 
 
-def test_clip_without_time_stamps(tmp_path: Path) -> None:
+def test_video_without_time_stamps(tmp_path: Path) -> None:
     frames = moving(12, 64, 64)
-    clip = read_clip(encoded(tmp_path / "a.avi", "mpeg4", frames, options={"bf": "2"}))
-    assert clip.timestamps is None
-    assert clip.fps == 24
-    write_clip(Clip(clip.frames, clip.fps), tmp_path / "a.mp4")
-    assert len(read_clip(tmp_path / "a.mp4").frames) == 12
+    video = read_video(encoded(tmp_path / "a.avi", "mpeg4", frames, options={"bf": "2"}))
+    assert video.timestamps is None
+    assert video.fps == 24
+    write_video(Video(video.frames, video.fps), tmp_path / "a.mp4")
+    assert len(read_video(tmp_path / "a.mp4").frames) == 12

@@ -73,7 +73,7 @@ def test_the_published_layout_comes_back(folder):
     close(views.cameras.intrinsics, CAMERAS.intrinsics, FP32)
 
 
-def test_pictures_are_resized_and_depth_maps_are_not(folder):
+def test_images_are_resized_and_depth_maps_are_not(folder):
     views = read_views(str(folder), 16)
     close(views.rgb[1], np.asarray(PIL.Image.fromarray(RGB[1]).resize((16, 16), PIL.Image.Resampling.LANCZOS)))
     close(views.depth, DEPTH)
@@ -194,10 +194,10 @@ def test_bad_poses_are_refused(folder, pose):
     refused(folder, "transform_matrix of frame 1")
 
 
-def test_bad_pictures_are_refused(folder):
+def test_bad_images_are_refused(folder):
     PIL.Image.fromarray(RGB[1, :10]).save(folder / "001.png")
     refused(folder, "must be square")
-    (folder / "001.png").write_bytes(b"no picture at all, only text")
+    (folder / "001.png").write_bytes(b"no image at all, only text")
     refused(folder, "Cannot read")
 
 

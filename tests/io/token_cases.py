@@ -28,7 +28,7 @@ def make(
         "latents": latents if codes is None else FSQ(levels).from_codes(codes),
         "codes": codes,
         "coords": torch.from_numpy(coords),
-        "kind": "image" if frames == 1 else "clip",
+        "kind": "image" if frames == 1 else "video",
         "fps": None if frames == 1 else Fraction(30000, 1001),
         "timestamps": None,
         "alpha": None,

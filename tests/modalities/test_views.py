@@ -13,7 +13,7 @@ from atoken.modalities.views import Views, render_depths, render_views
 from tests.modalities.shapes import COLOURS, box, from_axes, joined, mesh, quad, quarter_turned, sphere
 from tests.tolerances import EXACT, FP32
 
-FRONT = Cameras.looking_at_centre(torch.tensor([[0.0, -2.0, 0.0]]))  # x to the right, z up in the picture
+FRONT = Cameras.looking_at_centre(torch.tensor([[0.0, -2.0, 0.0]]))  # x to the right, z up in the image
 GENERIC = Cameras.sphere(5)
 
 
@@ -47,7 +47,7 @@ def test_each_side_of_a_cube_is_seen_from_its_axis_in_its_colour():
         assert (rgb[mask] == colour).all()
         assert (rgb[~mask] == 0).all()
         close(depth[mask], 1.75)
-        half = 0.25 * views.cameras.intrinsics[0, 0, 0].item() / 1.75  # of the side, in widths of the picture
+        half = 0.25 * views.cameras.intrinsics[0, 0, 0].item() / 1.75  # of the side, in widths of the image
         inside = np.abs((np.arange(64) + 0.5) / 64 - 0.5) < half
         np.testing.assert_array_equal(mask, inside[:, None] & inside)
 
@@ -107,7 +107,7 @@ def test_both_sides_of_a_face_are_seen():
 def test_a_texture_stands_upright_and_repeats():
     texture = np.arange(4, dtype=np.uint8).reshape(2, 2, 1) * np.array([50, 10, 1, 0], np.uint8) + np.uint8(20)
     texture[..., 3] = 255
-    half = 1.0 / FRONT.intrinsics[0, 0, 0].item()  # fills the picture
+    half = 1.0 / FRONT.intrinsics[0, 0, 0].item()  # fills the image
     views = render_views(quad(half, textures=[texture]), FRONT, size=2)  # rays meet the centres of the texels
     np.testing.assert_array_equal(views.rgb[0], texture[..., :3])
     twice = render_views(quad(half, textures=[texture], repeat=2.0), FRONT, size=4)
@@ -164,7 +164,7 @@ def test_views_are_the_same_each_time_and_alone():
 def test_the_rectangle_that_is_searched_leaves_nothing_out():
     solid = joined(box(0.2, (0.11, 0.05, -0.13)), sphere(0.17, 12, (90, 160, 30, 255)))
     cameras = Cameras.looking_at_centre(torch.tensor([[0.0, -2.0, 0.0], [0.9, -0.4, 0.3], [0.1, -5.0, 2.0]]))
-    behind = box(0.01, (0, -30, 0))  # with something behind the cameras, all of the picture is searched
+    behind = box(0.01, (0, -30, 0))  # with something behind the cameras, all of the image is searched
     part, whole = render_views(solid, cameras, 64), render_views(joined(solid, behind), cameras, 64)
     assert all(0 < mask.mean() < 1 for mask in part.mask)
     close(part.rgb, whole.rgb, EXACT)

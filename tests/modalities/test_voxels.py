@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.cameras import Cameras
-from atoken.data.labelled import labelled_asset
+from atoken.data.synthetic.labelled import labelled_asset
 from atoken.errors import AtokenWarning, MediaError
 from atoken.modalities.views import Views, render_views
 from atoken.modalities.voxels import occupied, unvoxelize, voxelize, voxelize_mesh
@@ -89,12 +89,12 @@ def test_patches_are_those_of_the_published_look_up(rgb_size):
     views = replace(noise(both, 64), rgb=noise(both, rgb_size).rgb)
     tokens = pack(views, 16, max_tokens=4096)
     centres = (tokens.coords[:, 1:].double() + 0.5) / 16 - 0.5
-    pictures = F.pixel_unshuffle(torch.from_numpy(views.rgb).permute(0, 3, 1, 2).double(), 16)
+    images = F.pixel_unshuffle(torch.from_numpy(views.rgb).permute(0, 3, 1, 2).double(), 16)
     found, depths = [], []
     for view in range(len(both)):
         place, depth = (torch.from_numpy(array) for array in both.project(view, centres.numpy()))
         options = {"mode": "nearest", "padding_mode": "zeros", "align_corners": True}
-        looked_up = F.grid_sample(pictures[view : view + 1], place[None, None] * 2 - 1, **options)[0, :, 0].T
+        looked_up = F.grid_sample(images[view : view + 1], place[None, None] * 2 - 1, **options)[0, :, 0].T
         found.append(looked_up.unflatten(1, (3, 256)).mT.flatten(1))  # channels last
         depths.append(depth)
     nearest = torch.stack(depths).argmin(0)
@@ -175,7 +175,7 @@ def test_a_camera_does_not_colour_what_is_behind_it():
     assert (unvoxelize(tokens)[index] == (255, 0, 0)).all()
 
 
-def test_a_cell_outside_of_a_picture_is_not_shown_by_it():
+def test_a_cell_outside_of_a_image_is_not_shown_by_it():
     narrow, wide = (
         Cameras.looking_at_centre(torch.tensor([[x, 0.0, 0.0]]), fov) for x, fov in ((1.5, 5.0), (2.0, 40.0))
     )

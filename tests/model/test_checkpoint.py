@@ -37,7 +37,7 @@ def small_tower():
     return tower
 
 
-def test_with_rope_off_a_picture_gives_siglip2s_features_and_pooled_vector():
+def test_with_rope_off_a_image_gives_siglip2s_features_and_pooled_vector():
     tower = small_tower()
     ours = from_siglip2(tower, small_config(rope=False))
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Gaussians: files that come back and that other tools read, pictures and clips of them, and hostile files."""
+"""Gaussians: files that come back and that other tools read, images and videos of them, and hostile files."""
 
 import struct
 import warnings
@@ -13,7 +13,7 @@ from atoken import gaussians as module
 from atoken.cameras import Cameras
 from atoken.errors import AtokenWarning, MediaError
 from atoken.gaussians import Gaussians
-from atoken.io import Clip, Image, Limits, load_media
+from atoken.io import Image, Limits, Video, load_media
 from tests.tolerances import EXACT, FP32
 
 STORED = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"]
@@ -143,7 +143,7 @@ def with_value(name, value):
 
 HOSTILE = {
     "empty": (b"", "does not begin with 'ply'"),
-    "picture": (b"\x89PNG\r\n\x1a\n", "does not begin with 'ply'"),
+    "image": (b"\x89PNG\r\n\x1a\n", "does not begin with 'ply'"),
     "no end": (b"ply\n" + b"comment a\n" * 100_000, "no end within 65,536 bytes"),
     "one line": (b"ply\n" + b"x" * 1_000_000, "no end within"),
     "cut header": (ply()[:60], "no end within"),
@@ -232,23 +232,23 @@ def test_names_and_folders_that_cannot_be_written(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_and_a_turn_are_saved(tmp_path: Path, monkeypatch):
+def test_a_image_and_a_turn_are_saved(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(module, "_VIEW", 48)
     monkeypatch.setattr(module, "_FRAMES", 4)
     gaussians = some()
     gaussians.save(tmp_path / "a.png")
     gaussians.save(tmp_path / "a.mp4")
-    picture, clip = load_media(tmp_path / "a.png"), load_media(tmp_path / "a.mp4")
+    image, video = load_media(tmp_path / "a.png"), load_media(tmp_path / "a.mp4")
     rendered = gaussians.render(Cameras.turntable(4), 48).clamp(0, 1).numpy() * 255
-    assert isinstance(picture, Image)
-    assert isinstance(clip, Clip)
-    assert np.abs(picture.pixels - rendered[0]).max() <= 0.5 + FP32 * 255
-    assert clip.frames.shape == (4, 48, 48, 3)
-    assert clip.fps == 24
-    assert np.abs(clip.frames - rendered).mean() < 8
+    assert isinstance(image, Image)
+    assert isinstance(video, Video)
+    assert np.abs(image.pixels - rendered[0]).max() <= 0.5 + FP32 * 255
+    assert video.frames.shape == (4, 48, 48, 3)
+    assert video.fps == 24
+    assert np.abs(video.frames - rendered).mean() < 8
 
 
-def test_a_clip_that_fails_half_way_leaves_no_file(tmp_path: Path, monkeypatch):
+def test_a_video_that_fails_half_way_leaves_no_file(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(module, "_VIEW", 16)
     drawn = []
 

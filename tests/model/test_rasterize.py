@@ -15,7 +15,7 @@ SIZE = (21, 29)  # no multiple of a tile
 
 
 def splats(count, seed=0, dtype=torch.float64, smallest=0.003, largest=0.15):
-    """Random Gaussians in the unit ball, from specks to some that fill the picture, a few of them round."""
+    """Random Gaussians in the unit ball, from specks to some that fill the image, a few of them round."""
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape):
@@ -29,7 +29,7 @@ def splats(count, seed=0, dtype=torch.float64, smallest=0.003, largest=0.15):
 
 
 def cameras(count=3, dtype=torch.float64):
-    """Cameras whose pixels are not square and whose centre is not the picture's."""
+    """Cameras whose pixels are not square and whose centre is not the image's."""
     views = Cameras.looking_at_centre(Cameras.sphere(count).centres.to(dtype))
     shifted = views.intrinsics + torch.tensor([[0.1, 0, 0.07], [0, -0.2, -0.04], [0, 0, 0]], dtype=dtype)
     return Cameras(views.world_to_camera, shifted)
@@ -42,7 +42,7 @@ def turned(quat, vector):
 
 
 def ellipse(mean, scale, quat, opacity, pose, intrinsics, size):
-    """Centre, inverse covariance and peak of one Gaussian on the picture; None where it is behind the near plane."""
+    """Centre, inverse covariance and peak of one Gaussian on the image; None where it is behind the near plane."""
     x, y, z = pose[:3, :3] @ mean + pose[:3, 3]
     if z < module.NEAR:
         return None
@@ -67,7 +67,7 @@ def pixel_by_pixel(splats, pose, intrinsics, size):
     means, scales, quats, opacities, colors = (tensor.numpy() for tensor in splats)
     found = [ellipse(*row, pose, intrinsics, size) for row in zip(means, scales, quats, opacities, strict=True)]
     order = sorted((index for index, row in enumerate(found) if row), key=lambda index: found[index][3])
-    picture = np.zeros((*size, 4))
+    image = np.zeros((*size, 4))
     for row, column in np.ndindex(*size):
         left = 1.0
         for index in order:
@@ -77,16 +77,16 @@ def pixel_by_pixel(splats, pose, intrinsics, size):
             if alpha < 1 / 255 or left <= 1e-4:
                 continue
             through = max(left * (1 - alpha), 1e-4)
-            picture[row, column, :3] += (left - through) * np.maximum(colors[index], 0)
+            image[row, column, :3] += (left - through) * np.maximum(colors[index], 0)
             left = through
-        picture[row, column, 3] = 1 - left
-    return torch.from_numpy(picture)
+        image[row, column, 3] = 1 - left
+    return torch.from_numpy(image)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_loop_over_pixels_gives_the_same_picture(seed):
+def test_a_loop_over_pixels_gives_the_same_image(seed):
     some, views = splats(60, seed, largest=0.3), cameras(2)
-    some[0][45:] *= 6  # beside the picture and behind the camera, some of them reaching in
+    some[0][45:] *= 6  # beside the image and behind the camera, some of them reaching in
     some[1][45:] *= 4
     expected = torch.stack(
         [
@@ -251,9 +251,9 @@ def test_memory_of_entries_is_cut_into_slices(monkeypatch):
     )
     monkeypatch.setattr(module, "_SLICE", 64)
     rasterize(splats(400, dtype=torch.float32), Cameras.turntable(1), SIZE)
-    tiles_of_picture = 3 * 4
+    tiles_of_image = 3 * 4
     assert len(seen) > 5
-    assert max(seen) < 64 + tiles_of_picture
+    assert max(seen) < 64 + tiles_of_image
 
 
 def test_the_cpu_has_the_plain_renderer():

@@ -8,7 +8,7 @@ from atoken.modalities.pixels import grid, grid_coords, patchify, to_uint8, to_v
 from atoken.tokens import SparseTokens
 
 
-def clip_tokens(*shapes, width=3, seed=0):
+def video_tokens(*shapes, width=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     coords = [grid_coords(*shape) for shape in shapes]
     lengths = tuple(len(c) for c in coords)
@@ -16,7 +16,7 @@ def clip_tokens(*shapes, width=3, seed=0):
 
 
 def test_pack_unpack_round_trip_keeps_an_empty_last_sample():
-    tokens = clip_tokens((1, 2, 3), (2, 1, 1))
+    tokens = video_tokens((1, 2, 3), (2, 1, 1))
     empty = SparseTokens(torch.zeros(0, 3), torch.zeros(0, 4, dtype=torch.int32), (0,))
     packed = SparseTokens.pack([tokens, empty])
     assert packed.lengths == (6, 2, 0)
@@ -33,7 +33,7 @@ def test_lengths_that_do_not_fit_are_refused(lengths):
 
 
 def test_windows_partition_every_sample_from_its_own_first_step():
-    tokens = clip_tokens((5, 1, 2), (2, 2, 2))
+    tokens = video_tokens((5, 1, 2), (2, 2, 2))
     shifted = SparseTokens(tokens.feats, tokens.coords + torch.tensor([3, 0, 0, 0], dtype=torch.int32), tokens.lengths)
     windows = shifted.time_windows(2)
     assert [window.lengths for _, window in windows] == [(4, 8), (4, 0), (2, 0)]
@@ -44,7 +44,7 @@ def test_windows_partition_every_sample_from_its_own_first_step():
 
 
 def test_windows_of_shuffled_tokens_hold_the_same_tokens():
-    tokens = clip_tokens((4, 2, 2))
+    tokens = video_tokens((4, 2, 2))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
     shuffled = SparseTokens(tokens.feats[order], tokens.coords[order], (16,))
     for (_, plain), (_, mixed) in zip(tokens.time_windows(2), shuffled.time_windows(2), strict=True):

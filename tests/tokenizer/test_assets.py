@@ -1,4 +1,4 @@
-"""3D assets through the tokenizer and the command line: a mesh in, tokens, Gaussians and pictures out."""
+"""3D assets through the tokenizer and the command line: a mesh in, tokens, Gaussians and images out."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ import atoken
 from atoken import tokenizer as tokenizers
 from atoken.cameras import Cameras
 from atoken.cli import main
-from atoken.data.procedural import asset
+from atoken.data.synthetic.procedural import make_asset
 from atoken.doctor import assets
 from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.gaussians import Gaussians
@@ -49,7 +49,7 @@ def tokenizer(model):
 
 @functools.cache
 def mesh():
-    return asset(0, 4).mesh
+    return make_asset(0, 4).mesh
 
 
 @functools.cache
@@ -87,9 +87,9 @@ def test_a_saved_asset_decodes_to_the_same_gaussians_near_its_voxels(tokenizer, 
 
 
 def test_alone_is_in_a_batch_of_all_kinds(tokenizer):
-    media = [random_frames(20, 40), views(), random_frames(9, 17, 20), render_views(asset(0, 2).mesh, 2, 48)]
+    media = [random_frames(20, 40), views(), random_frames(9, 17, 20), render_views(make_asset(0, 2).mesh, 2, 48)]
     together = tokenizer.encode_batch(media)
-    assert [tokens.kind for tokens in together] == ["image", "asset", "clip", "asset"]
+    assert [tokens.kind for tokens in together] == ["image", "asset", "video", "asset"]
     for one, tokens in zip(media, together, strict=True):
         torch.testing.assert_close(tokenizer.encode(one).latents, tokens.latents, atol=FP32, rtol=FP32)
     decoded = tokenizer.decode_batch(together)

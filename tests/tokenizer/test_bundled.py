@@ -6,9 +6,9 @@ import torch
 
 import atoken
 from atoken.cameras import Cameras
-from atoken.data.procedural import asset
+from atoken.data.synthetic.procedural import make_asset
 from atoken.doctor import examine
-from atoken.metrics import psnr
+from atoken.metrics.pixels import psnr
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.presets import BUNDLED
@@ -62,11 +62,11 @@ def test_gaussians_show_held_out_assets_better_than_untrained_splats(name, token
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     gains = []
     for index in (7, 14):
-        mesh = asset(HELD_OUT_SEED, index).mesh
+        mesh = make_asset(HELD_OUT_SEED, index).mesh
         views, unseen = render_views(mesh), render_views(mesh, Cameras.turntable(VIEWS), SIZE)
         ours = score(tokenizers[name].decode(tokenizers[name].encode(views)), unseen)
         gains.append(np.subtract(ours, score(baseline(voxelize(views).tokens), unseen)))
-    assert (np.mean(gains, axis=0) > 0).all()  # inside the mask, IoU, whole pictures
+    assert (np.mean(gains, axis=0) > 0).all()  # inside the mask, IoU, whole images
     assert np.mean(gains, axis=0)[0] > 1
 
 

@@ -10,9 +10,9 @@ import psutil
 import pytest
 import torch
 
-from atoken.data.procedural import asset
+from atoken.data.synthetic.procedural import make_asset
 from atoken.errors import AtokenError, TokenFileError
-from atoken.io import Clip, Image
+from atoken.io import Image, Video
 from atoken.io.tokens_record import Tokens
 from atoken.modalities.pixels import grid
 from atoken.modalities.views import render_views
@@ -41,7 +41,7 @@ def test_nothing_is_silently_lost(kind, tmp_path):
     tokenizer = small_tokenizer(kind)
     for frames, height, width in shapes():
         pixels = random_frames(frames, height, width)
-        media = Image(pixels[0]) if frames == 1 else Clip(pixels, Fraction(12))
+        media = Image(pixels[0]) if frames == 1 else Video(pixels, Fraction(12))
         tokens = tokenizer.encode(media)
         assert len(tokens.latents) == np.prod(grid(frames, height, width))
         back = tokenizer.decode(tokens)
@@ -56,8 +56,8 @@ def test_alpha_rate_and_time_stamps_are_kept(tmp_path):
     image.save(tmp_path / "a.atok")
     assert np.array_equal(tokenizer.decode(Tokens.load(tmp_path / "a.atok")).alpha, alpha)
     times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 21))
-    clip = tokenizer.encode(Clip(random_frames(21, 18, 20), Fraction(30000, 1001), times - times[0]))
-    clip.save(tmp_path / "c.atok")
+    video = tokenizer.encode(Video(random_frames(21, 18, 20), Fraction(30000, 1001), times - times[0]))
+    video.save(tmp_path / "c.atok")
     back = tokenizer.decode(Tokens.load(tmp_path / "c.atok"))
     assert back.fps == Fraction(30000, 1001)
     assert np.array_equal(back.timestamps, times - times[0])
@@ -68,9 +68,9 @@ def test_alone_equals_in_a_batch(kind):
     tokenizer = small_tokenizer(kind)
     media = [
         Image(random_frames(20, 40)),
-        Clip(random_frames(21, 17, 33)),
+        Video(random_frames(21, 17, 33)),
         Image(random_frames(1, 1)),
-        Clip(random_frames(3, 50, 5)),
+        Video(random_frames(3, 50, 5)),
     ]
     together = tokenizer.encode_batch(media)
     decoded = tokenizer.decode_batch(together)
@@ -94,15 +94,15 @@ def frames_of(media):
 @pytest.mark.parametrize("kind", KINDS)
 def test_twice_is_the_same_and_sampling_is_a_switch(kind):
     tokenizer = small_tokenizer(kind)
-    clip = Clip(random_frames(20, 24, 24))
-    first, second = tokenizer.encode(clip), tokenizer.encode(clip)
+    video = Video(random_frames(20, 24, 24))
+    first, second = tokenizer.encode(video), tokenizer.encode(video)
     assert torch.equal(first.latents, second.latents)
     assert np.array_equal(tokenizer.decode(first).frames, tokenizer.decode(second).frames)
     if kind == "discrete":
         with pytest.raises(AtokenError, match="generator"):
-            tokenizer.encode(clip, generator=torch.Generator())
+            tokenizer.encode(video, generator=torch.Generator())
     else:
-        drawn = [tokenizer.encode(clip, generator=torch.Generator().manual_seed(s)).latents for s in (1, 1, 2)]
+        drawn = [tokenizer.encode(video, generator=torch.Generator().manual_seed(s)).latents for s in (1, 1, 2)]
         assert torch.equal(drawn[0], drawn[1])
         assert not torch.equal(drawn[0], drawn[2])
         assert not torch.equal(drawn[0], first.latents)
@@ -112,8 +112,8 @@ def test_twice_is_the_same_and_sampling_is_a_switch(kind):
 @pytest.mark.parametrize("frames", [1, 16, 17, 37, 50])
 def test_streaming_equals_the_whole_call(kind, frames):
     tokenizer = small_tokenizer(kind)
-    clip = Clip(random_frames(frames, 20, 33), 10)
-    whole, pieces = tokenizer.encode(clip), list(tokenizer.encode_stream(clip))
+    video = Video(random_frames(frames, 20, 33), 10)
+    whole, pieces = tokenizer.encode(video), list(tokenizer.encode_stream(video))
     joined = Tokens.join(pieces)
     assert len(pieces) == -(-frames // 16)
     if whole.codes is None:
@@ -133,13 +133,13 @@ def test_streaming_takes_frames_one_by_one_and_refuses_none():
     tokenizer = small_tokenizer()
     frames = random_frames(18, 16, 16)
     joined = Tokens.join(tokenizer.encode_stream(iter(frames), fps=5))
-    torch.testing.assert_close(joined.latents, tokenizer.encode(Clip(frames)).latents, atol=FP32, rtol=FP32)
+    torch.testing.assert_close(joined.latents, tokenizer.encode(Video(frames)).latents, atol=FP32, rtol=FP32)
     assert joined.fps == 5
     with pytest.raises(AtokenError, match="no frames"):
         next(tokenizer.encode_stream([]))
 
 
-def test_streaming_memory_does_not_grow_with_the_clip():
+def test_streaming_memory_does_not_grow_with_the_video():
     """Live tensors and arrays after many tiles are no more than after few."""
     tokenizer = small_tokenizer()
 
@@ -159,10 +159,10 @@ def test_a_frame_range_of_a_file_decodes_to_those_frames_of_the_whole(tmp_path):
     from atoken.io.token_file import TokenFile
 
     tokenizer = small_tokenizer()
-    tokens = tokenizer.encode(Clip(random_frames(50, 20, 20)))
-    tokens.save(tmp_path / "clip.atok")
+    tokens = tokenizer.encode(Video(random_frames(50, 20, 20)))
+    tokens.save(tmp_path / "video.atok")
     whole = tokenizer.decode(tokens).frames
-    with TokenFile(tmp_path / "clip.atok") as file:
+    with TokenFile(tmp_path / "video.atok") as file:
         piece = file.read(0, frames=(20, 30))
     assert (piece.first_frame, piece.frames) == (16, 16)
     difference = np.abs(tokenizer.decode(piece).frames.astype(int) - whole[16:32])
@@ -172,7 +172,7 @@ def test_a_frame_range_of_a_file_decodes_to_those_frames_of_the_whole(tmp_path):
 
 def test_with_a_decoder_cache_a_piece_from_the_middle_is_refused():
     tokenizer = small_tokenizer("cached")
-    pieces = list(tokenizer.encode_stream(Clip(random_frames(40, 16, 16))))
+    pieces = list(tokenizer.encode_stream(Video(random_frames(40, 16, 16))))
     with pytest.raises(AtokenError, match="from its start"):
         tokenizer.decode(pieces[1])
     with pytest.raises(AtokenError, match="from its start"):
@@ -184,7 +184,7 @@ def test_with_a_decoder_cache_a_piece_from_the_middle_is_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_a_saved_file_is_bit_for_bit_decoding_the_tokens(kind, tmp_path):
     tokenizer = small_tokenizer(kind)
-    for name, media in (("image", Image(random_frames(31, 47))), ("clip", Clip(random_frames(35, 17, 16)))):
+    for name, media in (("image", Image(random_frames(31, 47))), ("video", Video(random_frames(35, 17, 16)))):
         tokens = tokenizer.encode(media)
         tokens.save(tmp_path / name)
         loaded = Tokens.load(tmp_path / name)
@@ -200,7 +200,7 @@ def test_an_asset_comes_back_as_gaussians_at_its_voxels(tmp_path):
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     sizes = {"width": 48, "layers": 2, "heads": 4, "mlp": 64}
     tokenizer = Tokenizer(small_model(gaussian_decoder=sizes), "small-assets")
-    views = render_views(asset(0, 4).mesh, 4, 64)
+    views = render_views(make_asset(0, 4).mesh, 4, 64)
     tokens, image = tokenizer.encode_batch([views, Image(random_frames(20, 40))])
     torch.testing.assert_close(tokenizer.encode(views).latents, tokens.latents, atol=FP32, rtol=FP32)
     tokens.save(tmp_path / "a.atok")
@@ -234,7 +234,7 @@ def test_bad_input_gets_one_sentence(bad):
     assert "\n" not in str(error.value)
 
 
-def test_arrays_pil_pictures_and_files_are_one_and_the_same(tmp_path):
+def test_arrays_pil_images_and_files_are_one_and_the_same(tmp_path):
     import PIL.Image
 
     tokenizer = small_tokenizer()

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from atoken.errors import AtokenError
-from atoken.train.curriculum import NANO_COLORS, UNUSED
+from atoken.pretrain.curriculum import NANO_COLORS, UNUSED
+from atoken.pretrain.objective import Objective
 from atoken.train.engine import PATIENCE, PlainEngine
-from atoken.train.objective import Objective
 from tests.model.sizes import small_model
-from tests.tolerances import FP32
-from tests.train.tiny import (
+from tests.pretrain.tiny import (
     TINY,
     batch,
     tiny_engine,
     tiny_preset,  # noqa: F401 - a fixture for all tests here
 )
+from tests.tolerances import FP32
 
 
 def test_learning_rate_warms_up_in_a_line_and_falls_as_a_cosine():
@@ -121,12 +121,12 @@ def test_the_run_ends_when_too_many_steps_in_a_row_are_skipped():
 
 def test_a_step_sums_over_tasks_the_mean_over_their_micro_batches():
     made, objective = [batch(TINY, step) for step in (0, 1, 2)], Objective(small_model(), TINY.used)
-    assert [one.task for one in made] == ["image", "image", "clip"]
+    assert [one.task for one in made] == ["image", "image", "video"]
     losses = [objective(one)[0] for one in made]
     loss = (losses[0] + losses[1]) / 2 + losses[2]
     loss.backward()
     row = tiny_engine(mixed_precision=False).train(made)
-    assert row["clip/loss"] == pytest.approx(losses[2].item(), rel=FP32)
+    assert row["video/loss"] == pytest.approx(losses[2].item(), rel=FP32)
     gradients = [p.grad for p in objective.parameters() if p.grad is not None]
     assert row["loss"] == pytest.approx(loss.item(), rel=FP32)
     assert row["norm"] == pytest.approx(torch.nn.utils.get_total_norm(gradients).item(), rel=FP32)
@@ -156,19 +156,19 @@ def test_a_restored_engine_goes_on_as_the_first_would_have(muon):
     assert engine_equals(second, snapshot(first))
 
 
-@pytest.mark.parametrize("medium", ["surface", "views"])
-def test_the_gaussian_decoder_learns_and_the_tokenizer_stays(medium):
+@pytest.mark.parametrize("modality", ["surface", "views"])
+def test_the_gaussian_decoder_learns_and_the_tokenizer_stays(modality):
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     pytest.importorskip("scipy", reason="the extra train is not installed")
     model = small_model(gaussian_decoder={"width": 48, "layers": 2, "heads": 4, "mlp": 64})
-    task = replace(NANO_COLORS.tasks[medium], tokens=200, views=1)
-    stage = replace(NANO_COLORS, tasks={medium: task}, mixture={medium: 1}, warmup=1, steps=12, lr=3e-3)
+    task = replace(NANO_COLORS.tasks[modality], tokens=200, views=1)
+    stage = replace(NANO_COLORS, tasks={modality: task}, mixture={modality: 1}, warmup=1, steps=12, lr=3e-3)
     engine = PlainEngine(Objective(model, stage.used), stage, "cpu")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     made = batch(stage, 0)
-    assert (made.task, made.values, len(made.tokens.lengths)) == (medium, 768, 1)
+    assert (made.task, made.values, len(made.tokens.lengths)) == (modality, 768, 1)
     rows = [engine.train([made]) for _ in range(stage.steps)]
-    named = {f"{medium}/{name}" for name in ("loss", *(term.fn.__name__ for term in task.terms))}
+    named = {f"{modality}/{name}" for name in ("loss", *(term.fn.__name__ for term in task.terms))}
     assert set(rows[0]) == {*named, "loss", "norm", "lr"}
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
     for name, parameter in model.named_parameters():

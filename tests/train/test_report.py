@@ -21,11 +21,11 @@ PLACE = 0.2  # units of a chart: its places and those of its ticks are written t
 
 
 class Page(HTMLParser):
-    """Tables by class, charts by title, pictures, every tag's attributes, and the text outside the style."""
+    """Tables by class, charts by title, images, every tag's attributes, and the text outside the style."""
 
     def __init__(self, path):
         super().__init__()
-        self.tables, self.charts, self.pictures, self.attributes = {}, {}, [], []
+        self.tables, self.charts, self.images, self.attributes = {}, {}, [], []
         self.open, self.text, self.tags = [("", {})], [], set()
         self.feed(path.read_text(encoding="utf-8"))
         assert [tag for tag, _ in self.open] == [""], "every tag is closed"
@@ -45,7 +45,7 @@ class Page(HTMLParser):
         elif tag == "path":
             self.chart[found["class"].strip()] = found["d"]
         elif tag == "img":
-            self.pictures.append((self.heading, base64.b64decode(found["src"].partition(",")[2])))
+            self.images.append((self.heading, base64.b64decode(found["src"].partition(",")[2])))
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
@@ -91,20 +91,20 @@ def loss(values, **more):
     return [{"step": step, "tasks": ["image"], "image/loss": value, **more} for step, value in enumerate(values)]
 
 
-NAMES = ("step", "tasks", "tokens", "image/l1", "image/loss", "clip/loss", "loss", "norm", "lr", "seconds", "data")
+NAMES = ("step", "tasks", "tokens", "image/l1", "image/loss", "video/loss", "loss", "norm", "lr", "seconds", "data")
 NAN, INF = float("nan"), float("inf")
 ROWS = [
-    dict(zip(NAMES, (0, ["image", "clip"], 1000, 0.5, 5.0, 1.0, 6.0, 2.0, 1e-4, 3600, 9.0), strict=True)),
-    {"step": 1, "tasks": ["clip"], "tokens": 900, "clip/loss": 2.5, "loss": 2.5, "norm": 1.0, "lr": 2e-4,
+    dict(zip(NAMES, (0, ["image", "video"], 1000, 0.5, 5.0, 1.0, 6.0, 2.0, 1e-4, 3600, 9.0), strict=True)),
+    {"step": 1, "tasks": ["video"], "tokens": 900, "video/loss": 2.5, "loss": 2.5, "norm": 1.0, "lr": 2e-4,
      "seconds": 7200, "data": 900.0, "mfu": 0.4, "drawn": 90, "broken": 4},
-    dict(zip(NAMES, (2, ["image", "clip"], 950, 0.125, 1.25, 0.75, 2.0, 3.0, 3e-4, 1800, 9.0), strict=True)),
-    dict(zip(NAMES, (3, ["image", "clip"], 150, NAN, NAN, 0.5, NAN, INF, 2e-4, 3600, 9.0), strict=True)),
-    dict(zip(NAMES, (4, ["image", "clip"], 1000, 0.2, 2.0, 1.0, 3.0, 1.0, 1e-4, 5400, 18.0), strict=True))
+    dict(zip(NAMES, (2, ["image", "video"], 950, 0.125, 1.25, 0.75, 2.0, 3.0, 3e-4, 1800, 9.0), strict=True)),
+    dict(zip(NAMES, (3, ["image", "video"], 150, NAN, NAN, 0.5, NAN, INF, 2e-4, 3600, 9.0), strict=True)),
+    dict(zip(NAMES, (4, ["image", "video"], 1000, 0.2, 2.0, 1.0, 3.0, 1.0, 1e-4, 5400, 18.0), strict=True))
     | {"drawn": 1234, "broken": 5, "mfu": None},
 ]  # fmt: skip
 EVALUATION = [
-    {"step": 1, "image/psnr": 20.0, "clip/psnr": 18.0, "image/zero-shot": 0.25},
-    {"step": 3, "image/psnr": 22.0, "clip/psnr": INF, "image/zero-shot": 0.125},
+    {"step": 1, "image/psnr": 20.0, "video/psnr": 18.0, "image/zero-shot": 0.25},
+    {"step": 3, "image/psnr": 22.0, "video/psnr": INF, "image/zero-shot": 0.125},
 ]
 
 
@@ -123,17 +123,17 @@ def test_the_tables_hold_the_numbers_of_the_logs(tmp_path):
     }
     assert tables["terms"][1:] == [
         ["loss", "image", "2", "2", "1.25", "2", "1"],
-        ["loss", "clip", "1", "1", "0.5", "3", "0"],
+        ["loss", "video", "1", "1", "0.5", "3", "0"],
         ["loss", "every task", "3", "3", "2", "2", "1"],
         ["l1", "image", "0.2", "0.2", "0.125", "2", "1"],
         ["psnr", "image", "22", "22", "22", "3", "0"],
-        ["psnr", "clip", "18", "18", "18", "1", "1"],
+        ["psnr", "video", "18", "18", "18", "1", "1"],
         ["zero-shot", "image", "0.125", "0.125", "0.25", "1", "0"],
     ]
 
 
 def test_a_chart_is_drawn_of_every_numeric_column_and_of_no_other(tmp_path):
-    rows = [{**row, "mfu": 0.4, "clip/novel": 7, "note": "text", "nothing": None, "list": [1]} for row in ROWS]
+    rows = [{**row, "mfu": 0.4, "video/novel": 7, "note": "text", "nothing": None, "list": [1]} for row in ROWS]
     titles = ["loss", "l1", "novel", "gradient norm", "learning rate", "tokens a step", "seconds a step",
               "seconds waited for data", "MFU", "samples drawn", "samples broken"]  # fmt: skip
     assert list(page_of(tmp_path, rows).charts) == titles
@@ -141,7 +141,7 @@ def test_a_chart_is_drawn_of_every_numeric_column_and_of_no_other(tmp_path):
     assert list(page_of(tmp_path, rows).charts) == [*titles[:3], "psnr", "zero-shot", *titles[3:]]
 
 
-def test_terms_evaluation_and_pictures_share_the_colours_of_tasks_and_the_steps(tmp_path):
+def test_terms_evaluation_and_images_share_the_colours_of_tasks_and_the_steps(tmp_path):
     run_of(tmp_path, EVALUATION, "evaluation")
     page = page_of(tmp_path, ROWS)
     for title, task, rows in (("loss", "c0", 3), ("loss", "c1", 5), ("psnr", "c0", 2), ("psnr", "c1", 1)):
@@ -238,15 +238,15 @@ def test_what_comes_from_outside_is_text_and_never_markup(tmp_path):
     assert page.tags == plain.tags
 
 
-def add_picture(folder, step, shade=0):
-    path = folder / "pictures" / f"step-{step}.png"
+def add_image(folder, step, shade=0):
+    path = folder / "images" / f"step-{step}.png"
     path.parent.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8), (shade, 0, 0)).save(path)
     return path.read_bytes()
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):
-    add_picture(run_of(tmp_path, ROWS), "000004")
+    add_image(run_of(tmp_path, ROWS), "000004")
     page = Page(report(tmp_path))
     sources = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
     assert len(sources) == 1
@@ -259,24 +259,24 @@ def test_the_page_needs_nothing_but_itself(tmp_path):
     ] == []
 
 
-def test_pictures_come_newest_first_as_they_are(tmp_path):
+def test_images_come_newest_first_as_they_are(tmp_path):
     folder = run_of(tmp_path, ROWS)
-    data = {step: add_picture(folder, step, shade) for shade, step in enumerate(("000009", "1000000", "000010"))}
-    add_picture(folder, "other")
-    assert Page(report(folder)).pictures == [
+    data = {step: add_image(folder, step, shade) for shade, step in enumerate(("000009", "1000000", "000010"))}
+    add_image(folder, "other")
+    assert Page(report(folder)).images == [
         ("step 1,000,000", data["1000000"]),
         ("step 10", data["000010"]),
         ("step 9", data["000009"]),
     ]
 
 
-def test_older_pictures_that_do_not_fit_are_counted(tmp_path, monkeypatch):
+def test_older_images_that_do_not_fit_are_counted(tmp_path, monkeypatch):
     folder = run_of(tmp_path, ROWS)
-    sizes = [len(add_picture(folder, f"{step:06d}")) for step in range(5)]
-    monkeypatch.setattr(module, "PICTURES", sum(sizes[3:]))
+    sizes = [len(add_image(folder, f"{step:06d}")) for step in range(5)]
+    monkeypatch.setattr(module, "IMAGES", sum(sizes[3:]))
     page = Page(report(folder))
-    assert [step for step, _ in page.pictures] == ["step 4", "step 3"]
-    assert any(text.startswith("3 older pictures") for text in page.text)
+    assert [step for step, _ in page.images] == ["step 4", "step 3"]
+    assert any(text.startswith("3 older images") for text in page.text)
 
 
 @pytest.mark.parametrize("cut", [b'{"step": 5, "tas', b'{"step": 5, "loss": 1.0}', b"\xff"])

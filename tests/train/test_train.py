@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from atoken import presets
 from atoken.checkpoint import load_folder
 from atoken.errors import AtokenWarning, CheckpointError
+from atoken.pretrain.datasets import load_datasets
 from atoken.train import record
 from atoken.train.engine import PlainEngine
-from atoken.train.feeds import load_feeds
 from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
-from tests.train.tiny import (
+from tests.pretrain.tiny import (
     ONE_LAYER_MORE,
     SIZES,
     TINY,
@@ -121,32 +121,32 @@ def test_a_folder_that_holds_another_run_is_refused(uninterrupted, tmp_path):
     longer = replace(TINY, steps=TINY.steps + 1)
     with pytest.raises(CheckpointError, match=r"another run \(stage.preset: tiny, now tiny-2\)"):
         tiny_run(replace(longer, preset="tiny-2"), folder)
-    (tmp_path / "data.toml").write_text('[image.mine]\nprocedural = "labelled"\n[clip.mine]\nprocedural = "mixed"\n')
+    (tmp_path / "data.toml").write_text('[image.mine]\nprocedural = "labelled"\n[video.mine]\nprocedural = "mixed"\n')
     with pytest.raises(CheckpointError, match=r"another run \(data.procedural: True, now False"):
-        run(longer, folder, start=None, feeds=load_feeds(tmp_path / "data.toml", longer), device="cpu", workers=0)
+        run(longer, folder, start=None, datasets=load_datasets(tmp_path / "data.toml", longer), device="cpu", workers=0)
 
 
 def noted(stage, tmp_path, data="", step=1):
     """The record of a start, as its file gives it back."""
     (tmp_path / "data.toml").write_text(data or '[image.made]\nprocedural = "mixed"\n')
-    feeds = load_feeds(tmp_path / "data.toml", stage)
-    return json.loads(json.dumps(record.record(stage, step, feeds.data, None, {}, {})))
+    datasets = load_datasets(tmp_path / "data.toml", stage)
+    return json.loads(json.dumps(record.record(stage, step, datasets.data, None, {}, {})))
 
 
 def test_what_makes_a_run_another_one(tmp_path, monkeypatch):
-    pictures = replace(TINY, mixture={"image": 1})
-    made, more = '[image.made]\nprocedural = "mixed"\n', '[clip.made]\nprocedural = "mixed"\n'
+    images = replace(TINY, mixture={"image": 1})
+    made, more = '[image.made]\nprocedural = "mixed"\n', '[video.made]\nprocedural = "mixed"\n'
     both = made + '[image.too]\nprocedural = "labelled"\n'
-    before = noted(pictures, tmp_path, made)
-    record.check_goes_on(before, noted(pictures, tmp_path, made + more), tmp_path)  # of a stage to come
+    before = noted(images, tmp_path, made)
+    record.check_goes_on(before, noted(images, tmp_path, made + more), tmp_path)  # of a stage to come
     monkeypatch.chdir(tmp_path)
-    record.check_goes_on(before, noted(pictures, tmp_path, made), tmp_path)
-    record.check_goes_on({"stage": before["stage"]}, noted(pictures, tmp_path, both), tmp_path)  # an earlier version's
+    record.check_goes_on(before, noted(images, tmp_path, made), tmp_path)
+    record.check_goes_on({"stage": before["stage"]}, noted(images, tmp_path, both), tmp_path)  # an earlier version's
     for there, here in ((made, both), (both, made), (made, "seed = 5\n" + made)):
         with pytest.raises(CheckpointError, match=r"another run \(data\."):
-            record.check_goes_on(noted(pictures, tmp_path, there), noted(pictures, tmp_path, here), tmp_path)
-    for there, here in ((pictures, TINY), (TINY, pictures)):
-        with pytest.warns(AtokenWarning, match=r"stage\.mixture\.clip"):
+            record.check_goes_on(noted(images, tmp_path, there), noted(images, tmp_path, here), tmp_path)
+    for there, here in ((images, TINY), (TINY, images)):
+        with pytest.warns(AtokenWarning, match=r"stage\.mixture\.video"):
             record.check_goes_on(noted(there, tmp_path, made + more), noted(here, tmp_path, made + more), tmp_path)
 
 

@@ -13,21 +13,21 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from atoken.metrics import psnr, psnr_of
+from atoken.metrics.pixels import psnr, psnr_of
 from atoken.modalities.pixels import PATCH, patchify
 from atoken.modalities.voxels import VALUES
+from atoken.pretrain import cost, evaluation, losses
+from atoken.pretrain.batches import Batch
+from atoken.pretrain.curriculum import CURRICULA
+from atoken.pretrain.evaluation import HeldOut, evaluate, top_1
+from atoken.pretrain.objective import Objective
+from atoken.pretrain.stages import Stage, Task, Term
 from atoken.tokenizer import Tokenizer
 from atoken.tokens import SparseTokens
-from atoken.train import cost, evaluation, losses
 from atoken.train import watch as module
-from atoken.train.batches import Batch
-from atoken.train.curriculum import CURRICULA
 from atoken.train.engine import PlainEngine
-from atoken.train.evaluation import HeldOut, evaluate, top_1
-from atoken.train.objective import Objective
 from atoken.train.report import report
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import Stage, Task, Term
 from atoken.train.watch import Watch, averaged_model, decodes, step_flops
 from tests.model.sizes import small_model
 from tests.tokenizer.texts import text_sizes, words
@@ -35,14 +35,14 @@ from tests.tolerances import FP32
 
 PATCHES = (Term(losses.l1, 1.0), Term(losses.kl, 1e-4))
 TASKS = {
-    "picture": Task("image", PATCHES),
-    "clip": Task("clip", PATCHES),
+    "image": Task("image", PATCHES),
+    "video": Task("video", PATCHES, stream="clip"),
     "caption": Task("image", (Term(losses.alignment, 0.1, texts=True),)),
     "part": Task("part", PATCHES),
-    "views": Task("views", (Term(losses.picture_l1, 1.0),)),
+    "views": Task("views", (Term(losses.image_l1, 1.0),)),
 }
 STAGE = Stage(
-    "tiny", "nano", TASKS, {"picture": 1, "clip": 1}, beside=("caption",), steps=6, warmup=1, lr=1e-3, ema=0.5,
+    "tiny", "nano", TASKS, {"image": 1, "video": 1}, auxiliary=("caption",), steps=6, warmup=1, lr=1e-3, ema=0.5,
     mixed_precision=False, frozen=("gaussian_decoder.", "encoder.inputs."),
 )  # fmt: skip
 GAUSSIANS = {"width": 32, "layers": 2, "heads": 2, "mlp": 48}
@@ -50,7 +50,7 @@ GAUSSIANS = {"width": 32, "layers": 2, "heads": 2, "mlp": 48}
 
 @pytest.fixture(autouse=True)
 def few_and_small_samples(monkeypatch):
-    for name, value in {"PICTURES": 5, "CLIPS": 2, "PARTS": 1, "SIDE": 48, "FRAMES": 20, "VOXELS": 60}.items():
+    for name, value in {"IMAGES": 5, "VIDEOS": 2, "PARTS": 1, "SIDE": 48, "FRAMES": 20, "VOXELS": 60}.items():
         monkeypatch.setattr(evaluation, name, value)
 
 
@@ -63,7 +63,7 @@ def engine_of(stage=STAGE, device="cpu"):
 
 
 def micro_batch(task, *sizes, seed=0):
-    """Random pictures or clips of (frames, height, width)."""
+    """Random images or videos of (frames, height, width)."""
     generator = torch.Generator().manual_seed(seed)
     samples = [patchify(torch.rand(*size, 3, generator=generator) * 2 - 1) for size in sizes]
     values = VALUES if sizes[0][0] == 1 else PATCH[0] * VALUES
@@ -72,7 +72,7 @@ def micro_batch(task, *sizes, seed=0):
 
 def batches_of(step):
     own = STAGE.tasks_of(step)[0][0]
-    frames = 1 if own == "picture" else 8
+    frames = 1 if own == "image" else 8
     shown = micro_batch("caption", (1, 16, 32), (1, 32, 32), seed=step)
     return [micro_batch(own, (frames, 32, 32), (frames, 16, 48), seed=step), shown]
 
@@ -125,7 +125,7 @@ def test_the_flops_of_a_row_are_those_of_its_micro_batches(tmp_path):
 def test_attention_is_counted_as_the_sum_of_squared_lengths(even, uneven):
     config = small_model().config
     pairs = [16 + 16, 36 + 4] if even[0][0] == 1 else [16 + 4 + 16 + 4, 16 + 16 + 16]
-    flops = [step_flops(config, STAGE, [micro_batch("clip", *sizes)]) for sizes in (even, uneven)]
+    flops = [step_flops(config, STAGE, [micro_batch("video", *sizes)]) for sizes in (even, uneven)]
     passes, layers, width = 3, 4, 96  # forward and twice that backward; two layers of each side
     assert flops[1] - flops[0] == passes * layers * 4 * width * (pairs[1] - pairs[0])
 
@@ -140,9 +140,9 @@ def test_a_step_of_the_gaussian_decoder_costs_that_alone():
 @pytest.mark.parametrize("fn", [losses.l1, losses.kl, losses.alignment])
 def test_what_is_said_to_decode_does(fn):
     task, calls = Task("image", (Term(fn, 1.0),)), []
-    objective = Objective(texts_model(), {"picture": task}, texts=words())
+    objective = Objective(texts_model(), {"image": task}, texts=words())
     objective.model.decoder.register_forward_hook(lambda *_: calls.append(1))
-    objective(micro_batch("picture", (1, 32, 32)))
+    objective(micro_batch("image", (1, 32, 32)))
     assert bool(calls) == decodes(task)
 
 
@@ -184,7 +184,7 @@ def test_a_row_holds_what_the_engine_found_and_what_was_seen(tmp_path):
             watch.step(found[-1], batches, 0.0)
     rows = rows_of(tmp_path)
     assert [row["skipped"] for row in rows] == [0, 1, 1]
-    assert [row["tasks"] for row in rows] == [["clip", "caption"], ["picture", "caption"], ["clip", "caption"]]
+    assert [row["tasks"] for row in rows] == [["video", "caption"], ["image", "caption"], ["video", "caption"]]
     assert [row["tokens"] for row in rows] == [14 + 6, 7 + 6, 14 + 6]
     assert all(row["mfu"] is None and row["memory"] > 1 << 20 for row in rows)
     for step, (row, engine_row) in enumerate(zip(rows, found, strict=True)):
@@ -192,7 +192,7 @@ def test_a_row_holds_what_the_engine_found_and_what_was_seen(tmp_path):
         assert {name: row[name] for name in engine_row} == pytest.approx(engine_row, nan_ok=True, rel=0, abs=0)
 
 
-def test_tensorboard_holds_every_number_of_both_logs_and_the_pictures(tmp_path):
+def test_tensorboard_holds_every_number_of_both_logs_and_the_images(tmp_path):
     watched(engine_of(), tmp_path, 4, every=2)
     events = events_of(tmp_path)
     rows = [*rows_of(tmp_path), *rows_of(tmp_path, "evaluation")]
@@ -200,10 +200,10 @@ def test_tensorboard_holds_every_number_of_both_logs_and_the_pictures(tmp_path):
     assert {tag for tag, _ in logged} == set(events.Tags()["scalars"])
     shown = {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
     assert shown == {key: np.float32(value) for key, value in logged.items()}
-    pictures = events.Images("reconstructions")
-    assert [event.step for event in pictures] == [1, 3]
-    (tmp_path / "event.png").write_bytes(pictures[1].encoded_image_string)
-    with Image.open(tmp_path / "event.png") as ours, Image.open(tmp_path / "pictures/step-000003.png") as theirs:
+    images = events.Images("reconstructions")
+    assert [event.step for event in images] == [1, 3]
+    (tmp_path / "event.png").write_bytes(images[1].encoded_image_string)
+    with Image.open(tmp_path / "event.png") as ours, Image.open(tmp_path / "images/step-000003.png") as theirs:
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
@@ -212,13 +212,13 @@ def test_a_resumed_run_has_every_step_once_and_nothing_of_what_was_given_up(tmp_
     tensors, numbers = engine.state()
     saved = {name: tensor.clone() for name, tensor in tensors.items()}, dict(numbers)
     watched(engine, tmp_path, 5, every=1)
-    (tmp_path / "pictures/step-000004.png").write_bytes(b"of a step that is given up")
+    (tmp_path / "images/step-000004.png").write_bytes(b"of a step that is given up")
     resumed = engine_of()
     resumed.restore(*saved)
     watched(resumed, tmp_path, 6, every=2)
     assert [row["step"] for row in rows_of(tmp_path)] == [0, 1, 2, 3, 4, 5]
     assert [row["step"] for row in rows_of(tmp_path, "evaluation")] == [0, 1, 2, 3, 5]
-    assert sorted(path.stem[-1] for path in (tmp_path / "pictures").iterdir()) == ["0", "1", "2", "3", "5"]
+    assert sorted(path.stem[-1] for path in (tmp_path / "images").iterdir()) == ["0", "1", "2", "3", "5"]
     events = events_of(tmp_path)
     assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4, 5]
     assert [event.step for event in events.Scalars("image/psnr")] == [0, 1, 2, 3, 5]
@@ -283,7 +283,7 @@ def test_an_evaluation_changes_nothing_that_is_trained(tmp_path):
 
 def test_what_is_evaluated_are_the_averaged_weights(tmp_path):
     engine = watched(engine_of(), tmp_path, 2, every=2)
-    media = {"image", "clip"}
+    media = {"image", "video"}
     model = texts_model()
     model.load_state_dict(model.state_dict() | engine.averaged())
     expected, _ = evaluate(model, HeldOut.of(media), words())
@@ -293,15 +293,15 @@ def test_what_is_evaluated_are_the_averaged_weights(tmp_path):
 
 
 def test_psnr_is_that_of_what_the_tokenizer_gives_back():
-    model, held_out = texts_model(), HeldOut.of({"image", "clip"})
+    model, held_out = texts_model(), HeldOut.of({"image", "video"})
     numbers, _ = evaluate(model, held_out, None)
     tokenizer = Tokenizer(model, "small")
-    clips = [(tokenizer.decode(tokenizer.encode(one.frames)).frames, one.frames) for one in held_out.clips]
-    shown = [(tokenizer.decode(tokenizer.encode(one.frames[0])).pixels, one.frames[0]) for one in held_out.pictures]
-    for name, pairs in {"clip/psnr": clips, "image/psnr": shown}.items():
+    videos = [(tokenizer.decode(tokenizer.encode(one.frames)).frames, one.frames) for one in held_out.videos]
+    shown = [(tokenizer.decode(tokenizer.encode(one.frames[0])).pixels, one.frames[0]) for one in held_out.images]
+    for name, pairs in {"video/psnr": videos, "image/psnr": shown}.items():
         ours, theirs = (np.stack(side) for side in zip(*pairs, strict=True))
         assert numbers[name] == pytest.approx(psnr(ours, theirs), rel=1e-4)
-    assert numbers.keys() == {"clip/psnr", "image/psnr"}
+    assert numbers.keys() == {"video/psnr", "image/psnr"}
 
 
 def test_psnr_of_voxels_is_that_of_their_patches():
@@ -329,41 +329,41 @@ def test_psnr_of_gaussians_heeds_only_pixels_that_count():
 
 
 def test_the_sheet_shows_originals_above_reconstructions():
-    model, held_out = texts_model(), HeldOut.of({"image", "clip"})
+    model, held_out = texts_model(), HeldOut.of({"image", "video"})
     _, sheet = evaluate(model, held_out, None)
     side, line = evaluation.SIDE, evaluation.SIDE + evaluation.GAP
-    pictures = np.stack([one.frames for one in held_out.pictures])
+    images = np.stack([one.frames for one in held_out.images])
     with torch.no_grad():
-        ours = evaluation.reconstructed(model, pictures)
-    for column in range(evaluation.PICTURES):
+        ours = evaluation.reconstructed(model, images)
+    for column in range(evaluation.IMAGES):
         across = slice(column * side, (column + 1) * side)
-        np.testing.assert_array_equal(sheet[:side, across], pictures[column, 0])
+        np.testing.assert_array_equal(sheet[:side, across], images[column, 0])
         np.testing.assert_array_equal(sheet[line : line + side, across], ours[column, 0])
-    middle = held_out.clips[1].frames[evaluation.FRAMES // 2]
+    middle = held_out.videos[1].frames[evaluation.FRAMES // 2]
     np.testing.assert_array_equal(sheet[2 * line : 2 * line + side, side : 2 * side], middle)
-    assert sheet.shape == (4 * line, evaluation.PICTURES * side, 3)
+    assert sheet.shape == (4 * line, evaluation.IMAGES * side, 3)
 
 
 def test_naming_counts_as_a_plain_search_does():
     generator = torch.Generator().manual_seed(0)
     for size in range(1, 60):
         texts = torch.randn(size, 3, generator=generator)
-        pictures = texts + torch.randn(size, 3, generator=generator)
+        images = texts + torch.randn(size, 3, generator=generator)
         hits = 0
-        for index, picture in enumerate(pictures.double().numpy()):
-            cosines = [picture @ text / np.linalg.norm(text) for text in texts.double().numpy()]
+        for index, image in enumerate(images.double().numpy()):
+            cosines = [image @ text / np.linalg.norm(text) for text in texts.double().numpy()]
             hits += int(np.argmax(cosines)) == index
-        assert top_1(pictures, texts) == pytest.approx(hits / size, abs=FP32)
+        assert top_1(images, texts) == pytest.approx(hits / size, abs=FP32)
         assert top_1(3 * texts, texts) == 1
 
 
 def test_ties_and_what_is_not_finite_are_no_hits():
     same = torch.ones(4, 3)
     assert top_1(same, same) == 0
-    pictures = torch.eye(4)
-    pictures[2] = torch.nan
-    assert top_1(pictures, torch.eye(4)) == 0.75
-    assert top_1(torch.eye(4), pictures) == 0
+    images = torch.eye(4)
+    images[2] = torch.nan
+    assert top_1(images, torch.eye(4)) == 0.75
+    assert top_1(torch.eye(4), images) == 0
 
 
 def test_a_model_without_text_side_is_not_asked_for_texts():
@@ -373,10 +373,10 @@ def test_a_model_without_text_side_is_not_asked_for_texts():
 
 
 def test_held_out_samples_are_the_same_each_time_and_of_no_stage():
-    ours, theirs = (HeldOut.of({"image", "clip"}) for _ in range(2))
-    for one, other in zip((*ours.pictures, *ours.clips), (*theirs.pictures, *theirs.clips), strict=True):
+    ours, theirs = (HeldOut.of({"image", "video"}) for _ in range(2))
+    for one, other in zip((*ours.images, *ours.videos), (*theirs.images, *theirs.videos), strict=True):
         np.testing.assert_array_equal(one.frames, other.frames)
-    assert len({one.caption for one in ours.pictures}) == evaluation.PICTURES
+    assert len({one.caption for one in ours.images}) == evaluation.IMAGES
     assert all(stage.seed != evaluation.SEED for stages in CURRICULA.values() for stage in stages.values())
 
 
@@ -386,18 +386,18 @@ def test_a_model_of_averaged_weights_is_whole(fsq_levels):
     made = averaged_model(model.config, dict(model.named_parameters()), "cpu")
     assert made.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(made.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
-    tokens = micro_batch("picture", (1, 32, 48)).tokens
+    tokens = micro_batch("image", (1, 32, 48)).tokens
     with torch.no_grad():
         assert torch.equal(made(tokens)[1].feats, model(tokens)[1].feats)
         assert torch.equal(made.encode_text(words()(["a red box"])), model.encode_text(words()(["a red box"])))
 
 
-def test_the_report_shows_the_curves_of_every_task_and_the_newest_picture(tmp_path):
+def test_the_report_shows_the_curves_of_every_task_and_the_newest_image(tmp_path):
     watched(engine_of(), tmp_path, 4, every=2)
     page = report(tmp_path).read_text()
     for name in ("loss", "l1", "kl", "alignment", "psnr", "zero-shot", "gradient norm", "FLOPs a step"):
         assert f'aria-label="{name} by step"' in page
-    assert all(f">{task}</span>" in page for task in ("picture", "clip", "caption"))
+    assert all(f">{task}</span>" in page for task in ("image", "video", "caption"))
     assert page.index("<h3>step 3</h3>") < page.index("<h3>step 1</h3>")
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page

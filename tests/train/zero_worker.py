@@ -14,21 +14,22 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from atoken.errors import AtokenError
+from atoken.pretrain import losses
+from atoken.pretrain.batches import Batch
+from atoken.pretrain.objective import Objective
+from atoken.pretrain.parts import Surface
+from atoken.pretrain.stages import Stage, Task, Term
 from atoken.tokens import SparseTokens
-from atoken.train import losses, zero
-from atoken.train.batches import Batch
+from atoken.train import zero
 from atoken.train.engine import PlainEngine
-from atoken.train.objective import Objective
-from atoken.train.parts import Surface
 from atoken.train.run_folder import RunFolder
-from atoken.train.stages import Stage, Task, Term
 from atoken.train.zero import ZeroEngine
 from tests.model.sizes import small_model
 
 STEPS, SAVED = 12, (3, 6)  # of a run, and where its checkpoints are
 ZEROS = (0, 1, 2, 3)
 ONE, THREE, NOT_FINITE = CASES = ("one task a step", "three as micro-steps", "not finite")
-MEDIA = ("image", "clip", "surface")
+MEDIA = ("image", "video", "surface")
 POISONED = (4, 8)  # steps, where they are not finite
 
 
@@ -50,7 +51,7 @@ def colors(step):
 
 TASKS = {
     "image": Task("image", (Term(patches, 1.0), Term(losses.kl, 1e-3))),
-    "clip": Task("clip", (Term(patches, 1.0), Term(pooled, 0.1))),
+    "video": Task("video", (Term(patches, 1.0), Term(pooled, 0.1))),
     "surface": Task("surface", (Term(colors, 1.0),)),
 }
 # A bias of keys has no gradient but by rounding, and Adam would make of that a step like any other.
@@ -76,19 +77,19 @@ def tokens_of(generator, shapes):
     return SparseTokens(feats, coords, tuple(len(grid) for grid in grids))
 
 
-def micro_batch(medium, step, number):
-    """Pictures, a clip of two tiles, or voxels for the Gaussian decoder, which leaves the tokenizer idle."""
+def micro_batch(modality, step, number):
+    """Images, a video of two tiles, or voxels for the Gaussian decoder, which leaves the tokenizer idle."""
     generator = torch.Generator().manual_seed(1000 * step + number)
-    if medium == "image":
+    if modality == "image":
         tokens = tokens_of(generator, [(1, 3, 2), (1, 1, 4)])
         tokens.feats[:, 768:] = 0
-        return Batch(medium, tokens, 768)
-    if medium == "clip":
-        return Batch(medium, tokens_of(generator, [(5, 1, 2)]), 3072)
+        return Batch(modality, tokens, 768)
+    if modality == "video":
+        return Batch(modality, tokens_of(generator, [(5, 1, 2)]), 3072)
     tokens = tokens_of(generator, [(1, 4, 2)])
     points, colors = torch.rand(2, 8 * 32, 3, generator=generator) - 0.5
     everywhere = torch.ones(len(points), dtype=torch.bool)
-    return Batch(medium, tokens, 768, targets=Surface(points, colors, everywhere, everywhere))
+    return Batch(modality, tokens, 768, targets=Surface(points, colors, everywhere, everywhere))
 
 
 def micro_batches(case, step):
@@ -162,8 +163,8 @@ class Worker:
     def refusals(self, level):
         """What is said where ranks disagree, and where the disk is full."""
         said = []
-        clips = [Batch("clip", tokens_of(torch.Generator(), [(4 * tiles, 1, 1)]), 3072) for tiles in (1, 2)]
-        for batches in ([micro_batch("image", 0, 0), micro_batch("clip", 0, 0)], clips):
+        videos = [Batch("video", tokens_of(torch.Generator(), [(4 * tiles, 1, 1)]), 3072) for tiles in (1, 2)]
+        for batches in ([micro_batch("image", 0, 0), micro_batch("video", 0, 0)], videos):
             with self.engine(level) as engine:
                 said.append(sentence(engine.train, batches[self.rank :][:1]))
         with self.engine(level) as engine:

@@ -1,4 +1,4 @@
-"""A folder of pictures, clips and 3D assets, with captions in files beside them."""
+"""A folder of images, videos and 3D assets, with captions in files beside them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class FolderSource:
     """Every file below ``folder`` with one of the ``suffixes``, sorted by its path; hidden files are passed over.
 
     The captions of ``photo.jpg`` are the lines of ``photo.txt`` and ``captions`` of ``photo.json``, where these are.
-    Where 3D assets have their textures beside them as pictures, take ``suffixes=MESHES``.
+    Where 3D assets have their textures beside them as images, take ``suffixes=MESHES``.
     Raises: MediaError (no such folder, nothing in it; for a sample: damaged captions).
     """
 

@@ -12,10 +12,10 @@ from typing import Protocol
 
 from atoken.errors import MediaError
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
-CLIPS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 MESHES = frozenset({".glb", ".gltf", ".obj", ".ply", ".stl", ".off"})
-SUFFIXES = PICTURES | CLIPS | MESHES  # what atoken.io reads, by the names that such files have
+SUFFIXES = IMAGES | VIDEOS | MESHES  # what atoken.io reads, by the names that such files have
 
 MOST_MEDIA = 1 << 30  # bytes of the media of one sample that are brought into memory
 MOST_TEXT = 1 << 20  # bytes of the captions of one sample

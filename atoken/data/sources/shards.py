@@ -1,7 +1,7 @@
 """WebDataset shards, read by offset: the headers of a shard are read once, and its index is kept in a file beside it.
 
 The members ``a/0001.jpg``, ``a/0001.txt`` and ``a/0001.json`` make one sample: a key goes up to the first dot of the
-file's name (https://github.com/webdataset/webdataset). Its media are a 3D asset, else a clip, else a picture, so that
+file's name (https://github.com/webdataset/webdataset). Its media are a 3D asset, else a video, else an image, so that
 a preview or a texture beside it is not taken for it; members that are neither media nor captions are passed over.
 """
 
@@ -21,12 +21,12 @@ import msgpack
 import numpy as np
 
 from atoken.data.sources.sample import (
-    CLIPS,
+    IMAGES,
     MESHES,
     MOST_MEDIA,
     MOST_TEXT,
-    PICTURES,
     SUFFIXES,
+    VIDEOS,
     Sample,
     captions_in,
     files_at,
@@ -193,12 +193,12 @@ def _scanned(descriptor: int, path: Path) -> _Index:
 def _index_of(groups: dict[str, dict[str, tuple[int, int]]], path: Path) -> _Index:
     names, spans = [], []
     for key, members in groups.items():
-        media = next((suffix for kind in (MESHES, CLIPS, PICTURES) for suffix in members if suffix in kind), None)
+        media = next((suffix for kind in (MESHES, VIDEOS, IMAGES) for suffix in members if suffix in kind), None)
         if media is not None:
             names.append(key + media)
             spans.append([members[media], members.get(TEXT, _NONE), members.get(RECORD, _NONE)])
     if not names:
-        raise MediaError(f"The shard {path} holds no picture, clip or 3D asset.")
+        raise MediaError(f"The shard {path} holds no image, video or 3D asset.")
     return _Index(names, np.array(spans, np.int64))
 
 

@@ -193,7 +193,7 @@ def _suffix(media: bytes, path: object, what: str) -> str:
         return stated
     kind = kind_of(media[:64])
     if kind is None and media[:4] != b"glTF":
-        raise MediaError(f"{what} holds no picture, clip or GLB, and no name that tells its kind.")
+        raise MediaError(f"{what} holds no image, video or GLB, and no name that tells its kind.")
     return _SUFFIX.get(kind.format, f".{kind.format.lower()}") if kind else ".glb"
 
 

@@ -1,0 +1,106 @@
+"""Commands that compare media with texts: ``embed``, ``classify``, ``search``; token files hold vectors already."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atoken.cli import console
+from atoken.errors import AtokenError, MediaError
+from atoken.io import load_media
+from atoken.io.atomic import atomic_path
+from atoken.io.sniff import sniff
+from atoken.io.token_file import TokenFile
+from atoken.io.tokens_record import check_model
+from atoken.tokenizer import Tokenizer
+
+Named = tuple[str, Tensor]  # what a vector is of, and the unit vector (D,)
+
+
+def embed(options: argparse.Namespace) -> int:
+    """Vectors of media and texts to a NumPy file: ``names`` (N,) and ``vectors`` (N, D) float32."""
+    tokenizer = console.tokenizer(options)
+    found, failed = _found(tokenizer, options)
+    found += zip(options.text, tokenizer.embed_text(options.text) if options.text else [], strict=True)
+    if not found:
+        raise AtokenError(f"None of the inputs could be embedded; {options.out} was not written.")
+    names, vectors = [name for name, _ in found], torch.stack([vector for _, vector in found]).numpy()
+    _write(Path(options.out), names, vectors)
+    plain = [{"name": name, "vector": vector.tolist()} for name, vector in found]
+    console.say(names, [["name", "values"], *([name, f"{vectors.shape[1]}"] for name in names)], options, plain)
+    return failed
+
+
+def classify(options: argparse.Namespace) -> int:
+    """The label that fits each file best, and how likely it is that they belong together."""
+    tokenizer = console.tokenizer(options)
+    labels = tokenizer.embed_text(options.labels)
+    found, failed = _found(tokenizer, options)
+    lines, plain = [], []
+    for name, vector in found:
+        logits = tokenizer.logits(vector[None], labels)[0]
+        order = logits.argsort(descending=True, stable=True).tolist()
+        chances = logits.sigmoid().tolist()
+        lines.append([name, options.labels[order[0]], f"{chances[order[0]]:.1%}"])
+        plain.append({"name": name, "labels": [{"label": options.labels[i], "logit": float(logits[i]),
+                                               "probability": chances[i]} for i in order]})  # fmt: skip
+    console.say(lines, [["name", "label", "probability"], *lines], options, plain)
+    return failed
+
+
+def search(options: argparse.Namespace) -> int:
+    """The files that fit the query best, best first."""
+    tokenizer = console.tokenizer(options)
+    query = tokenizer.embed_text([options.query])
+    found, failed = _found(tokenizer, options)
+    if not found:
+        return failed
+    vectors = torch.stack([vector for _, vector in found])
+    logits = tokenizer.logits(vectors, query)[:, 0]
+    best = logits.argsort(descending=True, stable=True).tolist()[: max(options.top, 0)]
+    plain = [{"name": found[i][0], "cosine": float(vectors[i] @ query[0]), "probability": float(logits[i].sigmoid())}
+             for i in best]  # fmt: skip
+    lines = [[row["name"], f"{row['cosine']:.4f}", f"{row['probability']:.1%}"] for row in plain]
+    console.say(lines, [["name", "cosine", "probability"], *lines], options, plain)
+    return failed
+
+
+def _found(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Named], int]:
+    found, failed = console.each(options.files, lambda file: _vectors(tokenizer, file, options))
+    return [one for vectors in found for one in vectors], failed
+
+
+def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Named]:
+    """The vector of a file, or those of a token file's items."""
+    if Path(file).suffix == ".atok":
+        return _stored(tokenizer, file, options)
+    if sniff(file).media != "video":
+        tokens = tokenizer.encode(load_media(file, limits=console.limits(options)), coarsen=options.coarsen)
+        return [(file, tokenizer.embed(tokens))]
+    with console.reader(file, options) as reader:
+        if options.pool == "frames":
+            return [(file, tokenizer.embed_frames(reader))]
+        *_, last = console.progress(tokenizer.encode_stream(reader), reader.expected_frames, "encode")
+        return [(file, tokenizer.embed(last))]
+
+
+def _stored(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Named]:
+    """No pixel is read, and no token. Raises: TokenFileError for another model's; AtokenError for vectors of frames."""
+    with TokenFile(file) as tokens:
+        if options.pool == "frames" and any(item.kind == "video" for item in tokens.items):
+            raise AtokenError(f"{file} holds the vectors of whole videos; pass the videos for --pool frames.")
+        found = []
+        for index, item in enumerate(tokens.items):
+            check_model(item, tokenizer.fingerprint, tokenizer.name)
+            found.append((f"{file}:{item.name or index}", tokens.vector(index)))
+    return found
+
+
+def _write(path: Path, names: list[str], vectors: np.ndarray) -> None:
+    """Whole or not at all. Raises: MediaError."""
+    with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
+        np.savez(file, names=np.array(names), vectors=vectors)

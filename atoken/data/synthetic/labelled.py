@@ -1,0 +1,101 @@
+"""Labelled training data: one object of a nameable class in each image, video or asset; and scenes of several.
+
+A class is a colour and a shape, 48 of each modality; the class of sample ``index`` is ``index`` modulo 48, so that 48
+samples one after another hold every class once, and no two of them share a prompt. The shape changes from one to the
+next: six in a row have all shapes, which are harder to tell apart than colours. Colours are those that stay apart under
+the tone curves of ``scenes.develop``, shapes those that stay apart when turned. All other things vary: place, size,
+turn, texture and ground; the ground may come near the object's colour. A sample is a function of (seed, index) and its
+size alone, as in ``procedural``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from atoken.data.synthetic import scenes, solids
+from atoken.data.synthetic.artificial import drawing, figure_painter
+from atoken.data.synthetic.natural import backdrop
+from atoken.data.synthetic.procedural import Asset, Sample, generator, with_sensor_noise
+from atoken.data.synthetic.textures import Surface
+from atoken.data.synthetic.words import COLOURS, article
+
+TINTS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
+FIGURES = ("circle", "square", "triangle", "star", "ring", "cross")  # a turned diamond is nearly a square
+SOLIDS = ("ball", "box", "cone", "ring", "star", "cross")
+FIGURE_PROMPTS = tuple(article(f"{tint} {figure}") for tint in TINTS for figure in FIGURES)  # by class
+SOLID_PROMPTS = tuple(article(f"{tint} {solid}") for tint in TINTS for solid in SOLIDS)
+WAYS = len(FIGURE_PROMPTS)  # classes of each modality
+
+# They keep the random streams apart, also from those of ``procedural``.
+_IMAGE, _VIDEO, _MESH, _SCENE, _GROUNDED = 3, 4, 5, 6, 7
+_RADII = 0.28, 0.45  # of a figure, as a share of the shorter side
+_TURN = np.pi  # radians that a figure is turned at most
+_BARE = 0.5  # share of the captions that are the prompt alone
+_ALIKE = 48  # images one after another that differ in their grounds alone
+
+
+def class_of(index: int) -> int:
+    """The class of a labelled sample: where its prompt stands in ``FIGURE_PROMPTS`` or ``SOLID_PROMPTS``."""
+    return index % WAYS
+
+
+def labelled_image(seed: int, index: int, height: int, width: int) -> Sample:
+    """Image ``index`` of the series ``seed``, of one figure: frames (1, height, width, 3)."""
+    return _shown(generator(seed, index, _IMAGE), class_of(index), 1, height, width)
+
+
+def grounded_image(seed: int, index: int, height: int, width: int) -> Sample:
+    """As ``labelled_image``, but of the same class as its neighbours: what tells them apart is the ground.
+
+    Among images of different classes nobody needs to read what a caption says of the ground.
+    """
+    return _shown(generator(seed, index, _GROUNDED), class_of(index // _ALIKE), 1, height, width, bare=0)
+
+
+def labelled_video(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
+    """Video ``index`` of the series ``seed``, of one figure that moves: frames (frames, height, width, 3)."""
+    return _shown(generator(seed, index, _VIDEO), class_of(index), frames, height, width)
+
+
+def labelled_asset(seed: int, index: int) -> Asset:
+    """Mesh ``index`` of the series ``seed``, of one solid."""
+    rng, (tint, shape) = generator(seed, index, _MESH), divmod(class_of(index), len(SOLIDS))
+    solid, name = solids.shape(rng, SOLIDS[shape])
+    kind = "plain" if rng.random() < 0.4 else "textured"  # a gradient would run into a second colour
+    surface = Surface(rng, solids.TEXTURE, solids.TEXTURE)
+    mesh, word = solids.painted(surface, solid, _rgb(TINTS[tint]), kind)
+    caption = article(" ".join(filter(None, [word if rng.random() > _BARE else "", TINTS[tint], name])))
+    return Asset(solids.centred(mesh, rng.uniform(0, 2 * np.pi)), caption)
+
+
+def scene(seed: int, index: int, height: int, width: int) -> Sample:
+    """Image ``index`` of the series ``seed``, of two or three columns of figures, as its caption says.
+
+    Here are all figures and colours, one to three figures in a column: "a red ring left of two blue stars on ...".
+    """
+    rng, caption = generator(seed, index, _SCENE), ""
+    while " left of " not in caption:  # a drawing of one column
+        surface = Surface(rng, height, width)
+        canvas, caption = drawing(surface)
+    return Sample(with_sensor_noise(rng, scenes.developer(surface)(canvas)[None]), caption)
+
+
+def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE) -> Sample:
+    """A figure on a ground; in a video it moves straight from one place to another. bare: share of bare captions."""
+    (tint, shape), side = divmod(label, len(FIGURES)), min(height, width)
+    ground, words = backdrop(Surface(rng, height, width))
+    radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-_TURN, _TURN)
+    start, end = radius + rng.random((2, 2)) * (np.array((width, height)) - 2 * radius)
+    surface = Surface(np.random.default_rng(int(rng.integers(2**32))), height, width)  # of the figure
+    lay, develop = figure_painter(surface, FIGURES[shape], _rgb(TINTS[tint])), scenes.developer(surface)
+    images = []
+    for share in np.linspace(0, 1, frames):
+        canvas = ground.copy()
+        lay(canvas, start + share * (end - start), radius, turn)
+        images.append(develop(canvas))
+    where = "" if rng.random() < bare else f"{' moving over' if frames > 1 else ' on'} {words}"
+    return Sample(with_sensor_noise(rng, np.stack(images)), FIGURE_PROMPTS[label] + where)
+
+
+def _rgb(tint: str) -> np.ndarray:
+    return np.array(COLOURS[tint], np.float32)

@@ -1,0 +1,77 @@
+"""Procedural training data: images, videos and meshes with captions, made from nothing but a seed.
+
+No photograph is read. The content has what patches of photographs have: occlusion by leaves of power-law sizes, 1/f
+spectra, luminance stronger than chroma, texture, shading, soft edges, some darkness and some sensor noise, besides
+drawings, text and flat colour. ``scenes.FAMILIES`` gives the families and their shares; ``motion`` makes things move.
+A sample is a pure function of its arguments, the same in every process, for given versions of NumPy and Pillow on one
+kind of processor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from atoken.data.synthetic import motion, scenes, solids
+from atoken.data.synthetic.textures import Surface
+from atoken.mesh import Mesh
+
+_IMAGE, _VIDEO, _MESH = 0, 1, 2  # keeps the random streams apart
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``frames`` (T, H, W, 3) uint8 RGB, with T = 1 for an image, and a lower-case English ``caption`` of them."""
+
+    frames: np.ndarray
+    caption: str
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A ``mesh`` in [-0.5, 0.5]^3, z up, and a lower-case English ``caption`` of it."""
+
+    mesh: Mesh
+    caption: str
+
+
+def make_image(seed: int, index: int, height: int, width: int) -> Sample:
+    """Image ``index`` of the series ``seed``: frames (1, height, width, 3)."""
+    rng = generator(seed, index, _IMAGE)
+    family, surface = scenes.choose(rng), Surface(rng, height, width)
+    canvas, caption = family(surface)
+    frames = scenes.developer(surface)(canvas)[None]
+    return Sample(with_sensor_noise(rng, frames), caption)
+
+
+def make_video(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
+    """Video ``index`` of the series ``seed``: frames (frames, height, width, 3)."""
+    rng = generator(seed, index, _VIDEO)
+    shot, caption = motion.moving(rng, frames, height, width)
+    return Sample(with_sensor_noise(rng, shot), caption)
+
+
+def make_asset(seed: int, index: int) -> Asset:
+    """Mesh ``index`` of the series ``seed``."""
+    rng = generator(seed, index, _MESH)
+    return Asset(*solids.arranged(Surface(rng, solids.TEXTURE, solids.TEXTURE)))
+
+
+def generator(seed: int, index: int, kind: int) -> np.random.Generator:
+    """The random numbers of sample ``index`` of a series; ``kind`` keeps the streams of different media apart."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, kind])))
+
+
+def with_sensor_noise(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
+    """Add mild noise to a quarter of the samples; each frame takes its noise from another place of one sheet."""
+    strength = float(rng.uniform(0.5, 5)) if rng.random() < 0.25 else 0.0
+    if not strength:
+        return np.ascontiguousarray(frames)
+    _, height, width, _ = frames.shape
+    sheet = (strength * rng.standard_normal((height + 16, width + 16, 3), np.float32)).round().astype(np.int16)
+    noisy = np.empty_like(frames)
+    for frame, out in zip(frames, noisy, strict=True):
+        top, left = rng.integers(0, 17, 2)
+        out[:] = np.clip(frame + sheet[top : top + height, left : left + width], 0, 255)
+    return noisy

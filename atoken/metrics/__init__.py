@@ -1,0 +1,1 @@
+"""Measures of images and features as functions without state."""

@@ -1,0 +1,1 @@
+"""Training of the tokenizer: losses, teachers, stages as data, micro-batches, evaluation."""

@@ -1,0 +1,131 @@
+"""What ties visual vectors to texts: the pairwise sigmoid loss and the distillation of similarities, over all ranks.
+
+Sources: AToken, section 3.3 (videos and assets by the sigmoid loss, images by distillation); the sigmoid loss is of
+Zhai et al. 2023 (arXiv 2303.15343). Shape letters: ``B`` samples of this rank, ``T`` texts of all ranks, ``E`` width
+of the common space.
+
+Every rank calls a loss at the same moment, also one that holds no sample, and then goes backward. The loss of the
+whole batch is the **mean over ranks** of what the ranks return, because an engine averages gradients over ranks: a
+rank returns its rows' share times the number of ranks, and the averaged gradient of every parameter is that of one
+process with the whole matrix. Texts must require a gradient on all ranks or on none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the usual name
+from torch.utils.checkpoint import checkpoint
+
+
+def sigmoid_loss(
+    visual_BE: Tensor,
+    text_BE: Tensor,
+    log_scale: Tensor,
+    bias: Tensor,
+    *,
+    captioned_B: Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+    chunk: int = 4096,
+) -> Tensor:
+    """Sum over all pairs of ``-log sigmoid(z * (exp(log_scale) * visual . text + bias))``, over the number of samples.
+
+    z is 1 for a sample and its own text, else -1, also where two texts are the same. Vectors have length 1.
+    captioned_B: bool, which samples have a text; one without is as good as absent, it does not count as a sample and
+    its vectors may be anything. chunk: texts taken at a time; memory holds (B, chunk) logits, in the backward pass too.
+    Returns this rank's share, fp32 also under autocast (0 where no rank has a sample), see the head of the file.
+    Raises: ValueError where the numbers of samples and texts differ.
+    """
+    if len(visual_BE) != len(text_BE):
+        raise ValueError(f"Each sample has a text: got {len(visual_BE)} samples and {len(text_BE)} texts.")
+    if captioned_B is not None:
+        visual_BE, text_BE = visual_BE[captioned_B], text_BE[captioned_B]
+    with torch.autocast(visual_BE.device.type, enabled=False):
+        counts = _counts(visual_BE, group)
+        text_TE, first = _gathered(_exact(text_BE), counts, group)
+        scaled_BE = _exact(log_scale).exp() * _exact(visual_BE)
+        own_B1 = torch.arange(first, first + len(visual_BE), device=visual_BE.device)[:, None]
+        inputs = [(scaled_BE, part, _exact(bias), own_B1 - chunk * i) for i, part in enumerate(text_TE.split(chunk))]
+        sums = [checkpoint(_pairs, *each, use_reentrant=False, preserve_rng_state=False) for each in inputs]
+        return _share(torch.stack(sums).sum(), counts)
+
+
+def distillation(
+    student_BE: Tensor,
+    teacher_BE: Tensor,
+    text_BE: Tensor,
+    log_scale: Tensor,
+    *,
+    temperature: float = 2.0,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """KL divergence of the student's softmax over texts from the teacher's, mean over images.
+
+    Scores are ``exp(log_scale) * visual . text / temperature``, with the frozen teacher's scale; its bias is the same
+    for all texts and cancels in the softmax. Vectors have length 1; the texts of a rank may be more or fewer than its
+    images. Only the student gets a gradient.
+    Returns this rank's share, fp32 also under autocast (0 where no rank has an image), see the head of the file.
+    """
+    with torch.autocast(student_BE.device.type, enabled=False):
+        text_TE, _ = _gathered(_exact(text_BE.detach()), _counts(text_BE, group), group)
+        sharp_TE = _exact(log_scale.detach()).exp() / temperature * text_TE
+        student_BT = F.log_softmax(_exact(student_BE) @ sharp_TE.T, dim=1)
+        teacher_BT = F.log_softmax(_exact(teacher_BE.detach()) @ sharp_TE.T, dim=1)
+        return _share((teacher_BT.exp() * (teacher_BT - student_BT)).sum(), _counts(student_BE, group))
+
+
+def _pairs(scaled_BE: Tensor, text_CE: Tensor, bias: Tensor, own_B1: Tensor) -> Tensor:
+    """The sum over B samples and C texts; ``own_B1`` is where among the texts a sample's own is, if it is there."""
+    logits_BC = scaled_BE @ text_CE.T + bias
+    is_own_BC = own_B1 == torch.arange(len(text_CE), device=own_B1.device)
+    return -F.logsigmoid(torch.where(is_own_BC, logits_BC, -logits_BC)).sum()
+
+
+def _exact(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _share(total: Tensor, counts: list[int]) -> Tensor:
+    """What this rank returns: ``total`` of its rows over the rows of an average rank."""
+    return total * (len(counts) / max(sum(counts), 1))
+
+
+def _counts(rows: Tensor, group: dist.ProcessGroup | None) -> list[int]:
+    """How many rows each rank has."""
+    if not dist.is_initialized():
+        return [len(rows)]
+    counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=rows.device)
+    counts[dist.get_rank(group)] = len(rows)
+    dist.all_reduce(counts, group=group)
+    return counts.tolist()
+
+
+def _gathered(rows: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> tuple[Tensor, int]:
+    """The rows of all ranks, rank after rank, and where this rank's begin."""
+    if not dist.is_initialized():
+        return rows, 0
+    # Whole rather than round a ring: what grows is the logits, and those come in chunks, while 32,768 texts of width
+    # 1152 are 0.15 GB. As a sum of what each rank has amid zeros (exact), uneven ranks need no padding to one length,
+    # and the way back, where the gradients that all ranks have of a text meet, is the same sum.
+    rank = dist.get_rank(group)
+    before, after = sum(counts[:rank]), sum(counts[rank + 1 :])
+    return _Sum.apply(F.pad(rows, (0, 0, before, after)), group), before
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks, on every rank; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        whole = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole, group=group)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(gradients[0], ctx.group), None

@@ -1,0 +1,157 @@
+"""The stages themselves: the paper's four (Table 2, sections 3.3 to 3.5), and those of the bundled models.
+
+What the paper leaves open is chosen in docs/recipe.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from atoken.pretrain import losses
+from atoken.pretrain.stages import MATCHING, Stage, Task, Term
+
+# The paper's weights: reconstruction 0.2 with L1 1, LPIPS 10, Gram 1e3 and CLIP 1 in it; semantics 1; KL 1e-8.
+PATCHES = (Term(losses.l1, 0.2), Term(losses.kl, 1e-8))
+IMAGES = (
+    *PATCHES,
+    Term(losses.lpips, 0.2 * 10, teacher="vgg"),
+    Term(losses.gram, 0.2 * 1e3, teacher="vgg"),
+    Term(losses.clip, 0.2, teacher="clip"),
+)
+SEMANTICS = (Term(losses.semantics, 1.0, teacher="siglip", texts=True),)
+ALIGNMENT = (Term(losses.alignment, 1.0, texts=True),)
+
+GAUSSIANS = ("gaussian_decoder.",)
+TEXT = ("text_tower.",)
+LOGITS = ("logit_",)
+
+
+def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Stage]:
+    """The four stages for presets of one size; 256 micro-batches a step are one for each GPU of the paper's cluster."""
+    image = Task("image", IMAGES, tokens=4096, micro_batches=256, patches=(16, 1024), sampled=True)
+    captioned = Task("image", SEMANTICS, tokens=8192, micro_batches=256, patches=(256, 256))
+    video = Task(
+        "video", PATCHES, tokens=6144, micro_batches=256, patches=(16, 1024), length=(4, 8), sampled=True, stream="clip"
+    )
+    shown = Task(
+        "video",
+        ALIGNMENT,
+        tokens=8192,
+        micro_batches=256,
+        patches=(64, 256),
+        length=(4, 16),
+        fps=1.0,
+        stream="clip-text",
+    )
+    asset = Task("asset", PATCHES, tokens=16384, micro_batches=256, patches=(16384, 16384), sampled=True)
+    first = Stage(
+        "1", first_preset, {"image": image, "image-text": captioned}, {"image": 1}, auxiliary=("image-text",),
+        steps=200_000, warmup=2000, lr=3e-4, final_lr=3e-5, encoder_lr=0.1, weight_decay=0.1, ema=0.9999,
+        checkpointing=True, frozen=(*TEXT, *GAUSSIANS, *LOGITS),
+    )  # fmt: skip
+    second = replace(
+        first, name="2", preset=continuous, start_from="1", frozen=(*TEXT, *GAUSSIANS), seed=1,
+        tasks={
+            **first.tasks,
+            "image": replace(image, tokens=8192, patches=(16, 4096)),
+            "video-text": shown,
+            "video": video,
+        },
+        mixture={"image": 2, "video-text": 1, "video": 6},
+    )  # fmt: skip
+    larger = {
+        "image": replace(image, tokens=16384, patches=(16, 16384)),
+        "video": replace(video, tokens=16384, patches=(16, 4096)),
+        "asset-text": replace(asset, terms=ALIGNMENT),
+        "asset": asset,
+    }
+    third = replace(
+        second, name="3", start_from="2", steps=50_000, seed=2, tasks={**second.tasks, **larger},
+        mixture={"image": 2, "video-text": 1, "video": 4, "asset-text": 1, "asset": 1},
+    )  # fmt: skip
+    fourth = replace(third, name="4", preset=discrete, start_from="3", steps=100_000, seed=3)
+    return MappingProxyType({stage.name: stage for stage in (first, second, third, fourth)})
+
+
+PLACES = (Term(losses.place, 1.0), Term(losses.color, 3.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
+COLORS = (Term(losses.place, 1.0), Term(losses.color, 10.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
+VIEWS = (Term(losses.image_l1, 1.0), Term(losses.dissimilarity, 0.2), Term(losses.silhouette, 0.3))
+
+UNUSED = (*MATCHING, *GAUSSIANS)  # by patches alone
+TOKENIZER = ("encoder.", "to_latent.", "decoder.", "to_patch.", *MATCHING)
+# The start of nano-d is a code already. What writes and reads it has weights so large that a step of Adam would break
+# it, and bf16 would teach the rest of the decoder to expect noise in the finest digits.
+CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decoder.blocks.0.", *GAUSSIANS)
+
+# Far below the paper's weight: its gradient is so large that nano's encoder would else forget how to reconstruct.
+MATCHED = tuple(replace(term, weight=0.02) for term in ALIGNMENT)
+LIGHT = tuple(replace(term, weight=0.01) for term in ALIGNMENT)  # once they match, images come back
+# The streams of videos have the names under which the recorded runs drew from them.
+NANO_TASKS = {
+    "image": Task("image", PATCHES, tokens=768),
+    "image-text": Task("image", MATCHED, tokens=936, patches=(9, 36), aspect=2.0),  # 48 images
+    "video": Task("video", PATCHES, patches=(16, 100), length=(1, 8), stream="clip"),
+    # 24 videos
+    "video-text": Task("video", MATCHED, tokens=756, patches=(9, 25), length=(1, 3), aspect=2.0, stream="clip-text"),
+    "part": Task("part", PATCHES),
+    # 6 assets on grids of 8 to 32 cells a side, so that what is learned of them holds at all 64.
+    "asset-text": Task("asset", LIGHT, tokens=10_240, patches=(512, 4096)),
+    "surface": Task("surface", PLACES, tokens=2048),
+    "views": Task("views", VIEWS, tokens=2048),
+}
+NANO_1 = Stage(
+    "1", "nano", NANO_TASKS, {"image": 1}, auxiliary=("image-text",), frozen=(*GAUSSIANS, *TEXT), steps=1000, lr=8e-4,
+    final_lr=5e-5, mixed_precision=False,
+)  # fmt: skip
+NANO_2 = replace(
+    NANO_1, name="2", start_from="1", mixture={"image": 2, "video-text": 1, "video": 4}, steps=500, lr=5e-4, seed=1,
+)  # fmt: skip
+# Larger ones, as the paper's third stage has.
+LARGER = {
+    "image-text": replace(NANO_TASKS["image-text"], terms=LIGHT, tokens=1536, patches=(16, 64)),  # 44 images
+    "video-text": replace(NANO_TASKS["video-text"], terms=LIGHT, tokens=1152, patches=(9, 64)),  # 21 videos
+}
+NANO_3 = replace(
+    NANO_2, name="3", start_from="2", mixture={"image": 4, "video-text": 2, "video": 2, "asset-text": 4, "part": 1},
+    tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=1400, lr=4e-4, final_lr=1e-5, seed=2,
+)  # fmt: skip
+NANO_SURFACE = Stage(
+    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="3", frozen=TOKENIZER, steps=500, warmup=50,
+    lr=2e-3, muon=2.5, mixed_precision=False, seed=3,
+)  # fmt: skip
+NANO_COLORS = replace(
+    NANO_SURFACE, name="colors", tasks=NANO_TASKS | {"surface": Task("surface", COLORS, tokens=2048)},
+    start_from="surface", steps=500, warmup=30, lr=1.5e-3, final_lr=1e-5, seed=13,
+)  # fmt: skip
+NANO_4 = replace(
+    NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=150, warmup=75, seed=4
+)  # fmt: skip
+NANO = (NANO_1, NANO_2, NANO_3, NANO_SURFACE, NANO_COLORS, NANO_4)
+FINISHED = {stage.name: stage.preset for stage in (NANO_COLORS, NANO_4)}  # the last stage of each bundled model
+
+CURRICULA: Mapping[str, Mapping[str, Stage]] = {
+    "nano": {stage.name: stage for stage in NANO},
+    "base": paper("base-s1", "base", "base-d"),
+    "so400m-c": paper("so400m-c-s1", "so400m-c", "so400m-d"),
+}
+
+
+TUNE = "tune"
+
+
+def tuning(stage: Stage, start_from: str, **sizes: Any) -> Stage:
+    """A short stage on a user's own images. What knows texts stays as it is, and the encoder moves away from it."""
+    image = replace(stage.tasks["image"], patches=(16, 1024), **sizes)
+    return replace(
+        stage, name=TUNE, start_from=start_from, tasks={"image": image}, mixture={"image": 1}, auxiliary=(),
+        frozen=UNUSED, steps=200, warmup=20, lr=2e-4, final_lr=1e-6, encoder_lr=1.0, seed=5,
+    )  # fmt: skip
+
+
+TUNING = {
+    "nano": tuning(NANO_3, "colors", tokens=2048),
+    **{preset: tuning(CURRICULA[preset]["3"], "3", tokens=4096, micro_batches=8) for preset in ("base", "so400m-c")},
+}  # no part of a curriculum: each begins with a finished model

@@ -1,0 +1,217 @@
+"""Loss terms as pure functions; weights and sums belong to the stage (paper section 3.3).
+
+Every term takes a step: what went in, what came out. ``Step`` is of the tokenizer, ``Placed`` and ``Drawn`` are of its
+Gaussian decoder. Shape letters: ``atoken/tokens.py``; ``S`` are the pixels of a side, ``L`` the ids of a text, ``E`` is
+the width of the space that images and texts share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from atoken.gaussian_decoder import RESOLUTION
+from atoken.gaussians import Gaussians
+from atoken.metrics import vgg
+from atoken.metrics.pixels import similarity
+from atoken.modalities.pixels import PATCH, unpatchify
+from atoken.model import ATokenModel, Encoded
+from atoken.pretrain.alignment import distillation, sigmoid_loss
+from atoken.pretrain.parts import Images, Surface
+from atoken.pretrain.teachers import NO_TEACHERS, Teachers, cosine_distance, image_features, siglip_images, siglip_texts
+from atoken.text import TextTokenizer
+from atoken.tokens import SparseTokens
+
+GRAIN = 0.12  # voxels: the scale at which the Gaussians of a voxel about cover its piece of the surface
+TEMPERATURE = 2.0  # of the distillation (paper section 3.3)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-batch and the networks; each result is computed when the first term asks for it, and once.
+
+    values: how many of the P patch values are real (768 of an image's 3072). captions: one a sample, "" where it has
+    none. noise: draws what is decoded from the posterior; without it, it is the mean. Which networks run follows from
+    the terms alone, never from the samples: ranks that share weights (ZeRO-3) must all run the same ones in the same
+    order.
+    """
+
+    model: ATokenModel
+    inputs: SparseTokens
+    values: int
+    captions: tuple[str, ...] = ()
+    teachers: Teachers = NO_TEACHERS
+    texts: TextTokenizer | None = None
+    noise: torch.Generator | None = None
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """What the encoder makes of the inputs."""
+        return self.model.encode(self.inputs)
+
+    @cached_property
+    def decoded(self) -> SparseTokens:
+        """The reconstruction, patches (N, P)."""
+        latents = self.encoded.latents
+        if self.noise is not None and self.encoded.codes is None:  # codes are what they are
+            latents = latents.with_feats(self.encoded.posterior.sample(self.noise))
+        return self.model.decode(latents)
+
+    @cached_property
+    def visual_BE(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """Pooled vectors of length 1, fp32."""
+        return F.normalize(self.encoded.pooled, dim=1)
+
+    @cached_property
+    def ids_BL(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """The captions as text towers read them; one that is missing is all padding."""
+        assert self.texts is not None  # Objective sees to it
+        return self.texts(self.captions).to(self.inputs.feats.device)
+
+    @cached_property
+    def captioned_B(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """Bool: which samples have a caption."""
+        return torch.tensor([caption != "" for caption in self.captions], device=self.inputs.feats.device)
+
+    @cached_property
+    def text_BE(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """The captions' vectors of length 1, fp32, by the model's own text tower."""
+        return F.normalize(self.model.encode_text(self.ids_BL), dim=1)
+
+    @cached_property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Reconstructions and targets as perceptual networks see them, (B, 3, 224, 224) fp32 in [-1, 1]."""
+        return _images(self.decoded), _images(self.inputs)
+
+    @cached_property
+    def features(self) -> tuple[vgg.Features, vgg.Features]:
+        """One pass of VGG-16 over both, for LPIPS and the Gram loss; no gradient for targets."""
+        assert self.teachers.vgg is not None  # Objective sees to it
+        return vgg.shared_pass(self.teachers.vgg, *self.images)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """M Gaussians, and where the surface has them."""
+
+    gaussians: Gaussians
+    surface: Surface
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What V cameras see of the Gaussians, ``rgb`` (V, S, S, 3) and ``alpha`` (V, S, S), and what they should see."""
+
+    rgb: Tensor
+    alpha: Tensor
+    images: Images
+
+
+def l1(step: Step) -> Tensor:
+    """Mean absolute difference of the real patch values, in [-1, 1] units."""
+    prediction, target = step.decoded.feats[:, : step.values], step.inputs.feats[:, : step.values]
+    return (prediction.float() - target).abs().mean()
+
+
+def kl(step: Step) -> Tensor:
+    """KL divergence of the posterior to the unit Gaussian: sum over channels, mean over tokens."""
+    return step.encoded.posterior.kl().mean()
+
+
+def lpips(step: Step) -> Tensor:
+    """LPIPS of images, mean over them."""
+    assert step.teachers.heads is not None  # Objective sees to it
+    return vgg.lpips(*step.features, step.teachers.heads).mean()
+
+
+def gram(step: Step) -> Tensor:
+    """Squared distance of the Gram matrices of images, mean over them."""
+    return vgg.gram(*step.features).mean()
+
+
+def clip(step: Step) -> Tensor:
+    """1 - cosine of the CLIP features of images, mean over them; the paper names no layer and no distance."""
+    assert step.teachers.clip is not None  # Objective sees to it
+    prediction, target = step.images
+    with torch.no_grad():
+        target = image_features(step.teachers.clip, target)
+    return cosine_distance(image_features(step.teachers.clip, prediction), target).mean()
+
+
+def semantics(step: Step) -> Tensor:
+    """Divergence of images' similarities to the captions of all ranks from what SigLIP2 finds, mean over images.
+
+    Both are to the texts of SigLIP2's frozen text tower. An image without caption counts, but gives no text.
+    """
+    siglip = step.teachers.siglip
+    assert siglip is not None  # Objective sees to it
+    teacher_BE, text_BE = siglip_images(siglip, step.inputs), siglip_texts(siglip, step.ids_BL)
+    return distillation(
+        step.visual_BE, teacher_BE, text_BE[step.captioned_B], siglip.logit_scale, temperature=TEMPERATURE
+    )
+
+
+def alignment(step: Step) -> Tensor:
+    """The pairwise sigmoid loss of samples and captions of all ranks, mean over samples that have a caption."""
+    return sigmoid_loss(
+        step.visual_BE, step.text_BE, step.model.logit_scale, step.model.logit_bias, captioned_B=step.captioned_B
+    )
+
+
+def _images(tokens: SparseTokens) -> Tensor:
+    """(B, 3, 224, 224) fp32 of images of any sizes, each on its full grid; the sides are stretched to fit."""
+    sizes = ((tokens.reduce_coords("amax")[:, 1:3] + 1) * PATCH[1]).tolist()
+    shown = [unpatchify(sample, 1, *size) for sample, size in zip(tokens.unpack(), sizes, strict=True)]
+    return torch.cat([vgg.resized(image_1HW3.permute(0, 3, 1, 2)) for image_1HW3 in shown])
+
+
+def place(step: Placed) -> Tensor:
+    """Mean distance (city block) of the Gaussians from the surface, in voxels, where they can get there."""
+    far_M = (step.gaussians.means - step.surface.points).abs().sum(-1) * RESOLUTION
+    return _mean(far_M[step.surface.within & step.surface.counts])
+
+
+def color(step: Placed) -> Tensor:
+    """Mean absolute difference of the colours from the surface's, in 0..1, where they can get there."""
+    return _mean((step.gaussians.colors - step.surface.colors).abs()[step.surface.within & step.surface.counts])
+
+
+def size(step: Placed) -> Tensor:
+    """Mean absolute difference of the scales from ``GRAIN``, in voxels."""
+    return _mean((step.gaussians.scales * RESOLUTION - GRAIN).abs()[step.surface.counts])
+
+
+def opacity(step: Placed) -> Tensor:
+    """Cross-entropy of opacities with whether the Gaussian can get to the surface, mean over Gaussians."""
+    right_M = step.gaussians.opacities.where(step.surface.within, 1 - step.gaussians.opacities)
+    return _mean(-right_M.clamp_min(1e-6).log()[step.surface.counts])
+
+
+def _mean(values: Tensor) -> Tensor:
+    """0 where there is nothing to take a mean of."""
+    return values.mean() if len(values) else values.sum()
+
+
+def image_l1(step: Drawn) -> Tensor:
+    """Mean absolute difference over all pixels, those that do not count as 0; colours in 0..1."""
+    prediction, target = _counted(step)
+    return (prediction - target).abs().mean()
+
+
+def dissimilarity(step: Drawn) -> Tensor:
+    """1 - SSIM, pixels that do not count black in both images."""
+    return 1 - similarity(*_counted(step), 1.0).mean()
+
+
+def silhouette(step: Drawn) -> Tensor:
+    """Mean absolute difference of alpha from the mask, over all pixels, those that do not count as 0."""
+    return ((step.alpha - step.images.mask.float()).abs() * step.images.counts).mean()
+
+
+def _counted(step: Drawn) -> tuple[Tensor, Tensor]:
+    counts = step.images.counts[..., None]
+    return step.rgb * counts, step.images.rgb * counts

@@ -1,0 +1,123 @@
+"""What a stage of training is, as data: which tasks are seen how often, what is summed, how long, from where.
+
+The stages themselves are values in ``atoken/pretrain/curriculum.py``. A **task** is a kind of micro-batch: a modality,
+how
+much of it, and the terms of its loss. A step has the task that the mixture's cycle names, and those that go beside
+every one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+MATCHING = ("pool.", "logit_", "text_tower.")  # parameters that only matching with texts reads
+Modality = Literal["image", "video", "asset", "part", "surface", "views"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss: the function itself, not its name, and which frozen network it needs.
+
+    texts: it reads the captions, so its task wants samples that have some.
+    """
+
+    fn: Callable[[Any], Tensor]
+    weight: float
+    teacher: str | None = None
+    texts: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of micro-batch. Sizes are in patches of 16 x 16 pixels, lengths in time steps of 4 frames.
+
+    modality: ``image``; ``video``; ``asset``, voxels of whole 3D assets; ``part``, those of a cube of one asset, and
+    with what its Gaussians must be like as points of the surface (``surface``) or as images (``views``).
+    """
+
+    modality: Modality
+    terms: tuple[Term, ...]
+    tokens: int = 1024  # budget of one micro-batch, which is a micro-batch of one rank
+    micro_batches: int = 1  # of a step, over all ranks
+    patches: tuple[int, int] = (16, 256)  # fewest and most of an image, of one time step of a video; voxels of an asset
+    length: tuple[int, int] = (1, 1)  # of a video
+    strides: tuple[tuple[int, int], ...] = ((1, 3), (4, 12))  # frames from one taken to the next: ranges drawn alike
+    fps: float | None = None  # frames a second that are taken of a video, in place of a stride
+    aspect: float = 4.0  # longest side over shortest, at most, of what is generated
+    views: int = 2  # images of a part
+    stream: str = ""  # name of its random stream, where that is not the task's own name
+    sampled: bool = False  # what is decoded is a draw from the posterior, not its mean (of a continuous model)
+
+    @property
+    def texts(self) -> bool:
+        """Whether it wants samples with captions."""
+        return any(term.texts for term in self.terms)
+
+    @property
+    def teachers(self) -> set[str]:
+        """The frozen networks that its terms need."""
+        return {term.teacher for term in self.terms if term.teacher}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. The loss of a step is the sum over its tasks of the mean over their micro_batches."""
+
+    name: str
+    preset: str
+    tasks: Mapping[str, Task]
+    mixture: Mapping[str, int]  # steps of each task in a cycle
+    auxiliary: tuple[str, ...] = ()  # tasks whose gradient is accumulated with every step's own
+    start_from: str | None = (
+        None  # a stage whose weights this one starts with; None: see ``atoken/pretrain/start/begin.py``
+    )
+    steps: int = 4500
+    warmup: int = 100
+    lr: float = 5e-4
+    final_lr: float = 5e-6
+    frozen: tuple[str, ...] = ()  # beginnings of the names of parameters that stay as they start
+    encoder_lr: float = 1.0  # times lr; 0.1 where the encoder is already trained (paper section 3.5)
+    betas: tuple[float, float] = (0.9, 0.95)
+    muon: float = 0.0  # rate of Muon for the matrices of blocks, times lr; 0 is AdamW for all
+    weight_decay: float = 0.01
+    clip: float = 1.0  # of the gradient's norm; 0 is none
+    mixed_precision: bool = True  # bf16 in products
+    checkpointing: bool = False  # activations of blocks are computed again for the gradient
+    ema: float = 0.999  # decay; ramps up as (1 + n) / (10 + n)
+    seed: int = 0
+
+    def tasks_of(self, step: int) -> list[tuple[str, int]]:
+        """The tasks of a step, and how often each came before: the mixture's cycle, spread evenly, and those beside."""
+        slots = [
+            (turn / share, self.tasks[name].stream or name, name)
+            for name, share in self.mixture.items()
+            for turn in range(1, share + 1)
+        ]
+        order = [name for *_, name in sorted(slots)]
+        cycle, turn = divmod(step, len(order))
+        name = order[turn]
+        before = cycle * self.mixture[name] + order[:turn].count(name)
+        return [(name, before), *((other, step) for other in self.auxiliary)]
+
+    @property
+    def used(self) -> dict[str, Task]:
+        """The tasks that its steps have."""
+        return {name: self.tasks[name] for name in (*self.mixture, *self.auxiliary)}
+
+    @property
+    def teachers(self) -> set[str]:
+        """The frozen networks that it needs."""
+        return set().union(*(task.teachers for task in self.used.values()))
+
+    def without_teachers(self) -> Stage:
+        """The same stage without the terms that need a frozen network, and without tasks that are nothing but those."""
+        left = {n: replace(t, terms=tuple(x for x in t.terms if not x.teacher)) for n, t in self.tasks.items()}
+        tasks = {name: task for name, task in left.items() if task.terms}
+        mixture = {name: share for name, share in self.mixture.items() if name in tasks}
+        bare = replace(self, tasks=tasks, mixture=mixture, auxiliary=tuple(n for n in self.auxiliary if n in tasks))
+        matched = any(task.texts for task in bare.used.values())
+        return bare if matched else replace(bare, frozen=(*self.frozen, *MATCHING))

@@ -1,0 +1,1 @@
+"""The weights that a tokenizer starts training from."""

@@ -1,0 +1,258 @@
+"""The frozen networks that a tokenizer learns from: loaded once, checked, and outside of every module.
+
+``Teachers`` is no ``nn.Module``, so a module that holds one neither registers, shards nor saves what is in it. Nothing
+is downloaded: files come from a folder that the user names, or, for whole models, from the Hugging Face cache, and
+what the program takes from there must have the pinned SHA-256. Shape letters: ``B`` samples, ``E`` width of a tower's
+vectors, ``S`` the pixels of a side, ``L`` ids of a text.
+
+    FOLDER/vgg16-397923af.pth   VGG-16, for LPIPS and the Gram loss
+    FOLDER/vgg.pth              the linear heads of LPIPS
+    FOLDER/clip/                the image tower of the CLIP-perceptual loss, if not from the cache
+    FOLDER/siglip2/             the teacher of image-text similarities, if not from the cache
+
+A whole model in the folder may be another one than the published (a SigLIP2 of another size): it is taken as it is, and
+its SHA-256 is in ``Teachers.record`` all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the usual name
+from torch.nn.utils.rnn import pad_sequence
+
+from atoken.checkpoint import load_transformers
+from atoken.errors import CheckpointError
+from atoken.metrics.vgg import VGG16, Heads, published_heads, published_vgg
+from atoken.tokens import SparseTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Siglip2Model
+
+Name = Literal["vgg", "clip", "siglip"]
+WITHOUT = "or train with --teachers none"
+
+
+@dataclass(frozen=True)
+class File:
+    """A published file of weights: its name, its SHA-256, what it is for, and how to get it."""
+
+    name: str
+    sha256: str
+    purpose: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model of the Hugging Face hub, pinned, and the subfolder of the user's that stands in for it."""
+
+    subfolder: str
+    repository: str
+    revision: str
+    sha256: str  # of its model.safetensors
+    purpose: str
+
+
+VGG = File(
+    "vgg16-397923af.pth",
+    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    "VGG-16, for LPIPS and the Gram loss",
+    "download https://download.pytorch.org/models/vgg16-397923af.pth",
+)
+HEADS = File(
+    "vgg.pth",
+    "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    "the linear heads of LPIPS v0.1",
+    "take lpips/weights/v0.1/vgg.pth out of the Python package lpips 0.1.4",
+)
+CLIP = Model(
+    "clip",
+    "openai/clip-vit-large-patch14",
+    "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+    "the image tower of the CLIP-perceptual loss",
+)
+SIGLIP2 = Model(
+    "siglip2",
+    "google/siglip2-so400m-patch16-naflex",
+    "cc24074f717b612951c2dead130904ab9b65a81e",
+    "11a61a2068800d5f4f35cb041c1fea25de86ce87725e4c97a9ed046d0b22c076",
+    "the teacher of image-text similarities",
+)
+
+
+@dataclass(frozen=True)
+class ImageTower:
+    """A transformers image tower with a pooled output, and the mean and deviation, in 0..1, of what it takes."""
+
+    model: PreTrainedModel
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """What a run has of them; ``NO_TEACHERS`` is to train without. record: SHA-256 by file, for the run's own."""
+
+    vgg: VGG16 | None = None
+    heads: Heads | None = None
+    clip: ImageTower | None = None
+    siglip: Siglip2Model | None = None
+    record: Mapping[str, str] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Teachers:
+        """The same teachers on another device; networks are moved, not copied."""
+        for network in (self.vgg, None if self.clip is None else self.clip.model, self.siglip):
+            if network is not None:
+                network.to(device)
+        return replace(self, heads=self.heads and tuple(head_C.to(device) for head_C in self.heads))
+
+    @property
+    def names(self) -> set[str]:
+        """Which there are, as ``load_teachers`` names them."""
+        return {name for name in get_args(Name) if getattr(self, name) is not None}
+
+
+NO_TEACHERS = Teachers()
+
+
+def load_teachers(names: Collection[Name], folder: str | Path | None = None) -> Teachers:
+    """The teachers of these names, frozen, fp32, on the CPU; to be called outside of an engine's sharded construction.
+
+    names: "vgg" (with the heads of LPIPS), "clip", "siglip". folder: see the head of the file.
+    Raises: CheckpointError for a file that is missing, damaged or another one, with what it is for and how to get it.
+    """
+    folder = None if folder is None else Path(folder)
+    record: dict[str, str] = {}
+    vgg = heads = clip = siglip = None
+    if "vgg" in names:
+        vgg = published_vgg(_read(VGG, folder, record))
+        heads = published_heads(_read(HEADS, folder, record))
+    if "clip" in names:
+        clip = _image_tower(_folder_of(CLIP, folder, record))
+    if "siglip" in names:
+        siglip = _siglip(_folder_of(SIGLIP2, folder, record))
+    return Teachers(vgg, heads, clip, siglip, record)
+
+
+def image_features(tower: ImageTower, images_B3SS: Tensor) -> Tensor:
+    """Images in [-1, 1], of any size that the tower takes, to its (B, E) projected, else pooled, features."""
+    mean, std = (images_B3SS.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (tower.mean, tower.std))
+    values_B3SS = ((images_B3SS.float() + 1) / 2 - mean) / std
+    found = tower.model(pixel_values=values_B3SS, interpolate_pos_encoding=True)
+    return found.image_embeds if "image_embeds" in found else found.pooler_output
+
+
+def cosine_distance(ours_BE: Tensor, theirs_BE: Tensor) -> Tensor:
+    """(B,) fp32: 1 - cosine. Our choice for the CLIP-perceptual loss: the paper names neither network nor distance."""
+    return 1 - F.cosine_similarity(ours_BE.float(), theirs_BE.float())
+
+
+@torch.no_grad()
+def siglip_images(siglip: Siglip2Model, tokens: SparseTokens) -> Tensor:
+    """(B, E) unit vectors of images: tokens of one time step, on full grids, row by row.
+
+    A token's first frame is a patch as SigLIP2 wants it, values and their order (paper section 3.2).
+    """
+    frame_ND = tokens.feats[:, : 3 * siglip.config.vision_config.patch_size**2]
+    lengths = torch.tensor(tokens.lengths, device=frame_ND.device)
+    found = siglip.get_image_features(
+        pixel_values=pad_sequence(list(frame_ND.split(tokens.lengths)), batch_first=True),
+        pixel_attention_mask=(torch.arange(max(tokens.lengths), device=frame_ND.device) < lengths[:, None]).long(),
+        spatial_shapes=(tokens.reduce_coords("amax")[:, 1:3] + 1).cpu(),  # read on the host, image by image
+    )
+    return F.normalize(found.pooler_output.float(), dim=1)
+
+
+@torch.no_grad()
+def siglip_texts(siglip: Siglip2Model, ids_BL: Tensor) -> Tensor:
+    """(B, E) unit vectors of texts, ids padded to SigLIP2's length; padding is not masked, as in its training."""
+    return F.normalize(siglip.get_text_features(input_ids=ids_BL).pooler_output.float(), dim=1)
+
+
+def _read(file: File, folder: Path | None, record: dict[str, str]) -> Mapping[str, Tensor]:
+    """A file's tensors; its SHA-256 is that of the very bytes that are read. Raises: CheckpointError."""
+    if folder is None:
+        raise CheckpointError(f"{file.name} is needed ({file.purpose}): {file.how}, and name its folder, {WITHOUT}.")
+    try:
+        data = (folder / file.name).read_bytes()
+    except OSError as error:
+        reason = f"{file.purpose}; {error.strerror}"
+        raise CheckpointError(f"Cannot read {folder / file.name} ({reason}): {file.how}, {WITHOUT}.") from error
+    record[file.name] = hashlib.sha256(data).hexdigest()
+    if record[file.name] != file.sha256:
+        reason = f"{file.purpose}; SHA-256 {record[file.name][:8]}… instead of {file.sha256[:8]}…"
+        raise CheckpointError(f"{folder / file.name} is not the published file ({reason}): {file.how}, {WITHOUT}.")
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _folder_of(model: Model, folder: Path | None, record: dict[str, str]) -> Path:
+    """Where a model is: the user's subfolder, else the cache's with the pinned weights. Raises: CheckpointError."""
+    if folder is not None and (own := folder / model.subfolder).is_dir():
+        record |= {f"{model.subfolder}/{file.name}": _sha256(file) for file in sorted(own.glob("*.safetensors"))}
+        return own
+    cached, name = _cached(model), f"{model.repository}@{model.revision}/model.safetensors"
+    record[name] = _sha256(cached)
+    if record[name] != model.sha256:
+        raise CheckpointError(f"{cached} is damaged ({model.purpose}): delete it, {_how(model)}, {WITHOUT}.")
+    return cached.parent
+
+
+def _cached(model: Model) -> Path:
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            model.repository, "model.safetensors", revision=model.revision, local_files_only=True,
+        )  # fmt: skip
+    except OSError as error:
+        where = f"neither a subfolder {model.subfolder} of the folder of teachers nor the Hugging Face cache has it"
+        raise CheckpointError(f"No {model.repository} ({model.purpose}; {where}): {_how(model)}, {WITHOUT}.") from error
+    return Path(found)
+
+
+def _how(model: Model) -> str:
+    return f'get it by hf download {model.repository} --revision {model.revision} --include "*.json" "*.safetensors"'
+
+
+def _image_tower(folder: Path) -> ImageTower:
+    from transformers import CLIPVisionModelWithProjection, SiglipVisionModel
+
+    clip, siglip = CLIPVisionModelWithProjection, SiglipVisionModel
+    kinds = {"clip": clip, "clip_vision_model": clip, "siglip": siglip, "siglip_vision_model": siglip}
+    model = _load(kinds, folder)
+    try:
+        values = json.loads((folder / "preprocessor_config.json").read_text())
+        return ImageTower(model, tuple(values["image_mean"]), tuple(values["image_std"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "a preprocessor_config.json with image_mean and image_std"
+        raise CheckpointError(f"{folder} lacks {what}: put the model's there, {WITHOUT}.") from error
+
+
+def _siglip(folder: Path) -> Siglip2Model:
+    from transformers import Siglip2Model
+
+    return _load({"siglip2": Siglip2Model}, folder)
+
+
+def _load(kinds: Mapping[str, Any], folder: Path) -> Any:
+    """The model of a folder, frozen. Raises: CheckpointError."""
+    try:
+        model = load_transformers(folder, kinds)
+    except CheckpointError as error:
+        raise CheckpointError(f"No teacher in {folder} ({error}): put the published model there, {WITHOUT}.") from error
+    return model.eval().requires_grad_(False)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,231 @@
+"""The autoencoders of diffusers (SD-VAE, Wan, ...), from a folder on disk. Nothing is downloaded or unpickled.
+
+Latents are decoded as the encoder gave them: ``scaling_factor``, ``shift_factor``, ``latents_mean`` and ``latents_std``
+bring latents to unit variance for a generator and back, so that between encoder and decoder they cancel out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from atoken.errors import AtokenError, CheckpointError, MissingExtraError
+from atoken.modalities.pixels import to_uint8, to_values
+from eval.contract import Item, Sample
+from eval.models.pixels import (
+    DTYPES,
+    Block,
+    Stored,
+    checksum,
+    cut,
+    draw,
+    failing,
+    frames_of,
+    how_drawn,
+    padded,
+    rounded,
+)
+
+BATCH = 16  # images of one size, or frames of a video, that an image model gets at once
+_SIDE, _FRAMES = 64, 16  # of what a ratio is measured with where the model does not state it
+_SPATIAL = ("spatial_compression_ratio", "scale_factor_spatial")
+_TEMPORAL = ("temporal_compression_ratio", "scale_factor_temporal", "time_compression_ratio")
+_REFUSED = {
+    "AutoencoderRAE": "its pixels are not in [-1, 1]",
+    "ConsistencyDecoderVAE": "its decoder draws random numbers",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model takes. video: (B, 3, T, H, W), else (B, 3, H, W), frame by frame. causal: T = 1 + k block[0]."""
+
+    video: bool
+    block: Block
+    causal: bool = False
+
+
+class Autoencoder:
+    """A model of diffusers with an encoder and a decoder, or the ``vae`` of a pipeline's folder.
+
+    An image is a video of one frame to a video model; a video is a batch of frames to an image model. Sides are padded
+    by their edge to the model's multiple (frames of a causal model to 1 + k times its ratio) and cut again. ``size`` is
+    the plain bytes of the latents as ``stored`` floats, which are rounded so before they are decoded; None for a model
+    that quantises, whose indices it does not tell.
+    sample: draws the latents from the posterior with this seed instead of taking its mean.
+    Raises: MissingExtraError; CheckpointError for a folder that holds no such model in safetensors.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        stored: Stored = "float32",
+        sample: int | None = None,
+    ) -> None:
+        path = Path(folder)
+        self.name = path.resolve().name + ("" if stored == "float32" else f", {stored}")
+        path = path / "vae" if (path / "model_index.json").is_file() else path
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.model, self.stored, self.sample = loaded(path, dtype).to(self.device), stored, sample
+        self.shape = shape_of(self.model, self.name)
+        self.quantises = hasattr(self.model, "quantize")
+        self.record = {
+            "model": type(self.model).__name__,
+            "fingerprint": checksum(path / "config.json", *sorted(path.glob("*.safetensors"))),
+            "dtype": dtype,
+            **how_drawn(sample),
+            "padding": " x ".join(map(str, self.shape.block)) + ", the first frame alone" * self.shape.causal,
+            "bytes": "not counted" if self.quantises else f"latents as {stored}, without header",
+        }
+
+    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
+        """Through the latents and back. Raises: AtokenError for an asset, or where the model fails."""
+        return [sample for batch in self._batches(items) for sample in self._reconstructed(batch)]
+
+    def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
+        """Images of one size that follow each other; videos alone."""
+        for shape, alike in groupby(items, key=lambda item: frames_of(item, self.name).shape):
+            same, step = list(alike), BATCH if shape[0] == 1 else 1
+            yield from (same[start : start + step] for start in range(0, len(same), step))
+
+    @torch.inference_mode()
+    def _reconstructed(self, batch: Sequence[Item]) -> list[Sample]:
+        frames = [frames_of(item, self.name) for item in batch]
+        whole = [padded(one, self.shape.block, first_alone=self.shape.causal) for one in frames]
+        values_BTHW3 = torch.stack([to_values(one) for one in whole]).to(self.device, self.model.dtype)
+        latents, size = rounded(self._encode(values_BTHW3, [item.key for item in batch]), self.stored)
+        values_BTHW3 = self._decode(latents, *values_BTHW3.shape[:2])
+        prediction = [cut(to_uint8(one), like, self.name) for one, like in zip(values_BTHW3, frames, strict=True)]
+        bytes_of_one = None if self.quantises else size // len(batch)
+        return [
+            Sample(item, target, back, size=bytes_of_one)
+            for item, target, back in zip(batch, frames, prediction, strict=True)
+        ]
+
+    def _encode(self, values_BTHW3: Tensor, keys: Sequence[str]) -> Tensor:
+        """Latents; their first axis is B, or B times T for an image model."""
+        rows = 1 if self.shape.video else values_BTHW3.shape[1]
+        values = values_BTHW3 if self.shape.video else values_BTHW3.flatten(0, 1)
+        noise = [] if self.sample is None else [one for key in keys for one in [draw(self.sample, key)] * rows]
+        parts = [
+            self._latents(part, noise[start : start + BATCH])
+            for start, part in zip(range(0, len(values), BATCH), values.movedim(-1, 1).split(BATCH), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _latents(self, values: Tensor, noise: list[torch.Generator]) -> Tensor:
+        if not noise:
+            return latents_of(self.model, values, self.name)
+        with failing(self.name, values):
+            posterior = getattr(self.model.encode(values), "latent_dist", None)
+            if posterior is None:
+                raise AtokenError(f"{self.name} has no posterior to draw from; leave sample out.")
+            drawn: Tensor = posterior.sample(generator=noise)
+        return drawn
+
+    def _decode(self, latents: Tensor, batch: int, frames: int) -> Tensor:
+        """(B, T, H, W, 3)."""
+        parts = [
+            decoded_by(self.model, part, self.name, frames=len(part) if frames > 1 else 1).movedim(1, -1)
+            for part in latents.split(BATCH)
+        ]
+        values = torch.cat(parts)
+        return values if self.shape.video else values.unflatten(0, (batch, frames))
+
+    def embed(self, items: Sequence[Item]) -> list[Sample]:
+        """An autoencoder has no vectors. Raises: AtokenError."""
+        raise AtokenError(f"{self.name} has no vectors of media; take a tokenizer for this task.")
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """An autoencoder has no vectors. Raises: AtokenError."""
+        raise AtokenError(f"{self.name} has no vectors of texts; take a tokenizer for this task.")
+
+
+def loaded(folder: Path, dtype: str) -> Any:
+    """The model of a folder, by the class that its config.json names. Raises: MissingExtraError, CheckpointError."""
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MissingExtraError("diffusers", "eval", "Measuring an autoencoder of diffusers") from error
+    try:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no config.json of a diffusers model; name the model's folder."
+        ) from error
+    kind = getattr(diffusers, name, None) if isinstance(name, str) and name.startswith(("Auto", "Asym", "VQ")) else None
+    if kind is None or not hasattr(kind, "encode") or name in _REFUSED:
+        reason = _REFUSED.get(name, f"diffusers {diffusers.__version__} has no such autoencoder")
+        raise CheckpointError(f"{folder} holds a {name!r}, which cannot be measured: {reason}.")
+    try:
+        model, found = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} holds no whole {name} in safetensors, the only files read.") from error
+    if found["missing_keys"]:  # diffusers would leave these random
+        raise CheckpointError(
+            f"{folder} lacks {len(found['missing_keys'])} weights, {found['missing_keys'][0]} for one."
+        )
+    return model.to(DTYPES[dtype]).eval()
+
+
+def latents_of(model: Any, values: Tensor, name: str) -> Tensor:
+    """The posterior's mean, or the latents of a model that has none."""
+    with failing(name, values):
+        output = model.encode(values)
+        posterior = getattr(output, "latent_dist", None)
+        latents: Tensor = output[0] if posterior is None else posterior.mode()
+    return latents
+
+
+def decoded_by(model: Any, latents: Tensor, name: str, *, frames: int) -> Tensor:
+    """Images (B, 3, H, W) or videos (B, 3, T, H, W); ``frames`` for an image model whose decoder looks along time."""
+    along_time = {"num_frames": frames} if "num_frames" in inspect.signature(model.decode).parameters else {}
+    with failing(name, latents):
+        values: Tensor = model.decode(latents, **along_time).sample
+    return values
+
+
+@torch.inference_mode()
+def shape_of(model: Any, name: str) -> Shape:
+    """What a model takes: as it states, and measured on grey where it does not. Raises: AtokenError."""
+    video = any(isinstance(part, nn.Conv3d) for part in getattr(model, "encoder", model).modules())
+    grey = torch.zeros(1, 3, *((1,) if video else ()), _SIDE, _SIDE, dtype=model.dtype, device=model.device)
+    side = _stated(model, _SPATIAL) or _SIDE // latents_of(model, grey, name).shape[-1]
+    if not video:
+        return Shape(video, (1, side, side))
+    grey = torch.zeros(1, 3, 1, 2 * side, 2 * side, dtype=model.dtype, device=model.device)
+    causal = _gives_one_frame(model, grey, name)
+    ratio = _stated(model, _TEMPORAL)
+    if ratio is None:
+        several = grey.expand(-1, -1, _FRAMES + causal, -1, -1)
+        ratio = _FRAMES // (latents_of(model, several, name).shape[2] - causal)
+    return Shape(video, (ratio, side, side), causal)
+
+
+def _stated(model: Any, names: Sequence[str]) -> int | None:
+    found = (vars(model).get(name, model.config.get(name)) for name in names)
+    return next((int(value) for value in found if value is not None), None)
+
+
+def _gives_one_frame(model: Any, grey: Tensor, name: str) -> bool:
+    try:
+        return decoded_by(model, latents_of(model, grey, name), name, frames=1).shape[2] == 1
+    except AtokenError:  # it takes whole groups of frames only
+        return False

@@ -1,0 +1,104 @@
+"""JPEG, WebP and AVIF, as Pillow writes them: at a quality, or at the bytes of something else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import PIL
+import PIL.Image
+from PIL import features
+
+from atoken.errors import AtokenError
+from eval.contract import Item, Sample
+from eval.models.matching import AtMost, largest, too_large
+from eval.models.pixels import frames_of
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """A format of Pillow: what ``features`` calls it, its qualities from worst to best, its other options."""
+
+    name: str
+    feature: str
+    qualities: range
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+FORMATS = {
+    # Optimal Huffman tables and the smaller of JPEG's two orders; subsampling 2 is 4:2:0, which the other two have.
+    "jpeg": ImageFormat("JPEG", "jpg", range(1, 101), {"optimize": True, "progressive": True, "subsampling": 2}),
+    "webp": ImageFormat("WebP", "webp", range(101), {"method": 4}),
+    # Threads do not change what is written, but cost more than they bring where the cores are busy.
+    "avif": ImageFormat("AVIF", "avif", range(101), {"speed": 6, "subsampling": "4:2:0", "max_threads": 1}),
+}
+
+
+class ImageCodec:
+    """A codec of images. ``size`` is the whole file, header included; alpha is left out; chroma is halved (4:2:0).
+
+    quality: as Pillow counts it, from 1 (JPEG) or 0 to 100; or ``AtMost``, for each item the highest quality whose file
+    is not larger. Raises: AtokenError for another format or quality, or where this Pillow was built without it.
+    """
+
+    def __init__(self, format: str, quality: int | AtMost) -> None:
+        if format not in FORMATS:
+            raise AtokenError(f"There is no image codec {format!r}; take {', '.join(FORMATS)}.")
+        self.format, self.quality = FORMATS[format], quality
+        if not features.check(self.format.feature):
+            raise AtokenError(f"This Pillow ({PIL.__version__}) was built without {self.format.name}; install another.")
+        if isinstance(quality, int) and quality not in self.format.qualities:
+            low, high = self.format.qualities[0], self.format.qualities[-1]
+            raise AtokenError(f"The quality of {self.format.name} is from {low} to {high}, got {quality}.")
+        self.name = f"{self.format.name}, {'bytes' if isinstance(quality, AtMost) else 'quality'} {quality}"
+        self.record = {
+            "codec": f"{self.format.name}, 4:2:0",
+            "options": ", ".join(f"{name}={value}" for name, value in self.format.options.items()),
+            "encoder": f"Pillow {PIL.__version__}, {self.format.feature} {features.version(self.format.feature)}",
+            "quality": str(quality),
+            "bytes": "whole file",
+        }
+
+    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
+        """Encoded and decoded. Raises: AtokenError for what is no image, or where its smallest file is too large."""
+        return [self._sample(item) for item in items]
+
+    def _sample(self, item: Item) -> Sample:
+        frames = frames_of(item, self.format.name)
+        if len(frames) != 1:
+            raise AtokenError(f"{self.format.name} stores images and {item.key} is a video; take h264 or h265.")
+        image = frames[0]
+        if isinstance(self.quality, AtMost):
+            data = self._fitting(image, item.key, self.quality.of(item.key))
+        else:
+            data = self.encoded(image, self.quality)
+        prediction = np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+        return Sample(item, frames, prediction[None], size=len(data))
+
+    def _fitting(self, image: np.ndarray, key: str, most: int) -> bytes:
+        encoded: Callable[[int], bytes] = lambda quality: self.encoded(image, quality)  # noqa: E731
+        found = largest(self.format.qualities, encoded, most)
+        if found is None:
+            raise too_large(self.format.name, key, len(encoded(self.format.qualities[0])), most)
+        return found[1]
+
+    def encoded(self, image: np.ndarray, quality: int) -> bytes:
+        """The file of an image (H, W, 3). Raises: AtokenError where the format has no such size."""
+        file = io.BytesIO()
+        try:
+            PIL.Image.fromarray(image).save(file, self.format.name, quality=quality, **self.format.options)
+        except (OSError, ValueError) as error:
+            height, width, _ = image.shape
+            raise AtokenError(f"{self.format.name} cannot hold an image of {width}x{height} ({error}).") from error
+        return file.getvalue()
+
+    def embed(self, items: Sequence[Item]) -> list[Sample]:
+        """A codec has no vectors. Raises: AtokenError."""
+        raise AtokenError(f"{self.format.name} has no vectors of images; take a tokenizer for this task.")
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """A codec has no vectors. Raises: AtokenError."""
+        raise AtokenError(f"{self.format.name} has no vectors of texts; take a tokenizer for this task.")

@@ -1,0 +1,142 @@
+"""Principal components of patches: what a linear tokenizer of as many dimensions does. ``P``: values of a patch.
+
+The components are fitted on media that are held apart from what is measured: procedural ones by default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+
+import numpy as np
+import torch
+
+from atoken.data.synthetic.procedural import make_image, make_video
+from atoken.errors import AtokenError
+from atoken.modalities.pixels import PATCH
+from eval.contract import Item, Sample
+from eval.models.pixels import Block, Stored, cut, frames_of, padded, rounded
+
+COMPONENTS = 48  # latent channels of nano
+FITTED_SEED = 20_260_917  # a series of procedural media that neither training nor a task draws from
+IMAGES, VIDEOS, SIDE = 128, 64, 256  # what is fitted on: 32,768 patches, and as many of videos of 8 frames
+
+
+class PCA:
+    """The mean and the first principal components of patches of ``block``: frames, rows, columns.
+
+    Sides that are no multiples are padded by their edge and cut again. ``size`` is the plain bytes of the coefficients
+    as ``stored`` floats, no header; the mean and the components, which all items share, are not counted. The
+    coefficients are rounded to what is stored before they are used.
+
+    fitted: (T, H, W, 3) uint8 each, of which whole patches are taken. where: says in the record what these are.
+    Raises: AtokenError where there are fewer patches than components.
+    """
+
+    def __init__(
+        self,
+        fitted: Iterable[np.ndarray],
+        where: str,
+        *,
+        components: int = COMPONENTS,
+        block: Block = (1, *PATCH[1:]),
+        stored: Stored = "float32",
+    ) -> None:
+        self.block = block
+        count, digest, mean, covariance = _moments(fitted, block)
+        if not 1 <= components <= min(count, len(mean)):
+            raise AtokenError(f"{components} components need as many patches and values, got {count} of {len(mean)}.")
+        self.mean_P = mean
+        self.basis_CP = np.linalg.eigh(covariance)[1][:, ::-1][:, :components].T
+        self._of = f"{components} principal components of patches of {' x '.join(map(str, block))} pixels"
+        self._fitted = f"fitted on {where}: {count:,} patches, SHA-256 {digest}"
+        self._store(stored)
+
+    def _store(self, stored: Stored) -> None:
+        self.stored = stored
+        self.name = f"PCA, {len(self.basis_CP)} numbers a patch" + ("" if stored == "float32" else f", {stored}")
+        self.record = {
+            "model": self._of,
+            "fingerprint": self._fitted,
+            "dtype": "float32",
+            "latents": "mean",
+            "seed": "none",
+            "bytes": f"coefficients as {stored}, without header; components not counted",
+        }
+
+    def stored_as(self, stored: Stored) -> PCA:
+        """The same components, other floats."""
+        other = copy(self)
+        other._store(stored)
+        return other
+
+    @classmethod
+    def of_images(cls, *, components: int = COMPONENTS, stored: Stored = "float32") -> PCA:
+        """Fitted on patches of 16x16 pixels of procedural images."""
+        made = (make_image(FITTED_SEED, index, SIDE, SIDE).frames for index in range(IMAGES))
+        where = f"{IMAGES} procedural images of series {FITTED_SEED}, {SIDE}x{SIDE}"
+        return cls(made, where, components=components, stored=stored)
+
+    @classmethod
+    def of_videos(cls, *, components: int = COMPONENTS, stored: Stored = "float32") -> PCA:
+        """Fitted on patches of 4 frames of 16x16 pixels of procedural videos."""
+        made = (make_video(FITTED_SEED, index, 2 * PATCH[0], SIDE, SIDE).frames for index in range(VIDEOS))
+        where = f"{VIDEOS} procedural videos of series {FITTED_SEED}, {2 * PATCH[0]} frames of {SIDE}x{SIDE}"
+        return cls(made, where, components=components, block=PATCH, stored=stored)
+
+    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
+        """Projected on the components, stored, and back. Raises: AtokenError for an asset."""
+        return [self._sample(item) for item in items]
+
+    def _sample(self, item: Item) -> Sample:
+        frames = frames_of(item, self.name)
+        whole = padded(frames, self.block)
+        coefficients = (patches(whole, self.block).astype(np.float64) - self.mean_P) @ self.basis_CP.T
+        kept, size = rounded(torch.from_numpy(coefficients).float(), self.stored)
+        values = kept.numpy().astype(np.float64) @ self.basis_CP + self.mean_P
+        prediction = joined(np.clip(np.rint(values), 0, 255).astype(np.uint8), whole.shape, self.block)
+        return Sample(item, frames, cut(prediction, frames, self.name), size=size)
+
+    def embed(self, items: Sequence[Item]) -> list[Sample]:
+        """PCA has no vectors. Raises: AtokenError."""
+        raise AtokenError(f"{self.name} has no vectors of media; take a tokenizer for this task.")
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """PCA has no vectors. Raises: AtokenError."""
+        raise AtokenError(f"{self.name} has no vectors of texts; take a tokenizer for this task.")
+
+
+def patches(frames: np.ndarray, block: Block) -> np.ndarray:
+    """(N, P): frames (T, H, W, 3) of whole blocks in order of frame, row, column; the values of a patch likewise."""
+    grid = [side for size, part in zip(frames.shape, block, strict=False) for side in (size // part, part)]
+    return frames.reshape(*grid, 3).transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, 3 * int(np.prod(block)))
+
+
+def joined(values_NP: np.ndarray, shape: tuple[int, ...], block: Block) -> np.ndarray:
+    """Frames of ``shape`` from their patches: the inverse of ``patches``."""
+    grid = [size // part for size, part in zip(shape, block, strict=False)]
+    return values_NP.reshape(*grid, *block, 3).transpose(0, 3, 1, 4, 2, 5, 6).reshape(shape)
+
+
+def _moments(fitted: Iterable[np.ndarray], block: Block) -> tuple[int, str, np.ndarray, np.ndarray]:
+    """Number of patches, SHA-256 of the media, mean (P,) and scatter (P, P) of their patches, in constant memory.
+
+    Values of 8 bits have sums below 2^53, so that fp64 adds them exactly, in whatever order.
+    """
+    width = 3 * int(np.prod(block))
+    digest, count, total, squares = hashlib.sha256(), 0, np.zeros(width), np.zeros((width, width))
+    for frames in fitted:
+        digest.update(str(frames.shape).encode() + np.ascontiguousarray(frames).tobytes())
+        for values in _pieces(frames, block):
+            count, total = count + len(values), total + values.sum(0)
+            squares += values.T @ values
+    mean = total / max(count, 1)
+    return count, digest.hexdigest(), mean, squares - count * np.outer(mean, mean)
+
+
+def _pieces(frames: np.ndarray, block: Block) -> Iterator[np.ndarray]:
+    whole = frames[tuple(slice(size // part * part) for size, part in zip(frames.shape, block, strict=False))]
+    values = patches(whole, block)
+    for start in range(0, len(values), 4096):
+        yield values[start : start + 4096].astype(np.float64)

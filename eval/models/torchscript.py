@@ -1,0 +1,126 @@
+"""Tokenizers that come as TorchScript: an encoder and a decoder, as Cosmos has them (arXiv 2501.03575), or both in one.
+
+TorchScript is a program: loading one runs code of whoever made it. This is the only module that loads any, and only
+when told that its maker is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atoken.errors import AtokenError, CheckpointError
+from atoken.modalities.pixels import to_uint8, to_values
+from eval.contract import Item, Sample
+from eval.models.pixels import Block, Stored, checksum, cut, failing, frames_of, padded, rounded
+
+
+class TorchScript:
+    """An encoder and a decoder, or one autoencoder, each a TorchScript file; pixels in [-1, 1].
+
+    An image model maps (B, 3, H, W), one that takes videos (``video``) maps (B, 3, T, H, W), causally: T is 1 + k times
+    the first number of ``block``. An encoder gives latents, or a tuple that begins with latents or, if they are
+    integers, with indices of a codebook; this first one is what the decoder takes. Sides are padded by their edge to
+    ``block`` and cut again. A video goes in windows of ``window`` frames, which do not know each other (49 are what
+    Cosmos was trained on and what its own program takes). ``size`` is the plain bytes of the latents as ``stored``
+    floats, or of the indices in the fewest whole bytes that ``codebook`` numbers need; None for one autoencoder.
+
+    trust: must be True. Raises: AtokenError without ``trust``; CheckpointError for what cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path,
+        decoder: str | Path | None = None,
+        *,
+        trust: bool = False,
+        device: str = "auto",
+        stored: Stored = "float32",
+        video: bool = False,
+        block: Block = (1, 16, 16),
+        window: int = 49,
+        codebook: int = 64_000,
+    ) -> None:
+        paths = [Path(path) for path in (encoder, decoder) if path is not None]
+        if not trust:
+            raise AtokenError(f"{paths[0]} is a program that could do anything; pass --trust if you trust its maker.")
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.modules = [_loaded(path, self.device) for path in paths]
+        self.dtype = next((one.dtype for one in self.modules[0].parameters() if one.is_floating_point()), torch.float32)
+        self.name = paths[0].resolve().parent.name or paths[0].stem
+        self.stored, self.video, self.block, self.window, self.codebook = stored, video, block, window, codebook
+        self.record = {
+            "model": f"TorchScript, {len(paths)} files",
+            "fingerprint": checksum(*paths),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "latents": "mean",
+            "seed": "none",
+            "padding": " x ".join(map(str, block)) + ", the first frame alone" * video,
+            "windows": f"{window} frames" if video else "single frames",
+            "bytes": f"latents as {stored}, or indices below {codebook:,}; without header"
+            if decoder
+            else "not counted",
+        }
+
+    @torch.inference_mode()
+    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
+        """Through the latents and back. Raises: AtokenError for an asset, or where a module fails."""
+        return [self._sample(item) for item in items]
+
+    def _sample(self, item: Item) -> Sample:
+        frames = frames_of(item, self.name)
+        step = self.window if self.video else 1
+        windows = [self._through(frames[start : start + step]) for start in range(0, len(frames), step)]
+        pixels, sizes, codes = zip(*windows, strict=True)
+        return Sample(
+            item,
+            frames,
+            np.concatenate(pixels),
+            size=sum(sizes) if len(self.modules) == 2 else None,
+            codes=None if codes[0] is None else np.concatenate(codes),
+        )
+
+    def _through(self, frames: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
+        """One window: its pixels, its bytes, its codes (N, 1)."""
+        whole = padded(frames, self.block, first_alone=self.video)
+        values = to_values(whole).to(self.device, self.dtype).movedim(-1, 0)
+        values = values[None] if self.video else values.transpose(0, 1)
+        codes, size = None, 0
+        for module in self.modules:
+            if module is not self.modules[0]:
+                values, size, codes = self._stored(values)
+            with failing(self.name, values):
+                output = module(values)
+                values = output if isinstance(output, Tensor) else output[0]
+        back = values[0].movedim(0, -1) if self.video else values.movedim(1, -1)
+        return cut(to_uint8(back), frames, self.name), size, codes
+
+    def _stored(self, latents: Tensor) -> tuple[Tensor, int, np.ndarray | None]:
+        if latents.is_floating_point():
+            return *rounded(latents, self.stored), None
+        if not 0 <= int(latents.min()) <= int(latents.max()) < self.codebook:
+            raise AtokenError(f"{self.name} gave indices that are not below {self.codebook:,}; state its codebook.")
+        width = (max(self.codebook - 1, 1).bit_length() + 7) // 8
+        return latents, latents.numel() * width, latents.long().cpu().numpy().reshape(-1, 1)
+
+    def embed(self, items: Sequence[Item]) -> list[Sample]:
+        """These have no vectors. Raises: AtokenError."""
+        raise AtokenError(f"{self.name} has no vectors of media; take a tokenizer for this task.")
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """These have no vectors. Raises: AtokenError."""
+        raise AtokenError(f"{self.name} has no vectors of texts; take a tokenizer for this task.")
+
+
+def _loaded(path: Path, device: str) -> Any:
+    try:
+        return torch.jit.load(str(path), map_location=device).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be loaded as TorchScript; it is missing, damaged or another file."
+        ) from error

@@ -1,0 +1,304 @@
+"""The same media give the same batches wherever they are kept; a file of data is read as it is meant, or refused."""
+
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from atoken.data.loading import load_image, load_video
+from atoken.data.mixing import Broken
+from atoken.data.sources import FolderSource
+from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, class_of
+from atoken.data.synthetic.procedural import make_image, make_video
+from atoken.errors import MediaError
+from atoken.io import Video, write_video
+from atoken.modalities.pixels import patchify, to_values
+from atoken.pretrain.batches import batch
+from atoken.pretrain.curriculum import CURRICULA, SEMANTICS
+from atoken.pretrain.data_file import read_data
+from atoken.pretrain.datasets import TaskDataset, generated, load_datasets, shape
+from atoken.pretrain.packing import Budget, budgets
+from atoken.pretrain.stages import Stage, Task
+from tests.io.video_cases import moving
+
+TASKS = {
+    "image": Task("image", (), tokens=64, patches=(4, 16)),
+    "captioned": Task("image", SEMANTICS, tokens=64, patches=(16, 16)),
+    "video": Task("video", (), tokens=64, patches=(4, 9), length=(1, 2), strides=((1, 2),)),
+    "surface": Task("surface", ()),
+}
+STAGE = Stage("any", "nano", TASKS, {"image": 2, "captioned": 1, "video": 1, "surface": 1}, seed=3)
+IMAGES = replace(STAGE, mixture={"image": 1})
+
+
+def images(count: int = 7) -> list[tuple[str, bytes, list[str]]]:
+    rng, found = np.random.default_rng(0), []
+    for n in range(count):
+        file = io.BytesIO()
+        size = (*rng.integers(20, 90, 2).tolist(), 3)
+        Image.fromarray(rng.integers(0, 256, size, np.uint8)).save(file, format="PNG")
+        found.append((f"{n:02d}", file.getvalue(), [f"number {n}", f"Nummer {n}"]))
+    return found
+
+
+def write_folder(top: Path, samples: list[tuple[str, bytes, list[str]]]) -> str:
+    (top / "photos").mkdir()
+    for key, media, captions in samples:
+        (top / "photos" / f"{key}.png").write_bytes(media)
+        (top / "photos" / f"{key}.txt").write_text("\n".join(captions))
+    return "folder = 'photos'"
+
+
+def write_shards(top: Path, samples: list[tuple[str, bytes, list[str]]]) -> str:
+    (top / "shards").mkdir()
+    for name, some in (("a.tar", samples[:3]), ("b.tar", samples[3:])):
+        with tarfile.open(top / "shards" / name, "w") as archive:
+            for key, media, captions in some:
+                for suffix, data in ((".png", media), (".txt", "\n".join(captions).encode())):
+                    member = tarfile.TarInfo(key + suffix)
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return "shards = 'shards'"
+
+
+def write_table(top: Path, samples: list[tuple[str, bytes, list[str]]]) -> str:
+    columns = {"image": [media for _, media, _ in samples], "said": [captions for *_, captions in samples]}
+    pq.write_table(pa.table(columns), top / "a.parquet", row_group_size=2)
+    return "table = 'a.parquet'\nmedia = 'image'\ncaptions = 'said'"
+
+
+def datasets_of(top: Path, text: str, stage: Stage = IMAGES) -> dict[str, TaskDataset]:
+    (top / "data.toml").write_text(text)
+    return load_datasets(top / "data.toml", stage)
+
+
+# Sources
+
+
+@pytest.mark.parametrize("write", [write_shards, write_table])
+def test_the_same_media_give_the_same_batches_wherever_they_are(write: Callable, tmp_path: Path) -> None:
+    stage = replace(STAGE, mixture={"image": 1, "captioned": 1})
+    datasets = [
+        datasets_of(tmp_path, f"[image.mine]\n{kind(tmp_path, images())}\n", stage) for kind in (write_folder, write)
+    ]
+    captions = set()
+    for name in ("image", "captioned"):
+        for number in range(3):
+            ours, theirs = (batch(stage, one, name, number) for one in datasets)
+            assert torch.equal(ours.tokens.feats, theirs.tokens.feats)
+            assert torch.equal(ours.tokens.coords, theirs.tokens.coords)
+            assert ours.captions == theirs.captions
+            captions |= set(ours.captions)
+    assert captions <= {caption for *_, both in images() for caption in both}
+    assert {caption.split()[0] for caption in captions} == {"number", "Nummer"}
+
+
+def test_a_dataset_gives_what_loading_its_samples_gives(tmp_path: Path) -> None:
+    write_folder(tmp_path, images())
+    for n in range(3):
+        write_video(Video(moving(20 + n, 48, 64)), tmp_path / "photos" / f"{n}.mp4")
+    stage = replace(STAGE, mixture={"image": 1, "video": 1})
+    datasets = datasets_of(tmp_path, "[image.x]\nfolder = 'photos'\n[video.x]\nfolder = 'photos'", stage)
+    for name, suffix in (("image", ".png"), ("video", ".mp4")):
+        source, task = FolderSource(tmp_path / "photos", [suffix]), TASKS[name]
+        for budget in budgets(task, 3, name, 1):
+            drawn = datasets[name].draw(budget)
+            sample = source[datasets[name].mixture.place(budget.index)[1]]
+            rng = budget.rng()
+            if name == "image":
+                frames = load_image(sample, budget.patches, 4)
+            else:
+                frames = load_video(sample, budget.length, budget.patches, rng, least=4, strides=task.strides)
+            assert (drawn.source, drawn.key) == ("x", sample.key)
+            assert torch.equal(drawn.value.tokens.feats, patchify(to_values(frames)).feats)
+            assert drawn.value.caption in sample.captions or drawn.value.caption == ""
+
+
+def test_tasks_on_one_table_have_orders_of_their_own(tmp_path: Path) -> None:
+    stage = replace(STAGE, mixture={"image": 1, "captioned": 1})
+    text = f"[image.mine]\n{write_folder(tmp_path, images(30))}\n"
+    first, again, seeded = (datasets_of(tmp_path, seed + text, stage) for seed in ("", "seed = 0\n", "seed = 1\n"))
+    later = datasets_of(tmp_path, text, replace(stage, seed=4))
+
+    def order(dataset: TaskDataset) -> list[int]:
+        return [dataset.mixture.place(index)[1] for index in range(30)]
+
+    assert order(first["image"]) == order(again["image"])
+    orders = [order(first["image"]), order(first["captioned"]), order(seeded["image"]), order(later["image"])]
+    assert all(sorted(one) == list(range(30)) for one in orders)
+    assert len({tuple(one) for one in orders}) == 4
+
+
+def test_the_word_procedural_generates_all_tasks_but_parts() -> None:
+    datasets = load_datasets("procedural", STAGE)
+    assert list(datasets) == ["image", "captioned", "video"]
+    budget = Budget(5, 2, 9, (3, 1, 2, 5))
+    drawn, (rows, columns) = datasets["video"].draw(budget).value, shape(TASKS["video"], budget)
+    made = make_video(datasets["video"].seed, 5, 8, rows * 16, columns * 16)
+    assert torch.equal(drawn.tokens.feats, patchify(to_values(made.frames)).feats)
+    assert drawn.caption == made.caption
+    made = make_image(8, 5, rows * 16, columns * 16)
+    assert torch.equal(
+        generated(TASKS["image"], budget, 8, "mixed").tokens.feats, patchify(to_values(made.frames)).feats
+    )
+    assert len({dataset.seed for dataset in datasets.values()}) == 3
+
+
+def test_what_is_generated_for_captions_has_labels_that_come_round() -> None:
+    dataset = load_datasets("procedural", STAGE)["captioned"]
+    budgets_of_all = [Budget(index, 1, 16, (3, index)) for index in range(2 * WAYS)]
+    found = [dataset.draw(budget) for budget in budgets_of_all]
+    own = [index for index, one in enumerate(found) if one.source == "labelled"]
+    assert {one.source for one in found} == {"labelled", "grounded"}
+    assert len(own) > len(found) / 2
+    assert all(found[index].value.caption.startswith(FIGURE_PROMPTS[class_of(index)]) for index in own)
+
+
+def test_a_series_that_a_modality_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"\[video\.x\]: the generator has no scenes for the modality video; it has"):
+        datasets_of(tmp_path, "[video.x]\nprocedural = 'scenes'", replace(STAGE, mixture={"video": 1}))
+
+
+def test_the_generator_is_a_source_among_others(tmp_path: Path) -> None:
+    mine, made = write_folder(tmp_path, images()), "procedural = 'mixed'\nweight = 2"
+    dataset = datasets_of(tmp_path, f"[image.mine]\n{mine}\n[image.made]\n{made}")["image"]
+    found = [dataset.draw(budget) for number in range(3) for budget in budgets(TASKS["image"], 3, "image", number)]
+    assert len(found) % 3 == 0
+    assert [one.source for one in found].count("made") == len(found) * 2 // 3
+    assert all(one.value.tokens.lengths[0] <= 16 for one in found)
+
+
+def test_a_task_on_captions_skips_samples_without_and_one_of_several_is_drawn(tmp_path: Path) -> None:
+    stage, some = replace(STAGE, mixture={"captioned": 1}), images(12)
+    bare = [(key, media, captions if n % 3 else []) for n, (key, media, captions) in enumerate(some)]
+    dataset = datasets_of(tmp_path, f"[captioned.mine]\n{write_folder(tmp_path, bare)}", stage)["captioned"]
+    found = [
+        dataset.draw(budget) for number in range(12) for budget in budgets(TASKS["captioned"], 3, "captioned", number)
+    ]
+    assert {one.value.caption for one in found} == {caption for *_, both in bare for caption in both}
+    broken = {entry for one in found for entry in one.broken}
+    assert {entry.key for entry in broken} == {f"{n:02d}.png" for n in range(0, 12, 3)}
+    assert all(
+        isinstance(entry, Broken) and "has no caption, and captioned is trained" in entry.reason for entry in broken
+    )
+
+
+def test_datasets_are_pickled_small(tmp_path: Path) -> None:
+    datasets = datasets_of(tmp_path, f"[image.mine]\n{write_shards(tmp_path, images())}")
+    data = pickle.dumps(datasets)
+    assert len(data) < 5000
+    copy = pickle.loads(data)  # noqa: S301 - our own, made in this line
+    assert copy.data == datasets.data
+    ours, theirs = (batch(IMAGES, one, "image", 0) for one in (datasets, copy))
+    assert torch.equal(ours.tokens.feats, theirs.tokens.feats)
+
+
+# The file
+
+
+def test_a_tasks_own_table_goes_before_that_of_its_modality(tmp_path: Path) -> None:
+    write_folder(tmp_path, images())
+    tables = "[image.a]\nprocedural = 'mixed'\n[captioned.b]\nfolder = 'photos'\n[video.c]\nprocedural = 'mixed'\n"
+    datasets = datasets_of(tmp_path, "most_broken = 0.25\n" + tables, STAGE)
+    assert {name: dataset.mixture.place(0)[0] for name, dataset in datasets.items()} == {
+        "image": "a",
+        "captioned": "b",
+        "video": "c",
+    }
+    assert datasets.data.most_broken == 0.25
+    assert load_datasets("procedural", STAGE).data.most_broken == 0.1
+
+
+def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, images())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in ("photos", "./photos", str(tmp_path / "photos")):
+        assert datasets_of(tmp_path, f"[image.mine]\nfolder = '{folder}'")["image"].draw(Budget(0, 1, 16, (0,))).value
+
+
+def test_one_file_may_serve_all_stages_of_the_curricula(tmp_path: Path) -> None:
+    names = {name for stages in CURRICULA.values() for stage in stages.values() for name in stage.used}
+    names -= {"part", "surface", "views"}
+    (tmp_path / "all.toml").write_text("".join(f"[{name}.made]\nprocedural = 'mixed'\n" for name in sorted(names)))
+    for stages in CURRICULA.values():
+        for stage in stages.values():
+            datasets = load_datasets(tmp_path / "all.toml", stage)
+            assert set(datasets) == set(stage.used) & names
+
+
+REFUSED = {
+    "": "no source for the task image; add a table [image.SOURCE] with folder, shards, table, procedural.",
+    "[video.x]\nprocedural = 'mixed'": "no source for the task image",
+    "[image.x": "it is no TOML",
+    "sed = 1": "sed is unknown; there are seed, most_broken, and tables for image, video, asset, captioned",
+    "[imag.x]\nprocedural = 'mixed'": "imag is unknown",
+    "[surface.x]\nprocedural = 'mixed'": "surface is unknown",
+    "seed = -1": "seed must be a whole number from 0 on, not -1.",
+    "seed = true": "seed must be a whole number",
+    "most_broken = 2": "most_broken must be a number from 0 to 1, not 2.",
+    "most_broken = 'all'": "most_broken must be a number from 0 to 1",
+    "image = 'photos'": "[image] must hold a table for each source, such as [image.mine].",
+    "[image]": "[image] must hold a table for each source",
+    "[image]\nfolder = 'photos'": "[image] must hold a table for each source",
+    "[image.x]": "[image.x] must have one of folder, shards, table, procedural, not none.",
+    "[image.x]\nfolder = 'a'\nshards = 'b'": "must have one of folder, shards, table, procedural, not folder, shards.",
+    "[image.x]\nfolder = 'a'\nwieght = 2": "[image.x] has no wieght; there are folder, shards, table",
+    "[image.x]\nfolder = 3": "folder of [image.x] must be a path, not 3.",
+    "[image.x]\nfolder = ''": "folder of [image.x] must be a path",
+    "[image.x]\nfolder = 'a'\nweight = 0": "weight of [image.x] must be a whole number from 1 on, not 0.",
+    "[image.x]\nfolder = 'a'\nweight = 1.5": "weight of [image.x] must be a whole number from 1 on, not 1.5.",
+    "[image.x]\nfolder = 'a'\nweight = true": "weight of [image.x] must be a whole number",
+    "[image.x]\nprocedural = false": "of [image.x] must be one of mixed, labelled, grounded, scenes, not False.",
+    "[image.x]\nprocedural = 'some'": "must be one of mixed, labelled, grounded, scenes, not 'some'",
+    "[image.x]\nprocedural = 'labels'": "procedural of [image.x] must be one of",
+    "[image.x]\nfolder = 'a'\ncaptions = 'b'": "captions of [image.x] must be the name of a column, of a table only",
+    "[image.x]\ntable = 'a'\nmedia = 1": "media of [image.x] must be the name of a column",
+    "[image.x]\nfolder = 'missing'": "[image.x]: Cannot list the folder",
+    "[image.x]\nshards = 'missing.tar'": "[image.x]: There is no shard",
+    "[image.x]\ntable = 'missing.parquet'": "[image.x]: There is no table",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_a_file_that_cannot_be_meant_gets_one_sentence(text: str, tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"^[^\n]*data\.toml[^\n]*\.$") as refused:
+        datasets_of(tmp_path, text, IMAGES)
+    assert REFUSED[text] in str(refused.value)
+
+
+def test_sources_without_captions_are_refused_for_a_task_on_captions(tmp_path: Path) -> None:
+    stage, bare = replace(STAGE, mixture={"captioned": 1}), [(key, media, []) for key, media, _ in images()]
+    with pytest.raises(MediaError, match=r"data\.toml, \[image\.mine\]: none of the first 16 samples has a caption"):
+        datasets_of(tmp_path, f"[image.mine]\n{write_folder(tmp_path, bare)}", stage)
+
+
+def test_a_file_that_cannot_be_read_gets_one_sentence(tmp_path: Path) -> None:
+    sentence = r"^Cannot read [^\n]*; name a TOML file or a folder of media, or write procedural\.$"
+    with pytest.raises(MediaError, match=sentence):
+        read_data(tmp_path / "missing.toml", ())
+
+
+def test_a_folder_stands_for_the_file_that_names_it(tmp_path: Path) -> None:
+    named = datasets_of(tmp_path, f"[image.files]\n{write_folder(tmp_path, images())}\n")
+    ours, theirs = (
+        batch(IMAGES, datasets, "image", 0) for datasets in (load_datasets(tmp_path / "photos", IMAGES), named)
+    )
+    assert torch.equal(ours.tokens.feats, theirs.tokens.feats)
+    assert ours.captions == theirs.captions
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"a = " + b"[" * 100_000, b"\0"])
+def test_a_file_that_is_no_text_gets_one_sentence(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data.toml").write_bytes(data)
+    with pytest.raises(MediaError, match=r"^Cannot read [^\n]*: it is no (TOML \([^\n]*\)|text; [^\n]*)\.$"):
+        read_data(tmp_path / "data.toml", ())

@@ -1,0 +1,197 @@
+"""The objective: sums of terms by task, refusals of what cannot be trained, ranks equal to one process."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from atoken.errors import CheckpointError
+from atoken.modalities.pixels import patchify
+from atoken.pretrain import losses
+from atoken.pretrain.batches import Batch
+from atoken.pretrain.curriculum import CURRICULA
+from atoken.pretrain.objective import Objective
+from atoken.pretrain.parts import Surface
+from atoken.pretrain.stages import Task, Term
+from atoken.pretrain.teachers import NO_TEACHERS, Teachers
+from atoken.tokens import SparseTokens
+from tests.model.sizes import small_model
+from tests.pretrain.small_teachers import small_siglip, small_teachers
+from tests.tokenizer.texts import small_texts_model, words
+from tests.tolerances import FP32
+
+FIRST = CURRICULA["base"]["1"]
+ALIGNED = CURRICULA["base"]["2"].tasks["video-text"]
+CAPTIONS = ("a red box", "", "the green cone", "two spheres")
+
+
+def tokens(seed, sizes=((32, 16), (16, 16), (16, 48), (32, 32)), frames=1):
+    generator = torch.Generator().manual_seed(seed)
+    return SparseTokens.pack([patchify(torch.rand(frames, *size, 3, generator=generator) * 2 - 1) for size in sizes])
+
+
+def images(task, captions=(), seed=0):
+    return Batch(task=task, tokens=tokens(seed), values=768, captions=captions)
+
+
+@pytest.fixture(scope="module")
+def teachers():
+    return small_teachers()
+
+
+def summed(objective, batch, names):
+    """The loss is the weighted sum of terms of these names."""
+    loss, terms = objective(batch)
+    assert set(terms) == names
+    expected = sum(term.weight * terms[term.fn.__name__] for term in objective.tasks[batch.task].terms)
+    torch.testing.assert_close(loss.detach(), expected, rtol=FP32, atol=0)
+    assert loss.requires_grad
+    assert not any(value.requires_grad for value in terms.values())
+
+
+def test_the_loss_is_the_weighted_sum_of_the_terms_of_the_batch_s_task(teachers):
+    objective = Objective(small_texts_model(), FIRST.used | {"video-text": ALIGNED}, teachers, words())
+    decoded = []
+    objective.model.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    summed(objective, images("image-text", CAPTIONS), {"semantics"})
+    videos = Batch(task="video-text", tokens=tokens(1, frames=20), values=3072, captions=CAPTIONS)
+    summed(objective, videos, {"alignment"})
+    assert not decoded
+    summed(objective, images("image"), {"l1", "kl", "lpips", "gram", "clip"})
+    assert len(decoded) == 1
+
+
+def reconstructed(batch, *, sampled, **sizes):
+    """L1 of a model, and what it gives for the mean and for a draw of the micro-batch's own noise."""
+    model = small_model(**sizes)
+    objective = Objective(model, {"image": Task("image", (Term(losses.l1, 1.0),), sampled=sampled)})
+    encoded = model.encode(batch.tokens)
+    drawn = encoded.posterior.sample(torch.Generator().manual_seed(batch.noise))
+    wanted = batch.tokens.feats[:, :768]
+    mean, draw = (
+        (model.decode(encoded.latents.with_feats(latents)).feats[:, :768] - wanted).abs().mean()
+        for latents in (encoded.latents.feats, drawn)
+    )
+    return objective(batch)[0], mean, draw
+
+
+def test_what_is_decoded_is_the_mean_or_a_draw_that_is_the_micro_batches_own():
+    batch = replace(images("image"), noise=2**64 - 1)
+    loss, mean, draw = reconstructed(batch, sampled=True)
+    torch.testing.assert_close(loss, draw)
+    assert abs(loss - mean) > 1e-4
+    loss, mean, draw = reconstructed(batch, sampled=False)
+    torch.testing.assert_close(loss, mean)
+    loss, mean, draw = reconstructed(batch, sampled=True, fsq_levels=(4,) * 6)
+    torch.testing.assert_close(loss, mean)  # codes are what they are
+
+
+def test_gaussians_are_of_the_batchs_patches():
+    model = small_model(gaussian_decoder={"width": 48, "layers": 1, "heads": 4, "mlp": 64})
+    tasks = {"surface": Task("surface", (Term(losses.place, 1.0), Term(losses.color, 3.0)))}
+    found = tokens(2, [(64, 32)])
+    points, colors = torch.rand(2, 8 * 32, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    everywhere = torch.ones(len(points), dtype=torch.bool)
+    batch = Batch(task="surface", tokens=found, values=768, targets=Surface(points, colors, everywhere, everywhere))
+    summed(Objective(model, tasks), batch, {"place", "color"})
+
+
+def test_teachers_are_no_part_of_the_module(teachers):
+    model = small_texts_model()
+    objective = Objective(model, FIRST.used, teachers, words())
+    assert set(objective.state_dict()) == {f"model.{name}" for name in model.state_dict()}
+    assert len(list(objective.modules())) == len(list(model.modules())) + 1
+
+
+def test_a_model_of_images_needs_no_text_side_and_no_teacher():
+    assert set(FIRST.without_teachers().used) == {"image"}
+    summed(Objective(small_model(), FIRST.without_teachers().used), images("image"), {"l1", "kl"})
+
+
+def says(match, *arguments):
+    with pytest.raises(CheckpointError, match=match) as caught:
+        Objective(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("lost", "task"), [("vgg", "image"), ("clip", "image"), ("siglip", "image-text")])
+def test_a_teacher_that_is_missing_is_named(teachers, lost, task):
+    said = says(
+        f"Task {task} needs the teacher {lost}", small_texts_model(), FIRST.used, replace(teachers, **{lost: None})
+    )
+    assert said.endswith("or train with --teachers none.")
+
+
+def test_a_task_with_texts_needs_the_text_side():
+    for model, texts in ((small_model(), words()), (small_texts_model(), None)):
+        says("Task video-text needs a text side", model, {"video-text": ALIGNED}, NO_TEACHERS, texts)
+        siglip = Teachers(siglip=small_siglip())
+        says("Task image-text needs a text side", model, {"image-text": FIRST.tasks["image-text"]}, siglip, texts)
+
+
+@pytest.mark.parametrize("change", [{"vocab_size": 18}, {"max_position_embeddings": 13}, {"projection_size": 48}])
+def test_the_teacher_of_similarities_must_be_that_of_the_model(change):
+    ((size, number),) = change.items()
+    siglip = Teachers(siglip=small_siglip(**change))
+    tasks = {"image-text": FIRST.tasks["image-text"]}
+    says(f"teacher siglip of task image-text has {size} {number}", small_texts_model(), tasks, siglip, words())
+
+
+def test_teachers_see_images_alone(teachers):
+    task = replace(FIRST.tasks["image"], modality="video")
+    says("Task shown is of modality video", small_texts_model(), {"shown": task}, teachers, words())
+
+
+# Ranks
+
+WORLD = 2
+UNDERSTANDING = {"image-text": FIRST.tasks["image-text"], "video-text": ALIGNED}
+SHARES = ((0, 1, 2), (3, 4))  # samples of each rank
+TOLD = {"some": ("a red box", "", "the cone", "two spheres", ""), "one rank": ("a red box", "", "the cone", "", "")}
+
+
+def rows(of, samples):
+    parts = of.unpack()
+    return SparseTokens.pack([parts[sample] for sample in samples])
+
+
+def trained(samples, wrap):
+    """Losses and gradients of two tasks, with captions of two kinds, after each other."""
+    wrapped = wrap(Objective(small_texts_model(), UNDERSTANDING, Teachers(siglip=small_siglip()), words()))
+    whole, found = tokens(3, [(32, 16), (16, 16), (16, 48), (32, 32), (48, 16)]), {}
+    for task in UNDERSTANDING:
+        for told, captions in TOLD.items():
+            wrapped.zero_grad()
+            said = tuple(captions[i] for i in samples)
+            loss, _ = wrapped(Batch(task=task, tokens=rows(whole, samples), values=768, captions=said))
+            loss.backward()
+            gradients = {n.removeprefix("module."): p.grad for n, p in wrapped.named_parameters() if p.grad is not None}
+            found[f"{task} {told}"] = {"loss": loss.detach(), **{n: x.clone() for n, x in gradients.items()}}
+    return found
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    options = {"rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=120)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", **options)
+    made = trained(SHARES[rank], lambda x: nn.parallel.DistributedDataParallel(x, find_unused_parameters=True))
+    torch.save(made, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_understanding_on_ranks_is_that_of_one_process_also_where_a_rank_has_no_caption(tmp_path):
+    torch.multiprocessing.spawn(work, (str(tmp_path),), WORLD)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    for case, expected in trained(sum(SHARES, ()), lambda x: x).items():
+        losses_of = torch.stack([found[case].pop("loss") for found in ranks])
+        torch.testing.assert_close(losses_of.mean(), expected.pop("loss"), rtol=FP32, atol=FP32)
+        largest = max(float(gradient.abs().max()) for gradient in expected.values())
+        assert largest > 0
+        for found in ranks:
+            for name, gradient in expected.items():
+                torch.testing.assert_close(found[case][name], gradient, rtol=0, atol=FP32 * largest)
