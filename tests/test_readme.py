@@ -1,17 +1,37 @@
-"""The README says what is true: its tree, its promises, its links, its Python."""
+"""README and docs say what is true: the tree, guarantees, links, Python, every path and every command."""
 
+import contextlib
+import importlib.util
+import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language):
-    fences = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language, text=README):
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [code for name, code in fences if name == language]
+
+
+def spans(text):
+    """What stands in backticks outside of blocks."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+
+
+def commands(text):
+    """Command lines of all shell blocks and of prose, without comments and prompts."""
+    lines = "\n".join(blocks("sh", text)).replace("\\\n", " ").splitlines()
+    prose = [span for span in spans(text) if re.match(r"(atoken|python -m|make|torchrun|deepspeed) ", span)]
+    return [words for line in [*lines, *prose] if (words := shlex.split(line, comments=True))]
 
 
 def tracked():
@@ -40,17 +60,100 @@ def test_the_tree_is_the_tree():
     assert {path for path in drawn() if len(path.parts) == 2} == inside - passed_over
 
 
-def test_every_promise_is_a_test():
+def test_every_guarantee_is_a_test():
     tests = (ROOT / "tests/tokenizer/test_promises.py").read_text()
     named = re.findall(r"\| `(test_\w+)` \|", README)
     assert len(named) >= 10
     assert [name for name in named if f"def {name}(" not in tests] == []
 
 
-def test_every_link_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for target, _, heading in re.findall(r"\]\(([^)#]*)(#([^)]+))?\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+            assert heading in anchors, f"{target}#{heading}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_exists(page):
+    files = tracked()
+    folders = {parent for path in files for parent in path.parents}
+    top, names = {path.parts[0] for path in files}, {path.name for path in files}
+    for span in spans(page.read_text()):
+        path = Path(span)
+        if re.fullmatch(r"[\w.-]+/[\w./-]*", span) and path.parts[0] in top:
+            assert path in files or path in folders, span
+        elif re.fullmatch(r"\w+\.(py|md)", span):
+            assert span in names, span
+
+
+def parsed(words):
+    """Parse a command line with the program's own parser, or look up what it runs; None if it is not one of ours."""
+    words = [word for word in words if word not in ("|", "&&")]
+    if words[0] in ("torchrun", "deepspeed"):
+        flag = "-m" if "-m" in words else "--module"
+        return parsed(["python", "-m", *words[words.index(flag) + 1 :]])
+    if words[:2] == ["python", "-m"] and words[2] == "atoken":
+        return parsed(words[2:])
+    if words[0] == "atoken" and len(words) > 1:
+        from atoken.cli import parser
+
+        return parser().parse_args(words[1:])
+    if words[:3] == ["python", "-m", "eval"]:
+        from eval.command import parser
+
+        return parser().parse_args(words[3:])
+    if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+        found = importlib.util.find_spec(words[2])
+        assert found, f"there is no {words[2]}"
+        source = Path(found.origin).read_text()
+        assert all(f'"{word}"' in source for word in words[3:] if word.startswith("-")), words
+        return source
+    if words[0] == "make" and len(words) > 1:
+        target = words[1]
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text(), target
+        return target
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_parses(page):
+    for words in commands(page.read_text()):
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                options = parsed(words)
+        except SystemExit:
+            pytest.fail(f"{shlex.join(words)}: {said.getvalue().splitlines()[-1]}")
+        check_names(options, words)
+
+
+def check_names(options, words):
+    """Stages, presets, fields, tasks and examples that a command names exist."""
+    if getattr(options, "stage", None) and getattr(options, "task", None) is None:
+        from atoken.pretrain.command import chosen
+
+        assert chosen(options.preset, options.stage, options.changes, options.teachers)
+    if words[:4] == ["python", "-m", "eval", "run"] and options.task != "TASK":
+        from eval.tasks import TASKS
+
+        assert options.task in TASKS, options.task
+    if options is not None:
+        shipped = [word for word in words if word.startswith("examples/")]
+        assert [word for word in shipped if not [*ROOT.glob(word)]] == []
+
+
+def test_the_readme_shows_every_command():
+    from atoken.cli import parser
+
+    shown = {words[1] for text in blocks("sh") for words in commands(f"```sh\n{text}```") if words[0] == "atoken"}
+    assert shown == set(parser()._subparsers._group_actions[0].choices)
 
 
 def test_the_python_runs_as_printed(tmp_path):
@@ -60,14 +163,3 @@ def test_the_python_runs_as_printed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "torch.Size([256, 48]) torch.Size([256, 4])"
     assert (tmp_path / "leaves-again.png").exists()
-
-
-def test_every_command_and_option_that_is_named_exists():
-    from atoken.cli import parser
-
-    actions = parser()._subparsers._group_actions[0].choices
-    named = re.findall(r"^atoken (\w+)(.*?)(?:#|$)", "\n".join(blocks("sh")), re.MULTILINE)
-    assert {command for command, _ in named} == set(actions)
-    for command, rest in named:
-        options = actions[command]._option_string_actions
-        assert all(option in options for option in re.findall(r"--[\w-]+", rest))
