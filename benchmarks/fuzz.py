@@ -2,16 +2,16 @@
 
 ``python -m benchmarks.fuzz`` makes valid images, videos and token files, damages them (bits, bytes, blocks of 512
 bytes, header fields, cut, inserted or repeated parts), adds the hostile files of ``fuzz_crafted`` and ``fuzz_tokens``,
-and reads each through the public API in another process. A row of its table is one kind of file:
+and reads each through the public API in another process. A row of its table is one type of file:
 
 * read, refused in one sentence: what may happen. Images and videos have no check sums, so that damage may go unseen;
 * crashes and hangs: the reading process ended, or took over 10 s;
 * foreign exceptions: anything but an ``AtokenError`` of one sentence;
-* silent wrong: a damaged token file that is read as something else than was written, or a hostile file that is read
+* silently wrong: a damaged token file that is read as something else than was written, or a hostile file that is read
   where it must be refused or the other way round. Resealed token files have right check sums again, as an attacker
   would make them, so that being read as something else is allowed there;
-* foreign opens: any process opened a file beside the damaged one (inotify) or called a port of this machine, both of
-  which the playlists and references among the hostile files name;
+* foreign opens: any process opened another file than the damaged one (inotify) or called a port of this machine; the
+  playlists and references among the hostile files name both;
 * slowest: seconds of one file, its decoder process started and ended; RSS growth: of the reading process over all
   files of the row, above its peak for valid ones. Images of up to 64 megapixels are allowed and count.
 
@@ -38,16 +38,16 @@ from benchmarks.fuzz_seeds import Case
 from benchmarks.fuzz_tokens import hostile_token_files, resealed
 
 READ, FAULTS = ("image", "video", "tokens"), ("crash", "hang", "foreign")
-HEAD = ["kind", "tried", "refused in one sentence", "read", "crashes", "hangs", "foreign exceptions", "silent wrong",
+HEAD = ["input", "tried", "refused in one sentence", "read", "crashes", "hangs", "foreign exceptions", "silently wrong",
         "foreign opens", "slowest s", "RSS growth MB"]  # fmt: skip
 ODD_VALUES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 @dataclass
 class Tally:
-    """What became of the files of one kind."""
+    """What became of the files of one type."""
 
-    kind: str
+    name: str
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)  # a line each
     judged: int = 0  # files of which something is expected
@@ -68,7 +68,7 @@ class Tally:
             faults = [wrong]
         if faults:
             self.faults.append(
-                f"{self.kind}: {case.path.name}: {', '.join(faults)}: {' '.join(answer.detail.split())[:200]}"
+                f"{self.name}: {case.path.name}: {', '.join(faults)}: {' '.join(answer.detail.split())[:200]}"
             )
 
     def row(self) -> str:
@@ -77,7 +77,7 @@ class Tally:
         bad = [self.outcomes[what] for what in FAULTS]
         wrong = self.wrong if self.judged else "-"
         figures = [self.outcomes.total(), self.outcomes["refused"], read, *bad, wrong, self.opens]
-        return _line([self.kind, *map(str, figures), f"{self.slowest:.2f}", f"{self.growth_mb:.0f}"])
+        return _line([self.name, *map(str, figures), f"{self.slowest:.2f}", f"{self.growth_mb:.0f}"])
 
 
 def _wrong(case: Case, answer: Answer) -> str:
@@ -158,9 +158,9 @@ def damaged_and_resealed(folder: Path, seeds: Sequence[Path], count: int, seed: 
         yield Case(path)
 
 
-def run(kind: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch) -> Tally:
+def run(name: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch) -> Tally:
     """Read every case; their files are removed afterwards."""
-    tally = Tally(kind)
+    tally = Tally(name)
     with closing(Reader(warm_up)) as reader:
         watch.alarmed()
         for case in cases:
@@ -173,7 +173,7 @@ def run(kind: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch)
 
 
 def tallies(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
-    """One kind of file after another."""
+    """One type of file after another."""
     seeds, cases = folder / "seeds", folder / "cases"
     seeds.mkdir(), cases.mkdir()
     watch = Watch(secrets(cases))

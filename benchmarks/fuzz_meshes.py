@@ -132,7 +132,7 @@ def heavy() -> dict[str, bytes]:
 
 
 def tallies(folder: Path, options: argparse.Namespace) -> Iterator[tuple[Tally, int]]:
-    """One kind of file after another, with the bytes of its largest."""
+    """One type of file after another, with the bytes of its largest."""
     sound, cases = folder / "seeds", folder / "cases"
     sound.mkdir()
     watch = Watch(secrets(cases))
@@ -160,7 +160,7 @@ def main() -> int:
             print(tally.row(), flush=True)
             faults += tally.faults
             if tally.growth_mb > ALLOWED_MB + ALLOWED_TIMES * largest / 1e6:
-                faults.append(f"{tally.kind}: RSS grew by {tally.growth_mb:.0f} MB.")
+                faults.append(f"{tally.name}: RSS grew by {tally.growth_mb:.0f} MB.")
     print("\n".join(["", *faults[:40]]))
     return 1 if faults else 0
 

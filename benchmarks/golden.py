@@ -27,7 +27,7 @@ from atoken.tokens import SparseTokens
 POCKET = Path(__file__).parents[1] / "tests" / "data" / "golden"
 VARIANTS = ("soc-tiny", "sod-tiny")
 INPUTS = ("images", "videos", "video_single", "voxels")
-BAR, MARGIN = 1e-4, 1e-4  # relative error; distance to a rounding boundary
+TARGET, MARGIN = 1e-4, 1e-4  # relative error; distance to a rounding boundary
 
 
 def released(folder: Path, variant: str) -> tuple[ATokenModel, dict[str, Tensor]]:
@@ -39,7 +39,7 @@ def released(folder: Path, variant: str) -> tuple[ATokenModel, dict[str, Tensor]
 
 
 def packed(io: dict[str, Tensor], tag: str) -> SparseTokens:
-    """The input as the published code packed it, at its own places (columns batch, t, row, column, z)."""
+    """The input as the published code packed it, at its own positions (columns batch, t, row, column, z)."""
     coords = io[f"{tag}.coords"]
     lengths = tuple(torch.bincount(coords[:, 0]).tolist())
     if tag == "voxels":
@@ -54,7 +54,7 @@ def packed(io: dict[str, Tensor], tag: str) -> SparseTokens:
 
 @torch.inference_mode()
 def pairs(folder: Path, variant: str, tag: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, ours and theirs of every tensor of one input."""
+    """Name, result and reference of every tensor of one input."""
     model, io = released(folder, variant)
     encoded = model.encode(packed(io, tag))
     yield "features", encoded.features.feats, io[f"{tag}.features"]
@@ -72,36 +72,36 @@ def pairs(folder: Path, variant: str, tag: str) -> Iterator[tuple[str, Tensor, T
 
 @torch.inference_mode()
 def gaussian_pairs(folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, ours and theirs of every tensor of the Gaussian decoder: raw as theirs lays them out, and activated."""
+    """As ``pairs``, of every tensor of the Gaussian decoder: raw, in the published layout, and activated."""
     model, (voxels, io) = released(folder, "soc-tiny")[0], voxels_and_results(folder)
     decoder = model.gaussian_decoder
     assert decoder is not None
     outputs = voxels.with_feats(decoder.outputs(voxels)).unpack()
-    for i, (sample, ours) in enumerate(zip(outputs, decoder(voxels), strict=True)):
+    for i, (sample, found) in enumerate(zip(outputs, decoder(voxels), strict=True)):
         raw = {name: part.flatten(0, 1) for name, part in gaussian_decoder.parts(sample.feats).items()}
-        yield f"{i}.raw_xyz", ours.means + 0.5, io[f"{i}.raw_xyz"]  # their box is [0, 1]^3 until it is activated
+        yield f"{i}.raw_xyz", found.means + 0.5, io[f"{i}.raw_xyz"]  # the published code works in [0, 1]^3 until then
         yield f"{i}.raw_features_dc", raw["colors"][:, None], io[f"{i}.raw_features_dc"]
         yield f"{i}.raw_scaling", raw["scales"], io[f"{i}.raw_scaling"]
         yield f"{i}.raw_rotation", gaussian_decoder.ROTATION_RATE * raw["quats"], io[f"{i}.raw_rotation"]
         yield f"{i}.raw_opacity", raw["opacities"], io[f"{i}.raw_opacity"]
-        yield f"{i}.xyz", ours.means, io[f"{i}.xyz"]
-        yield f"{i}.scaling", ours.scales, io[f"{i}.scaling"]
-        yield f"{i}.rotation", ours.quats, io[f"{i}.rotation"]
-        yield f"{i}.opacity", ours.opacities[:, None], io[f"{i}.opacity"]
-        yield f"{i}.features_dc", (ours.colors - 0.5) / gaussian_decoder.SH_0, io[f"{i}.features_dc"]
+        yield f"{i}.xyz", found.means, io[f"{i}.xyz"]
+        yield f"{i}.scaling", found.scales, io[f"{i}.scaling"]
+        yield f"{i}.rotation", found.quats, io[f"{i}.rotation"]
+        yield f"{i}.opacity", found.opacities[:, None], io[f"{i}.opacity"]
+        yield f"{i}.features_dc", (found.colors - 0.5) / gaussian_decoder.SH_0, io[f"{i}.features_dc"]
 
 
 def voxels_and_results(folder: Path) -> tuple[SparseTokens, dict[str, Tensor]]:
-    """The Gaussian decoder's input at t = 0 (theirs has batch, x, y, z), and what the published code computed."""
+    """The Gaussian decoder's input at t = 0 (published: columns batch, x, y, z), and what the published code gave."""
     io = load_file(folder / "gs-tiny.io.safetensors")
-    sample, places = io["coords"][:, 0], io["coords"][:, 1:]
-    coords = torch.cat([torch.zeros_like(places[:, :1]), places], dim=1)
+    sample, positions = io["coords"][:, 0], io["coords"][:, 1:]
+    coords = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     return SparseTokens(io["feats"], coords, tuple(torch.bincount(sample).tolist())), io
 
 
 @torch.inference_mode()
 def indices(folder: Path, tag: str) -> tuple[Tensor, Tensor]:
-    """Our FSQ indices and theirs, where every value of the group is away from a rounding boundary."""
+    """FSQ indices and their reference, where every value of the group is away from a rounding boundary."""
     model, io = released(folder, "sod-tiny")
     encoded = model.encode(packed(io, tag))
     away = (distance(model.quantiser, encoded.posterior.mean) > MARGIN).unflatten(1, (-1, 6)).all(-1)
@@ -116,11 +116,11 @@ def distance(quantiser: FSQ | None, values: Tensor) -> Tensor:
     return (bounded - bounded.floor() - 0.5).abs()
 
 
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
+def relative_error(found: Tensor, reference: Tensor) -> float:
     """Largest difference over the largest value. Raises ValueError where the shapes differ."""
-    if ours.shape != theirs.shape:
-        raise ValueError(f"prediction is {tuple(ours.shape)}, theirs {tuple(theirs.shape)}.")
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    if found.shape != reference.shape:
+        raise ValueError(f"The shapes differ: {tuple(found.shape)}, and {tuple(reference.shape)} in the reference.")
+    return float((found - reference).abs().max() / reference.abs().max())
 
 
 def main() -> None:
@@ -128,16 +128,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=POCKET)
     folder = parser.parse_args().folder
-    print(f"| model | input | tensor | relative error (bar {BAR:.0e}) |\n| --- | --- | --- | --- |")
+    print(f"| model | input | tensor | relative error (target {TARGET:.0e}) |\n| --- | --- | --- | --- |")
     for variant in VARIANTS:
         for tag in INPUTS:
-            for name, ours, theirs in pairs(folder, variant, tag):
-                print(f"| {variant} | {tag} | {name} | {relative_error(ours, theirs):.1e} |")
-    for name, ours, theirs in gaussian_pairs(folder):
-        print(f"| gs-tiny | voxels | {name} | {relative_error(ours, theirs):.1e} |")
+            for name, found, reference in pairs(folder, variant, tag):
+                print(f"| {variant} | {tag} | {name} | {relative_error(found, reference):.1e} |")
+    for name, found, reference in gaussian_pairs(folder):
+        print(f"| gs-tiny | voxels | {name} | {relative_error(found, reference):.1e} |")
     for tag in INPUTS:
-        ours, theirs = indices(folder, tag)
-        print(f"| sod-tiny | {tag} | indices | {int((ours != theirs).sum())} of {ours.numel()} differ |")
+        found, reference = indices(folder, tag)
+        print(f"| sod-tiny | {tag} | indices | {int((found != reference).sum())} of {found.numel()} differ |")
 
 
 if __name__ == "__main__":

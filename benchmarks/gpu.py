@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.gpu [--peak TFLOPS]`` prints two tables. MFU counts linear layers, and attention as the sum of
 squared lengths, against the device's dense bf16 peak. Agreement is of latents and of decoded patches, relative to the
-largest value: bars 1e-4 in fp32 and 2e-2 in bf16; one image is one patch wide, where torch's CPU kernel for the
-position table is known to differ (docs/conventions.md), and stands on a line of its own.
+largest value: targets 1e-4 in fp32 and 2e-2 in bf16; one image is one patch wide, where torch's CPU kernel for the
+position table is known to differ (docs/conventions.md), and has a line of its own.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ def agreement() -> None:
     """Print how far CPU and GPU are apart for mixed batches of images and videos, and for one column."""
     torch.manual_seed(0)
     model = ATokenModel(preset("base")).eval()
-    print("| input | dtype | latents | decoded | bar |\n| --- | --- | --- | --- | --- |")
-    for dtype, bar in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+    print("| input | dtype | latents | decoded | target |\n| --- | --- | --- | --- | --- |")
+    for dtype, target in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
         twins = [copy.deepcopy(model).to(where, dtype) for where in ("cpu", "cuda")]
         for name, shapes in (("mixed sizes", MIXED), ("one column", ONE_COLUMN)):
             tokens = random_tokens(model.config, shapes)
             results = [twin(tokens.to(twin.device)) for twin in twins]
             latents = _apart(*(encoded.latents.feats for encoded, _ in results))
             decoded = _apart(*(patches.feats for _, patches in results))
-            print(f"| {name} | {str(dtype).removeprefix('torch.')} | {latents:.1e} | {decoded:.1e} | {bar:.0e} |")
+            print(f"| {name} | {str(dtype).removeprefix('torch.')} | {latents:.1e} | {decoded:.1e} | {target:.0e} |")
 
 
-def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    theirs = theirs.float().cpu()
-    return float((ours.float().cpu() - theirs).abs().max() / theirs.abs().max())
+def _apart(found: torch.Tensor, reference: torch.Tensor) -> float:
+    reference = reference.float().cpu()
+    return float((found.float().cpu() - reference).abs().max() / reference.abs().max())
 
 
 def main() -> None:

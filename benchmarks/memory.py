@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.memory`` makes videos of 200 and 2000 frames of 64x64, runs each command on each in a process of
 its own, and prints its peak (``ru_maxrss`` as ``wait4`` gives it: of that process, not of its decoder) and its time.
-The bar: memory on the long video within 10 % of the short one. The time must not grow faster than the frames; what a
+The target: memory on the long video within 10 % of the short one. The time must not grow faster than the frames; what a
 command takes to start is part of it. The videos are made in a child, because a process starts with the peak of the one
 that starts it; for the same reason nothing large is imported here.
 """
@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 LENGTHS = (200, 2000)
-BAR = 1.10
+TARGET = 1.10
 BUNDLED = Path(__file__).parents[1] / "atoken" / "weights"
 
 MAKE_VIDEO = """
@@ -72,7 +72,7 @@ def commands(folder: Path, frames: int, model: str) -> dict[str, Used]:
 
 
 def main() -> int:
-    """Print the table; exit code 1 where the bar is missed."""
+    """Print the table; exit code 1 where the target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--model", default="nano", help="as the commands take it; a small random one where it is missing"
@@ -85,14 +85,14 @@ def main() -> int:
             used("-c", MAKE_MODEL, model)
         short, long = (commands(Path(folder), frames, model) for frames in LENGTHS)
     print(
-        f"| command | {LENGTHS[0]} frames MB | {LENGTHS[1]} frames MB | ratio (bar {BAR:.2f}) | seconds |\n|"
+        f"| command | {LENGTHS[0]} frames MB | {LENGTHS[1]} frames MB | ratio (target {TARGET:.2f}) | seconds |\n|"
         + " --- |" * 5
     )
     for name, (peak, seconds) in short.items():
         ratio = long[name].peak_mb / peak
         figures = f"{peak:.0f} | {long[name].peak_mb:.0f} | {ratio:.3f} | {seconds:.1f}, {long[name].seconds:.1f}"
         print(f"| {name} | {figures} |")
-    return int(any(long[name].peak_mb > BAR * peak for name, (peak, _) in short.items()))
+    return int(any(long[name].peak_mb > TARGET * peak for name, (peak, _) in short.items()))
 
 
 if __name__ == "__main__":

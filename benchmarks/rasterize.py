@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.rasterize`` prints two tables; the machine should be otherwise idle. The scene is a shell of
 radius 0.45 of Gaussians of scale 0.004 and random opacity, seen at 40 degrees from distance 2. Each row runs in a
-process of its own; memory is by how much its peak (``ru_maxrss``) rises while it draws. Bars on 2 cores: 500,000
+process of its own; memory is by how much its peak (``ru_maxrss``) rises while it draws. Targets on 2 cores: 500,000
 Gaussians at 512x512 in 12 s, and 20,000 at 128x128 forward and backward in 1 s.
 """
 

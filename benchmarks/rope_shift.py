@@ -32,11 +32,11 @@ def main() -> None:
                 num_hidden_layers=sizes["encoder_layers"], num_attention_heads=sizes["encoder_heads"],
             )
         ).eval()  # fmt: skip
-        plain, turned = (from_siglip2(tower, ATokenConfig(**sizes, rope=rope)) for rope in (False, True))
+        plain, rotated = (from_siglip2(tower, ATokenConfig(**sizes, rope=rope)) for rope in (False, True))
         for shape_name, shape in SHAPES.items():
             tokens = random_tokens(plain.config, [shape])
-            ours, theirs = turned.encode(tokens), plain.encode(tokens)
-            pairs = ((ours.features.feats, theirs.features.feats), (ours.pooled, theirs.pooled))
+            found, reference = rotated.encode(tokens), plain.encode(tokens)
+            pairs = ((found.features.feats, reference.features.feats), (found.pooled, reference.pooled))
             figures = [
                 f"{float((a - b).norm() / b.norm()):.3f} | {float(cosine_similarity(a, b).mean()):.4f}"
                 for a, b in pairs

@@ -1,7 +1,7 @@
 """Time to start: whole processes, from before they are started until they have ended, the best of several.
 
-``python -m benchmarks.startup`` prints a table with the bar of each figure. ``import atoken`` is given above the bare
-interpreter, the commands as a user waits for them. The reconstruction is of a 512x512 photograph (scikit-image's
+``python -m benchmarks.startup`` prints a table with the target of each figure. ``import atoken`` is given above the
+bare interpreter, the commands as a user waits for them. The reconstruction is of a 512x512 photograph (scikit-image's
 astronaut, as PNG) with the bundled ``nano``, tokens, result and side-by-side image written. The machine should be
 otherwise idle.
 """
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
-    print(f"Best of {runs}\n\n| process | seconds | bar |\n| --- | --- | --- |")
+    print(f"Best of {runs}\n\n| process | seconds | target |\n| --- | --- | --- |")
     bare = seconds(runs, "-c", "pass")
     print(f"| python -c pass | {bare:.3f} | |")
     print(f"| import atoken, above that | {seconds(runs, '-c', 'import atoken') - bare:.3f} | 0.3 |")
