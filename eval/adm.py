@@ -19,7 +19,7 @@ import numpy as np
 from atoken.errors import AtokenError, MediaError
 from atoken.io.atomic import atomic_path
 from atoken.io.media import DEFAULT_LIMITS
-from eval.metrics.moments import Gaussian
+from atoken.metrics.frechet import Gaussian
 
 ENDS = {"pooled": "", "spatial": "_s"}  # of the names of a kind's arrays
 WIDEST = 16_384  # numbers of a feature

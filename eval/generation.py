@@ -21,11 +21,12 @@ from atoken.data.sources.sample import IMAGES, files_below, printable
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
 from atoken.io.image import read_image
+from atoken.metrics.frechet import Gaussian
 from eval.adm import holds, read_samples, read_statistics
 from eval.contract import Item, Sample, State
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
 from eval.metrics.features import FeatureMetric, Measure
-from eval.metrics.moments import Frechet, Gaussian, gaussian
+from eval.metrics.moments import Frechet, gaussian
 from eval.networks import Network
 
 LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".npz"})

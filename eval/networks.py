@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError, CheckpointError, MissingExtraError
+from atoken.metrics.pinned import PinnedFile
 from atoken.modalities.pixels import grid, patchify, to_values
-from atoken.pretrain.teachers import File
 from atoken.tokenizer import Tokenizer
 from atoken.tokens import SparseTokens
 from eval.torchvision_step import mend_torchvision
@@ -35,14 +35,14 @@ from eval.torchvision_step import mend_torchvision
 Features = dict[str, np.ndarray]  # by kind, (B, D): "pooled", and where there are any "spatial" and "probabilities"
 
 BATCH = 64  # images, or 1 video, that a network sees at once
-INCEPTION = File(
+INCEPTION = PinnedFile(
     "weights-inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     "Inception, for FID, sFID, Inception Score, precision and recall",
     "download https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
 )
-I3D_FILE = File(
+I3D_FILE = PinnedFile(
     "i3d_torchscript.pt",
     "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2",
     "I3D, for FVD",
@@ -82,7 +82,7 @@ class Inception:
     record: Mapping[str, str] = {"resize": "TensorFlow 1 bilinear to 299, aspect not kept, inside the network"}
 
     def __init__(self, folder: str | Path | None, device: str = "cpu") -> None:
-        data = _in_folder(INCEPTION, folder)
+        data = INCEPTION.read(folder)
         self.checksum = INCEPTION.sha256
         clean = io.BytesIO()  # torch-fidelity unpickles what it is given: it is given what we have written
         torch.save(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), clean)
@@ -127,8 +127,8 @@ class TorchScript:
         device: str = "cpu",
     ) -> None:
         path = Path(path)
-        file = File(path.name, sha256, "features of images", f"name the file whose SHA-256 is {sha256}")
-        self._network = _script(_in_folder(file, path.parent), path, trust=trust, device=device)
+        file = PinnedFile(path.name, sha256, "features of images", f"name the file whose SHA-256 is {sha256}")
+        self._network = _script(file.read(path.parent), path, trust=trust, device=device)
         self.name, self.checksum = path.stem, sha256
         self.kinds = frozenset(gives)
         self.record: Mapping[str, str] = {"resize": "none but the network's own"}
@@ -166,7 +166,7 @@ class I3D:
     fewest = 9  # frames that the network's strides leave something of
 
     def __init__(self, folder: str | Path | None, *, trust: bool, frames: int | None = 16, device: str = "cpu") -> None:
-        data = _in_folder(I3D_FILE, folder)
+        data = I3D_FILE.read(folder)
         self._network = _script(data, Path(I3D_FILE.name), trust=trust, device=device)
         self.checksum = I3D_FILE.sha256
         self._frames, self._device = frames, device
@@ -278,21 +278,6 @@ def _joined(parts: Sequence[Features]) -> Features:
 def _exact() -> AbstractContextManager[None]:
     """Convolutions in full fp32: the ten bits of TF32 would be seen in the numbers."""
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-
-
-def _in_folder(file: File, folder: str | Path | None) -> bytes:
-    """A file's bytes, which have the pinned SHA-256. Raises: CheckpointError."""
-    if folder is None:
-        raise CheckpointError(f"{file.name} is needed ({file.purpose}): {file.how}, and name its folder.")
-    path = Path(folder) / file.name
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path} ({file.purpose}; {error.strerror}): {file.how}.") from error
-    if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
-        reason = f"{file.purpose}; SHA-256 {found[:8]}… instead of {file.sha256[:8]}…"
-        raise CheckpointError(f"{path} is not the file that is wanted ({reason}): {file.how}.")
-    return data
 
 
 def _script(data: bytes, path: Path, *, trust: bool, device: str) -> Any:

@@ -1,1 +1,1 @@
-"""Measures of images and features as functions without state."""
+"""Measures of images, vectors, codes and distributions as functions without state, and the pinned files they need."""

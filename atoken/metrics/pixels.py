@@ -1,4 +1,4 @@
-"""How near a reconstruction is to its original: PSNR and SSIM of uint8 images and videos."""
+"""How close a reconstruction is to its original: PSNR, SSIM and MS-SSIM of uint8 images and videos."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 SIGMA, WINDOW = 1.5, 11  # of SSIM's Gaussian
-BLOCK = 32  # places along an axis that one matrix product blurs
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of MS-SSIM's scales, finest first (Wang et al. 2003)
+MS_SSIM_SIDE = WINDOW * 2 ** (len(SCALES) - 1)  # pixels of a side that leave a whole window at the coarsest scale
+BLOCK = 32  # positions along an axis that one matrix product blurs
 
 
 def psnr(prediction: np.ndarray, target: np.ndarray) -> float:
@@ -31,10 +33,10 @@ def psnr_of(error: float) -> float:
 
 
 def ssim(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Structural similarity of (..., H, W, 3) uint8 arrays, mean over colours and places (Wang et al. 2004).
+    """Structural similarity of (..., H, W, 3) uint8 arrays, mean over colours and positions (Wang et al. 2004).
 
-    Gaussian window of 11 x 11 and sigma 1.5 at every place where it fits whole; along a side shorter than 11 the window
-    shrinks to the side. Raises ValueError where the shapes differ.
+    The window is a Gaussian of 11 x 11 pixels and sigma 1.5, at every position where it lies inside the image; along a
+    side shorter than 11 it shrinks to the side. Raises ValueError where the shapes differ.
     """
     if prediction.shape != target.shape:
         raise ValueError(f"the shapes differ: {prediction.shape} and {target.shape}.")
@@ -42,8 +44,25 @@ def ssim(prediction: np.ndarray, target: np.ndarray) -> float:
     return float(similarity(x, y, 255).mean(dtype=torch.float64))
 
 
+def ms_ssim(prediction: np.ndarray, target: np.ndarray) -> float:
+    """MS-SSIM of (H, W, 3) uint8 images whose sides are ``MS_SSIM_SIDE`` pixels or more (Wang et al. 2003).
+
+    Contrast and structure count at each scale, luminance at the coarsest alone; each factor is the mean over colours
+    and positions, and a negative one, whose power would not be real, counts as 0. The next scale is the means of 2 x 2
+    pixels; an odd last row or column is left out.
+    """
+    x, y = (torch.from_numpy(a).float()[None] for a in (prediction, target))
+    result = 1.0
+    for scale, weight in enumerate(SCALES, 1):
+        luminance, structure = similarities(x, y, 255)
+        factor = structure if scale < len(SCALES) else luminance * structure
+        result *= max(float(factor.mean(dtype=torch.float64)), 0.0) ** weight
+        x, y = (F.avg_pool2d(a.movedim(-1, 1), 2).movedim(1, -1) for a in (x, y))
+    return result
+
+
 def similarity(prediction: torch.Tensor, target: torch.Tensor, peak: float) -> torch.Tensor:
-    """SSIM, as of ``ssim``, at every place and colour of (..., H, W, 3) values from 0 to ``peak``; differentiable."""
+    """SSIM, as of ``ssim``, at every position and colour of (..., H, W, 3) values in 0..``peak``; differentiable."""
     luminance, structure = similarities(prediction, target, peak)
     return luminance * structure
 
@@ -53,8 +72,8 @@ def similarities(prediction: torch.Tensor, target: torch.Tensor, peak: float) ->
     x, y = (a.reshape(-1, *a.shape[-3:]).movedim(-1, 1).flatten(0, 1).contiguous() for a in (prediction, target))
     mean_x, mean_y = (a.detach().mean((1, 2), keepdim=True) for a in (x, y))
     x, y = x - mean_x, y - mean_y
-    # Of the sum and the difference, away from the mean: in float32 the variances of x and y themselves would lose 1e-4
-    # of SSIM where an image is flat.
+    # The variances are those of the sum and the difference, without the mean: in float32 the variances of x and y
+    # themselves would lose 1e-4 of SSIM where an image is flat.
     total, change = x + y, x - y
     total, change, squares, changes = _blur(torch.cat([total, change, total**2, change**2])).chunk(4)
     variance, noise = squares - total**2, changes - change**2
@@ -64,13 +83,13 @@ def similarities(prediction: torch.Tensor, target: torch.Tensor, peak: float) ->
 
 
 def _blur(values: torch.Tensor) -> torch.Tensor:
-    """(P, H, W) averaged in windows that fit whole, by products with a band matrix: faster than a convolution."""
+    """(P, H, W) averaged in windows inside the image, by products with a band matrix: faster than a convolution."""
     for axis in (1, 2):
         size = min(WINDOW, values.shape[axis])
-        band, places = _band(size, values), values.shape[axis] - size + 1
+        band, positions = _band(size, values), values.shape[axis] - size + 1
         pieces = []
-        for first in range(0, places, BLOCK):
-            count = min(BLOCK, places - first)
+        for first in range(0, positions, BLOCK):
+            count = min(BLOCK, positions - first)
             seen, weights = values.narrow(axis, first, count + size - 1), band[:count, : count + size - 1]
             pieces.append(weights @ seen if axis == 1 else seen @ weights.T)
         values = torch.cat(pieces, axis)
@@ -79,7 +98,7 @@ def _blur(values: torch.Tensor) -> torch.Tensor:
 
 def _band(size: int, like: torch.Tensor) -> torch.Tensor:
     """(BLOCK, BLOCK + size - 1): row i holds the window at i."""
-    places = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    window = torch.exp(-(places**2) / (2 * SIGMA**2))
-    rows = F.pad((window / window.sum()).expand(BLOCK, size), (0, BLOCK))  # one too wide: each row starts one later
+    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    rows = F.pad((window / window.sum()).expand(BLOCK, size), (0, BLOCK))  # one too wide, so each row starts one later
     return rows.flatten()[:-BLOCK].reshape(BLOCK, BLOCK + size - 1).to(like)

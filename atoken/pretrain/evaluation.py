@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, labelled_image
 from atoken.data.synthetic.procedural import Sample, make_image, make_video
 from atoken.metrics.pixels import psnr
+from atoken.metrics.ranking import share_in_top
 from atoken.modalities.pixels import patchify, to_uint8, to_values, unpatchify
 from atoken.modalities.voxels import VALUES, unvoxelize
 from atoken.model import ATokenModel
@@ -131,8 +132,7 @@ def top_1(images_BD: Tensor, texts_BD: Tensor) -> float:
     Ties, and what is not finite, are misses.
     """
     cosines = normalize(images_BD, dim=-1) @ normalize(texts_BD, dim=-1).T
-    others = cosines.masked_fill(torch.eye(len(cosines), dtype=torch.bool, device=cosines.device), -torch.inf)
-    return (cosines.diagonal() > others.amax(1)).float().mean().item()
+    return share_in_top(cosines.cpu().numpy(), np.eye(len(cosines), dtype=bool))
 
 
 def _seen(model: ATokenModel, voxels: SparseTokens, views: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

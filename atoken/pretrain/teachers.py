@@ -16,8 +16,6 @@ its SHA-256 is in ``Teachers.record`` all the same.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,7 +29,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from atoken.checkpoint import load_transformers
 from atoken.errors import CheckpointError
-from atoken.metrics.vgg import VGG16, Heads, published_heads, published_vgg
+from atoken.metrics.pinned import sha256_of
+from atoken.metrics.vgg import VGG16, Heads, load_vgg
 from atoken.tokens import SparseTokens
 
 if TYPE_CHECKING:
@@ -39,16 +38,6 @@ if TYPE_CHECKING:
 
 Name = Literal["vgg", "clip", "siglip"]
 WITHOUT = "or train with --teachers none"
-
-
-@dataclass(frozen=True)
-class File:
-    """A published file of weights: its name, its SHA-256, what it is for, and how to get it."""
-
-    name: str
-    sha256: str
-    purpose: str
-    how: str
 
 
 @dataclass(frozen=True)
@@ -62,18 +51,6 @@ class Model:
     purpose: str
 
 
-VGG = File(
-    "vgg16-397923af.pth",
-    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-    "VGG-16, for LPIPS and the Gram loss",
-    "download https://download.pytorch.org/models/vgg16-397923af.pth",
-)
-HEADS = File(
-    "vgg.pth",
-    "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
-    "the linear heads of LPIPS v0.1",
-    "take lpips/weights/v0.1/vgg.pth out of the Python package lpips 0.1.4",
-)
 CLIP = Model(
     "clip",
     "openai/clip-vit-large-patch14",
@@ -135,8 +112,7 @@ def load_teachers(names: Collection[Name], folder: str | Path | None = None) -> 
     record: dict[str, str] = {}
     vgg = heads = clip = siglip = None
     if "vgg" in names:
-        vgg = published_vgg(_read(VGG, folder, record))
-        heads = published_heads(_read(HEADS, folder, record))
+        vgg, heads, record = load_vgg(folder, WITHOUT)
     if "clip" in names:
         clip = _image_tower(_folder_of(CLIP, folder, record))
     if "siglip" in names:
@@ -179,29 +155,13 @@ def siglip_texts(siglip: Siglip2Model, ids_BL: Tensor) -> Tensor:
     return F.normalize(siglip.get_text_features(input_ids=ids_BL).pooler_output.float(), dim=1)
 
 
-def _read(file: File, folder: Path | None, record: dict[str, str]) -> Mapping[str, Tensor]:
-    """A file's tensors; its SHA-256 is that of the very bytes that are read. Raises: CheckpointError."""
-    if folder is None:
-        raise CheckpointError(f"{file.name} is needed ({file.purpose}): {file.how}, and name its folder, {WITHOUT}.")
-    try:
-        data = (folder / file.name).read_bytes()
-    except OSError as error:
-        reason = f"{file.purpose}; {error.strerror}"
-        raise CheckpointError(f"Cannot read {folder / file.name} ({reason}): {file.how}, {WITHOUT}.") from error
-    record[file.name] = hashlib.sha256(data).hexdigest()
-    if record[file.name] != file.sha256:
-        reason = f"{file.purpose}; SHA-256 {record[file.name][:8]}… instead of {file.sha256[:8]}…"
-        raise CheckpointError(f"{folder / file.name} is not the published file ({reason}): {file.how}, {WITHOUT}.")
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
 def _folder_of(model: Model, folder: Path | None, record: dict[str, str]) -> Path:
     """Where a model is: the user's subfolder, else the cache's with the pinned weights. Raises: CheckpointError."""
     if folder is not None and (own := folder / model.subfolder).is_dir():
-        record |= {f"{model.subfolder}/{file.name}": _sha256(file) for file in sorted(own.glob("*.safetensors"))}
+        record |= {f"{model.subfolder}/{file.name}": sha256_of(file) for file in sorted(own.glob("*.safetensors"))}
         return own
     cached, name = _cached(model), f"{model.repository}@{model.revision}/model.safetensors"
-    record[name] = _sha256(cached)
+    record[name] = sha256_of(cached)
     if record[name] != model.sha256:
         raise CheckpointError(f"{cached} is damaged ({model.purpose}): delete it, {_how(model)}, {WITHOUT}.")
     return cached.parent
@@ -251,8 +211,3 @@ def _load(kinds: Mapping[str, Any], folder: Path) -> Any:
     except CheckpointError as error:
         raise CheckpointError(f"No teacher in {folder} ({error}): put the published model there, {WITHOUT}.") from error
     return model.eval().requires_grad_(False)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,39 +7,17 @@ blocks of ``BLOCK`` rows, on one thread; rows that fill no block yet wait. Lette
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from atoken.errors import AtokenError
+from atoken.metrics.frechet import Gaussian, check_width, frechet_distance, one_thread
 from eval.contract import State
 
 BLOCK = 64  # rows of features whose products are summed at once
 TILE = 128  # rows of the matrix of products at a time; what is left of its diagonal tile is neither made nor kept
-
-
-@dataclass(frozen=True, eq=False)
-class Gaussian:
-    """mean_D and covariance_DD (unbiased, as numpy.cov), float64, of so many items; None: the file does not say."""
-
-    mean_D: np.ndarray
-    covariance_DD: np.ndarray
-    items: int | None = None
-
-
-@dataclass(frozen=True)
-class Distance:
-    """The squared Frechet distance of two Gaussians in its two terms; not finite where one of them is not."""
-
-    mean: float
-    covariance: float
-
-    @property
-    def value(self) -> float:
-        """Both terms together: what is called FID, with the features of an Inception network."""
-        return self.mean + self.covariance
 
 
 def add_rows(state: State, name: str, rows_BD: np.ndarray) -> None:
@@ -89,51 +67,6 @@ def gaussian(state: State, name: str) -> Gaussian:
     return Gaussian(mean_D, spread_DD / (items - 1), items)
 
 
-def frechet_distance(prediction: Gaussian, target: Gaussian) -> Distance:
-    """|m - m'|^2, and tr(C + C' - 2 (C C')^(1/2)), neither below zero (Frechet 1957; Heusel et al. 2017).
-
-    The trace of the root is the sum of the singular values of F^T F', where C = F F^T and C' = F' F'^T. So no root is
-    taken of a product's rounding error, and singular covariances, of fewer items than numbers, are no special case.
-    Raises: AtokenError where the widths differ.
-    """
-    _check_width(len(prediction.mean_D), len(target.mean_D))
-    covariances = [torch.from_numpy(one.covariance_DD) for one in (prediction, target)]
-    mean = float(np.square(prediction.mean_D - target.mean_D).sum())
-    if not all(bool(torch.isfinite(one).all()) for one in covariances):
-        return Distance(mean, float("nan"))
-    with _one_thread():
-        first, second = (_factor(one) for one in covariances)
-        root = torch.linalg.svdvals(first.T @ second).sum() if first.shape[1] and second.shape[1] else 0.0
-    rest = sum(one.trace() for one in covariances) - 2 * root
-    return Distance(mean, max(float(rest), 0.0))
-
-
-def _check_width(prediction: int, target: int) -> None:
-    if prediction != target:
-        raise AtokenError(
-            f"Features of {prediction} and of {target} numbers cannot be compared: take both from the same network."
-        )
-
-
-def _factor(covariance_DD: torch.Tensor) -> torch.Tensor:
-    """F (D, rank) with F F^T the covariance; what is zero but for rounding is left out."""
-    values_D, vectors_DD = torch.linalg.eigh(covariance_DD)
-    kept = values_D > values_D[-1] * len(values_D) * torch.finfo(values_D.dtype).eps
-    kept &= values_D > 0
-    return vectors_DD[:, kept] * values_D[kept].sqrt()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """How many threads share a matrix may change its last bits, and ranks have other numbers of them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _tiles(width: int) -> Iterator[tuple[int, int, int]]:
     """Rows, columns and first row of each tile of the upper triangle of a matrix of this width."""
     for first in range(0, width, TILE):
@@ -142,7 +75,7 @@ def _tiles(width: int) -> Iterator[tuple[int, int, int]]:
 
 def _add_products(products: np.ndarray, rows_BD: np.ndarray) -> None:
     held_BD, start = torch.tensor(rows_BD), 0  # a copy that is aligned in memory, always alike
-    with _one_thread():
+    with one_thread():
         for rows, columns, first in _tiles(held_BD.shape[1]):
             product = held_BD[:, first : first + rows].T @ held_BD[:, first:]
             products[start : start + rows * columns] += product.numpy().ravel()
@@ -189,7 +122,7 @@ class Frechet:
         if self.reference is not None:
             if side == "target":
                 return
-            _check_width(rows.shape[1], len(self.reference.mean_D))  # before the network has seen all samples
+            check_width(rows.shape[1], len(self.reference.mean_D))  # before the network has seen all samples
         add_rows(state, f"{self.name}.{side}", rows)
 
     def merge(self, first: State, second: State) -> State:

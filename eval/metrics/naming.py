@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoken.errors import AtokenError
+from atoken.metrics.ranking import ahead_of_own, in_top
 from eval.contract import Model, Sample, State
 from eval.metrics.exact import on_grid
 
@@ -104,10 +105,9 @@ class ZeroShot:
             what = "vector" if vector is None else f"label below {len(self._classes_CD)}"
             raise AtokenError(f"{sample.item.key} has no {what}; embed items of the classes that are named.")
         scores_C = self._classes_CD @ on_grid(vector[None], sample.item.key)[0]
-        ahead = int((scores_C >= scores_C[label]).sum()) - 1  # -1 where scores are NaN
-        hits = {name: float(0 <= ahead < best) for name, best in HITS.items()}
-        ties = (scores_C == scores_C[label]).sum() > 1
-        return hits | {"items": 1.0, "zero-shot ties": float(ties), "zero-shot not finite": float(ahead < 0)}
+        ahead, ties = ahead_of_own(scores_C[None], np.arange(len(scores_C))[None] == label)
+        hits = {name: float(in_top(ahead, best)[0]) for name, best in HITS.items()}
+        return hits | {"items": 1.0, "zero-shot ties": float(ties[0]), "zero-shot not finite": float(ahead[0] < 0)}
 
     def merge(self, first: State, second: State) -> State:
         """The counts of both."""

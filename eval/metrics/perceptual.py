@@ -9,9 +9,7 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from atoken.errors import CheckpointError
-from atoken.metrics.vgg import VGG16, Heads, lpips, shared_pass
-from atoken.pretrain.teachers import WITHOUT, load_teachers
+from atoken.metrics.vgg import VGG16, Heads, load_vgg, lpips, shared_pass
 from eval.contract import Sample
 from eval.metrics.exact import Mean
 from eval.metrics.pixels import large_frames
@@ -53,14 +51,8 @@ class Lpips(Mean):
 
 
 def published_lpips(folder: str | Path | None, device: str = "cpu") -> Lpips:
-    """LPIPS with the published weights, two files of a folder (see ``atoken/pretrain/teachers.py``).
+    """LPIPS with the published weights, two files of a folder (see ``atoken/metrics/vgg.py``).
 
     Raises: CheckpointError for a file that is missing, damaged or another one, with how to get it.
     """
-    try:
-        teachers = load_teachers({"vgg"}, folder)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).replace(WITHOUT, "or measure without LPIPS")) from error
-    assert teachers.vgg is not None  # asked for
-    assert teachers.heads is not None
-    return Lpips(teachers.vgg, teachers.heads, teachers.record, device)
+    return Lpips(*load_vgg(folder, "or measure without LPIPS"), device)

@@ -11,17 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
-import torch
-from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError
-from atoken.metrics.pixels import WINDOW, psnr_of, similarities, squared_error, ssim
+from atoken.metrics.pixels import MS_SSIM_SIDE, ms_ssim, psnr_of, squared_error, ssim
 from eval.contract import Sample, State
 from eval.metrics.exact import Mean
 
-WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales of MS-SSIM, finest first (Wang et al. 2003)
 WINDOWS = "RGB, 11 x 11 and sigma 1.5 where it fits whole, K 0.01 and 0.03, peak 255"  # for the protocol
-SMALLEST = WINDOW * 2 ** (len(WEIGHTS) - 1)  # pixels of a side that leave a whole window at the coarsest scale
 
 
 def pixels_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +109,7 @@ class Ssim(Mean):
 
 
 class MsSsim(Mean):
-    """SSIM over five scales (see ``multi_scale``): mean over frames, then over samples."""
+    """SSIM over five scales (see ``ms_ssim``): mean over frames, then over samples."""
 
     name = "ms-ssim"
     numbers = ("ms-ssim",)
@@ -124,24 +120,7 @@ class MsSsim(Mean):
 
     def measure(self, sample: Sample) -> dict[str, float]:
         """``ms-ssim``, from 0 to 1. Raises: AtokenError, also where a side is shorter than 176 pixels."""
-        return {"ms-ssim": fmean(multi_scale(*frame) for frame in large_frames(sample, SMALLEST, "MS-SSIM"))}
-
-
-def multi_scale(prediction: np.ndarray, target: np.ndarray) -> float:
-    """MS-SSIM of (H, W, 3) uint8 images whose sides are 176 or more.
-
-    Contrast and structure at each scale, luminance at the coarsest alone; each is the mean over colours and places, and
-    one below zero, whose power would not be real, counts as 0. The next scale is of the means of 2 x 2 pixels; an odd
-    last row or column is left out.
-    """
-    x, y = (torch.from_numpy(a).float()[None] for a in (prediction, target))
-    result = 1.0
-    for scale, weight in enumerate(WEIGHTS, 1):
-        luminance, structure = similarities(x, y, 255)
-        factor = structure if scale < len(WEIGHTS) else luminance * structure
-        result *= max(float(factor.mean(dtype=torch.float64)), 0.0) ** weight
-        x, y = (F.avg_pool2d(a.movedim(-1, 1), 2).movedim(1, -1) for a in (x, y))
-    return result
+        return {"ms-ssim": fmean(ms_ssim(*frame) for frame in large_frames(sample, MS_SSIM_SIDE, "MS-SSIM"))}
 
 
 class Seams(Mean):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from atoken.errors import AtokenError
+from atoken.metrics.ranking import ahead_of_own, in_top
 from eval.contract import Model, Sample, State
 from eval.metrics.exact import on_grid
 
@@ -83,15 +84,12 @@ class Retrieval:
         for some in (slice(first, first + step) for first in range(0, len(queries_QD), step)):
             scores_QC = queries_QD[some] @ candidates_CD.T  # NaN where either is not finite
             own_QC = groups_Q[some, None] == groups_C
-            best_Q1 = np.fmax.reduce(scores_QC, axis=1, where=own_QC, initial=-np.inf, keepdims=True)
-            ahead_Q[some] = ((scores_QC >= best_Q1) & ~own_QC).sum(axis=1)
-            ties_Q[some] = ((scores_QC == best_Q1) & ~own_QC).any(axis=1)
-            ahead_Q[some][np.isneginf(best_Q1[:, 0])] = -1
+            ahead_Q[some], ties_Q[some] = ahead_of_own(scores_QC, own_QC)
         return ahead_Q, ties_Q
 
 
 def _recalls(ahead_Q: np.ndarray, ties_Q: np.ndarray) -> dict[str, float]:
-    hits = {f"R@{best}": (ahead_Q >= 0) & (ahead_Q < best) for best in BEST}
+    hits = {f"R@{best}": in_top(ahead_Q, best) for best in BEST}
     shares = {name: float(hit_Q.mean()) if len(hit_Q) else np.nan for name, hit_Q in hits.items()}
     return shares | {"ties": float(ties_Q.sum()), "not finite": float((ahead_Q < 0).sum())}
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from atoken.errors import AtokenError
+from atoken.metrics.usage import code_counts, code_usage
 from eval.contract import Sample, State
 
 CODES = 4096  # of a group of six channels of four levels (paper section 3.4)
+_SHOWN = ("codes used", "codes dead", "code perplexity")  # also of each group
 
 
 class CodeUsage:
@@ -46,21 +48,10 @@ class CodeUsage:
 
     def finish(self, state: State) -> dict[str, float]:
         """Shares, numbers of codes and perplexities, by name."""
-        counts_GK = state["counts"].astype(np.float64)
-        tokens = counts_GK.sum(1)
-        with np.errstate(invalid="ignore"):
-            shares = counts_GK / tokens[:, None]
-        terms = shares * np.log(np.where(shares > 0, shares, 1))
-        dead = np.where(tokens > 0, (counts_GK == 0).sum(1), np.nan)
-        groups = {
-            "codes used": 1 - dead / self.codes,
-            "codes dead": dead,
-            "code perplexity": np.exp(-terms.sum(1)),
-        }
-        best = -np.expm1(tokens * np.log1p(-1 / self.codes))
+        groups = code_usage(state["counts"])
         means = {name: _mean(of) for name, of in groups.items()}
-        rest = {"codes used at best": _mean(best), "tokens counted": _mean(tokens)}
-        return means | rest | {f"{name}/{g}": float(of[g]) for name, of in groups.items() for g in range(len(of))}
+        single = {f"{name}/{g}": float(of[g]) for name, of in groups.items() if name in _SHOWN for g in range(len(of))}
+        return means | single
 
     def _counts(self, sample: Sample) -> np.ndarray:
         codes_NG = sample.codes
@@ -70,9 +61,7 @@ class CodeUsage:
             raise AtokenError(
                 f"A code of {sample.item.key} lies outside [0, {self.codes}); say how many codes there are."
             )
-        groups = codes_NG.shape[1]
-        flat = codes_NG + np.arange(groups) * self.codes
-        return np.bincount(flat.ravel(), minlength=groups * self.codes).reshape(groups, self.codes)
+        return code_counts(codes_NG, self.codes)
 
 
 def _sum(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 
 from atoken.data.synthetic.procedural import make_image, make_video
 from atoken.errors import AtokenError
+from atoken.metrics.pca import leading
 from atoken.modalities.pixels import PATCH
 from eval.contract import Item, Sample
 from eval.models.pixels import Block, Stored, cut, frames_of, padded, rounded
@@ -48,7 +49,7 @@ class PCA:
         if not 1 <= components <= min(count, len(mean)):
             raise AtokenError(f"{components} components need as many patches and values, got {count} of {len(mean)}.")
         self.mean_P = mean
-        self.basis_CP = np.linalg.eigh(covariance)[1][:, ::-1][:, :components].T
+        self.basis_CP = leading(torch.from_numpy(covariance), components)[0].T.numpy()
         self._of = f"{components} principal components of patches of {' x '.join(map(str, block))} pixels"
         self._fitted = f"fitted on {where}: {count:,} patches, SHA-256 {digest}"
         self._store(stored)

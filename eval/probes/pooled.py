@@ -13,6 +13,7 @@ import numpy as np
 from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, class_of, labelled_image
 from atoken.errors import AtokenError
 from atoken.io import Image
+from atoken.metrics.ranking import ahead_of_own, in_top
 from eval.contract import Item, Model
 from eval.probes.linear import Fit, best, finite, logistic, ridge
 
@@ -121,9 +122,8 @@ def linear(fit: Fit, vectors_ND: np.ndarray, labels_N: np.ndarray, tests_MD: np.
 
 def wins(scores_MC: np.ndarray, truth_M: np.ndarray) -> int:
     """How many rows score their own class strictly higher than any other."""
-    rows, others = np.arange(len(truth_M)), scores_MC.copy()
-    others[rows, truth_M] = -np.inf
-    return int((scores_MC[rows, truth_M] > others.max(1)).sum())
+    own_MC = np.arange(scores_MC.shape[1]) == truth_M[:, None]
+    return int(in_top(ahead_of_own(scores_MC, own_MC)[0], 1).sum())
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

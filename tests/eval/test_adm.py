@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from atoken.errors import MediaError
+from atoken.metrics.frechet import Gaussian
 from eval.adm import holds, read_samples, read_statistics, write_samples, write_statistics
-from eval.metrics.moments import Gaussian
 from tests.eval.plain_network import images
 
 

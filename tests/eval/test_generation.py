@@ -7,10 +7,10 @@ import pytest
 
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
+from atoken.metrics.frechet import Gaussian, frechet_distance
 from eval.adm import write_samples, write_statistics
 from eval.generation import NO_IMAGES, NO_PROBABILITIES, NO_SPATIAL, evaluate_generation, image_statistics
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
-from eval.metrics.moments import Gaussian, frechet_distance
 from tests.eval.plain_network import PlainNetwork, images
 from tests.tolerances import MOMENTS
 

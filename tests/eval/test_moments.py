@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
 from atoken.errors import AtokenError
-from eval.metrics import moments
+from atoken.metrics.frechet import Gaussian, frechet_distance
 from eval.metrics.features import FeatureMetric, rfid, rfvd
-from eval.metrics.moments import Frechet, Gaussian, add_rows, frechet_distance, gaussian, merge_rows
+from eval.metrics.moments import Frechet, add_rows, gaussian, merge_rows
 from tests.eval.plain_network import PlainNetwork, images, samples
 from tests.tolerances import MOMENTS, SHARDS
 
@@ -157,9 +158,9 @@ def test_other_widths_are_refused():
 
 
 def test_the_number_of_threads_is_left_as_it_was():
-    threads = moments.torch.get_num_threads()
+    threads = torch.get_num_threads()
     frechet_distance(of(rows(1, 9, 6)), of(rows(1, 9, 6)))
-    assert moments.torch.get_num_threads() == threads
+    assert torch.get_num_threads() == threads
 
 
 def test_rfid_and_sfid_of_reconstructions():

@@ -157,7 +157,7 @@ def test_missing_weights_say_which_and_how_to_get_them(tmp_path):
         with pytest.raises(CheckpointError, match=f"Cannot read .*{name}"):
             build(tmp_path)
         (tmp_path / name).write_bytes(b"another")
-        with pytest.raises(CheckpointError, match="is not the file that is wanted"):
+        with pytest.raises(CheckpointError, match="is not the published file"):
             build(tmp_path)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError, CheckpointError
 from atoken.io import Image
-from atoken.pretrain import teachers
+from atoken.metrics import vgg as vgg_module
 from eval.contract import Item, Sample
 from eval.metrics.perceptual import Lpips, published_lpips
 from tests.pretrain.small_teachers import small_heads, small_vgg
@@ -139,11 +139,11 @@ def test_published_files_are_loaded_and_their_checksums_recorded(tmp_path, monke
         )
     heads = {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate((64, 128, 256, 512, 512))}
     sums = {}
-    for name, state in (("VGG", vgg), ("HEADS", heads)):
-        pinned = getattr(teachers, name)
+    for name, state in (("VGG_FILE", vgg), ("HEADS_FILE", heads)):
+        pinned = getattr(vgg_module, name)
         torch.save(state, tmp_path / pinned.name)
         sums[pinned.name] = hashlib.sha256((tmp_path / pinned.name).read_bytes()).hexdigest()
-        monkeypatch.setattr(teachers, name, replace(pinned, sha256=sums[pinned.name]))
+        monkeypatch.setattr(vgg_module, name, replace(pinned, sha256=sums[pinned.name]))
     metric = published_lpips(tmp_path)
     assert {name: metric.record[name] for name in sums} == sums
     assert measured(metric, pixels(6, 1, 16, 16), pixels(7, 1, 16, 16)) > 0

@@ -14,9 +14,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from atoken.errors import AtokenError
 from atoken.io import Image
-from atoken.metrics.pixels import similarity
+from atoken.metrics.pixels import MS_SSIM_SIDE, SCALES, ms_ssim, similarity
 from eval.contract import Item, Sample
-from eval.metrics.pixels import SMALLEST, WEIGHTS, MsSsim, Psnr, Seams, Ssim, multi_scale
+from eval.metrics.pixels import MsSsim, Psnr, Seams, Ssim
 from tests.tolerances import EXACT, FP32
 
 MEDIA = Image(np.zeros((1, 1, 3), np.uint8))
@@ -51,7 +51,7 @@ def pair(seed, height, width):
 
 def size_of(seed):
     """From the smallest with a whole window; every fifth is large enough for five scales."""
-    low, high = (SMALLEST, SMALLEST + 40) if seed % 5 == 0 else (11, 80)
+    low, high = (MS_SSIM_SIDE, MS_SSIM_SIDE + 40) if seed % 5 == 0 else (11, 80)
     return tuple(np.random.default_rng(1000 + seed).integers(low, high, 2).tolist())
 
 
@@ -85,14 +85,14 @@ def written_out(ours, theirs):
     """MS-SSIM as Wang et al. 2003 have it, in float64, colour by colour."""
     x, y = ours.astype(float), theirs.astype(float)
     factors = []
-    for _ in WEIGHTS:
+    for _ in SCALES:
         mean_x, mean_y, xx, yy, xy = (blurred(values) for values in (x, y, x * x, y * y, x * y))
         likeness = (2 * (xy - mean_x * mean_y) + 58.5225) / (xx - mean_x**2 + yy - mean_y**2 + 58.5225)
         whole = likeness * (2 * mean_x * mean_y + 6.5025) / (mean_x**2 + mean_y**2 + 6.5025)
         factors.append(likeness.mean())
         height, width = (side // 2 * 2 for side in x.shape[:2])
         x, y = (values[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean((1, 3)) for values in (x, y))
-    return np.prod(np.maximum([*factors[:-1], whole.mean()], 0) ** np.array(WEIGHTS))
+    return np.prod(np.maximum([*factors[:-1], whole.mean()], 0) ** np.array(SCALES))
 
 
 def blurred(values):
@@ -103,7 +103,7 @@ def blurred(values):
 def by_torchmetrics(ours, theirs):
     """Of the same parts in torchmetrics, whose own MS-SSIM has mirrored borders in the SSIM of its coarsest scale."""
     x, y = (torch.from_numpy(pixels).double().movedim(2, 0)[None] for pixels in (ours, theirs))
-    for scale in range(len(WEIGHTS)):
+    for scale in range(len(SCALES)):
         if scale:
             x, y = (torch.nn.functional.avg_pool2d(values, 2) for values in (x, y))
         yield structural_similarity_index_measure(x, y, data_range=255.0, return_contrast_sensitivity=True)[1].item()
@@ -124,9 +124,9 @@ def test_ms_ssim_of_pairs_that_are_large_enough_is_what_its_paper_says():
 def test_ms_ssim_is_that_of_torchmetrics_parts(seed):
     two = pair(seed, *size_of(seed))
     *factors, _, coarsest = by_torchmetrics(*two)
-    expected = np.prod(np.maximum([*factors, coarsest], 0) ** np.array(WEIGHTS))
+    expected = np.prod(np.maximum([*factors, coarsest], 0) ** np.array(SCALES))
     assert expected > 0.01
-    assert multi_scale(*two) == pytest.approx(expected, abs=FP32)
+    assert ms_ssim(*two) == pytest.approx(expected, abs=FP32)
 
 
 @pytest.mark.parametrize(("dtype", "peak"), [(torch.float32, 1), (torch.float32, 255), (torch.float64, 65535)])
@@ -173,7 +173,7 @@ def test_a_perfect_sample_is_inf_and_not_hidden():
     assert means["psnr of mean error"] == pytest.approx(10 * math.log10(2 * 255**2), rel=1e-12)
     assert finished(Psnr(), [perfect])[0] == {"psnr": math.inf, "psnr of mean error": math.inf}
     assert finished(Ssim(), [perfect])[0] == {"ssim": 1}
-    large = pair(2, SMALLEST, SMALLEST + 1)[1]
+    large = pair(2, MS_SSIM_SIDE, MS_SSIM_SIDE + 1)[1]
     assert finished(MsSsim(), [sample(large, large)])[0] == {"ms-ssim": 1}
 
 
@@ -205,7 +205,7 @@ def several(large):
     """Samples of different sizes and lengths, some with a mask."""
     made = []
     for seed in range(9):
-        height, width = (side + SMALLEST if large else side for side in (seed % 4, 20 + 3 * seed))
+        height, width = (side + MS_SSIM_SIDE if large else side for side in (seed % 4, 20 + 3 * seed))
         height = max(height, 11)
         ours, theirs = (
             np.stack(side) for side in zip(*(pair(seed + k, height, width) for k in range(1 + seed % 3)), strict=True)
@@ -261,9 +261,9 @@ def test_seams_are_of_all_samples_with_borders_together():
 def test_five_scales_need_176_pixels():
     with pytest.raises(AtokenError, match="MS-SSIM needs sides of 176 pixels or more, and a is 175x300; prepare"):
         finished(MsSsim(), [sample(*grey(1, 300, 175))])
-    assert 0 < multi_scale(*pair(1, 176, 190)) < 1
+    assert 0 < ms_ssim(*pair(1, 176, 190)) < 1
     opposite = np.random.default_rng(0).integers(0, 256, (176, 176, 3), dtype=np.uint8)
-    assert multi_scale(255 - opposite, opposite) == EXACT  # contrast that is turned round is no likeness
+    assert ms_ssim(255 - opposite, opposite) == EXACT  # contrast that is turned round is no likeness
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)

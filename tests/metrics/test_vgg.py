@@ -93,7 +93,6 @@ except RuntimeError:
     import lpips
 from pathlib import Path
 from atoken.metrics import vgg
-from atoken.pretrain import teachers
 
 def compared(pretrained):
     '''Values of both, the largest gradient, and how far the gradients are apart.'''
@@ -115,7 +114,7 @@ def compared(pretrained):
     return [value.tolist() for value in values], largest, apart
 
 file = Path(lpips.__file__).parent / "weights/v0.1/vgg.pth"
-pinned = hashlib.sha256(file.read_bytes()).hexdigest() == teachers.HEADS.sha256
+pinned = hashlib.sha256(file.read_bytes()).hexdigest() == vgg.HEADS_FILE.sha256
 print(json.dumps([pinned, compared(pretrained=True), compared(pretrained=False)]))
 """
 

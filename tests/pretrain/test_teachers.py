@@ -17,15 +17,14 @@ from torch import nn
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from atoken.errors import CheckpointError
-from atoken.metrics.vgg import SIDE, VGG16, lpips, shared_pass
+from atoken.metrics import vgg as vgg_module
+from atoken.metrics.vgg import HEADS_FILE, SIDE, VGG16, VGG_FILE, lpips, shared_pass
 from atoken.modalities.pixels import patchify, to_values
 from atoken.pretrain import teachers
 from atoken.pretrain.teachers import (
     CLIP,
-    HEADS,
     NO_TEACHERS,
     SIGLIP2,
-    VGG,
     ImageTower,
     cosine_distance,
     image_features,
@@ -84,11 +83,10 @@ def folder(tmp_path_factory, clip, siglip):
     """All that a user would put there, with random weights; and what is then pinned."""
     folder = tmp_path_factory.mktemp("teachers")
     state = VGG16().state_dict()
-    torch.save(state | {"classifier.0.weight": torch.zeros(2)}, folder / VGG.name)
+    torch.save(state | {"classifier.0.weight": torch.zeros(2)}, folder / VGG_FILE.name)
     widths = (64, 128, 256, 512, 512)
-    torch.save(
-        {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(widths)}, folder / HEADS.name
-    )
+    heads = {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(widths)}
+    torch.save(heads, folder / HEADS_FILE.name)
     save_tower(clip, folder / "clip")
     siglip.save_pretrained(folder / "siglip2")
     return folder
@@ -102,16 +100,16 @@ def sums(folder):
 @pytest.fixture(autouse=True)
 def pinned(sums, tmp_path, monkeypatch):
     """The two files count as the published ones, and the Hugging Face cache is empty."""
-    monkeypatch.setattr(teachers, "VGG", replace(VGG, sha256=sums[VGG.name]))
-    monkeypatch.setattr(teachers, "HEADS", replace(HEADS, sha256=sums[HEADS.name]))
+    monkeypatch.setattr(vgg_module, "VGG_FILE", replace(VGG_FILE, sha256=sums[VGG_FILE.name]))
+    monkeypatch.setattr(vgg_module, "HEADS_FILE", replace(HEADS_FILE, sha256=sums[HEADS_FILE.name]))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
 def loaded(folder, sums):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teachers, "VGG", replace(VGG, sha256=sums[VGG.name]))
-        patch.setattr(teachers, "HEADS", replace(HEADS, sha256=sums[HEADS.name]))
+        patch.setattr(vgg_module, "VGG_FILE", replace(VGG_FILE, sha256=sums[VGG_FILE.name]))
+        patch.setattr(vgg_module, "HEADS_FILE", replace(HEADS_FILE, sha256=sums[HEADS_FILE.name]))
         before = torch.get_rng_state()
         made = load_teachers(("vgg", "clip", "siglip"), folder)
         assert torch.equal(torch.get_rng_state(), before), "loading draws random numbers that training would have drawn"
@@ -129,9 +127,9 @@ def networks(loaded):
 def test_what_is_loaded_is_what_was_saved_and_its_checksums_are_told(loaded, folder, sums, clip, siglip):
     models = ("clip/model.safetensors", "siglip2/model.safetensors")
     assert loaded.record == sums | {name: sha256(folder / name) for name in models}
-    saved = torch.load(folder / VGG.name, weights_only=True)
+    saved = torch.load(folder / VGG_FILE.name, weights_only=True)
     assert all(torch.equal(value, saved[name]) for name, value in loaded.vgg.state_dict().items())
-    saved = torch.load(folder / HEADS.name, weights_only=True)
+    saved = torch.load(folder / HEADS_FILE.name, weights_only=True)
     assert all(torch.equal(head, saved[f"lin{i}.model.1.weight"].flatten()) for i, head in enumerate(loaded.heads))
     for ours, theirs in ((loaded.clip.model, clip), (loaded.siglip, siglip)):
         saved = theirs.state_dict()
@@ -215,7 +213,9 @@ class Hostile:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize(("file", "how"), [(VGG, "VGG-16.* download https"), (HEADS, "heads of LPIPS.* take lpips/")])
+@pytest.mark.parametrize(
+    ("file", "how"), [(VGG_FILE, "VGG-16.* download https"), (HEADS_FILE, "heads of LPIPS.* take lpips/")]
+)
 def test_a_file_must_be_there_and_be_the_published_one(copy, tmp_path, file, how):
     path = copy / file.name
     whole, written = path.read_bytes(), tmp_path / "written"
@@ -230,13 +230,13 @@ def test_a_file_must_be_there_and_be_the_published_one(copy, tmp_path, file, how
 
 
 def test_without_a_folder_the_first_file_is_named():
-    says(f"{VGG.name} is needed .*download https", ["vgg"])
-    says(f"Cannot read .*{VGG.name} .*No such file", ["vgg"], "not-there")
+    says(f"{VGG_FILE.name} is needed .*download https", ["vgg"])
+    says(f"Cannot read .*{VGG_FILE.name} .*No such file", ["vgg"], "not-there")
 
 
 def test_what_the_checksum_lets_through_is_still_not_unpickled_freely(copy, tmp_path, monkeypatch):
-    other(copy / HEADS.name, pickle.dumps(Hostile(tmp_path / "written"), protocol=2))
-    monkeypatch.setattr(teachers, "HEADS", replace(HEADS, sha256=sha256(copy / HEADS.name)))
+    other(copy / HEADS_FILE.name, pickle.dumps(Hostile(tmp_path / "written"), protocol=2))
+    monkeypatch.setattr(vgg_module, "HEADS_FILE", replace(HEADS_FILE, sha256=sha256(copy / HEADS_FILE.name)))
     with pytest.raises(pickle.UnpicklingError):
         load_teachers(["vgg"], copy)
     assert not (tmp_path / "written").exists()
@@ -290,9 +290,9 @@ def test_a_model_of_the_cache_is_taken_if_its_weights_are_the_pinned_ones(folder
 
 
 def test_published_checksums_and_revisions_are_whole():
-    assert all(len(bytes.fromhex(each.sha256)) == 32 for each in (VGG, HEADS, CLIP, SIGLIP2))
+    assert all(len(bytes.fromhex(each.sha256)) == 32 for each in (VGG_FILE, HEADS_FILE, CLIP, SIGLIP2))
     assert all(len(bytes.fromhex(each.revision)) == 20 for each in (CLIP, SIGLIP2))
-    assert VGG.sha256.startswith("397923af")  # as its name says
+    assert VGG_FILE.sha256.startswith("397923af")  # as its name says
 
 
 # The CLIP-perceptual loss

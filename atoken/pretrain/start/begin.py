@@ -12,6 +12,7 @@ from torch import Tensor
 from atoken.checkpoint import fill, load_folder
 from atoken.errors import CheckpointError
 from atoken.layers import Block, PositionTable
+from atoken.metrics.pca import principal
 from atoken.model import ATokenConfig, ATokenModel, Stack
 from atoken.presets import preset
 from atoken.pretrain.batches import batch
@@ -157,13 +158,6 @@ def linear_start(config: ATokenConfig, images: Sequence[SparseTokens]) -> AToken
         mean.repeat(config.patch_size[0])[:, None] * torch.tensor([0.5, -0.5]) / constant * sizes[1]
     )
     return model
-
-
-def principal(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` principal components of rows (N, P) as columns (P, count), and their standard deviations."""
-    centred = (values - values.mean(0)).double()
-    variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    return vectors[:, -count:].flip(1).float(), variances[-count:].flip(0).sqrt().float()
 
 
 def _read_evenly(norms: Iterable[torch.nn.Module], spread: Tensor, size: float) -> None:

@@ -1,0 +1,52 @@
+"""Published weight files that count only with a pinned SHA-256. Nothing is downloaded: the user names their folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from atoken.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class PinnedFile:
+    """A published file of weights: its name, its SHA-256, what it is for, and how to get it."""
+
+    name: str
+    sha256: str
+    purpose: str
+    how: str
+
+    def read(self, folder: str | Path | None, otherwise: str = "") -> bytes:
+        """The file's bytes, whose SHA-256 was checked. ``otherwise`` ends an error: what else the user can do.
+
+        Raises: CheckpointError for a file that is missing or another one, with how to get it.
+        """
+        end = f", {otherwise}." if otherwise else "."
+        if folder is None:
+            raise CheckpointError(f"{self.name} is needed ({self.purpose}): {self.how}, and name its folder{end}")
+        path = Path(folder) / self.name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"Cannot read {path} ({self.purpose}; {error.strerror}): {self.how}{end}") from error
+        if (found := hashlib.sha256(data).hexdigest()) != self.sha256:
+            reason = f"{self.purpose}; SHA-256 {found[:8]}… instead of {self.sha256[:8]}…"
+            raise CheckpointError(f"{path} is not the published file ({reason}): {self.how}{end}")
+        return data
+
+    def tensors(self, folder: str | Path | None, otherwise: str = "") -> Mapping[str, Tensor]:
+        """The tensors of a file that ``torch.save`` wrote; nothing else in it is unpickled. Raises: as ``read``."""
+        return torch.load(io.BytesIO(self.read(folder, otherwise)), map_location="cpu", weights_only=True)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in constant memory. Raises: OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
