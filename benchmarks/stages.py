@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atoken.data.synthetic.procedural import Sample, make_asset, make_video
+from atoken.data.synthetic.procedural import SyntheticFrames, make_asset, make_video
 from atoken.io import Video
 from atoken.metrics.pixels import psnr
 from atoken.modalities.views import render_views
@@ -37,7 +37,7 @@ def of_photographs(tokenizer: Tokenizer) -> float:
     return float(np.mean([psnr(tokenizer.decode(tokenizer.encode(x)).pixels, x) for x in photographs().values()]))
 
 
-def of_videos(tokenizer: Tokenizer, videos: Sequence[Sample]) -> float:
+def of_videos(tokenizer: Tokenizer, videos: Sequence[SyntheticFrames]) -> float:
     """Mean PSNR, dB."""
     pairs = [(tokenizer.decode(tokenizer.encode(Video(made.frames))).frames, made.frames) for made in videos]
     return float(np.mean([psnr(ours, theirs) for ours, theirs in pairs]))

@@ -11,7 +11,6 @@ import signal
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
 
@@ -23,9 +22,9 @@ from atoken.data.mixing import Broken, hashed
 from atoken.errors import AtokenError
 from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import VALUES
+from atoken.pretrain.crops import FEW, SurfaceTargets, crop, surface
 from atoken.pretrain.datasets import TaskDataset
-from atoken.pretrain.packing import PARTS, budgets, stream
-from atoken.pretrain.parts import FEW, Images, Surface, images, part, surface
+from atoken.pretrain.packing import CROPS, budgets, stream
 from atoken.pretrain.stages import Stage
 from atoken.tokens import SparseTokens
 
@@ -43,7 +42,7 @@ class Batch:
     tokens: SparseTokens
     values: int
     captions: tuple[str, ...] = ()
-    targets: Surface | Images | None = None
+    targets: SurfaceTargets | None = None
     drawn: int = 0
     broken: tuple[Broken, ...] = ()
     noise: int = 0
@@ -57,8 +56,8 @@ class Batch:
 def batch(stage: Stage, datasets: Mapping[str, TaskDataset], name: str, number: int) -> Batch:
     """Bin ``number`` of the task ``name``. Raises: AtokenError (too many samples in a row are broken, no extra)."""
     task = stage.tasks[name]
-    if task.modality in PARTS:
-        return _part(stage, name, number)
+    if task.modality in CROPS:
+        return _crop(stage, name, number)
     found = [(budget.length, datasets[name].draw(budget)) for budget in budgets(task, stage.seed, name, number)]
     # Attention takes neighbours of one length together. Time steps come first: their order is that of all ranks.
     drawn = [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].value.tokens.lengths))]
@@ -73,20 +72,14 @@ def batch(stage: Stage, datasets: Mapping[str, TaskDataset], name: str, number: 
     )
 
 
-def _part(stage: Stage, name: str, number: int) -> Batch:
-    """A part of one procedural asset, with what its Gaussians must be like where the task asks for it."""
+def _crop(stage: Stage, name: str, number: int) -> Batch:
+    """A crop of one procedural asset, with the targets of its Gaussians where the task asks for them."""
     task = stage.tasks[name]
     (budget,) = budgets(task, stage.seed, name, number)
-    made_of = partial(part, stage.seed, budget.index, budget.patches)
-    targets: Surface | Images | None = None
-    match task.modality:
-        case "surface":
-            targets = surface(made := made_of())
-        case "views":
-            targets = images(made := made_of(), stage.seed, budget.index, task.views)
-        case _:
-            made = made_of(FEW)
-    return Batch(name, made.tokens, VALUES, ("",), targets, drawn=1)
+    if task.modality == "surface":
+        found = crop(stage.seed, budget.index, budget.patches)
+        return Batch(name, found.tokens, VALUES, ("",), surface(found), drawn=1)
+    return Batch(name, crop(stage.seed, budget.index, budget.patches, FEW).tokens, VALUES, ("",), drawn=1)
 
 
 def batches(

@@ -36,7 +36,7 @@ KINDS: Mapping[Any, str] = {
 }
 # Of numbers, the least that makes sense and what they must stay below; the same for each number of a tuple.
 LIMITS: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(("steps", "tokens", "micro_batches", "patches", "length", "strides", "views", "aspect"), (1, inf)),
+    **dict.fromkeys(("steps", "tokens", "micro_batches", "patches", "length", "strides", "aspect"), (1, inf)),
     **dict.fromkeys(("warmup", "lr", "final_lr", "encoder_lr", "muon", "weight_decay", "clip"), (0, inf)),
     "seed": (0, 2**63),
     **dict.fromkeys(("betas", "ema"), (0, 1)),

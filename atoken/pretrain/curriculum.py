@@ -78,7 +78,6 @@ def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Sta
 
 PLACES = (Term(losses.place, 1.0), Term(losses.color, 3.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
 COLORS = (Term(losses.place, 1.0), Term(losses.color, 10.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
-VIEWS = (Term(losses.image_l1, 1.0), Term(losses.dissimilarity, 0.2), Term(losses.silhouette, 0.3))
 
 UNUSED = (*MATCHING, *GAUSSIANS)  # by patches alone
 TOKENIZER = ("encoder.", "to_latent.", "decoder.", "to_patch.", *MATCHING)
@@ -89,18 +88,17 @@ CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decod
 # Far below the paper's weight: its gradient is so large that nano's encoder would else forget how to reconstruct.
 MATCHED = tuple(replace(term, weight=0.02) for term in ALIGNMENT)
 LIGHT = tuple(replace(term, weight=0.01) for term in ALIGNMENT)  # once they match, images come back
-# The streams of videos have the names under which the recorded runs drew from them.
+# The random streams of videos and crops have the names under which the recorded runs drew from them.
 NANO_TASKS = {
     "image": Task("image", PATCHES, tokens=768),
     "image-text": Task("image", MATCHED, tokens=936, patches=(9, 36), aspect=2.0),  # 48 images
     "video": Task("video", PATCHES, patches=(16, 100), length=(1, 8), stream="clip"),
     # 24 videos
     "video-text": Task("video", MATCHED, tokens=756, patches=(9, 25), length=(1, 3), aspect=2.0, stream="clip-text"),
-    "part": Task("part", PATCHES),
+    "crop": Task("crop", PATCHES, stream="part"),
     # 6 assets on grids of 8 to 32 cells a side, so that what is learned of them holds at all 64.
     "asset-text": Task("asset", LIGHT, tokens=10_240, patches=(512, 4096)),
     "surface": Task("surface", PLACES, tokens=2048),
-    "views": Task("views", VIEWS, tokens=2048),
 }
 NANO_1 = Stage(
     "1", "nano", NANO_TASKS, {"image": 1}, auxiliary=("image-text",), frozen=(*GAUSSIANS, *TEXT), steps=1000, lr=8e-4,
@@ -115,7 +113,7 @@ LARGER = {
     "video-text": replace(NANO_TASKS["video-text"], terms=LIGHT, tokens=1152, patches=(9, 64)),  # 21 videos
 }
 NANO_3 = replace(
-    NANO_2, name="3", start_from="2", mixture={"image": 4, "video-text": 2, "video": 2, "asset-text": 4, "part": 1},
+    NANO_2, name="3", start_from="2", mixture={"image": 4, "video-text": 2, "video": 2, "asset-text": 4, "crop": 1},
     tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=1400, lr=4e-4, final_lr=1e-5, seed=2,
 )  # fmt: skip
 NANO_SURFACE = Stage(

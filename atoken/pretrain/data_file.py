@@ -36,7 +36,7 @@ from typing import Any
 from atoken.errors import MediaError
 from atoken.pretrain.curriculum import CURRICULA
 
-MEDIA = ("image", "video", "asset")  # that come from sources; parts of assets are always generated
+MEDIA = ("image", "video", "asset")  # modalities that sources give; crops of assets are always generated
 KINDS = ("folder", "shards", "table", "procedural")
 SERIES = ("mixed", "labelled", "grounded", "scenes")  # of the generator
 WANTED = "name a TOML file or a folder of media, or write procedural"

@@ -121,7 +121,7 @@ class Datasets(dict[str, TaskDataset]):
 
 
 def load_datasets(data: str | Path, stage: Stage) -> Datasets:
-    """The datasets of a stage's tasks; those that are parts of assets need none, they are always generated.
+    """The datasets of a stage's tasks; crops of assets need none, they are always generated.
 
     data: the word ``procedural``, a folder of media, or a file as ``atoken/pretrain/data_file.py`` describes it.
 

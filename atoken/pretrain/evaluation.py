@@ -1,36 +1,38 @@
-"""A small evaluation between steps of training: the same held-out samples each time, as numbers and as one image.
+"""A small evaluation between training steps: the same held-out samples each time, as numbers and as one image grid.
 
-Its numbers are for the curve of one run; what a model is worth, larger benchmarks say. Letters: ``B`` samples, ``V``
-views, ``T`` frames, ``H`` rows and ``W`` columns of pixels, ``D`` the width of vectors.
+Its numbers are for the curve of one run; how good a model is, the evaluation harness measures (``eval/``). Shape
+letters: ``B`` samples, ``T`` frames, ``H`` rows and ``W`` columns of pixels, ``D`` the width of vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from atoken.cameras import Cameras
 from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, labelled_image
-from atoken.data.synthetic.procedural import Sample, make_image, make_video
+from atoken.data.synthetic.procedural import SyntheticFrames, make_image, make_video
 from atoken.metrics.pixels import psnr
 from atoken.metrics.ranking import share_in_top
 from atoken.modalities.pixels import patchify, to_uint8, to_values, unpatchify
+from atoken.modalities.views import render_views
 from atoken.modalities.voxels import VALUES, unvoxelize
 from atoken.model import ATokenModel
-from atoken.pretrain.parts import WINDOW, Images, Part, images, part
-from atoken.rasterize import rasterize
+from atoken.pretrain.crops import WHOLE, Crop, crop
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
 
 SEED = 2_000_003  # of series that no stage trains on and no benchmark uses
-IMAGES, VIDEOS, PARTS = 32, 4, 2
-SIDE, FRAMES, VOXELS, VIEWS = 128, 16, 2048, 2  # pixels of an image and of a video; of a video; of a part; of a part
-SHOWN = 8  # in a line of the sheet
-GAP = 4  # pixels between lines
+IMAGES, VIDEOS, ASSETS = 32, 4, 2
+SIDE, FRAMES, VOXELS, VIEWS = 128, 16, 2048, 2  # pixels of all that is shown; of a video; of a crop; of a whole asset
+SHOWN = 8  # samples in a row of the image grid
+GAP = 4  # pixels between its rows
 
 Shown = tuple[np.ndarray, np.ndarray]  # originals and reconstructions, (any number, H, W, 3) uint8
 Found = tuple[dict[str, float], Shown | None]
@@ -38,27 +40,24 @@ Found = tuple[dict[str, float], Shown | None]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Samples by what is compared; none where a stage has no task of that modality."""
+    """Held-out samples by what is compared; none where a stage has no task of that modality."""
 
-    images: Sequence[Sample] = ()
-    named: Sequence[Sample] = ()  # labelled images, one of each class, to be named
-    videos: Sequence[Sample] = ()
-    parts: Sequence[Part] = ()  # for the colours of voxels
-    views: Sequence[tuple[Part, Images]] = ()  # for what cameras see of Gaussians
+    images: Sequence[SyntheticFrames] = ()
+    labelled: Sequence[SyntheticFrames] = ()  # images, one of each class
+    videos: Sequence[SyntheticFrames] = ()
+    crops: Sequence[Crop] = ()  # for the colours of voxels
+    assets: Sequence[Crop] = ()  # whole ones, for what cameras see of their Gaussians
 
     @staticmethod
-    def of(media: Collection[str]) -> HeldOut:
-        """For the media of a stage's tasks. Raises: MissingExtraError without the extra ``3d``, where parts need it."""
-        of_voxels, of_gaussians = (
-            not {*names}.isdisjoint(media) for names in (("asset", "part"), ("surface", "views"))
-        )
-        made = [part(SEED, index, VOXELS) for index in range(PARTS * (of_voxels or of_gaussians))]
+    def of(modalities: Collection[str]) -> HeldOut:
+        """For the modalities of a stage's tasks. Raises: MissingExtraError (assets without the extra ``3d``)."""
+        crops = ASSETS * (not {"asset", "crop"}.isdisjoint(modalities))
         return HeldOut(
-            [make_image(SEED, index, SIDE, SIDE) for index in range(IMAGES * ("image" in media))],
-            [labelled_image(SEED, index, SIDE, SIDE) for index in range(WAYS * ("image" in media))],
-            [make_video(SEED, index, FRAMES, SIDE, SIDE) for index in range(VIDEOS * ("video" in media))],
-            made if of_voxels else (),
-            [(one, images(one, SEED, index, VIEWS)) for index, one in enumerate(made) if of_gaussians],
+            [make_image(SEED, index, SIDE, SIDE) for index in range(IMAGES * ("image" in modalities))],
+            [labelled_image(SEED, index, SIDE, SIDE) for index in range(WAYS * ("image" in modalities))],
+            [make_video(SEED, index, FRAMES, SIDE, SIDE) for index in range(VIDEOS * ("video" in modalities))],
+            [crop(SEED, index, VOXELS) for index in range(crops)],
+            [crop(SEED, index, WHOLE) for index in range(ASSETS * ("surface" in modalities))],
         )
 
 
@@ -66,60 +65,60 @@ class HeldOut:
 def evaluate(
     model: ATokenModel, held_out: HeldOut, texts: TextTokenizer | None
 ) -> tuple[dict[str, float], np.ndarray | None]:
-    """``image/psnr``, ``video/psnr``, ``asset/psnr`` (patches of voxels), ``gaussians/psnr`` (images of them), in dB.
+    """Numbers by name, and an image grid (H, W, 3) uint8 of originals, each row above that of their reconstructions.
 
-    Each is that of the mean squared error over all samples. With a text side also ``image/zero-shot``: the share of
-    labelled images that are named right out of all classes. The second is a sheet (H, W, 3) uint8 of originals, each
-    line above that of reconstructions; None where nothing can be shown.
+    ``image/psnr``, ``video/psnr``, ``asset/psnr`` (patches of voxels) and ``gaussians/psnr`` (views of whole assets) in
+    dB: each the mean over samples of the PSNR of each, as in the evaluation harness. With a text side also
+    ``image/zero-shot``: the share of labelled images that are nearest to the prompt of their own class. The grid is
+    None where there is nothing to show.
     """
     found = []
     if held_out.images:
-        found.append(_of_images(model, held_out.images))
-    if held_out.named and texts is not None and model.text_tower is not None:
-        found.append(_of_names(model, held_out.named, texts))
+        found.append(_of_frames(model, "image", held_out.images))
+    if held_out.labelled and texts is not None and model.text_tower is not None:
+        found.append(_zero_shot(model, held_out.labelled, texts))
     if held_out.videos:
-        found.append(_of_videos(model, held_out.videos))
-    if held_out.parts:
-        found.append(_of_voxels(model, held_out.parts))
-    if held_out.views:
-        found.append(_of_gaussians(model, held_out.views))
+        found.append(_of_frames(model, "video", held_out.videos))
+    if held_out.crops:
+        found.append(_of_voxels(model, held_out.crops))
+    if held_out.assets:
+        found.append(_of_gaussians(model, held_out.assets))
     numbers = {name: number for part, _ in found for name, number in part.items()}
-    return numbers, _sheet([shown for _, shown in found if shown is not None])
+    return numbers, _image_grid([shown for _, shown in found if shown is not None])
 
 
-def _of_images(model: ATokenModel, samples: Sequence[Sample]) -> Found:
+def _of_frames(model: ATokenModel, modality: str, samples: Sequence[SyntheticFrames]) -> Found:
     originals = np.stack([sample.frames for sample in samples])
-    prediction = reconstructed(model, originals)
-    return {"image/psnr": psnr(prediction, originals)}, (originals[:, 0], prediction[:, 0])
+    prediction, middle = reconstructed(model, originals), originals.shape[1] // 2
+    return {f"{modality}/psnr": _mean_psnr(prediction, originals)}, (originals[:, middle], prediction[:, middle])
 
 
-def _of_names(model: ATokenModel, samples: Sequence[Sample], texts: TextTokenizer) -> Found:
+def _zero_shot(model: ATokenModel, samples: Sequence[SyntheticFrames], texts: TextTokenizer) -> Found:
     packed = SparseTokens.pack([patchify(to_values(sample.frames)) for sample in samples])
     prompts = model.encode_text(texts(FIGURE_PROMPTS).to(model.device))
     return {"image/zero-shot": top_1(model.encode(packed.to(model.device)).pooled, prompts)}, None
 
 
-def _of_videos(model: ATokenModel, samples: Sequence[Sample]) -> Found:
-    originals = np.stack([sample.frames for sample in samples])
-    prediction = reconstructed(model, originals)
-    return {"video/psnr": psnr(prediction, originals)}, (originals[:, FRAMES // 2], prediction[:, FRAMES // 2])
-
-
-def _of_voxels(model: ATokenModel, parts: Sequence[Part]) -> Found:
-    voxels = SparseTokens.pack([one.tokens for one in parts])
+def _of_voxels(model: ATokenModel, crops: Sequence[Crop]) -> Found:
+    voxels = SparseTokens.pack([one.tokens for one in crops])
     _, decoded = model(voxels.to(model.device))
-    return {"asset/psnr": psnr(unvoxelize(decoded), unvoxelize(voxels))}, None
+    return {"asset/psnr": _mean_psnr(*(map(unvoxelize, tokens.unpack()) for tokens in (decoded, voxels)))}, None
 
 
-def _of_gaussians(model: ATokenModel, views: Sequence[tuple[Part, Images]]) -> Found:
-    seen = [_seen(model, of.tokens, pictured) for of, pictured in views]
-    target, prediction, counts = (np.concatenate(arrays) for arrays in zip(*seen, strict=True))
-    shown = target * counts[..., None], prediction * counts[..., None]
-    return {"gaussians/psnr": psnr(prediction[counts], target[counts])}, shown
+def _of_gaussians(model: ATokenModel, assets: Sequence[Crop]) -> Found:
+    assert model.gaussian_decoder is not None  # the stage's preset has one
+    cameras, targets, predictions = Cameras.turntable(VIEWS), [], []
+    for asset in assets:
+        voxels = asset.tokens.with_feats(asset.tokens.feats[:, :VALUES]).to(model.device)
+        (gaussians,) = model.gaussian_decoder(voxels)
+        predictions.append(to_uint8(gaussians.render(cameras.to(model.device), SIDE).float().mul(2).sub(1)))
+        targets.append(render_views(asset.mesh, cameras, SIDE).rgb)
+    shown = np.concatenate(targets), np.concatenate(predictions)
+    return {"gaussians/psnr": _mean_psnr(predictions, targets)}, shown
 
 
 def reconstructed(model: ATokenModel, frames_BTHW3: np.ndarray) -> np.ndarray:
-    """What comes back of images (T = 1) or videos of one size, as they came."""
+    """What the model reconstructs of images (T = 1) or videos of one size: uint8 of the same shape."""
     packed = SparseTokens.pack([patchify(to_values(frames)) for frames in frames_BTHW3])
     _, decoded = model(packed.to(model.device))
     size = frames_BTHW3.shape[1:4]
@@ -132,20 +131,15 @@ def top_1(images_BD: Tensor, texts_BD: Tensor) -> float:
     Ties, and what is not finite, are misses.
     """
     cosines = normalize(images_BD, dim=-1) @ normalize(texts_BD, dim=-1).T
-    return share_in_top(cosines.cpu().numpy(), np.eye(len(cosines), dtype=bool))
+    return share_in_top(cosines.float().cpu().numpy(), np.eye(len(cosines), dtype=bool))
 
 
-def _seen(model: ATokenModel, voxels: SparseTokens, views: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Views and what cameras see there of the Gaussians, (V, H, W, 3) uint8, and which pixels count, (V, H, W)."""
-    assert model.gaussian_decoder is not None  # the stage's preset has one
-    (gaussians,) = model.gaussian_decoder(voxels.with_feats(voxels.feats[:, :VALUES]).to(model.device))
-    drawn = rasterize(gaussians.splats, views.cameras.to(model.device), (WINDOW, WINDOW)).rgb
-    target, prediction = (to_uint8(rgb.float().mul(2).sub(1)) for rgb in (views.rgb, drawn))
-    return target, prediction, views.counts.numpy()
+def _mean_psnr(predictions: Iterable[np.ndarray], targets: Iterable[np.ndarray]) -> float:
+    return fmean(psnr(prediction, target) for prediction, target in zip(predictions, targets, strict=True))
 
 
-def _sheet(shown: Sequence[Shown]) -> np.ndarray | None:
-    lines = [np.concatenate(list(side[:SHOWN]), axis=1) for pair in shown for side in pair]
-    width = max((line.shape[1] for line in lines), default=0)
-    padded = [np.pad(line, ((0, GAP), (0, width - line.shape[1]), (0, 0))) for line in lines]
+def _image_grid(shown: Sequence[Shown]) -> np.ndarray | None:
+    rows = [np.concatenate(list(side[:SHOWN]), axis=1) for pair in shown for side in pair]
+    width = max((row.shape[1] for row in rows), default=0)
+    padded = [np.pad(row, ((0, GAP), (0, width - row.shape[1]), (0, 0))) for row in rows]
     return np.concatenate(padded) if padded else None

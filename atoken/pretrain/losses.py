@@ -1,8 +1,8 @@
 """Loss terms as pure functions; weights and sums belong to the stage (paper section 3.3).
 
-Every term takes a step: what went in, what came out. ``Step`` is of the tokenizer, ``Placed`` and ``Drawn`` are of its
-Gaussian decoder. Shape letters: ``atoken/tokens.py``; ``S`` are the pixels of a side, ``L`` the ids of a text, ``E`` is
-the width of the space that images and texts share.
+Every term takes a step: what went in, what came out. ``Step`` is of the tokenizer, ``GaussianStep`` of its Gaussian
+decoder. Shape letters: ``atoken/tokens.py``; ``L`` are the ids of a text, ``E`` is the width of the space that images
+and texts share, ``M`` are Gaussians.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from atoken.gaussian_decoder import RESOLUTION
 from atoken.gaussians import Gaussians
 from atoken.metrics import vgg
-from atoken.metrics.pixels import similarity
 from atoken.modalities.pixels import PATCH, unpatchify
 from atoken.model import ATokenModel, Encoded
 from atoken.pretrain.alignment import distillation, sigmoid_loss
-from atoken.pretrain.parts import Images, Surface
+from atoken.pretrain.crops import SurfaceTargets
 from atoken.pretrain.teachers import NO_TEACHERS, Teachers, cosine_distance, image_features, siglip_images, siglip_texts
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
@@ -95,20 +94,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """M Gaussians, and where the surface has them."""
+class GaussianStep:
+    """M Gaussians that the decoder made of a crop, and where they belong on its surface."""
 
     gaussians: Gaussians
-    surface: Surface
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What V cameras see of the Gaussians, ``rgb`` (V, S, S, 3) and ``alpha`` (V, S, S), and what they should see."""
-
-    rgb: Tensor
-    alpha: Tensor
-    images: Images
+    surface: SurfaceTargets
 
 
 def l1(step: Step) -> Tensor:
@@ -169,23 +159,23 @@ def _images(tokens: SparseTokens) -> Tensor:
     return torch.cat([vgg.resized(image_1HW3.permute(0, 3, 1, 2)) for image_1HW3 in shown])
 
 
-def place(step: Placed) -> Tensor:
+def place(step: GaussianStep) -> Tensor:
     """Mean distance (city block) of the Gaussians from the surface, in voxels, where they can get there."""
     far_M = (step.gaussians.means - step.surface.points).abs().sum(-1) * RESOLUTION
     return _mean(far_M[step.surface.within & step.surface.counts])
 
 
-def color(step: Placed) -> Tensor:
+def color(step: GaussianStep) -> Tensor:
     """Mean absolute difference of the colours from the surface's, in 0..1, where they can get there."""
     return _mean((step.gaussians.colors - step.surface.colors).abs()[step.surface.within & step.surface.counts])
 
 
-def size(step: Placed) -> Tensor:
+def size(step: GaussianStep) -> Tensor:
     """Mean absolute difference of the scales from ``GRAIN``, in voxels."""
     return _mean((step.gaussians.scales * RESOLUTION - GRAIN).abs()[step.surface.counts])
 
 
-def opacity(step: Placed) -> Tensor:
+def opacity(step: GaussianStep) -> Tensor:
     """Cross-entropy of opacities with whether the Gaussian can get to the surface, mean over Gaussians."""
     right_M = step.gaussians.opacities.where(step.surface.within, 1 - step.gaussians.opacities)
     return _mean(-right_M.clamp_min(1e-6).log()[step.surface.counts])
@@ -194,24 +184,3 @@ def opacity(step: Placed) -> Tensor:
 def _mean(values: Tensor) -> Tensor:
     """0 where there is nothing to take a mean of."""
     return values.mean() if len(values) else values.sum()
-
-
-def image_l1(step: Drawn) -> Tensor:
-    """Mean absolute difference over all pixels, those that do not count as 0; colours in 0..1."""
-    prediction, target = _counted(step)
-    return (prediction - target).abs().mean()
-
-
-def dissimilarity(step: Drawn) -> Tensor:
-    """1 - SSIM, pixels that do not count black in both images."""
-    return 1 - similarity(*_counted(step), 1.0).mean()
-
-
-def silhouette(step: Drawn) -> Tensor:
-    """Mean absolute difference of alpha from the mask, over all pixels, those that do not count as 0."""
-    return ((step.alpha - step.images.mask.float()).abs() * step.images.counts).mean()
-
-
-def _counted(step: Drawn) -> tuple[Tensor, Tensor]:
-    counts = step.images.counts[..., None]
-    return step.rgb * counts, step.images.rgb * counts

@@ -11,11 +11,9 @@ from atoken.errors import CheckpointError
 from atoken.gaussians import Gaussians
 from atoken.model import ATokenModel
 from atoken.pretrain.batches import Batch
-from atoken.pretrain.losses import Drawn, Placed, Step
-from atoken.pretrain.parts import WINDOW, Images, Surface
+from atoken.pretrain.losses import GaussianStep, Step
 from atoken.pretrain.stages import Task
 from atoken.pretrain.teachers import NO_TEACHERS, WITHOUT, Teachers
-from atoken.rasterize import rasterize
 from atoken.text import TextTokenizer
 
 
@@ -46,16 +44,11 @@ class Objective(nn.Module):
         loss = sum(weight * value for weight, value in named.values())
         return loss, {name: value.detach() for name, (_, value) in named.items()}  # type: ignore[return-value]
 
-    def _step(self, batch: Batch) -> Step | Placed | Drawn:
-        match batch.targets:
-            case Surface():
-                return Placed(self._gaussians(batch), batch.targets)
-            case Images():
-                drawn = rasterize(self._gaussians(batch).splats, batch.targets.cameras, (WINDOW, WINDOW))
-                return Drawn(drawn.rgb, drawn.alpha, batch.targets)
-            case _:
-                noise = self._noise(batch) if self.tasks[batch.task].sampled else None
-                return Step(self.model, batch.tokens, batch.values, batch.captions, self.teachers, self.texts, noise)
+    def _step(self, batch: Batch) -> Step | GaussianStep:
+        if batch.targets is not None:
+            return GaussianStep(self._gaussians(batch), batch.targets)
+        noise = self._noise(batch) if self.tasks[batch.task].sampled else None
+        return Step(self.model, batch.tokens, batch.values, batch.captions, self.teachers, self.texts, noise)
 
     @staticmethod
     def _noise(batch: Batch) -> torch.Generator:

@@ -16,7 +16,7 @@ import numpy as np
 from atoken.errors import AtokenError
 from atoken.pretrain.stages import Task
 
-PARTS = ("part", "surface", "views")  # media that are pieces of one asset
+CROPS = ("crop", "surface")  # modalities whose micro-batches hold one crop of an asset
 _LENGTHS, _AREAS, _SAMPLE = 0, 1, 2  # keep the random streams of a task apart
 
 
@@ -43,7 +43,7 @@ def samples(task: Task) -> int:
     Raises: AtokenError (there are fewer tokens than time steps).
     """
     low, high = task.patches
-    if task.modality in PARTS:
+    if task.modality in CROPS:
         return 1
     if task.tokens < task.length[1]:
         raise AtokenError(
@@ -62,7 +62,7 @@ def stream(task: Task, name: str) -> int:
 def budgets(task: Task, seed: int, name: str, number: int) -> list[Budget]:
     """The budgets of micro-batch ``number`` of a task; no more than ``task.tokens`` together. Raises: AtokenError."""
     count, key = samples(task), (seed, stream(task, name))
-    sizes = [(1, task.tokens)] if task.modality in PARTS else _sizes(task, count, key, number)
+    sizes = [(1, task.tokens)] if task.modality in CROPS else _sizes(task, count, key, number)
     first = number * count
     return [
         Budget(index, length, patches, (*key, _SAMPLE, index)) for index, (length, patches) in enumerate(sizes, first)

@@ -158,7 +158,7 @@ def _sizes(stage: Stage, name: str, number: int, config: ATokenConfig) -> list[c
 
 
 def _parts(task: Task, config: ATokenConfig, sizes: list[cost.Tiles], dtype: torch.dtype) -> tuple[cost.Part, ...]:
-    if task.modality not in ("surface", "views"):
+    if task.modality != "surface":
         return cost.model_parts(config, sizes, dtype, decode=decodes(task))
     count = sum(map(sum, sizes))
     place_N = torch.arange(count)  # a sheet, as surfaces are, of so many voxels

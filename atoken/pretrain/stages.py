@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 MATCHING = ("pool.", "logit_", "text_tower.")  # parameters that only matching with texts reads
-Modality = Literal["image", "video", "asset", "part", "surface", "views"]
+Modality = Literal["image", "video", "asset", "crop", "surface"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Term:
 class Task:
     """One kind of micro-batch. Sizes are in patches of 16 x 16 pixels, lengths in time steps of 4 frames.
 
-    modality: ``image``; ``video``; ``asset``, voxels of whole 3D assets; ``part``, those of a cube of one asset, and
-    with what its Gaussians must be like as points of the surface (``surface``) or as images (``views``).
+    modality: ``image``; ``video``; ``asset``, voxels of whole 3D assets; ``crop``, those in a cube of one asset;
+    ``surface``, the same with the points of the surface that the crop's Gaussians must show.
     """
 
     modality: Modality
@@ -48,7 +48,6 @@ class Task:
     strides: tuple[tuple[int, int], ...] = ((1, 3), (4, 12))  # frames from one taken to the next: ranges drawn alike
     fps: float | None = None  # frames a second that are taken of a video, in place of a stride
     aspect: float = 4.0  # longest side over shortest, at most, of what is generated
-    views: int = 2  # images of a part
     stream: str = ""  # name of its random stream, where that is not the task's own name
     sampled: bool = False  # what is decoded is a draw from the posterior, not its mean (of a continuous model)
 

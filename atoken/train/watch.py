@@ -131,7 +131,7 @@ def step_flops(config: ATokenConfig, stage: Stage, batches: Sequence[Batch]) -> 
     steps, total = config.steps(config.tile_frames), 0
     for batch in batches:
         task = stage.tasks[batch.task]
-        if task.modality in ("surface", "views"):
+        if task.modality == "surface":
             parts = cost.gaussian_parts(config, batch.tokens)
         else:
             parts = cost.model_parts(config, cost.tiles(batch.tokens, steps), decode=decodes(task))

@@ -21,7 +21,7 @@ from atoken.data.synthetic.labelled import (
     labelled_video,
     scene,
 )
-from atoken.data.synthetic.procedural import Asset, Sample, make_asset, make_image, make_video
+from atoken.data.synthetic.procedural import SyntheticAsset, SyntheticFrames, make_asset, make_image, make_video
 from atoken.errors import MissingExtraError
 from atoken.io import Image, Mesh, Video
 from eval.sources.entry import Entry, Listing
@@ -32,7 +32,7 @@ SIDE, VIDEO_SIDE, FRAMES = 256, 128, 16
 NAMED_IMAGES, NAMED_VIDEOS, NAMED_ASSETS, TEXTS = 384, 192, 48, 200  # whole rounds of the 48 classes
 SIDES, LENGTHS, TEXT_SIDE = (64, 80, 96, 112, 128), (8, 12, 16), 128  # of labelled ones, in turn
 
-MadeImage = Callable[[int, int, int, int], Sample]
+MadeImage = Callable[[int, int, int, int], SyntheticFrames]
 
 
 def made_images(_: Path, many: int = IMAGES) -> Listing:
@@ -102,14 +102,14 @@ def _image(kind: str, make: MadeImage, number: int, side: int, label: int | None
 
 
 def _video(
-    kind: str, make: Callable[..., Sample], number: int, frames: int, side: int, label: int | None = None
+    kind: str, make: Callable[..., SyntheticFrames], number: int, frames: int, side: int, label: int | None = None
 ) -> Entry:
     return Entry(
         f"{kind}/{SEED}/{number:05d}/{frames}x{side}x{side}", partial(_moving, make, number, frames, side), label
     )
 
 
-def _asset(kind: str, make: Callable[[int, int], Asset], number: int, label: int | None = None) -> Entry:
+def _asset(kind: str, make: Callable[[int, int], SyntheticAsset], number: int, label: int | None = None) -> Entry:
     return Entry(f"{kind}/{SEED}/{number:05d}", partial(_mesh, make, number), label)
 
 
@@ -131,11 +131,11 @@ def _still(make: MadeImage, number: int, side: int) -> Image:
     return Image(make(SEED, number, side, side).frames[0])
 
 
-def _moving(make: Callable[..., Sample], number: int, frames: int, side: int) -> Video:
+def _moving(make: Callable[..., SyntheticFrames], number: int, frames: int, side: int) -> Video:
     return Video(make(SEED, number, frames, side, side).frames)
 
 
-def _mesh(make: Callable[[int, int], Asset], number: int) -> Mesh:
+def _mesh(make: Callable[[int, int], SyntheticAsset], number: int) -> Mesh:
     return make(SEED, number).mesh
 
 

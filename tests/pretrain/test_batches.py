@@ -18,10 +18,10 @@ from PIL import Image
 from atoken.data.synthetic.procedural import make_asset
 from atoken.errors import AtokenError
 from atoken.pretrain.batches import Batch, batch, batches
+from atoken.pretrain.crops import FEW, crop
 from atoken.pretrain.curriculum import CURRICULA, NANO_1, NANO_TASKS
 from atoken.pretrain.datasets import Datasets, load_datasets, shape
-from atoken.pretrain.packing import PARTS, Budget, budgets, samples
-from atoken.pretrain.parts import FEW, part
+from atoken.pretrain.packing import CROPS, Budget, budgets, samples
 from atoken.pretrain.stages import Stage, Task
 
 SMALL = {
@@ -127,7 +127,7 @@ def test_areas_keep_their_proportions_where_none_is_cut_off() -> None:
     assert looked_at > 5
 
 
-def test_assets_have_budgets_as_images_and_parts_their_whole_budget() -> None:
+def test_assets_have_budgets_as_images_and_crops_their_whole_budget() -> None:
     whole = Task("asset", (), tokens=1000, patches=(300, 300))
     assert [(budget.index, budget.length, budget.patches) for budget in budgets(whole, 0, "any", 2)] == [
         (6, 1, 300), (7, 1, 300), (8, 1, 300),
@@ -135,7 +135,7 @@ def test_assets_have_budgets_as_images_and_parts_their_whole_budget() -> None:
     assert [budget.patches for budget in budgets(replace(whole, tokens=200), 0, "any", 0)] == [200]
     drawn = Task("image", (), tokens=10_240, patches=(512, 4096))
     assert budgets(replace(drawn, modality="asset"), 3, "any", 4) == budgets(drawn, 3, "any", 4)
-    for modality in PARTS:
+    for modality in CROPS:
         (budget,) = budgets(Task(modality, (), tokens=777), 0, "any", 5)
         assert (budget.index, budget.length, budget.patches) == (5, 1, 777)
 
@@ -286,17 +286,17 @@ def test_broken_samples_are_counted_in_their_batch(tmp_path: Path) -> None:
         assert shades <= {40, 80, 160, 200}
 
 
-@pytest.mark.parametrize("modality", PARTS)
-def test_parts_are_of_the_assets_by_seed_and_number(modality: str) -> None:
+@pytest.mark.parametrize("modality", CROPS)
+def test_crops_are_of_the_assets_by_seed_and_number(modality: str) -> None:
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     pytest.importorskip("scipy", reason="the extra train is not installed")
-    task = replace(NANO_TASKS[modality], tokens=300, views=1)
-    stage = Stage("parts", "nano", {"some": task}, {"some": 1}, steps=1, seed=4)
+    task = replace(NANO_TASKS[modality], tokens=300)
+    stage = Stage("crops", "nano", {"some": task}, {"some": 1}, steps=1, seed=4)
     ((made,),) = batches(stage, {}, 0, 0)
-    theirs = part(4, 0, 300, FEW) if modality == "part" else part(4, 0, 300)
-    assert torch.equal(made.tokens.feats, theirs.tokens.feats)
+    expected = crop(4, 0, 300, FEW) if modality == "crop" else crop(4, 0, 300)
+    assert torch.equal(made.tokens.feats, expected.tokens.feats)
     assert (made.task, made.values, made.captions, made.drawn) == ("some", 768, ("",), 1)
-    assert type(made.targets).__name__ == {"part": "NoneType", "surface": "Surface", "views": "Images"}[modality]
+    assert (made.targets is None) == (modality == "crop")
 
 
 def test_whole_assets_are_generated_with_their_captions() -> None:

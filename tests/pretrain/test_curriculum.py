@@ -40,12 +40,12 @@ def test_without_teachers_a_stage_has_no_term_of_theirs_and_keeps_what_nothing_r
 
 @pytest.mark.parametrize("mixture", [{"image": 3, "video": 1}, {"image": 1, "video": 1}, {"image": 2, "video": 5}])
 def test_every_cycle_holds_the_mixture_exactly_and_counts_on(mixture):
-    stage, cycle = replace(TINY, mixture=mixture, auxiliary=("part",)), sum(mixture.values())
+    stage, cycle = replace(TINY, mixture=mixture, auxiliary=("crop",)), sum(mixture.values())
     met = dict.fromkeys(TASKS, 0)
     for step in range(8 * cycle):
         for name, before in stage.tasks_of(step):
             assert before == met[name]
             met[name] += 1
-    assert {name: met[name] for name in (*mixture, "part")} == {n: 8 * k for n, k in mixture.items()} | {
-        "part": 8 * cycle
+    assert {name: met[name] for name in (*mixture, "crop")} == {n: 8 * k for n, k in mixture.items()} | {
+        "crop": 8 * cycle
     }

@@ -138,7 +138,7 @@ def test_tasks_on_one_table_have_orders_of_their_own(tmp_path: Path) -> None:
     assert len({tuple(one) for one in orders}) == 4
 
 
-def test_the_word_procedural_generates_all_tasks_but_parts() -> None:
+def test_the_word_procedural_generates_all_tasks_but_crops() -> None:
     datasets = load_datasets("procedural", STAGE)
     assert list(datasets) == ["image", "captioned", "video"]
     budget = Budget(5, 2, 9, (3, 1, 2, 5))
@@ -228,7 +228,7 @@ def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch:
 
 def test_one_file_may_serve_all_stages_of_the_curricula(tmp_path: Path) -> None:
     names = {name for stages in CURRICULA.values() for stage in stages.values() for name in stage.used}
-    names -= {"part", "surface", "views"}
+    names -= {"crop", "surface"}
     (tmp_path / "all.toml").write_text("".join(f"[{name}.made]\nprocedural = 'mixed'\n" for name in sorted(names)))
     for stages in CURRICULA.values():
         for stage in stages.values():

@@ -13,9 +13,9 @@ from atoken.errors import CheckpointError
 from atoken.modalities.pixels import patchify
 from atoken.pretrain import losses
 from atoken.pretrain.batches import Batch
+from atoken.pretrain.crops import SurfaceTargets
 from atoken.pretrain.curriculum import CURRICULA
 from atoken.pretrain.objective import Objective
-from atoken.pretrain.parts import Surface
 from atoken.pretrain.stages import Task, Term
 from atoken.pretrain.teachers import NO_TEACHERS, Teachers
 from atoken.tokens import SparseTokens
@@ -96,7 +96,8 @@ def test_gaussians_are_of_the_batchs_patches():
     found = tokens(2, [(64, 32)])
     points, colors = torch.rand(2, 8 * 32, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     everywhere = torch.ones(len(points), dtype=torch.bool)
-    batch = Batch(task="surface", tokens=found, values=768, targets=Surface(points, colors, everywhere, everywhere))
+    targets = SurfaceTargets(points, colors, everywhere, everywhere)
+    batch = Batch(task="surface", tokens=found, values=768, targets=targets)
     summed(Objective(model, tasks), batch, {"place", "color"})
 
 

@@ -93,10 +93,10 @@ def test_memory_is_that_of_all_parameters_and_of_the_largest_micro_batch(gpus):
     assert made.memory(0).weights == 4 * sum(numbers.values())
 
 
-def test_a_part_of_an_asset_is_as_large_as_its_micro_batch_and_its_gaussians_lie_on_a_sheet():
-    stage = replace(CURRICULA["nano"]["1"], tasks=NANO_TASKS, mixture={"surface": 1, "part": 1}, auxiliary=())
-    surface, part = (planned(stage).loads[name] for name in ("surface", "part"))
-    assert (surface.samples, surface.tokens, part.samples, part.tokens) == (1, 2048, 1, 1024)
+def test_a_crop_of_an_asset_is_as_large_as_its_micro_batch_and_its_gaussians_lie_on_a_sheet():
+    stage = replace(CURRICULA["nano"]["1"], tasks=NANO_TASKS, mixture={"surface": 1, "crop": 1}, auxiliary=())
+    surface, crop = (planned(stage).loads[name] for name in ("surface", "crop"))
+    assert (surface.samples, surface.tokens, crop.samples, crop.tokens) == (1, 2048, 1, 1024)
     place_N = torch.arange(2048)
     coords_N4 = torch.stack([torch.zeros_like(place_N), place_N // 64, place_N % 64, torch.zeros_like(place_N)], 1)
     parts = cost.gaussian_parts(preset("nano"), SparseTokens(torch.zeros(2048, 0), coords_N4, (2048,)))

@@ -13,16 +13,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from atoken.metrics.pixels import psnr, psnr_of
 from atoken.modalities.pixels import PATCH, patchify
 from atoken.modalities.voxels import VALUES
 from atoken.pretrain import cost, evaluation, losses
 from atoken.pretrain.batches import Batch
-from atoken.pretrain.curriculum import CURRICULA
-from atoken.pretrain.evaluation import HeldOut, evaluate, top_1
+from atoken.pretrain.evaluation import HeldOut, evaluate
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage, Task, Term
-from atoken.tokenizer import Tokenizer
 from atoken.tokens import SparseTokens
 from atoken.train import watch as module
 from atoken.train.engine import PlainEngine
@@ -31,15 +28,13 @@ from atoken.train.run_folder import RunFolder
 from atoken.train.watch import Watch, averaged_model, decodes, step_flops
 from tests.model.sizes import small_model
 from tests.tokenizer.texts import text_sizes, words
-from tests.tolerances import FP32
 
 PATCHES = (Term(losses.l1, 1.0), Term(losses.kl, 1e-4))
 TASKS = {
     "image": Task("image", PATCHES),
     "video": Task("video", PATCHES, stream="clip"),
     "caption": Task("image", (Term(losses.alignment, 0.1, texts=True),)),
-    "part": Task("part", PATCHES),
-    "views": Task("views", (Term(losses.image_l1, 1.0),)),
+    "surface": Task("surface", (Term(losses.place, 1.0),)),
 }
 STAGE = Stage(
     "tiny", "nano", TASKS, {"image": 1, "video": 1}, auxiliary=("caption",), steps=6, warmup=1, lr=1e-3, ema=0.5,
@@ -50,7 +45,7 @@ GAUSSIANS = {"width": 32, "layers": 2, "heads": 2, "mlp": 48}
 
 @pytest.fixture(autouse=True)
 def few_and_small_samples(monkeypatch):
-    for name, value in {"IMAGES": 5, "VIDEOS": 2, "PARTS": 1, "SIDE": 48, "FRAMES": 20, "VOXELS": 60}.items():
+    for name, value in {"IMAGES": 5, "VIDEOS": 2, "SIDE": 48, "FRAMES": 20}.items():
         monkeypatch.setattr(evaluation, name, value)
 
 
@@ -132,7 +127,7 @@ def test_attention_is_counted_as_the_sum_of_squared_lengths(even, uneven):
 
 def test_a_step_of_the_gaussian_decoder_costs_that_alone():
     config, stage = texts_model().config, replace(STAGE, frozen=("encoder.", "decoder."))
-    voxels = micro_batch("views", (1, 32, 32))
+    voxels = micro_batch("surface", (1, 32, 32))
     expected = cost.training_flops(cost.gaussian_parts(config, voxels.tokens), stage.frozen).counted
     assert step_flops(config, stage, [voxels, voxels]) == 2 * expected
 
@@ -290,94 +285,6 @@ def test_what_is_evaluated_are_the_averaged_weights(tmp_path):
     assert rows_of(tmp_path, "evaluation") == [{"step": 1, **expected}]
     trained, _ = evaluate(copy.deepcopy(engine.objective.model).eval(), HeldOut.of(media), words())
     assert trained["image/psnr"] != expected["image/psnr"]
-
-
-def test_psnr_is_that_of_what_the_tokenizer_gives_back():
-    model, held_out = texts_model(), HeldOut.of({"image", "video"})
-    numbers, _ = evaluate(model, held_out, None)
-    tokenizer = Tokenizer(model, "small")
-    videos = [(tokenizer.decode(tokenizer.encode(one.frames)).frames, one.frames) for one in held_out.videos]
-    shown = [(tokenizer.decode(tokenizer.encode(one.frames[0])).pixels, one.frames[0]) for one in held_out.images]
-    for name, pairs in {"video/psnr": videos, "image/psnr": shown}.items():
-        ours, theirs = (np.stack(side) for side in zip(*pairs, strict=True))
-        assert numbers[name] == pytest.approx(psnr(ours, theirs), rel=1e-4)
-    assert numbers.keys() == {"video/psnr", "image/psnr"}
-
-
-def test_psnr_of_voxels_is_that_of_their_patches():
-    model, held_out = texts_model(), HeldOut.of({"part"})
-    numbers, sheet = evaluate(model, held_out, words())
-    tokens = held_out.parts[0].tokens
-    with torch.no_grad():
-        ours, theirs = model(tokens)[1].feats[:, :768].double(), tokens.feats[:, :768].double()
-    error = (((ours + 1) * 127.5).clamp(0, 255).round() - ((theirs + 1) * 127.5).round()).square().mean().item()
-    assert numbers == {"asset/psnr": pytest.approx(psnr_of(error), rel=1e-4)}
-    assert sheet is None
-
-
-def test_psnr_of_gaussians_heeds_only_pixels_that_count():
-    model, held_out = texts_model(), HeldOut.of({"views"})
-    numbers, sheet = evaluate(model, held_out, None)
-    (of, views), *_ = held_out.views
-    other = torch.where(views.counts[..., None], views.rgb, torch.rand(views.rgb.shape))
-    assert not torch.equal(other, views.rgb)
-    changed, same = evaluate(model, replace(held_out, views=[(of, replace(views, rgb=other))]), None)
-    assert changed == numbers
-    np.testing.assert_array_equal(sheet, same)
-    counted = replace(views, rgb=torch.where(views.counts[..., None], 1 - views.rgb, views.rgb))
-    assert evaluate(model, replace(held_out, views=[(of, counted)]), None)[0] != numbers
-
-
-def test_the_sheet_shows_originals_above_reconstructions():
-    model, held_out = texts_model(), HeldOut.of({"image", "video"})
-    _, sheet = evaluate(model, held_out, None)
-    side, line = evaluation.SIDE, evaluation.SIDE + evaluation.GAP
-    images = np.stack([one.frames for one in held_out.images])
-    with torch.no_grad():
-        ours = evaluation.reconstructed(model, images)
-    for column in range(evaluation.IMAGES):
-        across = slice(column * side, (column + 1) * side)
-        np.testing.assert_array_equal(sheet[:side, across], images[column, 0])
-        np.testing.assert_array_equal(sheet[line : line + side, across], ours[column, 0])
-    middle = held_out.videos[1].frames[evaluation.FRAMES // 2]
-    np.testing.assert_array_equal(sheet[2 * line : 2 * line + side, side : 2 * side], middle)
-    assert sheet.shape == (4 * line, evaluation.IMAGES * side, 3)
-
-
-def test_naming_counts_as_a_plain_search_does():
-    generator = torch.Generator().manual_seed(0)
-    for size in range(1, 60):
-        texts = torch.randn(size, 3, generator=generator)
-        images = texts + torch.randn(size, 3, generator=generator)
-        hits = 0
-        for index, image in enumerate(images.double().numpy()):
-            cosines = [image @ text / np.linalg.norm(text) for text in texts.double().numpy()]
-            hits += int(np.argmax(cosines)) == index
-        assert top_1(images, texts) == pytest.approx(hits / size, abs=FP32)
-        assert top_1(3 * texts, texts) == 1
-
-
-def test_ties_and_what_is_not_finite_are_no_hits():
-    same = torch.ones(4, 3)
-    assert top_1(same, same) == 0
-    images = torch.eye(4)
-    images[2] = torch.nan
-    assert top_1(images, torch.eye(4)) == 0.75
-    assert top_1(torch.eye(4), images) == 0.75  # a text that is not finite is found by nothing, and hides no other
-
-
-def test_a_model_without_text_side_is_not_asked_for_texts():
-    held_out = HeldOut.of({"image"})
-    assert evaluate(small_model(), held_out, words())[0].keys() == {"image/psnr"}
-    assert evaluate(texts_model(), held_out, words())[0].keys() == {"image/psnr", "image/zero-shot"}
-
-
-def test_held_out_samples_are_the_same_each_time_and_of_no_stage():
-    ours, theirs = (HeldOut.of({"image", "video"}) for _ in range(2))
-    for one, other in zip((*ours.images, *ours.videos), (*theirs.images, *theirs.videos), strict=True):
-        np.testing.assert_array_equal(one.frames, other.frames)
-    assert len({one.caption for one in ours.images}) == evaluation.IMAGES
-    assert all(stage.seed != evaluation.SEED for stages in CURRICULA.values() for stage in stages.values())
 
 
 @pytest.mark.parametrize("fsq_levels", [None, (4,) * 6])

@@ -16,8 +16,8 @@ from torch import distributed
 from atoken.errors import AtokenError
 from atoken.pretrain import losses
 from atoken.pretrain.batches import Batch
+from atoken.pretrain.crops import SurfaceTargets
 from atoken.pretrain.objective import Objective
-from atoken.pretrain.parts import Surface
 from atoken.pretrain.stages import Stage, Task, Term
 from atoken.tokens import SparseTokens
 from atoken.train import zero
@@ -89,7 +89,7 @@ def micro_batch(modality, step, number):
     tokens = tokens_of(generator, [(1, 4, 2)])
     points, colors = torch.rand(2, 8 * 32, 3, generator=generator) - 0.5
     everywhere = torch.ones(len(points), dtype=torch.bool)
-    return Batch(modality, tokens, 768, targets=Surface(points, colors, everywhere, everywhere))
+    return Batch(modality, tokens, 768, targets=SurfaceTargets(points, colors, everywhere, everywhere))
 
 
 def micro_batches(case, step):

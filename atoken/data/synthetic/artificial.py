@@ -161,4 +161,4 @@ def flat(surface: Surface) -> Painted:
     """One colour and nothing else."""
     colour = surface.rng.integers(0, 256, 3)
     canvas = Image.new("RGB", (surface.width, surface.height), tuple(colour.tolist()))
-    return canvas, f"a plain {name_of(colour)} image"
+    return canvas, f"a plain {name_of(colour)} picture"  # captions keep the words of the recorded series

@@ -15,7 +15,7 @@ import numpy as np
 from atoken.data.synthetic import scenes, solids
 from atoken.data.synthetic.artificial import drawing, figure_painter
 from atoken.data.synthetic.natural import backdrop
-from atoken.data.synthetic.procedural import Asset, Sample, generator, with_sensor_noise
+from atoken.data.synthetic.procedural import SyntheticAsset, SyntheticFrames, generator, with_sensor_noise
 from atoken.data.synthetic.textures import Surface
 from atoken.data.synthetic.words import COLOURS, article
 
@@ -39,12 +39,12 @@ def class_of(index: int) -> int:
     return index % WAYS
 
 
-def labelled_image(seed: int, index: int, height: int, width: int) -> Sample:
+def labelled_image(seed: int, index: int, height: int, width: int) -> SyntheticFrames:
     """Image ``index`` of the series ``seed``, of one figure: frames (1, height, width, 3)."""
     return _shown(generator(seed, index, _IMAGE), class_of(index), 1, height, width)
 
 
-def grounded_image(seed: int, index: int, height: int, width: int) -> Sample:
+def grounded_image(seed: int, index: int, height: int, width: int) -> SyntheticFrames:
     """As ``labelled_image``, but of the same class as its neighbours: what tells them apart is the ground.
 
     Among images of different classes nobody needs to read what a caption says of the ground.
@@ -52,12 +52,12 @@ def grounded_image(seed: int, index: int, height: int, width: int) -> Sample:
     return _shown(generator(seed, index, _GROUNDED), class_of(index // _ALIKE), 1, height, width, bare=0)
 
 
-def labelled_video(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
+def labelled_video(seed: int, index: int, frames: int, height: int, width: int) -> SyntheticFrames:
     """Video ``index`` of the series ``seed``, of one figure that moves: frames (frames, height, width, 3)."""
     return _shown(generator(seed, index, _VIDEO), class_of(index), frames, height, width)
 
 
-def labelled_asset(seed: int, index: int) -> Asset:
+def labelled_asset(seed: int, index: int) -> SyntheticAsset:
     """Mesh ``index`` of the series ``seed``, of one solid."""
     rng, (tint, shape) = generator(seed, index, _MESH), divmod(class_of(index), len(SOLIDS))
     solid, name = solids.shape(rng, SOLIDS[shape])
@@ -65,10 +65,10 @@ def labelled_asset(seed: int, index: int) -> Asset:
     surface = Surface(rng, solids.TEXTURE, solids.TEXTURE)
     mesh, word = solids.painted(surface, solid, _rgb(TINTS[tint]), kind)
     caption = article(" ".join(filter(None, [word if rng.random() > _BARE else "", TINTS[tint], name])))
-    return Asset(solids.centred(mesh, rng.uniform(0, 2 * np.pi)), caption)
+    return SyntheticAsset(solids.centred(mesh, rng.uniform(0, 2 * np.pi)), caption)
 
 
-def scene(seed: int, index: int, height: int, width: int) -> Sample:
+def scene(seed: int, index: int, height: int, width: int) -> SyntheticFrames:
     """Image ``index`` of the series ``seed``, of two or three columns of figures, as its caption says.
 
     Here are all figures and colours, one to three figures in a column: "a red ring left of two blue stars on ...".
@@ -77,10 +77,12 @@ def scene(seed: int, index: int, height: int, width: int) -> Sample:
     while " left of " not in caption:  # a drawing of one column
         surface = Surface(rng, height, width)
         canvas, caption = drawing(surface)
-    return Sample(with_sensor_noise(rng, scenes.developer(surface)(canvas)[None]), caption)
+    return SyntheticFrames(with_sensor_noise(rng, scenes.developer(surface)(canvas)[None]), caption)
 
 
-def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE) -> Sample:
+def _shown(
+    rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE
+) -> SyntheticFrames:
     """A figure on a ground; in a video it moves straight from one place to another. bare: share of bare captions."""
     (tint, shape), side = divmod(label, len(FIGURES)), min(height, width)
     ground, words = backdrop(Surface(rng, height, width))
@@ -94,7 +96,7 @@ def _shown(rng: np.random.Generator, label: int, frames: int, height: int, width
         lay(canvas, start + share * (end - start), radius, turn)
         images.append(develop(canvas))
     where = "" if rng.random() < bare else f"{' moving over' if frames > 1 else ' on'} {words}"
-    return Sample(with_sensor_noise(rng, np.stack(images)), FIGURE_PROMPTS[label] + where)
+    return SyntheticFrames(with_sensor_noise(rng, np.stack(images)), FIGURE_PROMPTS[label] + where)
 
 
 def _rgb(tint: str) -> np.ndarray:

@@ -21,7 +21,7 @@ _IMAGE, _VIDEO, _MESH = 0, 1, 2  # keeps the random streams apart
 
 
 @dataclass(frozen=True)
-class Sample:
+class SyntheticFrames:
     """``frames`` (T, H, W, 3) uint8 RGB, with T = 1 for an image, and a lower-case English ``caption`` of them."""
 
     frames: np.ndarray
@@ -29,33 +29,33 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Asset:
+class SyntheticAsset:
     """A ``mesh`` in [-0.5, 0.5]^3, z up, and a lower-case English ``caption`` of it."""
 
     mesh: Mesh
     caption: str
 
 
-def make_image(seed: int, index: int, height: int, width: int) -> Sample:
+def make_image(seed: int, index: int, height: int, width: int) -> SyntheticFrames:
     """Image ``index`` of the series ``seed``: frames (1, height, width, 3)."""
     rng = generator(seed, index, _IMAGE)
     family, surface = scenes.choose(rng), Surface(rng, height, width)
     canvas, caption = family(surface)
     frames = scenes.developer(surface)(canvas)[None]
-    return Sample(with_sensor_noise(rng, frames), caption)
+    return SyntheticFrames(with_sensor_noise(rng, frames), caption)
 
 
-def make_video(seed: int, index: int, frames: int, height: int, width: int) -> Sample:
+def make_video(seed: int, index: int, frames: int, height: int, width: int) -> SyntheticFrames:
     """Video ``index`` of the series ``seed``: frames (frames, height, width, 3)."""
     rng = generator(seed, index, _VIDEO)
     shot, caption = motion.moving(rng, frames, height, width)
-    return Sample(with_sensor_noise(rng, shot), caption)
+    return SyntheticFrames(with_sensor_noise(rng, shot), caption)
 
 
-def make_asset(seed: int, index: int) -> Asset:
+def make_asset(seed: int, index: int) -> SyntheticAsset:
     """Mesh ``index`` of the series ``seed``."""
     rng = generator(seed, index, _MESH)
-    return Asset(*solids.arranged(Surface(rng, solids.TEXTURE, solids.TEXTURE)))
+    return SyntheticAsset(*solids.arranged(Surface(rng, solids.TEXTURE, solids.TEXTURE)))
 
 
 def generator(seed: int, index: int, kind: int) -> np.random.Generator:
