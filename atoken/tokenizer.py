@@ -235,7 +235,7 @@ class Tokenizer:
             with VideoReader(frames) as reader:
                 yield from self.encode_stream(reader, fps=fps)
             return
-        name = frames.path.name if isinstance(frames, VideoReader) else ""
+        name = frames.path.name if isinstance(frames, VideoReader) and frames.path else ""
         state, first = None, 0
         for tile, last in _with_last(_tiles(frames, fps)):
             tokens, state = self._encode_tile(tile, state, first, name, last=last)

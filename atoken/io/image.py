@@ -22,7 +22,8 @@ import numpy as np
 from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.io.atomic import atomic_path
 from atoken.io.media import DEFAULT_LIMITS, Image, Limits
-from atoken.io.sniff import sniff
+from atoken.io.sniff import kind_of_file
+from atoken.io.source import Source, name_of, opened
 
 if TYPE_CHECKING:
     from typing import IO
@@ -42,23 +43,25 @@ _OPENERS = {
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
-def read_image(path: str | Path, *, limits: Limits = DEFAULT_LIMITS) -> Image:
+def read_image(source: Source, *, name: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Image:
     """Read a PNG, JPEG, WebP, TIFF, BMP or GIF as (H, W, 3) uint8 RGB, upright by its EXIF orientation, alpha kept.
 
-    A file with several frames or pages gives its first one and an AtokenWarning. The size is checked against ``limits``
-    before any pixel is decoded. Raises: MediaError (missing, damaged, truncated, over a limit, not an image).
+    ``source``: a path, bytes, or a binary file; ``name`` is for messages. A file with several frames or pages gives its
+    first one and an AtokenWarning. The size is checked against ``limits`` before any pixel is decoded. Raises:
+    MediaError (missing, damaged, truncated, over a limit, not an image).
     """
-    kind = sniff(path)
-    if kind.media != "image":
-        raise MediaError(f"Cannot read {path} as an image: it is of the kind {kind.media}; read it with load_media.")
-    with translated(f"Cannot read {path}"), Path(path).open("rb") as file:
+    name = name_of(source, name)
+    with opened(source, name) as file, translated(f"Cannot read {name}"):
+        kind = kind_of_file(file, name)
+        if kind.media != "image":
+            raise MediaError(f"Cannot read {name} as an image: its modality is {kind.media}; load_media reads it.")
         pil = _open(file, kind.format)
-        limits.check_size(pil.height, pil.width, f"The image {path}")
+        limits.check_size(pil.height, pil.width, f"The image {name}")
         _scale_transparency(pil)
         pil.load()
         if getattr(pil, "is_animated", False):
-            warnings.warn(f"Only the first of the frames or pages of {path} is used.", AtokenWarning, stacklevel=2)
-        return _convert(_upright(pil, str(path)))
+            warnings.warn(f"Only the first of the frames or pages of {name} is used.", AtokenWarning, stacklevel=2)
+        return _convert(_upright(pil, name))
 
 
 def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:

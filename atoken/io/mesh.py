@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -31,32 +32,39 @@ import numpy as np
 from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.io.media import DEFAULT_LIMITS, Limits
 from atoken.io.process import DATA, INFO, TEXT_BYTES, ReaderProcess
-from atoken.io.sniff import sniff
+from atoken.io.sniff import kind_of_file
+from atoken.io.source import Source, name_of, opened
 from atoken.mesh import Mesh
 
 _TIMEOUT = 7.0  # seconds, and
 _BYTES_PER_SECOND = 2_000_000  # of the file for each second more
 
 
-def read_mesh(path: str | Path, *, limits: Limits = DEFAULT_LIMITS, timeout: float | None = None) -> Mesh:
+def read_mesh(
+    source: Source, *, name: str | None = None, limits: Limits = DEFAULT_LIMITS, timeout: float | None = None
+) -> Mesh:
     """Read a GLB, glTF, OBJ, PLY, STL or OFF file, z up and in [-0.5, 0.5]^3; axes and colours as the module says.
 
     All meshes of the file are joined, each where its nodes place it, and points that no face uses are left out.
-    ``timeout``: seconds to read it, by default 7 and one more for each 2 MB. Raises: MediaError (missing, damaged, no
-    faces, over a limit, too slow, or naming what is not in its folder), MissingExtraError. Warns of what is not read.
+    ``source``: a path, bytes, or a binary file; of the last two, other files that it names are not found. ``name`` is
+    for messages; its suffix tells glTF, OBJ and binary STL, which have no magic bytes. ``timeout``: seconds to read it,
+    by default 7 and one more for each 2 MB. Raises: MediaError (missing, damaged, no faces, over a limit, too slow, or
+    naming what is not in its folder), MissingExtraError. Warns of what is not read.
     """
-    kind = sniff(path)
-    if kind.media != "mesh":
-        raise MediaError(f"Cannot read {path} as a 3D asset: it is of the kind {kind.media}; read it with load_media.")
-    if importlib.util.find_spec("trimesh") is None:
-        raise MissingExtraError("trimesh", "3d", f"Reading the 3D asset {path}")
-    path = Path(path)
-    if timeout is None:
-        timeout = _TIMEOUT + path.stat().st_size / _BYTES_PER_SECOND
-    request = {"path": str(path.absolute()), "name": str(path), "format": kind.format, "limits": asdict(limits)}
-    process = ReaderProcess("atoken.io.mesh_worker", str(path), request, timeout)
+    name = name_of(source, name)
+    with opened(source, name, for_child=True) as file:
+        kind = kind_of_file(file, name)
+        if kind.media != "mesh":
+            raise MediaError(f"Cannot read {name} as a 3D asset: its modality is {kind.media}; load_media reads it.")
+        if importlib.util.find_spec("trimesh") is None:
+            raise MissingExtraError("trimesh", "3d", f"Reading the 3D asset {name}")
+        if timeout is None:
+            timeout = _TIMEOUT + os.fstat(file.fileno()).st_size / _BYTES_PER_SECOND
+        folder = str(Path(source).absolute().parent) if isinstance(source, str | Path) else None
+        request = {"folder": folder, "format": kind.format, "limits": asdict(limits)}
+        process = ReaderProcess("atoken.io.mesh_worker", name, file, request, timeout)
     try:
-        return _received(process, str(path), limits)
+        return _received(process, name, limits)
     finally:
         process.close()
 

@@ -7,6 +7,7 @@ import binascii
 import io
 import re
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,15 +24,16 @@ _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 class Folder:
     """Reads a 3D file and what it names; all together may take ``limits.max_mesh_bytes``, decoded images included.
 
-    ``name`` is the file as the user called it, for messages. ``notes`` collects what could not be read and is not
-    needed for the shape. Raises, from every method: MediaError.
+    ``root`` is the folder that it lies in, None if it lies in none, so that nothing that it names exists. ``name`` is
+    what the user calls it, for messages. ``notes`` collects what could not be read and is not needed for the shape.
+    Raises, from every method: MediaError.
     """
 
-    def __init__(self, path: Path, name: str, limits: Limits) -> None:
+    def __init__(self, file: BinaryIO, root: str | None, name: str, limits: Limits) -> None:
         self.name, self.limits, self.notes = name, limits, dict[str, None]()
-        self._root = path.parent.resolve()
+        self._root = None if root is None else Path(root).resolve()
         self._bytes = 0
-        self.data = self._contents(path, "the file")
+        self.data = self._contents(file, "the file")
 
     def note(self, text: str) -> None:
         """Keep something to warn the user of, once."""
@@ -46,6 +48,8 @@ class Folder:
         """Give the contents of the file ``reference`` (relative to the folder), None where there is none."""
         if _SCHEME.match(reference) or reference.startswith(("/", "\\")):
             raise self._refused(reference, "only files inside its own folder are read")
+        if self._root is None:
+            return None
         try:
             target = (self._root / reference.replace("\\", "/")).resolve()
             inside, exists = target.is_relative_to(self._root), target.is_file()
@@ -53,7 +57,10 @@ class Folder:
             return None
         if not inside:
             raise self._refused(reference, "it is outside the folder of the file")
-        return self._contents(target, f"{_short(reference)!r}") if exists else None
+        if not exists:
+            return None
+        with target.open("rb") as file:
+            return self._contents(file, f"{_short(reference)!r}")
 
     def read_uri(self, uri: str) -> bytes | None:
         """Give what a URI of glTF stands for: a data URI, or a file inside the folder, None where there is none."""
@@ -87,9 +94,8 @@ class Folder:
         alpha = np.full(image.pixels.shape[:2], 255, np.uint8) if image.alpha is None else image.alpha
         return np.dstack([image.pixels, alpha])
 
-    def _contents(self, path: Path, what: str) -> bytes:
-        with path.open("rb") as file:
-            data = file.read(max(self.limits.max_mesh_bytes - self._bytes, 0) + 1)
+    def _contents(self, file: BinaryIO, what: str) -> bytes:
+        data = file.read(max(self.limits.max_mesh_bytes - self._bytes, 0) + 1)
         self.count(len(data), what)
         return data
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ def read(request: dict[str, Any], channel: Channel) -> None:
 
     channel.tick()
     logging.disable()
-    folder = Folder(Path(request["path"]), request["name"], limits)
+    with os.fdopen(request["descriptor"], "rb") as file:
+        folder = Folder(file, request["folder"], request["name"], limits)
     mesh = mesh_of(folder, request["format"])
     arrays = [getattr(mesh, field.name) for field in fields(Mesh)[:-1]] + list(mesh.textures)
     stated = {"arrays": [(array.dtype.str, array.shape) for array in arrays], "notes": list(folder.notes)[:_NOTES]}

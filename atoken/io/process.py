@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -35,19 +35,20 @@ class Message(NamedTuple):
 class ReaderProcess:
     """A child that reads one file, killed when closed, dropped, or silent too long.
 
-    ``worker`` is the module that it runs (``atoken.io.worker``), ``name`` the file as the user called it, for messages,
-    ``timeout`` the seconds without any sign of progress. Raises: MediaError (it does not start).
+    ``worker`` is the module that it runs (``atoken.io.worker``), ``name`` what the user calls the file, for messages,
+    ``file`` its contents, which the child inherits, so that the caller may close it; ``timeout`` the seconds without
+    any sign of progress. Raises: MediaError (it does not start).
     """
 
-    def __init__(self, worker: str, name: str, request: Mapping[str, Any], timeout: float) -> None:
+    def __init__(self, worker: str, name: str, file: BinaryIO, request: Mapping[str, Any], timeout: float) -> None:
         self._name, self._timeout = name, timeout
-        self._child = _start(worker, name)
+        self._child = _start(worker, name, file.fileno())
         self._end = weakref.finalize(self, _end, self._child)
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._pipe = self._child.stdout.fileno()
         try:
-            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.write(json.dumps({"name": name, "descriptor": file.fileno(), **request}).encode() + b"\n")
         except BrokenPipeError:
             error = self.broken()
             self.close()
@@ -118,7 +119,7 @@ class ReaderProcess:
         return buffer
 
 
-def _start(worker: str, name: str) -> subprocess.Popen[bytes]:
+def _start(worker: str, name: str, descriptor: int) -> subprocess.Popen[bytes]:
     # The child finds its modules where this process does; -P keeps a stray av.py of the working folder out.
     paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
     try:
@@ -128,6 +129,7 @@ def _start(worker: str, name: str) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
+            pass_fds=(descriptor,),
             env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
     except OSError as error:

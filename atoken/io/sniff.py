@@ -6,11 +6,13 @@ says so, too.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from atoken.errors import MediaError
+from atoken.io.source import Source, name_of, opened
 
 SUPPORTED = (
     "images in PNG, JPEG, WebP, TIFF, BMP or GIF, videos in MP4/MOV, MKV/WebM or AVI, "
@@ -51,28 +53,37 @@ class Kind(NamedTuple):
     format: str
 
 
-def sniff(path: str | Path) -> Kind:
-    """Tell the kind of a file, or of a folder of rendered views.
+def sniff(source: Source, *, name: str | None = None) -> Kind:
+    """Tell the kind of a file (a path, bytes, or a binary file), or of a folder of rendered views.
 
-    Raises: MediaError if it is missing, neither a plain file nor such a folder, empty, or of no supported kind.
+    ``name``: the file's name, for messages and for the 3D formats without magic bytes. A file object is read to its
+    end. Raises: MediaError if it is missing, neither a plain file nor such a folder, empty, or of no supported kind.
     """
-    path = Path(path)
+    name = name_of(source, name)
+    if isinstance(source, str | Path) and is_folder_of_views(Path(source)):
+        return Kind("folder of views", TRANSFORMS)
+    with opened(source, name) as file:
+        return kind_of_file(file, name)
+
+
+def is_folder_of_views(path: Path) -> bool:
+    """Whether ``path`` is a folder with a list of rendered views. Raises: MediaError."""
     try:
-        if not path.exists():
-            raise MediaError(f"Cannot read {path}: there is no such file.")
-        if (path / TRANSFORMS).is_file():
-            return Kind("folder of views", TRANSFORMS)
-        if not path.is_file():  # opening a pipe or a device could wait for ever
-            raise MediaError(f"Cannot read {path}: it is not a file; name one of {SUPPORTED}.")
-        with path.open("rb") as file:
-            head, size = file.read(_HEAD), path.stat().st_size
+        return (path / TRANSFORMS).is_file()
     except OSError as error:
         raise MediaError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def kind_of_file(file: BinaryIO, name: str) -> Kind:
+    """Tell the kind of an open file, and rewind it. Raises: MediaError (empty, of no supported kind)."""
+    head = file.read(_HEAD)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     if not head:
-        raise MediaError(f"Cannot read {path}: the file is empty.")
-    kind = kind_of(head) or _mesh_kind(head, size, path.suffix.lower())
+        raise MediaError(f"Cannot read {name}: the file is empty.")
+    kind = kind_of(head) or _mesh_kind(head, size, Path(name).suffix.lower())
     if kind is None:
-        raise MediaError(f"Cannot read {path}: its content is none of the supported {SUPPORTED}.")
+        raise MediaError(f"Cannot read {name}: its content is none of the supported {SUPPORTED}.")
     return kind
 
 

@@ -25,7 +25,8 @@ import numpy as np
 from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.io.media import DEFAULT_LIMITS, Limits, Video, exact_fps, varying
 from atoken.io.process import DONE, INFO, TEXT_BYTES, ReaderProcess
-from atoken.io.sniff import sniff
+from atoken.io.sniff import kind_of_file
+from atoken.io.source import Source, name_of, opened
 
 FrameRange = tuple[int | None, int | None]
 
@@ -59,6 +60,7 @@ def clock_slack(time_base: Fraction) -> Fraction:
 class VideoReader:
     """Reads a video frame by frame: iterate for ``(seconds, frame)``, frame (H, W, 3) uint8; close, or use ``with``.
 
+    ``source``: a path, bytes, or a binary file, which is read to its end at once; ``name`` is for messages.
     ``seconds`` count from the file's first frame, exact to its clock. A time stamp that is missing or does not rise is
     replaced by the one before it plus 1 / fps. ``fps`` resamples: frame k is the one shown at k / fps (the last whose
     time stamp is at most that, within ``clock_slack``), up to 1 / source fps after the last time stamp. ``frames``
@@ -76,8 +78,9 @@ class VideoReader:
 
     def __init__(
         self,
-        path: str | Path,
+        source: Source,
         *,
+        name: str | None = None,
         frames: FrameRange | None = None,
         fps: Fraction | float | None = None,
         reader: Literal["pyav", "decord"] = "pyav",
@@ -87,21 +90,23 @@ class VideoReader:
         start, stop = _checked_range(frames)
         rate = None if fps is None else exact_fps(fps)
         _check_reader(reader)
-        kind = sniff(path)
-        if kind.media != "video":
-            raise MediaError(f"Cannot read {path} as a video: it is of the kind {kind.media}; read it with load_media.")
-        request = {
-            "path": str(Path(path).absolute()),
-            "name": str(path),
-            "format": kind.format,
-            "reader": reader,
-            "start": start,
-            "stop": stop,
-            "fps": None if rate is None else str(rate),
-            "limits": asdict(limits),
-        }
-        self.path = Path(path)
-        self._process = ReaderProcess("atoken.io.video_worker", str(path), request, timeout)
+        self.path = Path(source) if isinstance(source, str | Path) else None
+        self.name = name_of(source, name)
+        with opened(source, self.name, for_child=True) as file:
+            kind = kind_of_file(file, self.name)
+            if kind.media != "video":
+                raise MediaError(
+                    f"Cannot read {self.name} as a video: its modality is {kind.media}; load_media reads it."
+                )
+            request = {
+                "format": kind.format,
+                "reader": reader,
+                "start": start,
+                "stop": stop,
+                "fps": None if rate is None else str(rate),
+                "limits": asdict(limits),
+            }
+            self._process = ReaderProcess("atoken.io.video_worker", self.name, file, request, timeout)
         try:
             self._read_info(limits)
         except BaseException:
@@ -140,9 +145,9 @@ class VideoReader:
         stated = json.loads(bytes(message.payload))
         self.info = _info(stated["info"])
         self._turn: tuple[bool, bool, bool] = tuple(stated["turn"])
-        limits.check_size(self.info.height, self.info.width, f"A frame of {self.path}")
+        limits.check_size(self.info.height, self.info.width, f"A frame of {self.name}")
         for note in stated["notes"]:
-            warnings.warn(f"{self.path}: {note}", AtokenWarning, stacklevel=3)
+            warnings.warn(f"{self.name}: {note}", AtokenWarning, stacklevel=3)
 
     def _upright(self, payload: np.ndarray, stride: int) -> np.ndarray:
         transposed, flip_rows, flip_columns = self._turn
@@ -159,8 +164,9 @@ class VideoReader:
 
 
 def read_video(
-    path: str | Path,
+    source: Source,
     *,
+    name: str | None = None,
     frames: FrameRange | None = None,
     fps: Fraction | float | None = None,
     reader: Literal["pyav", "decord"] = "pyav",
@@ -173,8 +179,8 @@ def read_video(
     where the rate is constant: each within ``clock_slack`` of i / fps. Raises and warns as ``VideoReader`` does, and
     MediaError where the frames would take more than ``limits.max_memory`` bytes.
     """
-    with VideoReader(path, frames=frames, fps=fps, reader=reader, limits=limits, timeout=timeout) as video:
-        pixels, times = _collect(video, str(path), limits.max_memory)
+    with VideoReader(source, name=name, frames=frames, fps=fps, reader=reader, limits=limits, timeout=timeout) as video:
+        pixels, times = _collect(video, limits.max_memory)
     rate = video.info.fps if fps is None else exact_fps(fps)
     return Video(pixels, rate, varying(times, rate, float(clock_slack(video.info.time_base))))
 
@@ -210,15 +216,15 @@ def _expected_frames(info: VideoInfo, rate: Fraction | None, start: int | None, 
     return max(min(count, count if stop is None else stop) - (start or 0), 0)
 
 
-def _collect(video: VideoReader, name: str, max_memory: int) -> tuple[np.ndarray, np.ndarray]:
+def _collect(video: VideoReader, max_memory: int) -> tuple[np.ndarray, np.ndarray]:
     """Read all frames into one array without holding them twice; give it and the times from the first frame."""
     frame_shape = (video.info.height, video.info.width, 3)
-    capacity = _fitting(video.expected_frames or 16, frame_shape, name, max_memory)
+    capacity = _fitting(video.expected_frames or 16, frame_shape, video.name, max_memory)
     pixels = np.empty((capacity, *frame_shape), np.uint8)
     seconds: list[float] = []
     for time, frame in video:
         if len(seconds) == len(pixels):
-            _fitting(len(seconds) + 1, frame_shape, name, max_memory)
+            _fitting(len(seconds) + 1, frame_shape, video.name, max_memory)
             pixels.resize((len(pixels) * 5 // 4 + 4, *frame_shape), refcheck=False)
         pixels[len(seconds)] = frame
         seconds.append(time)

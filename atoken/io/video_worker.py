@@ -6,10 +6,10 @@ Run as ``python -m atoken.io.video_worker`` by ``atoken.io.process``.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from atoken.errors import MediaError
@@ -27,7 +27,7 @@ def decode(request: dict[str, Any], channel: Channel) -> None:
     """Send what the header states, then the frames that were asked for."""
     limits = Limits(**request["limits"])
     limit_memory(MEMORY + _MEMORY_PER_PIXEL * limits.max_pixels)
-    with Path(request["path"]).open("rb") as file:
+    with os.fdopen(request["descriptor"], "rb") as file:
         decoder = Decoder(file, request["format"], request["name"], limits, channel.tick)
         frames = decoder.frames()
         first = next(frames, None)
@@ -38,7 +38,7 @@ def decode(request: dict[str, Any], channel: Channel) -> None:
             description["turn"] = left_by_decord(description["turn"], request["name"])
         channel.send(INFO, json.dumps(description).encode())
         if request["reader"] == "decord":
-            _deliver(request, decoder, *decord_frames(request["path"], decoder), channel)
+            _deliver(request, decoder, *decord_frames(f"/dev/fd/{request['descriptor']}", decoder), channel)
         else:
             _deliver(request, decoder, chain([first], frames), decoder.pixels, channel)
 

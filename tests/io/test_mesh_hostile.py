@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from atoken.errors import AtokenError, MediaError
-from atoken.io import Limits, load_media, read_mesh
+from atoken.io import Limits, Mesh, load_media, read_mesh
+from atoken.io.media import DEFAULT_LIMITS
 from atoken.io.mesh_folder import Folder
 from atoken.io.mesh_worker import mesh_of
 from atoken.io.sniff import sniff
@@ -36,6 +37,11 @@ def watch(folder: Path) -> Watch:
     return Watch(sorted(folder.parent.glob("secret.*")))
 
 
+def in_this_process(path: Path, limits: Limits = DEFAULT_LIMITS) -> Mesh:
+    with path.open("rb") as file:
+        return mesh_of(Folder(file, str(path.parent), path.name, limits), sniff(path).format)
+
+
 @pytest.fixture(scope="module")
 def cases(folder: Path, watch: Watch) -> dict[str, tuple[bytes, str]]:
     return hostile(folder, watch.port)
@@ -49,7 +55,7 @@ def test_hostile_files_are_refused(folder: Path, watch: Watch, cases: dict[str, 
     path = folder / name
     path.write_bytes(content)
     with pytest.raises(MediaError if sentence else Exception, match=sentence or None) as caught:
-        mesh_of(Folder(path, name, Limits()), sniff(path).format)
+        in_this_process(path)
     if sentence:
         assert re.fullmatch(r"[^\n]+\.", str(caught.value))
     assert not watch.alarmed()
@@ -96,9 +102,9 @@ def large(tmp_path: Path) -> Path:
 )
 def test_limits(tmp_path: Path, limits: Limits, reason: str) -> None:
     path = large(tmp_path)
-    assert len(mesh_of(Folder(path, path.name, Limits(max_faces=10, max_pixels=4096, max_side=64)), "glb").faces) == 10
+    assert len(in_this_process(path, Limits(max_faces=10, max_pixels=4096, max_side=64)).faces) == 10
     with pytest.raises(MediaError, match=reason):
-        mesh_of(Folder(path, path.name, limits), "glb")
+        in_this_process(path, limits)
 
 
 def test_memory_of_the_mesh_counts_too(tmp_path: Path) -> None:

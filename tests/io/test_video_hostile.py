@@ -193,7 +193,7 @@ def test_a_still_image_is_no_video(tmp_path: Path) -> None:
     from atoken.io import Image
 
     Image(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(MediaError, match="it is of the kind image"):
+    with pytest.raises(MediaError, match="its modality is image"):
         read_video(tmp_path / "a.png")
 
 
