@@ -22,7 +22,7 @@ class Objective(nn.Module):
 
     tasks: those that are trained, by name. teachers: no part of the module, so that nothing registers, shards or saves
     them; who moves the module moves them, too (``Teachers.to``). texts: the tokenizer of the model's text side.
-    Raises: CheckpointError where a task lacks a teacher or a text side, or a teacher does not fit the model.
+    Raises: CheckpointError where a task lacks a term, a teacher or a text side, or a teacher does not fit the model.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term unweighted and detached, by name."""
         step = self._step(batch)
-        named = {term.fn.__name__: (term.weight, term.fn(step)) for term in self.tasks[batch.task].terms}
+        named = {term.fn.__name__: (term.weight, term.fn(step)) for term in self.tasks[batch.task].computed}
         loss = sum(weight * value for weight, value in named.values())
         return loss, {name: value.detach() for name, (_, value) in named.items()}  # type: ignore[return-value]
 
@@ -62,6 +62,8 @@ class Objective(nn.Module):
         return gaussians
 
     def _check(self, name: str, task: Task) -> None:
+        if not task.computed:
+            raise CheckpointError(f"All terms of task {name} have weight 0: raise one, or leave the task out.")
         if task.teachers and task.modality != "image":
             raise CheckpointError(f"Task {name} is of modality {task.modality}, and teachers see images alone.")
         for teacher in sorted(task.teachers - self.teachers.names):

@@ -52,14 +52,19 @@ class Task:
     sampled: bool = False  # what is decoded is a draw from the posterior, not its mean (of a continuous model)
 
     @property
+    def computed(self) -> tuple[Term, ...]:
+        """Its terms without those that need a frozen network but have weight 0."""
+        return tuple(term for term in self.terms if term.weight or not term.teacher)
+
+    @property
     def texts(self) -> bool:
         """Whether it wants samples with captions."""
-        return any(term.texts for term in self.terms)
+        return any(term.texts for term in self.computed)
 
     @property
     def teachers(self) -> set[str]:
         """The frozen networks that its terms need."""
-        return {term.teacher for term in self.terms if term.teacher}
+        return {term.teacher for term in self.computed if term.teacher}
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def step_flops(config: ATokenConfig, stage: Stage, batches: Sequence[Batch]) -> 
 
 def decodes(task: Task) -> bool:
     """Whether some term of the task reads reconstructions."""
-    return any(term.fn not in EMBEDDING for term in task.terms)
+    return any(term.fn not in EMBEDDING for term in task.computed)
 
 
 def averaged_model(config: ATokenConfig, averaged: Mapping[str, Tensor], device: str) -> ATokenModel:

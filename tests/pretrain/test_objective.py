@@ -47,7 +47,7 @@ def summed(objective, batch, names):
     """The loss is the weighted sum of terms of these names."""
     loss, terms = objective(batch)
     assert set(terms) == names
-    expected = sum(term.weight * terms[term.fn.__name__] for term in objective.tasks[batch.task].terms)
+    expected = sum(term.weight * terms[term.fn.__name__] for term in objective.tasks[batch.task].terms if term.weight)
     torch.testing.assert_close(loss.detach(), expected, rtol=FP32, atol=0)
     assert loss.requires_grad
     assert not any(value.requires_grad for value in terms.values())
@@ -126,6 +126,26 @@ def test_a_teacher_that_is_missing_is_named(teachers, lost, task):
         f"Task {task} needs the teacher {lost}", small_texts_model(), FIRST.used, replace(teachers, **{lost: None})
     )
     assert said.endswith("or train with --teachers none.")
+
+
+def weighted(task, **weights):
+    """The task with other weights of its terms."""
+    return replace(task, terms=tuple(replace(t, weight=weights.get(t.fn.__name__, t.weight)) for t in task.terms))
+
+
+def test_a_term_of_weight_0_needs_no_teacher(teachers):
+    image = weighted(FIRST.tasks["image"], lpips=0, gram=0)
+    assert image.teachers == {"clip"}
+    objective = Objective(small_model(), {"image": image}, replace(teachers, vgg=None, heads=None))
+    summed(objective, images("image"), {"l1", "kl", "clip"})
+    without_l1 = weighted(image, l1=0, clip=0)  # a term without teacher is still shown
+    summed(Objective(small_model(), {"image": without_l1}), images("image"), {"l1", "kl"})
+
+
+def test_a_task_whose_terms_all_have_weight_0_is_refused():
+    task = weighted(FIRST.tasks["image-text"], semantics=0)
+    assert not (task.teachers or task.texts)
+    says("All terms of task image-text have weight 0", small_model(), {"image-text": task})
 
 
 def test_a_task_with_texts_needs_the_text_side():
