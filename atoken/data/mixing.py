@@ -1,6 +1,6 @@
-"""Sources mixed by weight: the sample at a global index is a function of the seed and that index alone.
+"""Sources mixed by weight: the sample at a global index depends on the seed and that index alone.
 
-So the position of a run is one integer, and of w ranks rank r takes the indices r, r + w, r + 2w, ...
+So the position of a run is one integer, and rank r of w takes the indices r, r + w, r + 2w, ...
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from atoken.data.sources.sample import Sample, Source, located
 from atoken.errors import AtokenError, MediaError, MissingExtraError
 
 T = TypeVar("T")
-ROUNDS = 8  # of the Feistel network; with fewer, the orders of a handful of samples are not equally frequent
-ATTEMPTS = 100  # at one global index, before the run stops
+ROUNDS = 8  # of the Feistel network; with fewer, some orders of a few samples are more frequent than others
+ATTEMPTS = 100  # to load a sample at one global index, before the run stops
 
 
 class Broken(NamedTuple):
-    """A sample that was skipped: at which global index, of which source, its key, and why."""
+    """A sample that was skipped: the global index, its source and key, and why."""
 
     at: int
     source: str
@@ -33,7 +33,7 @@ class Broken(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawn(Generic[T]):
-    """What was made of the sample ``key`` of ``source``, and what was skipped before it."""
+    """What was loaded of the sample ``key`` of ``source``, and the samples that were skipped before it."""
 
     source: str
     key: str
@@ -44,41 +44,40 @@ class Drawn(Generic[T]):
 class Mixture:
     """Named sources and their weights, whole numbers; ``seed`` gives the order.
 
-    Raises: MediaError (nothing to mix, an empty source, a weight that is no whole number from 1 on).
+    Raises: MediaError (no sources, an empty source, a weight that is not a whole number of at least 1).
     """
 
-    # Sources come in exact ratios over a cycle as long as the sum of the weights, each cycle in an order of its own.
-    # Were they drawn in proportion, how often a source came before an index would have to be counted; here that number,
-    # which makes its epochs exact, is arithmetic. The changing order keeps a rank from always meeting the same source
-    # where the cycle and the number of ranks have a common divisor.
+    # A cycle is as long as the sum of the weights and has each source exactly as often as its weight, in an order of
+    # its own. How often a source came before a given index is therefore arithmetic, which makes its epochs exact. The
+    # order changes so that no rank always gets the same source if the cycle and the number of ranks share a divisor.
 
     def __init__(self, parts: Mapping[str, tuple[Source, int]], seed: int) -> None:
         for name, (source, weight) in parts.items():
             if len(source) < 1 or not isinstance(weight, int) or weight < 1:
-                raise MediaError(f"The source {name} needs samples and a whole number from 1 on as its weight.")
+                raise MediaError(f"The source {name} needs samples, and a whole number of at least 1 as its weight.")
         if not parts:
-            raise MediaError("There is nothing to mix; name at least one source.")
+            raise MediaError("There are no sources; name at least one.")
         self._names, self._sources = list(parts), [source for source, _ in parts.values()]
         self._weights = [weight for _, weight in parts.values()]
         self._ends, self._seed = list(accumulate(self._weights)), seed
 
-    def place(self, index: int, attempt: int = 0) -> tuple[str, int]:
+    def position(self, index: int, attempt: int = 0) -> tuple[str, int]:
         """Name of the source and number of the sample for a global index >= 0.
 
-        Each source is gone through in epochs, each of which has every sample once. Later attempts stay in the source,
-        so that the ratios hold, and take any of its samples.
+        An epoch of a source has each of its samples once. Later attempts take any sample of the same source, so that
+        the ratios hold.
         """
-        number, item = self._place(index, attempt)
+        number, item = self._position(index, attempt)
         return self._names[number], item
 
     def draw(self, index: int, load: Callable[[Sample], T]) -> Drawn[T]:
-        """Load the sample of a global index; where an AtokenError says that it is broken, the next candidate.
+        """Load the sample of a global index; if it is broken (an AtokenError), another one of its source.
 
-        Raises: MediaError (too many candidates in a row are broken), MissingExtraError (it would befall all samples).
+        Raises: MediaError (too many in a row are broken), MissingExtraError (all samples would fail alike).
         """
         broken: list[Broken] = []
         for attempt in range(ATTEMPTS):
-            number, item = self._place(index, attempt)
+            number, item = self._position(index, attempt)
             name, key = self._names[number], f"sample {item}"
             try:
                 sample = self._sources[number][item]
@@ -88,9 +87,9 @@ class Mixture:
                 raise
             except AtokenError as error:
                 broken.append(Broken(index, name, key, str(error)))
-        raise MediaError(f"{ATTEMPTS} samples of {name} in a row are broken, the last one so: {broken[-1].reason}")
+        raise MediaError(f"{ATTEMPTS} samples of {name} in a row are broken. The last one: {broken[-1].reason}")
 
-    def _place(self, index: int, attempt: int) -> tuple[int, int]:
+    def _position(self, index: int, attempt: int) -> tuple[int, int]:
         cycle, turn = divmod(index, self._ends[-1])
         number, nth = located(self._ends, permuted(turn, self._ends[-1], self._seed, cycle))
         size = len(self._sources[number])
@@ -101,7 +100,7 @@ class Mixture:
 
 
 class Counted(Protocol):
-    """Something that ``drawn`` samples went into, ``broken`` ones having been skipped."""
+    """Something that was made of ``drawn`` samples; ``broken`` ones were skipped."""
 
     @property
     def drawn(self) -> int:
@@ -115,8 +114,8 @@ class Counted(Protocol):
 class Tally:
     """Counts the broken samples of a run, lists them in a file, a line of JSON each, and stops a run with too many.
 
-    ``most``: the share of all samples tried that may break, looked at from ``at_least`` samples on. ``drawn`` and
-    ``broken`` are the counts, to be given again where a run resumes.
+    ``most``: the share of all samples that may be broken, checked from ``at_least`` samples on. ``drawn`` and
+    ``broken``: the counts so far, of a run that resumes.
     """
 
     def __init__(
@@ -126,9 +125,9 @@ class Tally:
         self.drawn, self.broken = drawn, broken
 
     def listed(self, step: int, batches: Iterable[Counted]) -> tuple[int, int]:
-        """Write the broken samples of a step to the file; how many were drawn, and how many are broken.
+        """Write the broken samples of a step to the file. Returns how many samples were drawn, and how many are broken.
 
-        They are counted apart, by ``count``, because all ranks must stop together. Raises: MediaError (cannot write).
+        ``count`` gets their sums over all ranks, which must stop together. Raises: MediaError (cannot write).
         """
         batches = list(batches)
         broken = [entry for batch in batches for entry in batch.broken]
@@ -141,31 +140,31 @@ class Tally:
         return sum(batch.drawn for batch in batches), len(broken)
 
     def count(self, drawn: int, broken: int) -> dict[str, int]:
-        """Add to the counts, and give them. Raises: MediaError (too many are broken)."""
+        """Add to the counts and return them. Raises: MediaError (too many are broken)."""
         self.drawn, self.broken = self.drawn + drawn, self.broken + broken
         tried = self.drawn + self.broken
         if tried >= self.at_least and self.broken > self.most * tried:
             found, limit = f"{self.broken} of {tried} samples are broken", f"over the limit of {self.most:.0%}"
-            raise MediaError(f"{found}, {limit}; mend or remove those that {self.path} lists.")
+            raise MediaError(f"{found}, {limit}; repair or remove those that {self.path} lists.")
         return {"drawn": self.drawn, "broken": self.broken}
 
 
-def permuted(place: int, size: int, *key: int) -> int:
-    """Where a permutation of range(size), one for each ``key``, takes ``place``, without the others being known.
+def permuted(number: int, size: int, *key: int) -> int:
+    """The image of ``number`` under a permutation of range(size), a different one for each ``key``.
 
-    A Feistel network on pairs of numbers below the root of the size, rounded up, walked until it is back in the range
-    (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    A Feistel network on pairs of numbers below the square root of the size, rounded up, applied until the result is
+    in the range (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Constant memory.
     """
     side = isqrt(size - 1) + 1
     while True:
-        left, right = divmod(place, side)
+        left, right = divmod(number, side)
         for turn in range(ROUNDS):
             left, right = right, (left + hashed(*key, turn, right)) % side
-        place = left * side + right
-        if place < size:
-            return place
+        number = left * side + right
+        if number < size:
+            return number
 
 
 def hashed(*numbers: int) -> int:
-    """A 64-bit hash of whole numbers, the same everywhere."""
+    """A 64-bit hash of whole numbers, the same on every machine."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest())

@@ -38,13 +38,13 @@ def mixture(seed: int = 5) -> Mixture:
 
 
 def order(count: int = 300) -> list[tuple[str, int]]:
-    return [mixture().place(g) for g in range(count)]
+    return [mixture().position(g) for g in range(count)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 1000])
 def test_each_epoch_is_a_permutation_of_its_own(size: int) -> None:
     alone = Mixture({"a": (Numbers(size), 1)}, 3)
-    epochs = [tuple(alone.place(epoch * size + n)[1] for n in range(size)) for epoch in range(4)]
+    epochs = [tuple(alone.position(epoch * size + n)[1] for n in range(size)) for epoch in range(4)]
     assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
     assert size < 100 or len(set(epochs)) == 4
 
@@ -59,7 +59,7 @@ def test_each_epoch_of_a_source_is_a_permutation_whatever_it_is_mixed_with() -> 
 def test_the_orders_of_a_few_samples_are_equally_frequent() -> None:
     draws = 3000
     for size in (2, 3, 4):
-        seen = Counter(tuple(permuted(place, size, 0, key) for place in range(size)) for key in range(draws))
+        seen = Counter(tuple(permuted(number, size, 0, key) for number in range(size)) for key in range(draws))
         expected = draws / factorial(size)
         assert len(seen) == factorial(size)
         assert sum((count - expected) ** 2 / expected for count in seen.values()) < 3 * factorial(size)
@@ -73,11 +73,11 @@ def test_the_ratio_is_exact_in_every_cycle_and_its_order_changes() -> None:
     assert {name for name, _ in order(900)[::9]} == {"a", "b", "c"}  # of 9 ranks, the first one
 
 
-def test_the_place_is_a_function_of_seed_and_index_alone() -> None:
+def test_the_position_is_a_function_of_seed_and_index_alone() -> None:
     mixed, copy = mixture(), pickle.loads(pickle.dumps(mixture()))  # noqa: S301 - our own, made in this line
-    backwards = {g: mixed.place(g) for g in reversed(range(300))}
-    assert [backwards[g] for g in range(300)] == [copy.place(g) for g in range(300)] == order()
-    assert [mixture(6).place(g) for g in range(300)] != order()
+    backwards = {g: mixed.position(g) for g in reversed(range(300))}
+    assert [backwards[g] for g in range(300)] == [copy.position(g) for g in range(300)] == order()
+    assert [mixture(6).position(g) for g in range(300)] != order()
 
 
 def test_another_process_has_the_same_order() -> None:
@@ -122,7 +122,7 @@ def test_broken_samples_are_skipped_counted_and_listed_exactly(tmp_path: Path) -
     for g in range(400):
         drawn = mixed.draw(g, load)
         counts = counted(tally, drawn, step=g)
-        places = [mixed.place(g, attempt) for attempt in range(len(drawn.broken) + 1)]
+        places = [mixed.position(g, attempt) for attempt in range(len(drawn.broken) + 1)]
         assert {name for name, _ in places} == {drawn.source}  # a broken sample does not shift the ratio
         assert drawn.value == places[-1][1]
         tried += [(g, name, item) for name, item in places]
@@ -172,7 +172,7 @@ def test_ranks_list_their_own_and_stop_together_and_a_resumed_run_goes_on_counti
 
 def test_a_source_that_is_broken_altogether_stops_the_run() -> None:
     mixed = Mixture({"a": (Numbers(5, unreadable=set(range(5))), 1)}, 1)
-    with pytest.raises(MediaError, match=rf"^{ATTEMPTS} samples of a in a row are broken, .* \d is unreadable\.$"):
+    with pytest.raises(MediaError, match=rf"^{ATTEMPTS} samples of a in a row are broken\. .* \d is unreadable\.$"):
         mixed.draw(0, load)
 
 

@@ -125,6 +125,16 @@ def test_keys_are_paths_in_a_folder_or_a_shard_and_rows_of_a_table(tmp_path: Pat
     assert [folder[11].key, shards[11].key, table[11].key] == ["part1/0011.glb", "more/b.tar/part1/0011", "b.parquet/1"]
 
 
+def test_shards_are_joined_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b/1.tar", "c.tar", "a.tar", "b/0.tar"):  # as they are written, and as a folder may list them
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        tar(tmp_path / name, {f"{key}.jpg": f"{name} {key}".encode() for key in ("y", "x")})
+    source = ShardSource(tmp_path)
+    assert [source[n].media.decode() for n in range(len(source))] == [
+        f"{name} {key}" for name in ("a.tar", "b/0.tar", "b/1.tar", "c.tar") for key in ("y", "x")
+    ]
+
+
 def test_a_folder_of_assets_can_leave_their_textures_out(tmp_path: Path) -> None:
     write_folder(tmp_path, written(8))
     assert [sample.suffix for sample in FolderSource(tmp_path, MESHES)] == [".glb", ".glb"]
@@ -188,7 +198,7 @@ def test_where_no_index_can_be_written_it_stays_in_memory_and_in_copies(tmp_path
     assert given(copy, [5, 2]) == [sample[1:] for sample in (written()[5], written()[2])]
 
 
-def test_links_devices_and_outside_names_are_left_out_aloud(tmp_path: Path) -> None:
+def test_links_devices_and_outside_names_are_left_out_with_a_warning(tmp_path: Path) -> None:
     secret = tmp_path / "secret.jpg"
     secret.write_bytes(b"secret")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
@@ -264,7 +274,7 @@ def test_a_member_too_large_for_memory_breaks_its_sample_alone(tmp_path: Path) -
             source[broken]
 
 
-def test_a_shard_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_shard_that_is_truncated_anywhere_is_refused(tmp_path: Path) -> None:
     """Up to its end mark, after which no member can be missing."""
     tar(tmp_path / "a.tar", members(written(4)) | {"l" * 200 + ".txt": b"long name"})
     data = (tmp_path / "a.tar").read_bytes()
@@ -273,7 +283,7 @@ def test_a_shard_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     mark = last.offset + 512 + 512
     for length in [*range(0, mark, 61), *range(512, mark, 512), mark - 1]:
         (tmp_path / "b.tar").write_bytes(data[:length])
-        with pytest.raises(MediaError, match=r"b\.tar is cut off or damaged at byte .*\.$"):
+        with pytest.raises(MediaError, match=r"b\.tar is truncated or damaged at byte .*\.$"):
             ShardSource(tmp_path / "b.tar")
     for length in (mark, mark + 100, len(data)):
         (tmp_path / "b.tar").write_bytes(data[:length])
@@ -355,13 +365,13 @@ def test_columns_are_found_by_name_and_type_or_named(captions: object, tmp_path:
         ]
 
 
-def test_the_name_beside_the_bytes_tells_the_kind_that_they_do_not(tmp_path: Path) -> None:
+def test_the_path_beside_the_bytes_tells_the_format_where_they_do_not(tmp_path: Path) -> None:
     cells = [{"bytes": b"v 0 0 0\n", "path": "far/away/Chair.OBJ"}, {"bytes": b"v 0 0 0\n", "path": None},
              {"bytes": None, "path": "a.png"}]  # fmt: skip
     pq.write_table(pa.table({"mesh": cells}), tmp_path / "a.parquet")
     source = TableSource(tmp_path)
     assert source[0] == Sample("a.parquet/0", b"v 0 0 0\n", ".obj", ())
-    for broken, reason in ((1, "no name that tells its kind"), (2, "0 bytes of media")):
+    for broken, reason in ((1, "has no path whose suffix"), (2, "0 bytes of media")):
         with pytest.raises(MediaError, match=reason):
             source[broken]
 
@@ -371,9 +381,9 @@ def refused_tables(top: Path) -> dict[str, Callable[[], object]]:
     pq.write_table(pa.table({"image": COLUMN.slice(0, 0)}), top / "no-rows.parquet")
     pq.write_table(pa.table({"image": COLUMN, "alt": [1, 2]}), top / "numbers.parquet")
     return {
-        "no column of media bytes by a usual name; name one of: image": lambda: TableSource(top / "links.parquet"),
-        "no fitting column 'jpg'": lambda: TableSource(top / "links.parquet", "jpg"),
-        "no fitting column 'alt'": lambda: TableSource(top / "numbers.parquet", "image", "alt"),
+        "no column of media bytes with a usual name; name one of: image": lambda: TableSource(top / "links.parquet"),
+        "no column 'jpg' of the right type": lambda: TableSource(top / "links.parquet", "jpg"),
+        "no column 'alt' of the right type": lambda: TableSource(top / "numbers.parquet", "image", "alt"),
         "has no rows": lambda: TableSource(top / "no-rows.parquet"),
     }
 
@@ -381,7 +391,7 @@ def refused_tables(top: Path) -> dict[str, Callable[[], object]]:
 def test_what_is_no_source_gets_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     missing, long = tmp_path / "missing", tmp_path / ("x" * 300)
-    tests = refused_tables(tmp_path) | {"holds no file that can be read": lambda: FolderSource(tmp_path)}
+    tests = refused_tables(tmp_path) | {"has no file to read": lambda: FolderSource(tmp_path)}
     for reason, make in tests.items():
         with pytest.raises(MediaError, match=reason):
             make()

@@ -112,7 +112,7 @@ def test_a_dataset_gives_what_loading_its_samples_gives(tmp_path: Path) -> None:
         source, task = FolderSource(tmp_path / "photos", [suffix]), TASKS[name]
         for budget in budgets(task, 3, name, 1):
             drawn = datasets[name].draw(budget)
-            sample = source[datasets[name].mixture.place(budget.index)[1]]
+            sample = source[datasets[name].mixture.position(budget.index)[1]]
             rng = budget.rng()
             if name == "image":
                 frames = load_image(sample, budget.patches, 4)
@@ -130,7 +130,7 @@ def test_tasks_on_one_table_have_orders_of_their_own(tmp_path: Path) -> None:
     later = datasets_of(tmp_path, text, replace(stage, seed=4))
 
     def order(dataset: TaskDataset) -> list[int]:
-        return [dataset.mixture.place(index)[1] for index in range(30)]
+        return [dataset.mixture.position(index)[1] for index in range(30)]
 
     assert order(first["image"]) == order(again["image"])
     orders = [order(first["image"]), order(first["captioned"]), order(seeded["image"]), order(later["image"])]
@@ -209,7 +209,7 @@ def test_a_tasks_own_table_goes_before_that_of_its_modality(tmp_path: Path) -> N
     write_folder(tmp_path, images())
     tables = "[image.a]\nprocedural = 'mixed'\n[captioned.b]\nfolder = 'photos'\n[video.c]\nprocedural = 'mixed'\n"
     datasets = datasets_of(tmp_path, "most_broken = 0.25\n" + tables, STAGE)
-    assert {name: dataset.mixture.place(0)[0] for name, dataset in datasets.items()} == {
+    assert {name: dataset.mixture.position(0)[0] for name, dataset in datasets.items()} == {
         "image": "a",
         "captioned": "b",
         "video": "c",

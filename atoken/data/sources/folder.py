@@ -10,10 +10,10 @@ from atoken.errors import MediaError
 
 
 class FolderSource:
-    """Every file below ``folder`` with one of the ``suffixes``, sorted by its path; hidden files are passed over.
+    """Every file below ``folder`` with one of the ``suffixes``, sorted by path; hidden files are ignored.
 
-    The captions of ``photo.jpg`` are the lines of ``photo.txt`` and ``captions`` of ``photo.json``, where these are.
-    Where 3D assets have their textures beside them as images, take ``suffixes=MESHES``.
+    The captions of ``photo.jpg`` are the lines of ``photo.txt`` and ``captions`` of ``photo.json``, if these exist.
+    For 3D assets with their textures beside them as images, use ``suffixes=MESHES``.
     Raises: MediaError (no such folder, nothing in it; for a sample: damaged captions).
     """
 
@@ -35,7 +35,7 @@ class FolderSource:
 
 def _contents(path: Path) -> bytes | None:
     try:
-        if not path.is_file():  # opening a pipe could wait for ever
+        if not path.is_file():  # opening a pipe could wait forever
             return None
         with path.open("rb") as file:
             data = file.read(MOST_TEXT + 1)

@@ -1,4 +1,4 @@
-"""What every source gives, a ``Sample`` by its number, and what sources share: suffixes, captions, lists of files."""
+"""What every source gives, a ``Sample`` by its number, and what sources share: suffixes, captions, file lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atoken.errors import MediaError
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 MESHES = frozenset({".glb", ".gltf", ".obj", ".ply", ".stl", ".off"})
-SUFFIXES = IMAGES | VIDEOS | MESHES  # what atoken.io reads, by the names that such files have
+SUFFIXES = IMAGES | VIDEOS | MESHES  # of the files that atoken reads
 
 MOST_MEDIA = 1 << 30  # bytes of the media of one sample that are brought into memory
 MOST_TEXT = 1 << 20  # bytes of the captions of one sample
@@ -32,33 +32,33 @@ class Sample:
 
 
 class Source(Protocol):
-    """Samples by number, in an order that never changes; pickled at little cost into worker processes."""
+    """Samples by number, in an order that never changes; small when pickled for worker processes."""
 
     def __len__(self) -> int:
-        """How many samples there are, at least one."""
+        """Number of samples, at least 1."""
 
     def __getitem__(self, index: int) -> Sample:
-        """Give sample ``index``. Raises: AtokenError (this sample is broken), IndexError (not 0 <= index < len)."""
+        """Sample ``index``. Raises: AtokenError (this sample is broken), IndexError (not 0 <= index < len)."""
 
 
 def captions_in(text: bytes | None, described: bytes | None, what: str) -> tuple[str, ...]:
-    """Captions of a ``.txt`` (one a line) and of ``captions`` or ``caption`` in a ``.json``, each once, in this order.
+    """Captions of a ``.txt`` (one a line), then ``captions`` or ``caption`` of a ``.json``, without duplicates.
 
-    Raises: MediaError (neither UTF-8 nor JSON, or no texts).
+    Raises: MediaError (not UTF-8, not JSON, or captions that are not texts).
     """
     try:
         lines = (text or b"").decode("utf-8-sig").split("\n")
         record = json.loads(described or b"{}")
     except (ValueError, RecursionError) as error:
-        raise MediaError(f"The captions of {what} are damaged: they are not UTF-8, or no JSON.") from error
+        raise MediaError(f"The captions of {what} are damaged: they are not UTF-8 or not JSON.") from error
     stated = record.get("captions", record.get("caption")) if isinstance(record, dict) else None
     return tuple(dict.fromkeys(clean_captions(lines, what) + clean_captions(stated, what)))
 
 
 def clean_captions(stated: object, what: str) -> tuple[str, ...]:
-    """Captions from None, one text or a list of texts, without space around them and without empty ones.
+    """Captions from None, one text or a list of texts, stripped, without empty ones.
 
-    Raises: MediaError (anything else, half of a surrogate pair).
+    Raises: MediaError (anything else, or invalid Unicode).
     """
     texts = [] if stated is None else [stated] if isinstance(stated, str) else stated
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -71,7 +71,7 @@ def clean_captions(stated: object, what: str) -> tuple[str, ...]:
 
 
 def files_below(folder: Path, suffixes: Iterable[str]) -> list[str]:
-    """Names, relative to ``folder``, of all its files with one of the suffixes, sorted; hidden ones are passed over.
+    """Names, relative to ``folder``, of all files below it with one of the suffixes, sorted, without hidden ones.
 
     Raises: MediaError (no such folder, one that cannot be listed, nothing found).
     """
@@ -81,9 +81,7 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> list[str]:
         raise MediaError(f"Cannot list the folder {folder}: {error.strerror}.") from error
     if not found:
         wanted = ", ".join(sorted(suffixes))
-        raise MediaError(
-            f"The folder {folder} holds no file that can be read; put some with these suffixes there: {wanted}."
-        )
+        raise MediaError(f"The folder {folder} has no file to read; put files with these suffixes there: {wanted}.")
     return found
 
 
@@ -107,7 +105,7 @@ def files_at(path: Path, suffixes: Iterable[str]) -> list[tuple[str, Path]]:
     """
     try:
         whole_folder = path.is_dir()
-    except OSError as error:  # a name that is too long, or a folder on the way that is closed to us
+    except OSError as error:  # the name is too long, or a folder above it may not be read
         raise MediaError(f"Cannot read {path}: {error.strerror}.") from error
     if whole_folder:
         return [(printable(name), path / name) for name in files_below(path, suffixes)]
@@ -115,7 +113,7 @@ def files_at(path: Path, suffixes: Iterable[str]) -> list[tuple[str, Path]]:
 
 
 def printable(name: str) -> str:
-    """The name of a file as text that can be written anywhere: bytes that are not UTF-8 become escapes."""
+    """The name of a file as valid Unicode: bytes that are not UTF-8 become escapes."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 

@@ -1,8 +1,8 @@
 """WebDataset shards, read by offset: the headers of a shard are read once, and its index is kept in a file beside it.
 
-The members ``a/0001.jpg``, ``a/0001.txt`` and ``a/0001.json`` make one sample: a key goes up to the first dot of the
-file's name (https://github.com/webdataset/webdataset). Its media are a 3D asset, else a video, else an image, so that
-a preview or a texture beside it is not taken for it; members that are neither media nor captions are passed over.
+The members ``a/0001.jpg``, ``a/0001.txt`` and ``a/0001.json`` make one sample: a key ends at the first dot of the
+file's name (https://github.com/webdataset/webdataset). Of several media in one sample a 3D asset is preferred to a
+video, and a video to an image, which may be its preview or texture. All other members are ignored.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ TEXT, RECORD = ".txt", ".json"
 _KEPT = SUFFIXES | {TEXT, RECORD}
 _VERSION = 1  # of the index
 _OPEN = 64  # shards that a process keeps open
-_NONE = (0, -1)  # the span of a member that a sample does not have
+_ABSENT = (0, -1)  # the span of a member that a sample does not have
 
 
 class ShardSource:
-    """The samples of one ``.tar`` shard, or of all those below a folder, in the order of their names and headers.
+    """The samples of one ``.tar`` shard, or of all shards below a folder: shards by name, their samples in file order.
 
-    ``shard.tar.index`` is written beside each shard, and again when the shard changes; where that cannot be, the index
-    stays in memory. Links, devices and names that lead outside are left out with an AtokenWarning.
-    Raises: MediaError (cut off, damaged or empty shards, two members of one name, no media; for a sample: damaged
-    captions, too large, or the shard has changed since).
+    The index of a shard is written to ``shard.tar.index``, and again when the shard changes; where it cannot be
+    written, it stays in memory. Links, devices and names that lead outside are left out with an AtokenWarning.
+    Raises: MediaError (truncated, damaged or empty shards, two members of one name, no media; for a sample: damaged
+    captions, too large, or the shard has changed).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,7 +66,7 @@ class ShardSource:
 
 @dataclass(frozen=True)
 class _Shard:
-    """``stamp``: size and time of change, which tell whether it is still the same; ``index``: where it has no file."""
+    """``stamp``: size and time of change, by which a change is noticed; ``index``: only if it could not be written."""
 
     name: str
     path: Path
@@ -92,7 +92,7 @@ class _Index:
         """None where the bytes are damaged, of another version, or of a shard as it was before."""
         if hashlib.sha256(data[32:]).digest() != data[:32]:
             return None
-        with suppress(ValueError, TypeError):  # whoever makes a shard may have made its index, too
+        with suppress(ValueError, TypeError):  # the index may come from whoever made the shard
             version, of, names, spans = msgpack.unpackb(data[32:])
             index = _Index([str(name) for name in names], np.frombuffer(spans, "<i8").reshape(-1, 3, 2))
             if version == _VERSION and tuple(of) == stamp and len(index.names) == len(index.spans) > 0:
@@ -101,7 +101,7 @@ class _Index:
 
 
 class _Opened:
-    """A shard that this process reads; closed with the last reference to it."""
+    """A shard that this process has open; it is closed with the last reference to it."""
 
     def __init__(self, shard: _Shard) -> None:
         with _translated(shard.path):
@@ -115,7 +115,7 @@ class _Opened:
 
     def _check_unchanged(self) -> None:
         if _stamp(self._descriptor) != self._shard.stamp:
-            raise MediaError(f"The shard {self._shard.path} has changed since the run began; start again.")
+            raise MediaError(f"The shard {self._shard.path} has changed since the run began; start the run again.")
 
     def sample(self, row: int) -> Sample:
         self._check_unchanged()
@@ -134,7 +134,7 @@ class _Opened:
         with _translated(self._shard.path):
             data = os.pread(self._descriptor, size, offset)
         if len(data) < size:
-            raise MediaError(f"{what} could not be read whole; the shard {self._shard.path} is cut off.")
+            raise MediaError(f"{what} is incomplete: the shard {self._shard.path} is truncated; pack it again.")
         return data
 
 
@@ -156,14 +156,14 @@ def _described(path: Path, name: str) -> _Shard:
 
 
 def _indexed(descriptor: int, path: Path) -> tuple[_Index, bool]:
-    """The index of an open shard, from the file beside it or anew; and whether that file holds it now."""
+    """The index of an open shard, and whether the file beside it holds it now."""
     stamp, beside = _stamp(descriptor), path.with_name(path.name + ".index")
     with suppress(OSError):
         index = _Index.unpacked(beside.read_bytes(), stamp)
         if index is not None:
             return index, True
     index = _scanned(descriptor, path)
-    with suppress(MediaError), atomic_path(beside, MediaError) as temporary:  # a folder that is read only, or full
+    with suppress(MediaError), atomic_path(beside, MediaError) as temporary:  # a read-only folder, or a full disk
         temporary.write_bytes(index.packed(stamp))
         return index, True
     return index, False
@@ -182,23 +182,22 @@ def _scanned(descriptor: int, path: Path) -> _Index:
         if suffix not in _KEPT:
             continue
         if groups.setdefault(key, {}).setdefault(suffix, (entry.offset, entry.size)) != (entry.offset, entry.size):
-            raise MediaError(f"The shard {path} holds {key}{suffix} twice, so it is unclear which is meant.")
+            raise MediaError(f"The shard {path} has two members {key}{suffix}; pack it again with one of them.")
     if left_out:
-        what = "links, devices, or names that lead outside"
-        warnings.warn(f"{left_out} members of the shard {path} are left out: {what}.", AtokenWarning, stacklevel=2)
-    return _index_of(groups, path)
+        reason = "links, devices, or names that lead outside"
+        warnings.warn(f"{left_out} members of the shard {path} are left out: {reason}.", AtokenWarning, stacklevel=2)
     return _index_of(groups, path)
 
 
 def _index_of(groups: dict[str, dict[str, tuple[int, int]]], path: Path) -> _Index:
     names, spans = [], []
     for key, members in groups.items():
-        media = next((suffix for kind in (MESHES, VIDEOS, IMAGES) for suffix in members if suffix in kind), None)
+        media = next((suffix for group in (MESHES, VIDEOS, IMAGES) for suffix in members if suffix in group), None)
         if media is not None:
             names.append(key + media)
-            spans.append([members[media], members.get(TEXT, _NONE), members.get(RECORD, _NONE)])
+            spans.append([members[media], members.get(TEXT, _ABSENT), members.get(RECORD, _ABSENT)])
     if not names:
-        raise MediaError(f"The shard {path} holds no image, video or 3D asset.")
+        raise MediaError(f"The shard {path} holds no image, video or 3D asset; leave it out.")
     return _Index(names, np.array(spans, np.int64))
 
 

@@ -16,21 +16,21 @@ from atoken.errors import AtokenError, MediaError, MissingExtraError
 from atoken.io.sniff import kind_of
 
 TABLES = (".parquet", ".arrow", ".feather")
-MEDIA = ("glb", "mesh", "mp4", "video", "image", "jpg", "jpeg", "png", "webp", "bytes")  # names that are looked for
+MEDIA = ("glb", "mesh", "mp4", "video", "image", "jpg", "jpeg", "png", "webp", "bytes")  # usual names of columns
 CAPTIONS = ("caption", "captions", "text", "txt")
-_SUFFIX = {"matroska": ".mkv", "mov": ".mp4", "JPEG": ".jpg"}  # of what sniffing calls otherwise
-_MOST_GROUP = 2 << 30  # bytes of a row group that is brought into memory to reach one of its rows
+_SUFFIX = {"matroska": ".mkv", "mov": ".mp4", "JPEG": ".jpg"}  # of formats whose suffix is not their name
+_MOST_GROUP = 2 << 30  # bytes of a row group, which is read whole
 
 
 class TableSource:
-    """The rows of one ``.parquet``, ``.arrow`` or ``.feather`` table, or of all those below a folder.
+    """The rows of one ``.parquet``, ``.arrow`` or ``.feather`` table, or of all tables below a folder.
 
-    The column ``media`` holds bytes, or structs of ``bytes`` and ``path`` as Hugging Face's datasets do; the column
-    ``captions`` texts or lists of texts. Without a name, the first fitting one of ``MEDIA`` and of ``CAPTIONS`` is
-    taken, and there may be no captions. A group of rows is read whole to reach one of them: the smaller the groups (100
-    rows, say), the faster; the last few stay in memory.
+    The column ``media`` has bytes, or structs of ``bytes`` and ``path`` as in Hugging Face's datasets; the column
+    ``captions`` has texts or lists of texts. A column that is not named is the first of ``MEDIA`` or ``CAPTIONS`` that
+    exists with the right type; captions may be missing. To read one row, its whole row group is read, and the last few
+    groups stay in memory: small groups (100 rows, for example) are faster.
     Raises: MediaError (missing or damaged tables, no such column, groups of over 2 GiB; for a sample: no bytes, or of
-    no known kind), MissingExtraError (pyarrow).
+    an unknown format), MissingExtraError (pyarrow).
     """
 
     def __init__(self, path: str | Path, media: str | None = None, captions: str | None = None) -> None:
@@ -61,10 +61,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Reader:
-    """An open table: its schema, and a function from the number of a row group and names of columns to a pyarrow.Table.
-
-    ``counts``: rows of each group, asked for once.
-    """
+    """An open table. ``counts`` gives the rows of each group, ``read`` a pyarrow.Table of columns of a group."""
 
     schema: Any
     counts: Callable[[], list[int]]
@@ -82,34 +79,36 @@ def _described(path: Path, name: str, media: str | None, captions: str | None) -
         media = _column(reader.schema, media, MEDIA, _is_media, path)
         if media is None:
             names = ", ".join(reader.schema.names)
-            raise MediaError(f"The table {path} has no column of media bytes by a usual name; name one of: {names}.")
+            raise MediaError(f"The table {path} has no column of media bytes with a usual name; name one of: {names}.")
         return _Table(name, path, _stamp(path), media, _column(reader.schema, captions, CAPTIONS, _is_text, path), ends)
 
 
 def _column(
     schema: Any, name: str | None, usual: tuple[str, ...], fits: Callable[[Any], bool], path: Path
 ) -> str | None:
-    """The column to read: the one asked for, or the first usual one that fits."""
+    """The column to read: the named one, or the first with a usual name and the right type."""
     fitting = {field.name for field in schema if fits(field.type)}
     if name is not None and name not in fitting:
-        raise MediaError(f"The table {path} has no fitting column {name!r}; those of this type: {sorted(fitting)}.")
+        raise MediaError(
+            f"The table {path} has no column {name!r} of the right type; those that have it: {sorted(fitting)}."
+        )
     return name or next((known for known in usual if known in fitting), None)
 
 
-def _is_media(kind: Any) -> bool:
+def _is_media(of: Any) -> bool:
     import pyarrow.types as is_a
 
-    if is_a.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    return bool(is_a.is_binary(kind) or is_a.is_large_binary(kind) or is_a.is_binary_view(kind))
+    if is_a.is_struct(of) and of.get_field_index("bytes") >= 0:
+        of = of.field("bytes").type
+    return bool(is_a.is_binary(of) or is_a.is_large_binary(of) or is_a.is_binary_view(of))
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(of: Any) -> bool:
     import pyarrow.types as is_a
 
-    if is_a.is_list(kind) or is_a.is_large_list(kind) or is_a.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(is_a.is_string(kind) or is_a.is_large_string(kind) or is_a.is_string_view(kind))
+    if is_a.is_list(of) or is_a.is_large_list(of) or is_a.is_dictionary(of):
+        of = of.value_type
+    return bool(is_a.is_string(of) or is_a.is_large_string(of) or is_a.is_string_view(of))
 
 
 def _open(path: Path) -> _Reader:
@@ -132,7 +131,7 @@ def _parquet(path: Path) -> _Reader:
 
 
 def _arrow(path: Path) -> _Reader:
-    """Files and, as Hugging Face's datasets write them, streams. Mapped to memory: only what is touched is read."""
+    """A file, or a stream as Hugging Face's datasets write it; memory-mapped, so that only what is used is read."""
     import pyarrow
 
     mapped = pyarrow.memory_map(str(path))
@@ -158,42 +157,42 @@ def _arrow(path: Path) -> _Reader:
 @lru_cache(maxsize=8)
 def _opened(table: _Table) -> _Reader:
     if _stamp(table.path) != table.stamp:
-        raise MediaError(f"The table {table.path} has changed since the run began; start again.")
+        raise MediaError(f"The table {table.path} has changed since the run began; start the run again.")
     return _open(table.path)
 
 
 @lru_cache(maxsize=2)
 def _group(table: _Table, number: int) -> Any:
-    """The columns of a row group that are needed, checked: an offset in a damaged Arrow file could lead anywhere."""
+    """The two columns of a row group, validated: an offset in a damaged Arrow file could point anywhere."""
     columns = [table.media] if table.captions is None else [table.media, table.captions]
     group = _opened(table).read(number, columns)
     group.validate(full=True)
     if group.num_rows != table.ends[number] - (table.ends[number - 1] if number else 0):
-        raise MediaError(f"The table {table.path} is damaged: row group {number} has not the rows that it states.")
+        raise MediaError(f"The table {table.path} is damaged: the number of rows of row group {number} is wrong.")
     return group
 
 
 def _sample(table: _Table, row: int) -> Sample:
     what = f"{table.name}/{row}"
     with _translated(what):
-        number, place = located(table.ends, row)
+        number, position = located(table.ends, row)
         group = _group(table, number)
-        cell = group.column(table.media)[place].as_py()
-        stated = None if table.captions is None else group.column(table.captions)[place].as_py()
+        cell = group.column(table.media)[position].as_py()
+        stated = None if table.captions is None else group.column(table.captions)[position].as_py()
     media, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if not media or len(media) > MOST_MEDIA:
-        raise MediaError(f"{what} has {len(media or b''):,} bytes of media; it takes one to {MOST_MEDIA:,}.")
+        raise MediaError(f"{what} has {len(media or b''):,} bytes of media; there must be 1 to {MOST_MEDIA:,}.")
     return Sample(what, media, _suffix(media, path, what), clean_captions(stated, what))
 
 
 def _suffix(media: bytes, path: object, what: str) -> str:
-    """By the path that is stored beside the bytes, else by how they begin."""
+    """Of the path that is stored with the bytes, else by their first bytes."""
     stated = Path(path).suffix.lower() if isinstance(path, str) else ""
     if stated in SUFFIXES:
         return stated
     kind = kind_of(media[:64])
     if kind is None and media[:4] != b"glTF":
-        raise MediaError(f"{what} holds no image, video or GLB, and no name that tells its kind.")
+        raise MediaError(f"{what} is no image, video or GLB, and has no path whose suffix says what it is.")
     return _SUFFIX.get(kind.format, f".{kind.format.lower()}") if kind else ".glb"
 
 
