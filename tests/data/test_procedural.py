@@ -38,7 +38,7 @@ def test_another_process_gives_the_same_sample() -> None:
     assert other.stdout.strip() == fingerprint()
 
 
-def test_each_seed_index_and_kind_has_its_own_sample() -> None:
+def test_each_seed_index_and_modality_has_its_own_sample() -> None:
     samples = [make_image(0, index, 24, 24).frames for index in range(20)] + [make_image(1, 0, 24, 24).frames]
     samples.append(make_video(0, 0, 1, 24, 24).frames)
     assert len({sample.tobytes() for sample in samples}) == len(samples)
@@ -98,9 +98,9 @@ def test_stretched_noise_varies_less_along_its_grain() -> None:
     assert np.abs(np.diff(field, axis=1)).mean() < 0.5 * np.abs(np.diff(field, axis=0)).mean()
 
 
-@pytest.mark.parametrize("kind", PATTERNS)
-def test_patterns_are_centred_and_finite(kind: str) -> None:
-    pattern = Surface(generator(1), 96, 80).pattern(kind)
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns_are_centred_and_finite(name: str) -> None:
+    pattern = Surface(generator(1), 96, 80).pattern(name)
     assert pattern.shape == (96, 80)
     assert np.isfinite(pattern).all()
     assert abs(pattern.mean()) < 0.25
@@ -144,7 +144,7 @@ def test_a_flat_image_is_what_its_caption_says() -> None:
     canvas, caption = flat(Surface(generator(), 9, 7))
     pixels = np.asarray(canvas).reshape(-1, 3)
     assert (pixels == pixels[0]).all()
-    assert caption == f"a plain {name_of(pixels[0])} image"
+    assert caption == f"a plain {name_of(pixels[0])} picture"
 
 
 def test_a_drawn_colour_is_in_the_drawing() -> None:

@@ -33,10 +33,10 @@ DISC = np.pi * np.sinc(1 / 24)  # of a 48-gon of radius 1: (48 / 2) sin(2 pi / 4
 @pytest.mark.parametrize(
     ("solid", "expected"),
     [
-        (solids.turned(np.stack([np.cos(ANGLE), np.sin(ANGLE)], -1)), 4 / 3 * DISC),
-        (solids.turned(np.array([[0, 0], [1, 0], [1, 2], [0, 2.0]])), 2 * DISC),
-        (solids.turned(np.array([[0, 0], [1, 0], [0, 3.0]])), DISC),
-        (solids.turned(np.stack([2 + 0.5 * np.cos(AROUND), 0.5 * np.sin(AROUND)], -1)), DISC * 2 * 2 * 0.25 * np.pi),
+        (solids.revolved(np.stack([np.cos(ANGLE), np.sin(ANGLE)], -1)), 4 / 3 * DISC),
+        (solids.revolved(np.array([[0, 0], [1, 0], [1, 2], [0, 2.0]])), 2 * DISC),
+        (solids.revolved(np.array([[0, 0], [1, 0], [0, 3.0]])), DISC),
+        (solids.revolved(np.stack([2 + 0.5 * np.cos(AROUND), 0.5 * np.sin(AROUND)], -1)), DISC * 2 * 2 * 0.25 * np.pi),
         (solids.extruded(figure_outline("square"), 3.0), 6.0),
         (solids.extruded(figure_outline("triangle"), 1.0), 3 * np.sqrt(3) / 4),
     ],

@@ -1,6 +1,6 @@
-"""Families of images that look made: walls, wires, round objects, drawn figures, text and flat colour.
+"""Families of images of man-made things: walls, wires, round objects, drawn figures, text and flat colour.
 
-A family paints an image of its surface's size and says in words what it painted.
+A family paints an image of its surface's size and describes it in words.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from atoken.data.synthetic.natural import Painted, backdrop
 from atoken.data.synthetic.textures import Surface, to_image
 from atoken.data.synthetic.words import COLOURS, NUMBERS, article, name_of
 
-_BRICK = 8  # pixels a side that a brick is drawn with before it is stretched to its place
+_BRICK = 8  # pixels a side of a brick before it is stretched to its final size
 _LETTERS = list("abcdefghijklmnopqrstuvwxyz   0123456789ABCDEFGHKMNRST.,-")
 
 
 def wall(surface: Surface) -> Painted:
-    """Bricks or windows in rows, level or a little turned."""
+    """Bricks or windows in rows, level or slightly skewed."""
     rng, (h, w) = surface.rng, (surface.height, surface.width)
     rows, columns, colours = int(rng.integers(3, 40)), int(rng.integers(3, 24)), surface.colours[: rng.integers(1, 9)]
-    bricks = to_image(_bricks(surface, 2 * rows, 2 * columns, colours))  # twice what is seen: room to turn
+    bricks = to_image(_bricks(surface, 2 * rows, 2 * columns, colours))  # twice what is seen, so that it may be skewed
     across, down = columns * _BRICK / (2 * w), rows * _BRICK / (2 * h)
-    turn, lean = (0.0, 0.0) if rng.random() < 0.5 else rng.uniform(-0.2, 0.2, 2)
-    affine = (across, turn * across, 0.2 * bricks.width, lean * down, down, 0.2 * bricks.height)
+    skew, lean = (0.0, 0.0) if rng.random() < 0.5 else rng.uniform(-0.2, 0.2, 2)
+    affine = (across, skew * across, 0.2 * bricks.width, lean * down, down, 0.2 * bricks.height)
     enlarged = bricks.transform((2 * w, 2 * h), Image.Transform.AFFINE, affine, Image.Resampling.NEAREST)
     shade = 1 + surface.contrast() * surface.pattern("stone-like")
     return to_image(np.asarray(enlarged.reduce(2)) * shade[..., None]), f"{article(name_of(colours[0]))} wall of bricks"
@@ -48,7 +48,7 @@ def _bricks(surface: Surface, rows: int, columns: int, colours: np.ndarray) -> n
     bricks = np.kron(tints, np.ones((_BRICK, _BRICK, 1)))
     bricks[:: _BRICK * int(rng.integers(1, 3))] = joint
     bricks[:, :: _BRICK * int(rng.integers(1, 3))] = joint
-    if rng.random() < 0.5:  # every other row half a brick aside
+    if rng.random() < 0.5:  # every other row is moved by half a brick
         layers = bricks.reshape(rows, _BRICK, -1, 3)
         layers[1::2] = np.roll(layers[1::2], _BRICK // 2, 2)
     return bricks
@@ -71,7 +71,7 @@ def wires(surface: Surface) -> Painted:
 
 
 def still_life(surface: Surface) -> Painted:
-    """Shaded balls and plates with a highlight, throwing soft shadows."""
+    """Shaded balls and plates with a highlight and soft shadows."""
     rng, side, colour = surface.rng, surface.side, surface.colour()
     canvas, ground = backdrop(surface)
     count, bearing = int(rng.integers(1, 6)), rng.uniform(0, 2 * np.pi)
@@ -100,7 +100,7 @@ def _ball(
 
 
 def drawing(surface: Surface) -> Painted:
-    """Saturated figures, alike ones in a column, so that the caption can say what stands left of what."""
+    """Saturated figures in columns of equal ones, so that the caption can say which is left of which."""
     rng, (h, w) = surface.rng, (surface.height, surface.width)
     canvas, ground = backdrop(surface)
     columns = int(rng.integers(1, 4))
@@ -117,31 +117,31 @@ def drawing(surface: Surface) -> Painted:
 
 
 def figure_painter(surface: Surface, figure: str, colour: np.ndarray) -> Callable[..., None]:
-    """What lays one of the ``FIGURES`` over a canvas, wherever it is wanted: plain or textured, some with an edge.
+    """A function that paints one of the ``FIGURES``, plain or textured, some with an outline, always the same look.
 
-    It takes (canvas, centre (x, y), radius, turn in radians), and paints the same look each time.
+    Its arguments: canvas, centre (x, y) and radius in pixels, angle in radians.
     """
     rng = surface.rng
     fill = None if rng.random() < 0.6 else surface.paint(colour)
     corners = figure_outline(figure)
     edge = float(rng.uniform(0.8, 3)) if rng.random() < 0.3 and figure != "ring" else 0.0
 
-    def lay(canvas: Image.Image, centre: np.ndarray, radius: float, turn: float = 0.0) -> None:
-        cos, sin = np.cos(turn), np.sin(turn)
+    def paint(canvas: Image.Image, centre: np.ndarray, radius: float, angle: float = 0.0) -> None:
+        cos, sin = np.cos(angle), np.sin(angle)
         outline = corners @ np.array([[cos, sin], [-sin, cos]]) * radius + centre
         if (placed := stencil(outline, canvas.size)) is None:
             return
         mask = ring_mask(placed[0], 0.55) if figure == "ring" else placed[0]
-        paint = to_image(fill(mask.height, mask.width)) if fill else tuple(colour.astype(int).tolist())
-        canvas.paste(paint, placed[1], mask)
+        inside = to_image(fill(mask.height, mask.width)) if fill else tuple(colour.astype(int).tolist())
+        canvas.paste(inside, placed[1], mask)
         if edge:
             draw_curves(canvas, [(np.concatenate([outline, outline[:1]]), edge)], np.array((10, 10, 10)), 1.0)
 
-    return lay
+    return paint
 
 
 def text(surface: Surface) -> Painted:
-    """Lines of letters and digits, some of them turned."""
+    """Lines of letters and digits, some of them rotated."""
     rng = surface.rng
     canvas, ground = backdrop(surface)
     size = float(np.exp(rng.uniform(np.log(7), np.log(max(8.0, 0.25 * surface.side)))))

@@ -1,6 +1,6 @@
 """Shapes: outlines of leaves and figures, anti-aliased masks of them, and curves that branch.
 
-Every outline is an (N, 2) array of (x, y) corners; shapes are drawn enlarged and reduced, which smooths their edges.
+An outline is an (N, 2) array of (x, y) corners. Shapes are drawn enlarged and then reduced, which smooths their edges.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from atoken.data.synthetic.textures import Surface, to_image
 
 FIGURES = ("circle", "square", "triangle", "star", "diamond", "ring", "cross")
-Stencil = tuple[Image.Image, tuple[int, int]]  # a mask and the (left, top) where it belongs
+Stencil = tuple[Image.Image, tuple[int, int]]  # a mask, and the (left, top) where it is pasted
 _CORNERS = 24  # of a leaf; a multiple of 3, 4, 6 and 8, so that polygons keep their corners
 
 
 def power_law_sizes(rng: np.random.Generator, count: int, smallest: float, largest: float) -> np.ndarray:
-    """Radii (count,) with density r ** -3, which makes dead leaves scale-invariant (Lee, Mumford & Huang 2001)."""
+    """Radii (count,) with density r ** -3, with which dead leaves are scale-invariant (Lee, Mumford & Huang 2001)."""
     low, high = largest**-2.0, max(smallest, 1e-3) ** -2.0
     return (low + (high - low) * rng.random(count)) ** -0.5
 
@@ -24,7 +24,7 @@ def power_law_sizes(rng: np.random.Generator, count: int, smallest: float, large
 def leaf_outlines(rng: np.random.Generator, radii: np.ndarray, thin: float = 0.4, order: float = 0.0) -> np.ndarray:
     """Discs, ellipses, polygons, boxes, sticks and blobs around (0, 0): (count, N, 2) pixels.
 
-    ``thin`` is the share of squashed leaves; with ``order`` 0 they are turned at random, with 1 all the same way.
+    thin: the share of flattened leaves. order: 0 gives each a random angle, 1 gives all the same angle.
     """
     count = len(radii)
     angle = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)[None]
@@ -35,17 +35,17 @@ def leaf_outlines(rng: np.random.Generator, radii: np.ndarray, thin: float = 0.4
     blob = 1 + sum(
         (np.exp(1j * (k + 2) * angle + 2j * np.pi * rng.random((count, 1))) * waves[k]).real for k in range(4)
     )
-    kind = rng.integers(0, 3, (count, 1))
-    radius = np.choose(kind, (np.ones_like(polygon), polygon, blob))
+    shape = rng.integers(0, 3, (count, 1))
+    radius = np.choose(shape, (np.ones_like(polygon), polygon, blob))
     squash = np.where(rng.random((count, 1)) < thin, np.exp(rng.uniform(-2.2, 0, (count, 1))), 1.0)
-    turn = rng.uniform(0, 2 * np.pi) + (1 - order) * rng.uniform(-np.pi, np.pi, (count, 1))
+    tilt = rng.uniform(0, 2 * np.pi) + (1 - order) * rng.uniform(-np.pi, np.pi, (count, 1))
     x, y = radius * np.cos(angle), radius * np.sin(angle) * squash
-    points = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], -1)
+    points = np.stack([x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)], -1)
     return points * radii[:, None, None]
 
 
 def figure_outline(name: str) -> np.ndarray:
-    """One of the ``FIGURES`` with radius 1 around (0, 0), (N, 2); a ring is the circle that bounds it."""
+    """Outline (N, 2) of one of the ``FIGURES`` with radius 1 around (0, 0); of a ring its outer circle."""
     corners = {"triangle": 3, "square": 4, "diamond": 4, "star": 10, "cross": 12}.get(name, 48)
     angle = 2 * np.pi * np.arange(corners) / corners - np.pi / 2
     radius = np.ones(corners)
@@ -63,9 +63,9 @@ def figure_outline(name: str) -> np.ndarray:
 
 
 def stencil(points: np.ndarray, size: tuple[int, int], soft: float = 0.0) -> Stencil | None:
-    """The mask of a polygon and the (left, top) where it belongs; None where it misses an image of (width, height).
+    """The stencil of a polygon in an image of ``size`` (width, height); None if it is outside.
 
-    ``soft`` is how many pixels the edge is blurred.
+    soft: the width of the edge's blur in pixels.
     """
     pad = int(2 * soft) + 1
     left, top = (max(int(v) - pad, 0) for v in np.floor(points.min(0)))
@@ -80,7 +80,7 @@ def stencil(points: np.ndarray, size: tuple[int, int], soft: float = 0.0) -> Ste
 
 
 def paste_leaf(canvas: Image.Image, surface: Surface, points: np.ndarray, colour: np.ndarray, soft: float) -> None:
-    """Lay a textured leaf over the canvas, its edge ``soft`` pixels wide."""
+    """Paint a textured leaf over the canvas, its edge ``soft`` pixels wide."""
     if placed := stencil(points, canvas.size, soft):
         mask, corner = placed
         canvas.paste(to_image(surface.tile(colour, mask.height, mask.width)), corner, mask)
@@ -89,14 +89,14 @@ def paste_leaf(canvas: Image.Image, surface: Surface, points: np.ndarray, colour
 def mosaic(surface: Surface, count: int, smallest: float, largest: float) -> np.ndarray:
     """Dead leaves: ``count`` overlapping leaves of power-law radii over a pattern, (H, W, 3) float32 in about 0..255.
 
-    Each leaf has its own colour, pattern sheet, contrast and slope of light; in some images most leaves are blades
-    that point one way, as grass does. The leaves are drawn twice: in colour
-    (enlarged, for smooth edges) and as numbers, which look up what belongs to each leaf.
+    Each leaf has its own colour, pattern sheet, contrast and slope of light. In some images most leaves are blades
+    that point one way, as grass does. The leaves are drawn twice: in colour (enlarged, for smooth edges) and as
+    numbers, by which the properties of each leaf are looked up.
     """
     rng, (h, w) = surface.rng, (surface.height, surface.width)
-    places = rng.uniform(-0.05, 1.05, (count, 1, 2)) * (w, h)
+    centres = rng.uniform(-0.05, 1.05, (count, 1, 2)) * (w, h)
     thin, order = (0.95, rng.uniform(0.7, 1)) if rng.random() < 0.2 else (0.55, 0.0)
-    outlines = leaf_outlines(rng, power_law_sizes(rng, count, smallest, largest), thin, order) + places
+    outlines = leaf_outlines(rng, power_law_sizes(rng, count, smallest, largest), thin, order) + centres
     tints = surface.colours[rng.integers(0, len(surface.colours), 256)] * rng.uniform(0.7, 1.3, (256, 1))
     fills = np.clip(tints, 0, 255).astype(np.uint8)
     colours, numbers = Image.new("RGB", (2 * w, 2 * h), tuple(fills[0].tolist())), Image.new("L", (w, h))
@@ -112,7 +112,7 @@ def _textured(surface: Surface, rgb: np.ndarray, numbers: np.ndarray) -> np.ndar
     rng = surface.rng
     sheet, contrast = rng.integers(0, 4, 256), np.exp(rng.uniform(np.log(0.02), np.log(0.5), 256)).astype(np.float32)
     slope = (rng.normal(0, 1.1, 256) / surface.side).astype(np.float32)
-    shade = np.choose(sheet[numbers], [made() for made in surface.sheets]) * contrast[numbers]
+    shade = np.choose(sheet[numbers], [pattern() for pattern in surface.sheets]) * contrast[numbers]
     shade += slope[numbers] * surface.ramp(rng.uniform(0, 2 * np.pi))
     return rgb * (1 + shade[..., None])
 
@@ -120,17 +120,17 @@ def _textured(surface: Surface, rgb: np.ndarray, numbers: np.ndarray) -> np.ndar
 def branch(
     rng: np.random.Generator, start: np.ndarray, angle: float, length: float, width: float
 ) -> list[tuple[np.ndarray, float]]:
-    """A winding curve that splits into thinner ones, as vessels do: its parts as ((N, 2) points, width in pixels)."""
+    """A winding curve that splits into thinner ones, as vessels do: curves of ((N, 2) points, width in pixels)."""
     steps = max(int(length / 4), 2)
     headings = angle + np.cumsum(rng.normal(0, 0.16, steps))
     moves = np.stack([np.cos(headings), np.sin(headings)], -1) * (length / steps)
     points = np.concatenate([start[None], start + np.cumsum(moves, 0)])
-    parts = [(points, width)]
+    curves = [(points, width)]
     if width > 0.6:
         for side in (-1, 1):
-            turned = float(headings[-1]) + side * rng.uniform(0.2, 0.7)
-            parts += branch(rng, points[-1], turned, length * rng.uniform(0.6, 0.9), width * rng.uniform(0.55, 0.8))
-    return parts
+            heading = float(headings[-1]) + side * rng.uniform(0.2, 0.7)
+            curves += branch(rng, points[-1], heading, length * rng.uniform(0.6, 0.9), width * rng.uniform(0.55, 0.8))
+    return curves
 
 
 def draw_curves(
@@ -147,7 +147,7 @@ def draw_curves(
 
 
 def ring_mask(mask: Image.Image, share: float) -> Image.Image:
-    """Cut a hole of ``share`` of the size into the middle of a mask."""
+    """The mask with a hole in its middle, of the same shape and ``share`` of its size."""
     width, height = max(1, int(mask.width * share)), max(1, int(mask.height * share))
     hole = Image.new("L", mask.size)
     hole.paste(mask.resize((width, height)), ((mask.width - width) // 2, (mask.height - height) // 2))

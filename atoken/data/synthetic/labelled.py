@@ -1,11 +1,11 @@
-"""Labelled training data: one object of a nameable class in each image, video or asset; and scenes of several.
+"""Labelled training data: one object of a class in each image, video or asset; and images of several objects.
 
-A class is a colour and a shape, 48 of each modality; the class of sample ``index`` is ``index`` modulo 48, so that 48
-samples one after another hold every class once, and no two of them share a prompt. The shape changes from one to the
-next: six in a row have all shapes, which are harder to tell apart than colours. Colours are those that stay apart under
-the tone curves of ``scenes.develop``, shapes those that stay apart when turned. All other things vary: place, size,
-turn, texture and ground; the ground may come near the object's colour. A sample is a function of (seed, index) and its
-size alone, as in ``procedural``.
+A class is a colour and a shape; each modality has 48. The class of sample ``index`` is ``index`` modulo 48, so that 48
+consecutive samples have every class once, and no two of them the same prompt. The shape changes from each sample to
+the next: six in a row have all shapes, which are harder to distinguish than colours. The colours can be distinguished
+after the tone curves of ``scenes.developer``, the shapes at any angle. Everything else varies: position, size, angle,
+texture and background, whose colour may be close to that of the object. A sample depends on (seed, index) and its size
+alone, as in ``procedural``.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ from atoken.data.synthetic.textures import Surface
 from atoken.data.synthetic.words import COLOURS, article
 
 TINTS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
-FIGURES = ("circle", "square", "triangle", "star", "ring", "cross")  # a turned diamond is nearly a square
+FIGURES = ("circle", "square", "triangle", "star", "ring", "cross")  # a rotated diamond is nearly a square
 SOLIDS = ("ball", "box", "cone", "ring", "star", "cross")
 FIGURE_PROMPTS = tuple(article(f"{tint} {figure}") for tint in TINTS for figure in FIGURES)  # by class
 SOLID_PROMPTS = tuple(article(f"{tint} {solid}") for tint in TINTS for solid in SOLIDS)
 WAYS = len(FIGURE_PROMPTS)  # classes of each modality
 
-# They keep the random streams apart, also from those of ``procedural``.
+# Numbers of the random streams; ``procedural`` has others.
 _IMAGE, _VIDEO, _MESH, _SCENE, _GROUNDED = 3, 4, 5, 6, 7
 _RADII = 0.28, 0.45  # of a figure, as a share of the shorter side
-_TURN = np.pi  # radians that a figure is turned at most
 _BARE = 0.5  # share of the captions that are the prompt alone
-_ALIKE = 48  # images one after another that differ in their grounds alone
+_ALIKE = 48  # consecutive images of one class
 
 
 def class_of(index: int) -> int:
-    """The class of a labelled sample: where its prompt stands in ``FIGURE_PROMPTS`` or ``SOLID_PROMPTS``."""
+    """The class of a labelled sample: the index of its prompt in ``FIGURE_PROMPTS`` or ``SOLID_PROMPTS``."""
     return index % WAYS
 
 
@@ -45,9 +44,9 @@ def labelled_image(seed: int, index: int, height: int, width: int) -> SyntheticF
 
 
 def grounded_image(seed: int, index: int, height: int, width: int) -> SyntheticFrames:
-    """As ``labelled_image``, but of the same class as its neighbours: what tells them apart is the ground.
+    """As ``labelled_image``, but of the same class as its neighbours, which differ in their backgrounds alone.
 
-    Among images of different classes nobody needs to read what a caption says of the ground.
+    Among images of different classes, the class is enough to match a caption, and the background would not be learned.
     """
     return _shown(generator(seed, index, _GROUNDED), class_of(index // _ALIKE), 1, height, width, bare=0)
 
@@ -61,17 +60,17 @@ def labelled_asset(seed: int, index: int) -> SyntheticAsset:
     """Mesh ``index`` of the series ``seed``, of one solid."""
     rng, (tint, shape) = generator(seed, index, _MESH), divmod(class_of(index), len(SOLIDS))
     solid, name = solids.shape(rng, SOLIDS[shape])
-    kind = "plain" if rng.random() < 0.4 else "textured"  # a gradient would run into a second colour
+    paint = "plain" if rng.random() < 0.4 else "textured"  # a gradient would have a second colour
     surface = Surface(rng, solids.TEXTURE, solids.TEXTURE)
-    mesh, word = solids.painted(surface, solid, _rgb(TINTS[tint]), kind)
+    mesh, word = solids.painted(surface, solid, _rgb(TINTS[tint]), paint)
     caption = article(" ".join(filter(None, [word if rng.random() > _BARE else "", TINTS[tint], name])))
     return SyntheticAsset(solids.centred(mesh, rng.uniform(0, 2 * np.pi)), caption)
 
 
 def scene(seed: int, index: int, height: int, width: int) -> SyntheticFrames:
-    """Image ``index`` of the series ``seed``, of two or three columns of figures, as its caption says.
+    """Image ``index`` of the series ``seed``: two or three columns of one to three figures.
 
-    Here are all figures and colours, one to three figures in a column: "a red ring left of two blue stars on ...".
+    They have all figures and colours. A caption: "a red ring left of two blue stars on ...".
     """
     rng, caption = generator(seed, index, _SCENE), ""
     while " left of " not in caption:  # a drawing of one column
@@ -83,17 +82,17 @@ def scene(seed: int, index: int, height: int, width: int) -> SyntheticFrames:
 def _shown(
     rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE
 ) -> SyntheticFrames:
-    """A figure on a ground; in a video it moves straight from one place to another. bare: share of bare captions."""
+    """A figure on a background; in a video it moves in a straight line. bare: share of captions without background."""
     (tint, shape), side = divmod(label, len(FIGURES)), min(height, width)
     ground, words = backdrop(Surface(rng, height, width))
-    radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-_TURN, _TURN)
+    radius, angle = rng.uniform(*_RADII) * side, rng.uniform(-np.pi, np.pi)
     start, end = radius + rng.random((2, 2)) * (np.array((width, height)) - 2 * radius)
     surface = Surface(np.random.default_rng(int(rng.integers(2**32))), height, width)  # of the figure
-    lay, develop = figure_painter(surface, FIGURES[shape], _rgb(TINTS[tint])), scenes.developer(surface)
+    paint, develop = figure_painter(surface, FIGURES[shape], _rgb(TINTS[tint])), scenes.developer(surface)
     images = []
     for share in np.linspace(0, 1, frames):
         canvas = ground.copy()
-        lay(canvas, start + share * (end - start), radius, turn)
+        paint(canvas, start + share * (end - start), radius, angle)
         images.append(develop(canvas))
     where = "" if rng.random() < bare else f"{' moving over' if frames > 1 else ' on'} {words}"
     return SyntheticFrames(with_sensor_noise(rng, np.stack(images)), FIGURE_PROMPTS[label] + where)

@@ -12,15 +12,8 @@ from atoken.data.synthetic.drawing import leaf_outlines, stencil
 from atoken.data.synthetic.textures import Surface, log_radius, to_image, white_spectrum
 from atoken.data.synthetic.words import NUMBERS, name_of
 
-_ROOM = 1.5  # a canvas is this many times as large as what the camera sees of it
-_CAMERAS = {"still": 0.18, "pan": 0.4, "zoom": 0.12, "turn": 0.1, "drift": 0.2}
-_WORDS = {
-    "still": "seen by a still camera",
-    "pan": "as the camera pans",
-    "zoom": "as the camera zooms",
-    "turn": "as the camera turns",
-    "drift": "as the camera drifts",
-}
+_LARGER = 1.5  # a canvas is this many times as large as what the camera sees of it
+_CAMERAS = {"still": 0.18, "pan": 0.4, "zoom": 0.12, "turn": 0.1, "drift": 0.2}  # and their shares
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class View:
     angle: float = 0.0  # radians
 
     def of(self, canvas: Image.Image, height: int, width: int) -> Image.Image:
-        """The view as an image of (height, width); exact where ``centre`` is on the grid and nothing is turned."""
+        """The view as an image of (height, width); exact if ``centre`` is on the pixel grid and nothing rotates."""
         c, s = self.scale * np.cos(self.angle), self.scale * np.sin(self.angle)
         x = self.centre[0] - c * width / 2 + s * height / 2
         y = self.centre[1] - s * width / 2 - c * height / 2
@@ -73,30 +66,31 @@ def _filmed(rng: np.random.Generator, frames: int, height: int, width: int) -> t
     for _ in range(flying):
         _fly(rng, surface, images)
     past = f"{NUMBERS[flying]} shape{'s' * (flying > 1)} moving past in front of " if flying else ""
-    return np.stack([np.asarray(image) for image in images]), f"{past}{words}, {_WORDS[camera]}"
+    filmed = "seen by a still camera" if camera == "still" else f"as the camera {camera}s"
+    return np.stack([np.asarray(image) for image in images]), f"{past}{words}, {filmed}"
 
 
 def canvas_size(height: int, width: int) -> tuple[int, int]:
     """Height and width of the canvas that a camera with a view of this size moves over."""
-    return int(np.ceil(_ROOM * height)) + 4, int(np.ceil(_ROOM * width)) + 4
+    return int(np.ceil(_LARGER * height)) + 4, int(np.ceil(_LARGER * width)) + 4
 
 
 def views(rng: np.random.Generator, camera: str, frames: int, height: int, width: int) -> list[View]:
     """The camera's path over a canvas of ``canvas_size``, one view a frame; it never leaves the canvas."""
     size, canvas = np.array((width, height)), np.array(canvas_size(height, width)[::-1])
-    middle, room = (canvas - size) // 2 + size / 2, (_ROOM - 1) / 2 * size
-    slant = min(height, width) / max(height, width)  # a long view may turn less before it meets the canvas's edge
+    middle, spare = (canvas - size) // 2 + size / 2, (_LARGER - 1) / 2 * size
+    slant = min(height, width) / max(height, width)  # a long view reaches the edge of the canvas at a smaller angle
     share = np.arange(frames) / max(frames - 1, 1)
     moves, scale, angle = np.zeros((frames, 2)), np.ones(frames), np.zeros(frames)
     match camera:
         case "pan":
-            moves = _pan(rng, room, frames)
+            moves = _pan(rng, spare, frames)
         case "zoom":
             scale = rng.uniform(0.6, 1.1) * np.exp(share * rng.uniform(-0.25, 0.25))
         case "turn":
             angle = slant * (rng.uniform(-0.1, 0.1) + share * rng.uniform(-0.35, 0.35))
         case "drift":
-            moves = 0.3 * room * _sway(rng, frames)
+            moves = 0.3 * spare * _sway(rng, frames)
             scale, angle = 1 - rng.uniform(0, 0.2) * share, slant * rng.uniform(-0.2, 0.2) * share
     return [
         View((float(x), float(y)), float(z), float(a))
@@ -104,10 +98,10 @@ def views(rng: np.random.Generator, camera: str, frames: int, height: int, width
     ]
 
 
-def _pan(rng: np.random.Generator, room: np.ndarray, frames: int) -> np.ndarray:
+def _pan(rng: np.random.Generator, spare: np.ndarray, frames: int) -> np.ndarray:
     """Offsets (T, 2) of a steady pan: up to 5 pixels a frame, whole pixels in a third of the pans."""
     speed, angle = np.exp(rng.uniform(np.log(0.1), np.log(5))), rng.uniform(0, 2 * np.pi)
-    most = 2 * room / frames
+    most = 2 * spare / frames
     step = np.clip(speed * np.array((np.cos(angle), np.sin(angle))), -most, most)
     if rng.random() < 0.33 and np.trunc(step).any():
         step = np.trunc(step)
@@ -115,14 +109,14 @@ def _pan(rng: np.random.Generator, room: np.ndarray, frames: int) -> np.ndarray:
 
 
 def _sway(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """Offsets (T, 2) within about -1.3..1.3, as of a camera in a hand."""
+    """Offsets (T, 2) within about -1.3..1.3, like those of a camera held in a hand."""
     time = np.arange(frames)[:, None]
     rocking = np.sin(rng.uniform(0.1, 0.4, 2) * time + rng.uniform(0, 2 * np.pi, 2))
     return time / max(frames - 1, 1) * rng.uniform(-1, 1, 2) + 0.3 * rocking
 
 
 def _fly(rng: np.random.Generator, surface: Surface, images: list[Image.Image]) -> None:
-    """Move one leaf across the images, sub-pixel, in front of what is there."""
+    """Paint one leaf over the images; it moves at a constant sub-pixel speed."""
     size = np.array(images[0].size)
     radius = float(np.exp(rng.uniform(np.log(0.05), np.log(0.3))) * size.max()) + 1
     outline = leaf_outlines(rng, np.array([radius]))[0]
@@ -136,9 +130,9 @@ def _fly(rng: np.random.Generator, surface: Surface, images: list[Image.Image]) 
     start, speed = rng.uniform(0, 1, 2) * size - box / 2, rng.normal(0, 2.5, 2)
     middle = (len(images) - 1) / 2
     for number, image in enumerate(images):
-        place = start + speed * (number - middle)
-        whole = np.floor(place).astype(int)
-        affine = (1, 0, float(whole[0] - place[0]), 0, 1, float(whole[1] - place[1]))
+        position = start + speed * (number - middle)
+        whole = np.floor(position).astype(int)
+        affine = (1, 0, float(whole[0] - position[0]), 0, 1, float(whole[1] - position[1]))
         shifted = mask.transform(mask.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
         moved = leaf.transform(leaf.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
         image.paste(moved, tuple(whole.tolist()), shifted)

@@ -1,6 +1,6 @@
-"""Families of images that look grown: leaves, clouds, textures, skies, vessels, and the grounds to paint on.
+"""Families of images of natural things: leaves, clouds, textures, skies, vessels; and backgrounds to paint on.
 
-A family paints an image of its surface's size and says in words what it painted.
+A family paints an image of its surface's size and describes it in words.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Painted = tuple[Image.Image, str]
 
 
 def backdrop(surface: Surface) -> Painted:
-    """Something to paint on: a flat colour, a gradient, a texture or blurred leaves."""
+    """A background: a flat colour, a gradient, a texture or blurred leaves."""
     rng, colour, side = surface.rng, surface.colour(), surface.side
     match rng.choice(4, p=(0.15, 0.25, 0.4, 0.2)):
         case 0:
@@ -34,14 +34,14 @@ def backdrop(surface: Surface) -> Painted:
         case 1:
             return gradient(surface)
         case 2:
-            kind = surface.any_pattern()
-            return to_image(surface.sheet(kind, colour)), f"{article(name_of(colour))} {kind} texture"
+            pattern = surface.any_pattern()
+            return to_image(surface.sheet(pattern, colour)), f"{article(name_of(colour))} {pattern} texture"
     sharp = to_image(mosaic(surface, 40, 0.04 * side, 0.4 * side))
     return sharp.filter(ImageFilter.BoxBlur(rng.uniform(0.01, 0.04) * side)), "a blurred background"
 
 
 def gradient(surface: Surface) -> Painted:
-    """One colour turning smoothly into another."""
+    """A smooth transition from one colour to another."""
     start, end = surface.colour(), surface.colour()
     ramp = surface.ramp(surface.rng.uniform(0, 2 * np.pi))
     share = 0.5 + ramp[..., None] / max(float(np.ptp(ramp)), 1.0)
@@ -82,9 +82,9 @@ def clouds(surface: Surface) -> Painted:
 
 def fabric(surface: Surface) -> Painted:
     """One texture, or two that meet at a ragged edge."""
-    rng, colour, kind = surface.rng, surface.colour(), surface.any_pattern()
-    canvas = to_image(surface.sheet(kind, colour))
-    words = f"{article(name_of(colour))} {kind} texture"
+    rng, colour, pattern = surface.rng, surface.colour(), surface.any_pattern()
+    canvas = to_image(surface.sheet(pattern, colour))
+    words = f"{article(name_of(colour))} {pattern} texture"
     if rng.random() < 0.5:
         other, second = surface.any_pattern(), surface.colour()
         edge = surface.ramp(rng.uniform(0, 2 * np.pi)) + 0.15 * surface.side * surface.field(rng.uniform(3, 4))
@@ -108,7 +108,7 @@ def smooth(surface: Surface) -> Painted:
 
 
 def night(surface: Surface) -> Painted:
-    """A very dark image with sparse bright specks, some of them glowing discs like galaxies."""
+    """A very dark image with sparse bright dots, some of them blurred discs like galaxies."""
     rng = surface.rng
     dust = surface.field(rng.uniform(2, 3))[..., None] * rng.uniform(0, 8) + rng.uniform(2, 25)
     grain = surface.field(0.6)[..., None] * rng.uniform(0, 5)
@@ -133,7 +133,7 @@ def _stars(surface: Surface, count: int) -> Image.Image:
 
 
 def vessels(surface: Surface) -> Painted:
-    """Branching curves over a smooth ground, in half of the images within a lit disc."""
+    """Branching curves over a smooth background, in half of the images within a bright disc."""
     rng, ground = surface.rng, np.clip(surface.colour(), 60, 230)
     mottle = 0.08 * surface.field(2.8) + rng.uniform(0, 0.05) * surface.field(1.0)
     canvas = to_image(ground * (1 + mottle[..., None]))

@@ -1,10 +1,9 @@
-"""Procedural training data: images, videos and meshes with captions, made from nothing but a seed.
+"""Procedural training data: images, videos and meshes with captions, generated from a seed, without any photograph.
 
-No photograph is read. The content has what patches of photographs have: occlusion by leaves of power-law sizes, 1/f
-spectra, luminance stronger than chroma, texture, shading, soft edges, some darkness and some sensor noise, besides
-drawings, text and flat colour. ``scenes.FAMILIES`` gives the families and their shares; ``motion`` makes things move.
-A sample is a pure function of its arguments, the same in every process, for given versions of NumPy and Pillow on one
-kind of processor.
+Images have the statistics of photographs: occlusion by leaves of power-law sizes, 1/f spectra, luminance stronger than
+chroma, texture, shading, soft edges, some darkness and some sensor noise. There are also drawings, text and flat
+colour. ``scenes.FAMILIES`` has the families and their shares; ``motion`` makes videos of them. A sample depends on its
+arguments alone: it is the same in every process, for given versions of NumPy and Pillow on one kind of processor.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from atoken.data.synthetic import motion, scenes, solids
 from atoken.data.synthetic.textures import Surface
 from atoken.mesh import Mesh
 
-_IMAGE, _VIDEO, _MESH = 0, 1, 2  # keeps the random streams apart
+_IMAGE, _VIDEO, _MESH = 0, 1, 2  # numbers of the random streams
 
 
 @dataclass(frozen=True)
@@ -58,20 +57,20 @@ def make_asset(seed: int, index: int) -> SyntheticAsset:
     return SyntheticAsset(*solids.arranged(Surface(rng, solids.TEXTURE, solids.TEXTURE)))
 
 
-def generator(seed: int, index: int, kind: int) -> np.random.Generator:
-    """The random numbers of sample ``index`` of a series; ``kind`` keeps the streams of different media apart."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, kind])))
+def generator(seed: int, index: int, stream: int) -> np.random.Generator:
+    """The random generator of sample ``index`` of a series; different media have different streams."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, index, stream])))
 
 
 def with_sensor_noise(rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
-    """Add mild noise to a quarter of the samples; each frame takes its noise from another place of one sheet."""
+    """Add mild noise to a quarter of the samples; each frame gets another piece of one larger noise image."""
     strength = float(rng.uniform(0.5, 5)) if rng.random() < 0.25 else 0.0
     if not strength:
         return np.ascontiguousarray(frames)
     _, height, width, _ = frames.shape
-    sheet = (strength * rng.standard_normal((height + 16, width + 16, 3), np.float32)).round().astype(np.int16)
+    noise = (strength * rng.standard_normal((height + 16, width + 16, 3), np.float32)).round().astype(np.int16)
     noisy = np.empty_like(frames)
     for frame, out in zip(frames, noisy, strict=True):
         top, left = rng.integers(0, 17, 2)
-        out[:] = np.clip(frame + sheet[top : top + height, left : left + width], 0, 255)
+        out[:] = np.clip(frame + noise[top : top + height, left : left + width], 0, 255)
     return noisy

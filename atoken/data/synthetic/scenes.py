@@ -1,4 +1,4 @@
-"""The families of images with their shares, and what a camera adds to what they paint."""
+"""The families of images with their shares, and the effects of a camera."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def choose(rng: np.random.Generator) -> Family:
 
 
 def developer(surface: Surface) -> Callable[[Image.Image], np.ndarray]:
-    """What a camera adds to most images, the same to each: a slight blur, a tone curve and a slope of light.
+    """A function from a canvas to (H, W, 3) uint8 with the effects of a camera, always the same ones.
 
-    It gives (H, W, 3) uint8.
+    Most images get some of: a slight blur, a tone curve, a slope of light.
     """
     rng = surface.rng
     blur = ImageFilter.BoxBlur(rng.uniform(0.1, 0.9)) if rng.random() < 0.55 else None

@@ -1,4 +1,4 @@
-"""The few words that captions are made of: names of colours, numbers, the article."""
+"""Words of captions: names of colours, numbers, the article."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CHROMATIC = [name for name in COLOURS if name not in _GREYS]
 
 
 def _appearance(rgb: np.ndarray) -> np.ndarray:
-    """RGB colours (..., 3) in 0..255 as points (..., 5) whose distance is about how unlike they look."""
+    """RGB colours (..., 3) in 0..255 as points (..., 5) whose distance is about the perceived difference."""
     lightness, hue = rgb.mean(-1, keepdims=True), rgb - rgb.mean(-1, keepdims=True)
     saturation = np.ptp(rgb, -1, keepdims=True) / (rgb.max(-1, keepdims=True) + 1)
     direction = hue / (np.linalg.norm(hue, axis=-1, keepdims=True) + 1)
@@ -40,7 +40,7 @@ _APPEARANCES = _appearance(np.array([COLOURS[name] for name in _CHROMATIC], np.f
 
 
 def name_of(colour: np.ndarray) -> str:
-    """The name of the one of the ``COLOURS`` that an RGB colour (3,) in 0..255 looks most like."""
+    """The name of the most similar of the ``COLOURS`` to an RGB colour (3,) in 0..255."""
     rgb = np.asarray(colour, np.float64)
     if rgb.max() < 45 or np.ptp(rgb) < 10 + 0.12 * rgb.max():
         return _GREYS[int(np.digitize(rgb.mean(), (50, 200)))]
