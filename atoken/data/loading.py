@@ -1,6 +1,6 @@
-"""A sample of a source -> frames or voxels that fit a given budget. What is wrong with a sample is an AtokenError.
+"""A sample of a source -> frames or voxels that fit a given budget; an AtokenError says what is wrong with a sample.
 
-Warnings about what is not read (an audio track, a coarser grid) are left out here: a run would fill its log with them.
+Warnings about what is not read (an audio track, a coarser grid) are suppressed, since they would fill a run's log.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from math import ceil
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 from PIL import Image
@@ -26,17 +24,17 @@ from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import voxelize_mesh
 from atoken.tokens import SparseTokens
 
-_REDUCING_GAP = 3.0  # of Pillow: larger images are first reduced by whole numbers, to this many times the size
+_REDUCING_GAP = 3.0  # of Pillow: larger images are first reduced by a whole number, to about this many times the size
 
 
 def load_image(sample: Sample, patches: int, least: int = 1) -> np.ndarray:
     """An image as one frame (1, H, W, 3) uint8 of at most ``patches`` patches, scaled as ``fitting`` says.
 
-    It is made larger only where it has fewer than ``least`` patches. As everywhere, the colours below a transparent
-    place count. Raises: AtokenError.
+    It is enlarged only if it has fewer than ``least`` patches. As everywhere, transparent pixels have their own
+    colours. Raises: AtokenError.
     """
-    with _file(sample) as path:
-        pixels = read_image(path).pixels
+    with _reading(sample):
+        pixels = read_image(sample.media, name=sample.name).pixels
         height, width = pixels.shape[:2]
         return _scaled(pixels, *_grid(height, width, patches, least))[None]
 
@@ -53,16 +51,16 @@ def load_video(
 ) -> np.ndarray:
     """``length`` time steps of a video, (T, H, W, 3) uint8, frames scaled as an image is.
 
-    From a random start, every ``stride``-th frame is taken, which is drawn from one of the ranges, or ``fps`` frames a
-    second by the video's mean rate. A video that is too short for that is taken closer and, where it has too few
-    frames, its last one is repeated: the length never changes, because ranks must agree on it. Raises: AtokenError.
+    Frames are taken from a random start, with a random stride from a random one of the ranges, or with ``fps`` frames a
+    second by the video's mean rate. If the video is too short, the stride is smaller; if it has too few frames, the
+    last one is repeated. The length never changes, because ranks must agree on it. Raises: AtokenError.
     """
     low, high = strides[int(rng.integers(len(strides)))]
-    stride, place, count = Fraction(int(rng.integers(low, high, endpoint=True))), rng.random(), length * PATCH[0]
-    with _file(sample) as path, VideoReader(path) as video:
+    stride, chosen, count = Fraction(int(rng.integers(low, high, endpoint=True))), rng.random(), length * PATCH[0]
+    with _reading(sample), VideoReader(sample.media, name=sample.name) as video:
         info = video.info
         stride = stride if fps is None else info.fps / exact_fps(fps)
-        start, stride = _part(info.declared_frames or 1, count, stride, place)  # 1: it does not say how long it is
+        start, stride = _start(info.declared_frames or 1, count, stride, chosen)  # 1: its length is not declared
         grid, frames = _grid(info.height, info.width, patches, least), list[np.ndarray]()
         for number, (_, frame) in enumerate(video):
             while len(frames) < count and number >= start + len(frames) * stride:
@@ -73,9 +71,9 @@ def load_video(
 
 
 def load_asset(sample: Sample, most: int) -> SparseTokens:
-    """A 3D asset as at most ``most`` voxels, on a coarser grid where need be. Raises: AtokenError."""
-    with _file(sample) as path:
-        return voxels_of(read_mesh(path), most)
+    """A 3D asset as at most ``most`` voxels, if necessary on a coarser grid. Raises: AtokenError."""
+    with _reading(sample):
+        return voxels_of(read_mesh(sample.media, name=sample.name), most)
 
 
 def voxels_of(mesh: Mesh, most: int) -> SparseTokens:
@@ -85,15 +83,15 @@ def voxels_of(mesh: Mesh, most: int) -> SparseTokens:
 
 
 def fitting(patches: int, height: float, width: float) -> tuple[int, int]:
-    """Rows and columns of patches that an image of this shape has at the largest scale at which ``patches`` hold them.
+    """Rows and columns of whole patches of an image of this shape, at the largest scale with at most ``patches``.
 
-    What is no whole patch at that scale is cut off at the edges; but there is at least one row and one column, so that
-    of a very long image only its middle stays.
+    What is less than a whole patch is cut off at the edges. There is at least one row and one column, so that of a very
+    long image only the middle remains.
     """
     counts = np.arange(1, patches + 1)
     columns, rows = np.maximum(1, counts * width // height), np.maximum(1, counts * height // width)
-    tall, wide = (int((counts * others <= patches).sum()) for others in (columns, rows))  # more take more patches
-    found = [(tall, int(columns[tall - 1])), (int(rows[wide - 1]), wide)]  # one of them may have none, but not both
+    tall, wide = (int((counts * others <= patches).sum()) for others in (columns, rows))  # the first so many fit
+    found = [(tall, int(columns[tall - 1])), (int(rows[wide - 1]), wide)]  # one of them may be empty, but not both
     return max(found, key=np.prod)
 
 
@@ -103,7 +101,7 @@ def _grid(height: int, width: int, patches: int, least: int) -> tuple[int, int]:
 
 
 def _scaled(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The middle of a frame in the shape of ``rows`` x ``columns`` patches, scaled to them without aliases."""
+    """The middle of a frame in the shape of ``rows`` x ``columns`` patches, scaled to them with antialiasing."""
     (height, width), size = frame.shape[:2], (columns * PATCH[2], rows * PATCH[1])
     scale = max(size[0] / width, size[1] / height)
     left, top = max(0.0, (width - size[0] / scale) / 2), max(0.0, (height - size[1] / scale) / 2)
@@ -112,25 +110,19 @@ def _scaled(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _part(total: int, count: int, stride: Fraction, place: float) -> tuple[int, Fraction]:
-    """Number of the first of ``count`` frames out of ``total``, chosen by ``place`` in [0, 1), and their stride."""
+def _start(total: int, count: int, stride: Fraction, chosen: float) -> tuple[int, Fraction]:
+    """The first of ``count`` frames out of ``total``, by ``chosen`` in [0, 1), and their stride."""
     closer = Fraction((total - 1) // (count - 1))
     stride = max(min(stride, Fraction(1)), min(stride, closer))
     spare = max(0, total - 1 - ceil((count - 1) * stride))
-    return int(place * (spare + 1)), stride
+    return int(chosen * (spare + 1)), stride
 
 
 @contextmanager
-def _file(sample: Sample) -> Iterator[Path]:
-    """The sample as a file; whatever reading it raises is an AtokenError."""
+def _reading(sample: Sample) -> Iterator[None]:
+    """Whatever reading the sample raises is an AtokenError."""
     with translated(f"Cannot use {sample.key}"), _quiet():
-        if isinstance(sample.media, Path):
-            yield sample.media
-            return
-        with NamedTemporaryFile(suffix=sample.suffix) as file:
-            file.write(sample.media)
-            file.flush()
-            yield Path(file.name)
+        yield
 
 
 @contextmanager

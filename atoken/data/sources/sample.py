@@ -30,6 +30,11 @@ class Sample:
     suffix: str
     captions: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """What readers call it in messages; the suffix says which format it is where its bytes do not."""
+        return str(self.media) if isinstance(self.media, Path) else self.key + self.suffix
+
 
 class Source(Protocol):
     """Samples by number, in an order that never changes; small when pickled for worker processes."""
