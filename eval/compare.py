@@ -8,9 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from atoken.report.page import Table
 from eval.protocol import binding
 from eval.report.results import Column, Row, read_results
-from eval.report.tables import Table, by_task, names, numbers_table
+from eval.report.tables import by_task, names, numbers_table
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
 def _titled(task: str, rows: Sequence[Row]) -> Table:
     table = numbers_table(rows)
     lines = tuple((str(row.path), *cells) for row, cells in zip(rows, table.rows, strict=True))
-    return Table(task, ("file", *table.head), lines, numbers=True)
+    return Table(task, ("file", *table.head), lines, table.numbers)
 
 
 def _refused(rows: Sequence[Row]) -> Iterator[str]:
@@ -84,12 +85,12 @@ def plain(table: Table) -> str:
     """A table for a terminal: words to the left, numbers to the right."""
     lines = [table.head, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    words = table.head.index("model") if table.numbers else len(widths) - 1
+    words = len(widths) - table.numbers
     return "\n".join(_line(line, widths, words) for line in lines)
 
 
 def _line(cells: Iterable[str], widths: Sequence[int], words: int) -> str:
     placed = zip(cells, widths, strict=True)
     return "  ".join(
-        cell.ljust(width) if place <= words else cell.rjust(width) for place, (cell, width) in enumerate(placed)
+        cell.ljust(width) if place < words else cell.rjust(width) for place, (cell, width) in enumerate(placed)
     ).rstrip()

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from atoken.errors import AtokenError
+from atoken.report.charts import by_number
 from atoken.tokenizer import Tokenizer, load
 from eval.contract import Model
 from eval.job import Job
@@ -29,7 +30,7 @@ from eval.models.tokenizer import AToken
 from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from eval.models.video_codecs import VideoCodec
 from eval.prepare import Preparation
-from eval.rate_report import CURVE, Point, check_charts, write
+from eval.rate_report import CURVE, Point, write
 from eval.shards import Row
 from eval.sources.entry import Prepared
 from eval.sources.folders import local
@@ -49,7 +50,7 @@ def rate(
     device: str = "auto",
     dtype: str = "auto",
 ) -> list[Point]:
-    """Measure and write ``rate.json``, ``rate.md``, ``MODALITY-psnr.png`` and ``MODALITY-ssim.png`` into ``out``.
+    """Measure and write ``rate.json``, ``rate.md`` and ``rate.html`` into ``out``.
 
     source: a folder, of which the images and videos are taken at native size, or sources by modality ("image",
     "video"). models: tokenizers, which get points on the chart and codecs at their bytes. peers: further points.
@@ -60,7 +61,7 @@ def rate(
     tokenizers = [
         model if isinstance(model, Tokenizer) else load(model, device=device, dtype=dtype) for model in models
     ]
-    check_charts()  # before hours of work
+    by_number("", "", "", {"test": [(1, 1)]})  # fails without matplotlib: before hours of work
     points: list[Point] = []
     failed: dict[str, str] = {}
     for modality, of in sources.items():

@@ -30,7 +30,7 @@ FLOORS = [
     {"model"},
     {"gaussian_decoder"},
     {"gaussians"},
-    {"data"},
+    {"data", "report"},
     {"io"},
     {"modalities", "metrics", "layers", "rasterize"},
     {"tokens", "attention", "rope", "bottleneck", "cameras", "mesh"},
@@ -38,7 +38,17 @@ FLOORS = [
     {"__init__"},
 ]
 SIBLINGS = {"mllm", "generation", "eval", "demos", "scripts", "benchmarks", "tests"}
-OPTIONAL = {"decord", "deepspeed", "flash_attn", "trimesh", "embreex", "gsplat", "scipy", "pyarrow"}  # imported late
+OPTIONAL = {
+    "decord",
+    "deepspeed",
+    "flash_attn",
+    "trimesh",
+    "embreex",
+    "gsplat",
+    "scipy",
+    "pyarrow",
+    "matplotlib",
+}  # imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 
 

@@ -166,9 +166,13 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--mfu", type=float, default=0.45, help="of the plan: share of their peak (default: 0.45)")
     train.set_defaults(json=False)  # its tables are for people
     tasks = train.add_subparsers(dest="task", metavar="report")
-    report = tasks.add_parser("report", help="one page of a run's curves and images, to look at or to mail")
-    report.add_argument("run", help="folder of the run")
-    report.add_argument("-o", "--out", help="HTML file (default: report.html in the folder)")
+    report = tasks.add_parser("report", help="one page of the curves and images of a run, to look at or to mail")
+    report.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a run; of several, each goes on from the last"
+    )
+    report.add_argument(
+        "-o", "--out", help=".html, or .svg for the loss alone (default: report.html in the last folder)"
+    )
 
 
 def _add_found(command: argparse.ArgumentParser) -> None:

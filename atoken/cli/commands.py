@@ -248,11 +248,11 @@ def _describe(path: Path, options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Stages of training, or what they would take, or a page that shows a run of one."""
+    """Stages of training, or what they would take, or a page that shows its runs."""
     if options.task == "report":
         from atoken.train.report import report
 
-        console.out(str(report(options.run, options.out)))
+        console.out(str(report(options.runs, options.out)))
         return 0
     from atoken.pretrain import command
 

@@ -1,7 +1,4 @@
-"""What a report shows of single images: where a reconstruction is worst, how it differs, and crops of it.
-
-Letters: ``T`` frames or views, ``H`` rows and ``W`` columns of pixels.
-"""
+"""What a report shows of single images: where a reconstruction is worst, how it differs, and crops of it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,27 +15,35 @@ from atoken.io import read_image
 from atoken.metrics.pixels import psnr
 from eval.contract import Sample
 from eval.report.results import Row
+from eval.report.tables import number_text
 
 SHOWN = 384  # pixels a side of an image on the page; three of them stand side by side
-MOST_AMPLIFIED = 64
 CLIPPED = 0.01  # share of a difference map's values that may go over white
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels of the image as it was measured
+Boxes = Mapping[str, list[tuple[str, Box]]]  # what is inside and the box, by key
+
+
+class Strip(NamedTuple):
+    """Images of one size side by side, (H, W, 3) uint8 each, with a title and what they are."""
+
+    title: str
+    words: str
+    images: tuple[np.ndarray, ...]
 
 
 def keep(sample: Sample) -> tuple[np.ndarray, np.ndarray] | None:
-    """The original and the reconstruction that a report shows of a sample, (H, W, 3) uint8 each.
+    """The target and the prediction that a report shows of a sample, (H, W, 3) uint8 each; None if it has no images.
 
-    Of a video or an asset the frame or view with the largest squared error in the pixels that count; None of a sample
-    without images. A runner writes both as PNG and names them in the row (``worst``, ``shown``).
+    Of a video or an asset it is the frame or view with the largest squared error in the pixels that count.
     """
     if sample.target is None or sample.prediction is None or not len(sample.target):
         return None
-    errors = []
-    for place, (target, prediction) in enumerate(zip(sample.target, sample.prediction, strict=True)):
-        squares = squared_errors(target, prediction)
-        counts = None if sample.mask is None else sample.mask[place]
-        errors.append(squares.mean() if counts is None else squares[counts].sum() / max(counts.sum(), 1))
+    counts = np.ones(sample.target.shape[:3], bool) if sample.mask is None else sample.mask
+    errors = [
+        squared_errors(*images)[mask].sum() / max(mask.sum(), 1)
+        for *images, mask in zip(sample.target, sample.prediction, counts, strict=True)
+    ]
     frame = int(np.argmax(errors))
     return sample.target[frame], sample.prediction[frame]
 
@@ -50,12 +55,40 @@ def squared_errors(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image that was kept: the original and the reconstruction, (H, W, 3) uint8, and what was measured of it."""
+    """Target and prediction that were kept of an item, (H, W, 3) uint8; ``title``: its key and what was measured."""
 
     key: str
+    title: str
     target: np.ndarray
     prediction: np.ndarray
-    numbers: Mapping[str, float]
+
+    def triptych(self) -> Strip:
+        """Target, prediction and amplified difference.
+
+        Of an image larger than ``SHOWN`` it is the window in which the squared error is largest, pixel by pixel: an
+        image made smaller would hide what went wrong.
+        """
+        left, top, right, bottom = worst_window(squared_errors(self.target, self.prediction), SHOWN)
+        target, prediction = (image[top:bottom, left:right] for image in (self.target, self.prediction))
+        difference, factor = amplified(target, prediction)
+        words = f"target, prediction, difference x {factor}"
+        if target.shape != self.target.shape:
+            height, width = self.target.shape[:2]
+            words += f"; the worst part, rows {top} to {bottom}, columns {left} to {right} of {height} x {width}"
+        return Strip(self.title, words, (target, prediction, difference))
+
+    def crops(self, boxes: Boxes) -> Iterator[Strip]:
+        """The boxes of this image. Raises: ReportError (a box that is not inside)."""
+        height, width = self.target.shape[:2]
+        for what, (left, top, right, bottom) in boxes.get(self.key, ()):
+            if right > width or bottom > height:
+                raise ReportError(
+                    f"A box of {self.key} ends at ({right}, {bottom}), outside its {width}x{height} pixels as it was "
+                    "measured; scale the box as the image was scaled."
+                )
+            target, prediction = (image[top:bottom, left:right] for image in (self.target, self.prediction))
+            title = f"{what} of {self.key}, PSNR {psnr(prediction, target):.2f} dB"
+            yield Strip(title, "target, prediction", (target, prediction))
 
 
 def pairs(row: Row, block: str) -> Iterator[Pair]:
@@ -69,23 +102,8 @@ def pairs(row: Row, block: str) -> Iterator[Pair]:
             raise ReportError(f"An image that {row.path} names cannot be read: {error}") from error
         if target.shape != prediction.shape:
             raise ReportError(f"The two images of {one['key']} in {row.path} differ in size; run it again.")
-        yield Pair(str(one["key"]), target, prediction, _numbers(one))
-
-
-def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
-
-
-def triptych(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, int, Box]:
-    """Original, reconstruction and amplified difference side by side; the factor; and which part of the image.
-
-    Of an image larger than ``SHOWN`` that window in which the squared error is largest, pixel by pixel: an image made
-    smaller would hide what went wrong.
-    """
-    left, top, right, bottom = window = worst_window(squared_errors(target, prediction), SHOWN)
-    target, prediction = (image[top:bottom, left:right] for image in (target, prediction))
-    difference, factor = amplified(target, prediction)
-    return np.concatenate([target, prediction, difference], axis=1), factor, window
+        numbers = [f"{name} {number_text(value)}" for name, value in one.items() if isinstance(value, int | float)]
+        yield Pair(str(one["key"]), ", ".join([str(one["key"]), *numbers]), target, prediction)
 
 
 def amplified(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, int]:
@@ -105,20 +123,7 @@ def worst_window(errors_HW: np.ndarray, side: int) -> Box:
     return int(left), int(top), int(left) + width, int(top) + height
 
 
-# ------------------------------------------------------------------------------------------------------------ boxes
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A box of an image, original and reconstruction side by side (h, 2 w, 3), and the PSNR inside it."""
-
-    key: str
-    what: str
-    pixels: np.ndarray
-    psnr: float
-
-
-def read_boxes(path: str | Path) -> dict[str, list[tuple[str, Box]]]:
+def read_boxes(path: str | Path) -> Boxes:
     """Boxes of texts, faces or what else, by key.
 
     JSON: ``{KEY: [{"box": [left, top, right, bottom], "what": "face"}]}``, in pixels of the image as it was measured;
@@ -139,16 +144,3 @@ def _box(numbers: Iterable[object]) -> Box:
     if not (0 <= left < right and 0 <= top < bottom):
         raise ValueError(numbers)
     return left, top, right, bottom
-
-
-def crops(pair: Pair, boxes: Iterable[tuple[str, Box]]) -> Iterator[Crop]:
-    """The boxes of one image. Raises: ReportError (a box that is not inside)."""
-    height, width = pair.target.shape[:2]
-    for what, (left, top, right, bottom) in boxes:
-        if right > width or bottom > height:
-            raise ReportError(
-                f"A box of {pair.key} ends at ({right}, {bottom}), outside its {width}x{height} pixels as measured; "
-                "scale it as the image was."
-            )
-        target, prediction = (image[top:bottom, left:right] for image in (pair.target, pair.prediction))
-        yield Crop(pair.key, what, np.concatenate([target, prediction], axis=1), psnr(prediction, target))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from atoken.errors import ReportError
+from atoken.report.rows import read_rows
 from eval.protocol import FORMAT, binding, fingerprint
 
 
@@ -29,27 +28,18 @@ class Row:
     """A row of a result file; ``path`` is that file, ``run`` its block of what may differ between runs."""
 
     path: Path
+    task: str
+    model: str
     record: Mapping[str, Any]
     run: Mapping[str, Any]
-
-    @property
-    def task(self) -> str:
-        """The name of the task."""
-        return str(self.record["task"])
-
-    @property
-    def model(self) -> str:
-        """The name of what was measured."""
-        return str(self.record["model"])
 
     def numbers(self) -> dict[Column, float]:
         """Its numbers by column; none where it has failed."""
         if self.record["status"] == "failed":
             return {}
-        protocol, numbers = self.record["protocol"], self.record["numbers"]
         return {
-            Column(name, fingerprint(protocol, number["metric"])): float(number["value"])
-            for name, number in numbers.items()
+            Column(name, fingerprint(self.record["protocol"], number["metric"])): float(number["value"])
+            for name, number in self.record["numbers"].items()
         }
 
     def protocol(self) -> dict[str, str]:
@@ -66,23 +56,16 @@ class Row:
             raise ReportError(f"{self.path} names {name}, which is outside its folder; do not trust this file.")
         return path
 
-    def items(self) -> dict[str, np.ndarray] | None:
-        """What was measured of each item alone, (items,) float64 by name; None where the file is not there any more.
+    def items(self) -> dict[str, np.ndarray]:
+        """What was measured of each item alone, (items,) float64 by name; nothing where its file was removed.
 
         A number that is not finite or that an item lacks is NaN. Raises: ReportError.
         """
         named = self.record["items"].get("file")
         path = None if named is None else self.file(named)
-        if path is None or not path.is_file():
-            return None
-        columns: dict[str, dict[int, float]] = defaultdict(dict)
-        lines = 0
-        for place, line in _lines(path):
-            lines = place + 1
-            for name, value in line.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    columns[name][place] = value if math.isfinite(value) else math.nan
-        return {name: _array(values, lines) for name, values in columns.items()}
+        lines = [*read_rows(path)] if path and path.is_file() else []
+        names = dict.fromkeys(name for line in lines for name, value in line.items() if _is_number(value))
+        return {name: np.array([_finite(line.get(name)) for line in lines]) for name in names}
 
 
 def read_results(paths: Iterable[str | Path]) -> list[Row]:
@@ -104,29 +87,19 @@ def _rows(path: Path) -> Iterator[Row]:
         raise ReportError(f"{path} is not a result file of this version ({FORMAT}); run the evaluation again.")
     try:
         for record in result["rows"]:
-            row = Row(path, record, result.get("run", {}))
+            row = Row(path, str(record["task"]), str(record["model"]), record, result.get("run", {}))
             wrong = [column.name for column, value in row.numbers().items() if not math.isfinite(value)]
-            row.protocol(), record["task"], record["model"], record["items"]["planned"]
+            row.protocol(), record["items"]["planned"]
             if wrong:
                 raise ReportError(f"In {path}, {wrong[0]} of {row.model} is not finite; run the evaluation again.")
             yield row
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ReportError(f"{path} is damaged: a row lacks what it must hold; run the evaluation again.") from error
+        raise ReportError(f"{path} is damaged: a row is incomplete; run the evaluation again.") from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    numbers = count()
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in zip(numbers, lines, strict=False):
-                yield number, dict(json.loads(line))
-    except OSError as error:
-        raise ReportError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ReportError(f"{path} is damaged at line {number + 1}; run the evaluation again.") from error
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _array(values: Mapping[int, float], lines: int) -> np.ndarray:
-    column = np.full(lines, np.nan)
-    column[list(values)] = list(values.values())
-    return column
+def _finite(value: Any) -> float:
+    return value if _is_number(value) and math.isfinite(value) else math.nan

@@ -1,25 +1,15 @@
-"""The tables of a report, and all of them as Markdown. Numbers of different fingerprints never share a column."""
+"""The tables of a report. Numbers of different fingerprints never share a column."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from eval.report.results import Column, Row
+from atoken.report.page import Table
+from eval.report.results import Row
 
 LISTED = 20  # failed items named for each row
 _GROUPED = re.compile(r"(.+)/(\d+)")  # a number of one group of codes
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text, as a rule of ``numbers``; all rows as long as ``head``."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: bool = False
 
 
 def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -31,11 +21,11 @@ def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """How the rows of one task are called: by model, and by number where several have the same."""
+    """What the rows of one task are called: their model, and a number where several have the same."""
     models = [row.model for row in rows]
     return [
-        name if models.count(name) == 1 else f"{name} ({models[: place + 1].count(name)})"
-        for place, name in enumerate(models)
+        name if models.count(name) == 1 else f"{name} ({models[: position + 1].count(name)})"
+        for position, name in enumerate(models)
     ]
 
 
@@ -44,11 +34,21 @@ def tables(rows: Sequence[Row]) -> Iterator[Table]:
     yield numbers_table(rows)
     for row, name in zip(rows, names(rows), strict=True):
         if groups := grouped(row):
-            yield _groups_table(name, groups)
-    yield _records_table("Models", rows, [row.record.get("identity", {}) for row in rows])
-    yield protocol_table(rows)
-    yield _records_table("Runs", rows, [_flat(row.run) for row in rows])
-    if problems := tuple(_problems(rows)):
+            numbers = [
+                (str(group), *(number_text(of[group]) if group in of else "" for of in groups.values()))
+                for group in sorted(set().union(*groups.values()))
+            ]
+            yield Table(f"Codes of {name}", ("group", *groups), numbers, len(groups))
+    identities = [row.record.get("identity", {}) for row in rows]
+    fields = tuple(dict.fromkeys(field for identity in identities for field in identity))
+    models = [
+        (name, *(str(identity.get(field, "")) for field in fields))
+        for name, identity in zip(names(rows), identities, strict=True)
+    ]
+    yield Table("Models", ("model", *fields), models)
+    yield _agreement("Protocol", rows, [row.protocol() for row in rows])
+    yield _agreement("Run", rows, [dict(_flat(row.run)) for row in rows])
+    if problems := list(_problems(rows)):
         yield Table("Problems", ("model", "what", "why"), problems)
 
 
@@ -58,12 +58,12 @@ def numbers_table(rows: Sequence[Row]) -> Table:
     columns = list(dict.fromkeys(column for of in found for column in of if not _GROUPED.fullmatch(column.name)))
     order = [column.name for column in columns]
     columns.sort(key=lambda column: order.index(column.name))
-    head = ("model", "items", *(f"{column.name} [{column.fingerprint}]" for column in columns))
     lines = [
-        (name, _measured(row), *(_text(of, column) for column in columns))
+        (name, _measured(row), *(number_text(of[column]) if column in of else "" for column in columns))
         for name, row, of in zip(names(rows), rows, found, strict=True)
     ]
-    return Table("Numbers [fingerprint of how they were made]", head, tuple(lines), numbers=True)
+    head = ("model", "items", *(f"{column.name} [{column.fingerprint}]" for column in columns))
+    return Table("Numbers [fingerprint of their protocol]", head, lines, len(head) - 1)
 
 
 def grouped(row: Row) -> dict[str, dict[int, float]]:
@@ -75,78 +75,36 @@ def grouped(row: Row) -> dict[str, dict[int, float]]:
     return {name: dict(sorted(of.items())) for name, of in found.items()}
 
 
-def protocol_table(rows: Sequence[Row]) -> Table:
-    """Every field that must agree: one value where it does, else that of each row, and the field is marked."""
-    protocols = [row.protocol() for row in rows]
-    fields = list(dict.fromkeys(name for of in protocols for name in of))
-    lines = [(name, [of.get(name, "not recorded") for of in protocols]) for name in fields]
-    if all(len(set(values)) == 1 for _, values in lines):
-        return Table("Protocol", ("field", "value"), tuple((name, values[0]) for name, values in lines))
-    marked = tuple((name if len(set(values)) == 1 else f"{name} (differs)", *values) for name, values in lines)
-    return Table("Protocol: fields differ, so numbers are in columns of their own", ("field", *names(rows)), marked)
+def _agreement(title: str, rows: Sequence[Row], records: Sequence[Mapping[str, str]]) -> Table:
+    """Every field: one value where all fields agree, else that of each row, and the fields that differ are marked."""
+    fields = dict.fromkeys(field for record in records for field in record)
+    values = {field: [record.get(field, "not recorded") for record in records] for field in fields}
+    if all(len(set(of)) == 1 for of in values.values()):
+        return Table(title, ("field", "value"), [(field, of[0]) for field, of in values.items()])
+    marked = [(field if len(set(of)) == 1 else f"{field} (differs)", *of) for field, of in values.items()]
+    return Table(f"{title}: fields differ", ("field", *names(rows)), marked)
 
 
 def number_text(value: float) -> str:
-    """Four places below 10, two below 10,000, none above."""
+    """Four decimals below 10, two below 10,000, none above."""
     size = abs(value)
     return f"{value:.4f}" if size < 10 else f"{value:,.2f}" if size < 10_000 else f"{value:,.0f}"
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """All tables, task by task."""
-    parts = []
-    for task, of in by_task(rows).items():
-        parts.append(f"## {_escaped(task)}\n")
-        parts += [_markdown(table) for table in tables(of)]
-    return "\n".join(parts)
-
-
-def _markdown(table: Table) -> str:
-    head, *lines = (tuple(map(_escaped, row)) for row in (table.head, *table.rows))
-    body = [head, ("---",) * len(head), *lines]
-    return f"### {_escaped(table.title)}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in body)
-
-
-def _escaped(text: str) -> str:
-    """As plain text of Markdown, in one line."""
-    return re.sub(r"([\\`*_<>\[\]|])", r"\\\1", " ".join(text.split()))
-
-
-def _text(numbers: Mapping[Column, float], column: Column) -> str:
-    return number_text(numbers[column]) if column in numbers else ""
 
 
 def _measured(row: Row) -> str:
     items = row.record["items"]
     measured, full = items.get("measured", 0), items.get("full", items["planned"])
-    parts = f"{measured:,}" if measured == full else f"{measured:,} of {full:,}"
-    return parts if row.record["status"] == "complete" else f"{parts}, {row.record['status']}"
+    count = f"{measured:,}" if measured == full else f"{measured:,} of {full:,}"
+    return count if row.record["status"] == "complete" else f"{count}, {row.record['status']}"
 
 
-def _groups_table(name: str, groups: Mapping[str, Mapping[int, float]]) -> Table:
-    places = sorted({group for of in groups.values() for group in of})
-    lines = tuple(
-        (str(group), *(number_text(of[group]) if group in of else "" for of in groups.values())) for group in places
-    )
-    return Table(f"Codes of {name}", ("group", *groups), lines, numbers=True)
-
-
-def _records_table(title: str, rows: Sequence[Row], records: Sequence[Mapping[str, object]]) -> Table:
-    fields = list(dict.fromkeys(name for record in records for name in record))
-    lines = [
-        (name, *(str(record.get(field, "")) for field in fields))
-        for name, record in zip(names(rows), records, strict=True)
-    ]
-    return Table(title, ("model", *fields), tuple(lines))
-
-
-def _flat(record: Mapping[str, object]) -> dict[str, object]:
+def _flat(record: Mapping[str, object], before: str = "") -> Iterator[tuple[str, str]]:
     """Blocks inside a block as ``outer.inner``."""
-    found: dict[str, object] = {}
     for name, value in record.items():
-        inner = {f"{name}.{key}": more for key, more in value.items()} if isinstance(value, Mapping) else {name: value}
-        found |= inner
-    return found
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, str(value)
 
 
 def _problems(rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:

@@ -172,7 +172,7 @@ def test_rate_of_a_folder(photographs, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert main(["rate", str(photographs), "--model", "pca:12", "-o", str(out)]) == 0
     assert "PCA, 12 numbers a patch" in capsys.readouterr().out
-    assert (out / "image-psnr.png").is_file()
+    assert (out / "rate.html").is_file()
     (photographs / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert main(["rate", str(photographs), "--model", "jpeg:50", "-o", str(out), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["failed"].keys() == {"broken.png"}

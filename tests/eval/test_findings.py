@@ -1,29 +1,12 @@
-"""Charts are the same every time; differences, windows and frames that a report shows are the worst ones."""
+"""Differences, windows and frames that a report shows are the worst ones."""
 
-from io import BytesIO
+import re
 
 import numpy as np
-import PIL.Image
 
 from atoken.io import Image
 from eval.contract import Item, Sample
-from eval.report import charts, findings
-
-
-def pixels_of(png):
-    return np.asarray(PIL.Image.open(BytesIO(png)))
-
-
-def test_charts_are_images_and_the_same_every_time():
-    values = {"_a$b$": np.array([1.0, 2, np.nan, 4]), "c": np.array([5.0])}
-    first, second = (charts.histogram("psnr $x", values) for _ in range(2))
-    assert first == second
-    assert pixels_of(first).shape == (442, 728, 4)
-    points = {"one": (np.array([3.0, 1, 2]), np.array([1.0, 2, 3]))}
-    assert charts.curves("x", "y", points) == charts.curves(
-        "x", "y", {"one": tuple(a[[1, 2, 0]] for a in points["one"])}
-    )
-    assert charts.curves("x", "y", points) != charts.curves("x", "y", points, logarithmic=True)
+from eval.report import findings
 
 
 def test_differences_are_amplified_by_the_largest_power_of_two_that_fits():
@@ -52,8 +35,10 @@ def test_the_worst_window_is_that_of_brute_force():
     large = np.zeros((400, 900, 3), np.uint8)
     spot = large.copy()
     spot[390:, 800:810] = 9
-    pixels, _, (left, top, right, bottom) = findings.triptych(large, spot)
-    assert pixels.shape == (findings.SHOWN, 3 * findings.SHOWN, 3)
+    _, words, images = findings.Pair("key", "title", large, spot).triptych()
+    assert [image.shape for image in images] == [(findings.SHOWN, findings.SHOWN, 3)] * 3
+    top, bottom, left, right, *size = map(int, re.findall(r"\d+", words)[1:])
+    assert size == [400, 900]
     assert left <= 800 < 810 <= right
     assert (top, bottom) == (16, 400)
 

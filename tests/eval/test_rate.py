@@ -17,14 +17,14 @@ from eval.models.matching import AtMost
 from eval.models.pca import PCA
 from eval.prepare import Preparation
 from eval.rate import CRFS, QUALITIES, Bench, media_of, rate
-from eval.rate_report import Point, drawn, markdown, write
+from eval.rate_report import Point, drawn, tables, write
 from eval.sources.entry import Entry, Prepared
 from tests.eval.media import made_image, made_video
+from tests.report.pages import Page
 from tests.tokenizer.small import small_tokenizer
 from tests.tolerances import FP32
 
 pytest.importorskip("matplotlib", reason="the extra eval is not installed")
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def listed(*items):
@@ -131,8 +131,9 @@ def test_images_from_a_folder_to_tables_and_charts(tmp_path, small_pca):
     for metric in ("psnr", "ssim", "size"):
         assert len({point["fingerprints"][metric] for point in measured}) == 1
     assert "| small-discrete | 2 |" in (tmp_path / "out" / "rate.md").read_text()
-    for name in ("psnr", "ssim"):
-        assert (tmp_path / "out" / f"image-{name}.png").read_bytes().startswith(PNG)
+    page = Page(tmp_path / "out" / "rate.html")
+    assert page.charts_under("image") == ["PSNR, dB", "SSIM"]
+    assert {"JPEG", "WebP", "small-continuous"} <= set(page.charts[0][2])
 
 
 def test_videos_beside_codecs_of_videos(tmp_path, small_pca):
@@ -148,7 +149,7 @@ def test_videos_beside_codecs_of_videos(tmp_path, small_pca):
     *_, pca = of(points, group="at the bytes of small-discrete")
     assert pca.record["model"] == "48 principal components of patches of 4 x 16 x 16 pixels"
     assert pca.size == (3 * 2 * 3 + 2 * 2 * 2) / 2 * 48 * 4
-    assert (tmp_path / "video-psnr.png").exists()
+    assert (tmp_path / "rate.html").exists()
 
 
 def test_media_are_what_a_folder_holds(tmp_path):
@@ -178,7 +179,8 @@ def test_a_perfect_item_is_inf_as_text_and_the_chart_takes_the_other_convention(
     assert record["points"][1]["psnr"] == "inf"
     assert record["failed"] == {"x": "It is damaged."}
     text = (tmp_path / "rate.md").read_text()
-    assert "- AVIF: It | is not there." in text
-    assert "- x: It is damaged." in text
-    assert [name for name, _ in drawn(points)] == ["psnr", "ssim"]
-    assert markdown(points).count("\n| ") == 2 + len(points)  # head and rule
+    assert r"| AVIF | It \| is not there. |" in text
+    assert "| x | It is damaged. |" in text
+    (charts,) = drawn(points)
+    assert [figure.title for figure in charts.figures] == ["PSNR of mean error, dB", "SSIM"]
+    assert [row[0] for table in tables(points) for row in table.rows] == [point.model for point in points]
