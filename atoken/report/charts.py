@@ -107,7 +107,7 @@ def by_number(
 
 
 def histogram(title: str, across: str, values: Mapping[str, np.ndarray]) -> str:
-    """How many items have which value, a line for each name; the legend counts those that are not finite.
+    """How many items have which value, a line for each name; the legend counts those without a finite one.
 
     Raises: MissingExtraError.
     """
@@ -116,7 +116,7 @@ def histogram(title: str, across: str, values: Mapping[str, np.ndarray]) -> str:
     edges = np.histogram_bin_edges(np.concatenate([*finite.values()]), BINS)
     for name, of in finite.items():
         lost = len(values[name]) - len(of)
-        label = f"{name} ({lost:,} not finite)" if lost else name
+        label = f"{name} ({lost:,} without a finite value)" if lost else name
         figure.axes[0].stairs(np.histogram(of, edges)[0], edges, label=_label(label), linewidth=1.5)
     return _svg(figure)
 
@@ -132,7 +132,8 @@ def _figure(titles: Sequence[str], across: str, up: str = "") -> Figure:
         panel.set_xlabel(_label(across), color=GREY)
         panel.set_ylabel(_label(up), color=GREY)
         panel.tick_params(which="both", colors=GREY)
-        panel.yaxis.set_major_formatter("{x:g}")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter("{x:g}")  # in full, not as the distance to an offset
         panel.set_axisbelow(True)
         panel.grid(color=GREY, alpha=0.2, linewidth=0.7)
         panel.spines[:].set_color("0.85")

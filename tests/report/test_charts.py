@@ -123,7 +123,7 @@ def test_a_histogram_counts_every_item_and_says_how_many_are_not_finite(monkeypa
     values = {"a": np.array([1.0, 2, np.nan, np.inf, 4]), "b": np.array([5.0])}
     (panel,) = histogram("t", "psnr", values).axes
     assert [stairs.get_data().values.sum() for stairs in panel.patches] == [3, 1]
-    assert panel.get_legend_handles_labels()[1] == ["a (2 not finite)", "b"]
+    assert panel.get_legend_handles_labels()[1] == ["a (2 without a finite value)", "b"]
 
 
 def test_the_same_numbers_give_the_same_text_in_any_thread_and_no_setting_stays():
