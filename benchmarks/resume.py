@@ -24,16 +24,17 @@ from typing import Any
 
 from atoken.pretrain.curriculum import NANO_TASKS, UNUSED
 from atoken.pretrain.datasets import load_datasets
+from atoken.pretrain.run import run
 from atoken.pretrain.stages import Stage
 from atoken.train import run_folder
-from atoken.train.loop import run
+from atoken.train.recipe import Recipe
 from atoken.train.run_folder import RunFolder
 
 TASKS = {
     "image": replace(NANO_TASKS["image"], tokens=128, patches=(16, 64)),
     "video": replace(NANO_TASKS["video"], tokens=128, patches=(16, 32)),
 }
-STAGE = Stage("resume", "nano", TASKS, {"image": 3, "video": 1}, frozen=UNUSED, steps=24, warmup=4)
+STAGE = Stage("resume", "nano", TASKS, {"image": 3, "video": 1}, frozen=UNUSED, recipe=Recipe(steps=24, warmup=4))
 MOMENTS, FLIPS, EVERY = 30, 300, 3
 # A call that saving makes, which of them in the run, and whether the process dies before or after it.
 POINTS = [

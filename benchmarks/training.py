@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from itertools import islice
 
@@ -17,14 +18,15 @@ import torch
 from atoken.layers import Block
 from atoken.model import ATokenModel
 from atoken.presets import preset
-from atoken.pretrain.batches import Batch, batches
-from atoken.pretrain.cost import model_parts, tiles, training_flops
+from atoken.pretrain.batches import Batch, MicroBatches
 from atoken.pretrain.curriculum import NANO_3, PATCHES, UNUSED
 from atoken.pretrain.datasets import load_datasets
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage, Task
 from atoken.tokenizer import load
 from atoken.train.engine import PlainEngine
+from atoken.train.loader import batches
+from atoken.train.recipe import Recipe
 from benchmarks.measure import best_of, matrix_rate
 
 BATCH = 1024  # tokens
@@ -37,22 +39,21 @@ def steps(sizes: list[str], runs: int, compiled: bool) -> None:
     print("|" + " --- |" * 8)
     for size in sizes:
         for mixed in (False, True):
-            _step(replace(STEP, preset=size, mixed_precision=mixed), runs, compiled)
+            _step(replace(STEP, preset=size, recipe=Recipe(mixed_precision=mixed)), runs, compiled)
 
 
 def _step(stage: Stage, runs: int, compiled: bool) -> None:
-    dtype = torch.bfloat16 if stage.mixed_precision else torch.float32
-    (made,) = next(batches(stage, load_datasets("procedural", stage), 0, workers=0))
+    dtype = torch.bfloat16 if stage.recipe.mixed_precision else torch.float32
+    (made,) = next(_batches(stage))
     config = preset(stage.preset)
-    engine = PlainEngine(Objective(ATokenModel(config), stage.used), stage, "cpu")
+    engine = PlainEngine(Objective(ATokenModel(config), stage), stage.recipe, "cpu")
     for block in (module for module in engine.objective.model.modules() if compiled and isinstance(module, Block)):
         block.compile(dynamic=True)
     rate = matrix_rate(dtype)
     whole = best_of(runs, lambda: engine.train([made]))
     inner = best_of(runs, lambda: _forward_and_backward(engine, made))
     rate = max(rate, matrix_rate(dtype))
-    parts = model_parts(config, tiles(made.tokens, config.steps(config.tile_frames)))
-    work = training_flops(parts, stage.frozen).counted / inner
+    work = engine.objective.flops(made) / inner
     print(
         f"| {stage.preset} | {str(dtype).removeprefix('torch.')} | {len(made.tokens.feats)} | {whole:.3f} | "
         f"{inner:.3f} | {work / 1e9:.0f} | {rate / 1e9:.0f} | {work / rate:.1%} |"
@@ -72,20 +73,23 @@ def pipeline(workers: list[int], count: int) -> None:
     for name, task in NANO_3.tasks.items():
         if task.modality in ("surface", "views"):
             continue
-        stage = replace(NANO_3, tasks={name: task}, mixture={name: 1}, auxiliary=(), steps=100_000)
-        (made,) = next(batches(stage, load_datasets("procedural", stage), 0, workers=0))
-        engine = PlainEngine(Objective(nano.model, stage.used, texts=nano.texts), stage, "cpu")
+        stage = replace(NANO_3, tasks={name: task}, mixture={name: 1}, auxiliary=())
+        (made,) = next(_batches(stage))
+        engine = PlainEngine(Objective(nano.model, stage, texts=nano.texts), stage.recipe, "cpu")
         eaten = len(made.tokens.feats) / best_of(5, lambda made=made, engine=engine: engine.train([made]))
         rates = [_rate(stage, number, count) for number in workers]
         cells = " | ".join(f"{rate:,.0f}" for rate in rates)
         print(f"| {name} | {eaten:,.0f} | {cells} | {max(rates) / eaten:.1f} |")
 
 
+def _batches(stage: Stage, steps: int = 1, workers: int = 0) -> Generator[list[Batch]]:
+    return batches(MicroBatches(stage, load_datasets("procedural", stage)), 0, steps, workers)
+
+
 def _rate(stage: Stage, workers: int, count: int) -> float:
     """Tokens a second over ``count`` batches, after the workers have started and filled their queues."""
     first = 1 + 5 * workers  # what is ready does not count
-    stage = replace(stage, steps=first + count + 1)
-    made = batches(stage, load_datasets("procedural", stage), 0, workers)
+    made = _batches(stage, first + count + 1, workers)
     for _ in islice(made, first):
         pass
     start = time.perf_counter()

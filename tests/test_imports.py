@@ -24,6 +24,7 @@ FLOORS = [
     {"cli"},
     {"doctor"},
     {"tokenizer"},
+    {"pretrain"},
     {"train"},
     {"checkpoint", "text"},
     {"presets"},
@@ -102,7 +103,7 @@ def all_imports():
 
 
 def room(module):
-    return module.split(".")[0].replace("pretrain", "train")
+    return module.split(".")[0]
 
 
 ROOMS = {room(module) for module in modules()}
@@ -132,6 +133,14 @@ def test_imports_lead_down():
         and floor_of[target_room(found.name)] <= floor_of[room(found.where)]
     ]
     assert wrong == []
+
+
+def test_the_training_room_knows_nothing_of_what_it_trains():
+    known = {"train", "report", "data", "io", "errors"}
+    found = [found for found in all_imports() if room(found.where) == "train"]
+    inside = {target_room(each.name) for each in found if each.name.split(".")[0] == "atoken"}
+    assert inside <= known
+    assert not [each for each in found if each.name.split(".")[0] == "transformers"]
 
 
 def test_the_package_imports_none_of_its_siblings():
@@ -215,7 +224,7 @@ def test_a_minimal_install_imports_every_module():
     assert set(imported) == {f"atoken.{name}".removesuffix(".__init__") for name in modules()} - {"atoken"}
 
 
-HEAVY = ["torch", "transformers", "PIL", "av", "numpy", "safetensors", "einops", "msgpack", "yaml"]
+HEAVY = ["torch", "transformers", "PIL", "av", "numpy", "safetensors", "einops", "msgpack", "msgspec", "yaml"]
 
 LAZY = """
 import json, sys

@@ -5,14 +5,12 @@ So the position of a run is one integer, and rank r of w takes the indices r, r 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
 from math import isqrt
-from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from atoken.data.sources.sample import Sample, Source, located
 from atoken.errors import AtokenError, MediaError, MissingExtraError
@@ -97,56 +95,6 @@ class Mixture:
             return number, hashed(self._seed, index, attempt) % size
         epoch, turn = divmod(cycle * self._weights[number] + nth, size)
         return number, permuted(turn, size, self._seed, number, epoch)
-
-
-class Counted(Protocol):
-    """Something that was made of ``drawn`` samples; ``broken`` ones were skipped."""
-
-    @property
-    def drawn(self) -> int:
-        """How many."""
-
-    @property
-    def broken(self) -> Sequence[Broken]:
-        """Which."""
-
-
-class Tally:
-    """Counts the broken samples of a run, lists them in a file, a line of JSON each, and stops a run with too many.
-
-    ``most``: the share of all samples that may be broken, checked from ``at_least`` samples on. ``drawn`` and
-    ``broken``: the counts so far, of a run that resumes.
-    """
-
-    def __init__(
-        self, path: str | Path, most: float = 0.1, at_least: int = 100, *, drawn: int = 0, broken: int = 0
-    ) -> None:
-        self.path, self.most, self.at_least = Path(path), most, at_least
-        self.drawn, self.broken = drawn, broken
-
-    def listed(self, step: int, batches: Iterable[Counted]) -> tuple[int, int]:
-        """Write the broken samples of a step to the file. Returns how many samples were drawn, and how many are broken.
-
-        ``count`` gets their sums over all ranks, which must stop together. Raises: MediaError (cannot write).
-        """
-        batches = list(batches)
-        broken = [entry for batch in batches for entry in batch.broken]
-        if broken:
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps({"step": step, **entry._asdict()}) + "\n" for entry in broken)
-            except OSError as error:
-                raise MediaError(f"Cannot write the list of broken samples {self.path}: {error.strerror}.") from error
-        return sum(batch.drawn for batch in batches), len(broken)
-
-    def count(self, drawn: int, broken: int) -> dict[str, int]:
-        """Add to the counts and return them. Raises: MediaError (too many are broken)."""
-        self.drawn, self.broken = self.drawn + drawn, self.broken + broken
-        tried = self.drawn + self.broken
-        if tried >= self.at_least and self.broken > self.most * tried:
-            found, limit = f"{self.broken} of {tried} samples are broken", f"over the limit of {self.most:.0%}"
-            raise MediaError(f"{found}, {limit}; repair or remove those that {self.path} lists.")
-        return {"drawn": self.drawn, "broken": self.broken}
 
 
 def permuted(number: int, size: int, *key: int) -> int:

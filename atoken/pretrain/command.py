@@ -17,9 +17,9 @@ from atoken.pretrain.batches import check_shares
 from atoken.pretrain.config import overridden, touches
 from atoken.pretrain.curriculum import CURRICULA, FINISHED, TUNE, TUNING
 from atoken.pretrain.datasets import load_datasets
+from atoken.pretrain.run import rank, run
 from atoken.pretrain.stages import Stage
 from atoken.pretrain.teachers import NO_TEACHERS, load_teachers
-from atoken.train.loop import run
 from atoken.train.run_folder import RunFolder
 from atoken.train.zero import check_whole
 
@@ -69,12 +69,12 @@ def train(
     processes, and the plain engine in one alone. Raises: AtokenError.
     """
     with _without_denormals():
-        world = _launched("WORLD_SIZE", 1)
+        world = int(os.environ.get("WORLD_SIZE", 1))
         device, zero = _device(device), 1 if zero is None and world > 1 else zero
         for stage in stages:
             check_shares(stage, world)
             if zero is not None:
-                check_whole(stage)
+                check_whole(stage.recipe)
         begin = start_of(stages[0], runs, start)  # what may be missing is found before anything is trained
         datasets = [load_datasets(data or _generated(stage), stage) for stage in stages]
         needed: set[Any] = set().union(*(stage.teachers for stage in stages))
@@ -141,12 +141,7 @@ def start_of(stage: Stage, runs: Path, given: Path | None) -> Path | None:
 
 def speaks() -> bool:
     """Whether this process is the one that prints."""
-    return _launched("RANK", 0) == 0
-
-
-def _launched(name: str, alone: int) -> int:
-    """What a launcher says of the processes that it started."""
-    return int(os.environ.get(name, alone))
+    return rank() == 0
 
 
 def _device(name: str) -> str:

@@ -7,7 +7,6 @@ teachers. Shape letters: ``atoken/tokens.py``; ``F`` is the hidden width of an M
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
@@ -22,19 +21,6 @@ from atoken.tokens import SparseTokens
 
 Tiles = tuple[int, ...]  # tokens of one sample in each of its tiles
 FP32 = 4  # bytes of one number
-# Dense bf16 FLOP/s by the makers' data sheets (half of what they print "with sparsity"), narrower names first:
-# NVIDIA Blackwell (B200), H200, H100 (SXM, PCIe, NVL), A100, L40S and L4; AMD Instinct MI300X.
-PEAKS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "MI300X": 1307e12,
-}
 
 
 @dataclass(frozen=True)
@@ -285,23 +271,6 @@ def memory(
         average=held(counts.trained, FP32, 1),
         activations=activations,
     )
-
-
-def device_peak(name: str) -> float | None:
-    """Dense bf16 FLOP/s of a device by the name that torch gives it; None where unknown, and for a slice of one."""
-    words = set(re.findall(r"\w+", name))
-    known = (rate for key, rate in PEAKS.items() if words.issuperset(key.split()))
-    return None if "MIG" in words else next(known, None)
-
-
-def mfu(flops: float, seconds: float, peak: float | None, devices: int = 1) -> float | None:
-    """Model FLOPs utilisation: ``Flops.counted`` of all devices as a share of their peak; None where it is unknown."""
-    return None if peak is None else flops / (seconds * peak * devices)
-
-
-def percent(share: float | None) -> str:
-    """A share for people to read."""
-    return "not available" if share is None else f"{share:.1%}"
 
 
 def pace(flops: float, tokens: int, steps: int, *, peak: float, mfu: float, devices: int) -> Pace:

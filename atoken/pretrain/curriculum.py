@@ -12,6 +12,7 @@ from typing import Any
 
 from atoken.pretrain import losses
 from atoken.pretrain.stages import MATCHING, Stage, Task, Term
+from atoken.train.recipe import Recipe
 
 # The paper's weights: reconstruction 0.2 with L1 1, LPIPS 10, Gram 1e3 and CLIP 1 in it; semantics 1; KL 1e-8.
 PATCHES = (Term(losses.l1, 0.2), Term(losses.kl, 1e-8))
@@ -31,6 +32,9 @@ LOGITS = ("logit_",)
 
 def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Stage]:
     """The four stages for presets of one size; 256 micro-batches a step are one for each GPU of the paper's cluster."""
+    recipe = Recipe(
+        steps=200_000, warmup=2000, lr=3e-4, final_lr=3e-5, weight_decay=0.1, ema=0.9999, checkpointing=True
+    )
     image = Task("image", IMAGES, tokens=4096, micro_batches=256, patches=(16, 1024), sampled=True)
     captioned = Task("image", SEMANTICS, tokens=8192, micro_batches=256, patches=(256, 256))
     video = Task(
@@ -49,11 +53,10 @@ def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Sta
     asset = Task("asset", PATCHES, tokens=16384, micro_batches=256, patches=(16384, 16384), sampled=True)
     first = Stage(
         "1", first_preset, {"image": image, "image-text": captioned}, {"image": 1}, auxiliary=("image-text",),
-        steps=200_000, warmup=2000, lr=3e-4, final_lr=3e-5, encoder_lr=0.1, weight_decay=0.1, ema=0.9999,
-        checkpointing=True, frozen=(*TEXT, *GAUSSIANS, *LOGITS),
+        encoder_lr=0.1, frozen=(*TEXT, *GAUSSIANS, *LOGITS), recipe=recipe,
     )  # fmt: skip
     second = replace(
-        first, name="2", preset=continuous, start_from="1", frozen=(*TEXT, *GAUSSIANS), seed=1,
+        first, name="2", preset=continuous, start_from="1", frozen=(*TEXT, *GAUSSIANS), recipe=replace(recipe, seed=1),
         tasks={
             **first.tasks,
             "image": replace(image, tokens=8192, patches=(16, 4096)),
@@ -69,10 +72,11 @@ def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Sta
         "asset": asset,
     }
     third = replace(
-        second, name="3", start_from="2", steps=50_000, seed=2, tasks={**second.tasks, **larger},
+        second, name="3", start_from="2", tasks={**second.tasks, **larger},
         mixture={"image": 2, "video-text": 1, "video": 4, "asset-text": 1, "asset": 1},
+        recipe=replace(recipe, steps=50_000, seed=2),
     )  # fmt: skip
-    fourth = replace(third, name="4", preset=discrete, start_from="3", steps=100_000, seed=3)
+    fourth = replace(third, name="4", preset=discrete, start_from="3", recipe=replace(recipe, steps=100_000, seed=3))
     return MappingProxyType({stage.name: stage for stage in (first, second, third, fourth)})
 
 
@@ -101,11 +105,12 @@ NANO_TASKS = {
     "surface": Task("surface", PLACES, tokens=2048),
 }
 NANO_1 = Stage(
-    "1", "nano", NANO_TASKS, {"image": 1}, auxiliary=("image-text",), frozen=(*GAUSSIANS, *TEXT), steps=1000, lr=8e-4,
-    final_lr=5e-5, mixed_precision=False,
+    "1", "nano", NANO_TASKS, {"image": 1}, auxiliary=("image-text",), frozen=(*GAUSSIANS, *TEXT),
+    recipe=Recipe(steps=1000, lr=8e-4, final_lr=5e-5, mixed_precision=False),
 )  # fmt: skip
 NANO_2 = replace(
-    NANO_1, name="2", start_from="1", mixture={"image": 2, "video-text": 1, "video": 4}, steps=500, lr=5e-4, seed=1,
+    NANO_1, name="2", start_from="1", mixture={"image": 2, "video-text": 1, "video": 4},
+    recipe=replace(NANO_1.recipe, steps=500, lr=5e-4, seed=1),
 )  # fmt: skip
 # Larger ones, as the paper's third stage has.
 LARGER = {
@@ -114,18 +119,20 @@ LARGER = {
 }
 NANO_3 = replace(
     NANO_2, name="3", start_from="2", mixture={"image": 4, "video-text": 2, "video": 2, "asset-text": 4, "crop": 1},
-    tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS, steps=1400, lr=4e-4, final_lr=1e-5, seed=2,
+    tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS,
+    recipe=replace(NANO_2.recipe, steps=1400, lr=4e-4, final_lr=1e-5, seed=2),
 )  # fmt: skip
 NANO_SURFACE = Stage(
-    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="3", frozen=TOKENIZER, steps=500, warmup=50,
-    lr=2e-3, muon=2.5, mixed_precision=False, seed=3,
+    "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="3", frozen=TOKENIZER,
+    recipe=Recipe(steps=500, warmup=50, lr=2e-3, muon=2.5, mixed_precision=False, seed=3),
 )  # fmt: skip
 NANO_COLORS = replace(
     NANO_SURFACE, name="colors", tasks=NANO_TASKS | {"surface": Task("surface", COLORS, tokens=2048)},
-    start_from="surface", steps=500, warmup=30, lr=1.5e-3, final_lr=1e-5, seed=13,
+    start_from="surface", recipe=replace(NANO_SURFACE.recipe, warmup=30, lr=1.5e-3, final_lr=1e-5, seed=13),
 )  # fmt: skip
 NANO_4 = replace(
-    NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE, steps=150, warmup=75, seed=4
+    NANO_3, name="4", preset="nano-d", start_from="colors", frozen=CODE,
+    recipe=replace(NANO_3.recipe, steps=150, warmup=75, seed=4),
 )  # fmt: skip
 NANO = (NANO_1, NANO_2, NANO_3, NANO_SURFACE, NANO_COLORS, NANO_4)
 FINISHED = {stage.name: stage.preset for stage in (NANO_COLORS, NANO_4)}  # the last stage of each bundled model
@@ -145,7 +152,8 @@ def tuning(stage: Stage, start_from: str, **sizes: Any) -> Stage:
     image = replace(stage.tasks["image"], patches=(16, 1024), **sizes)
     return replace(
         stage, name=TUNE, start_from=start_from, tasks={"image": image}, mixture={"image": 1}, auxiliary=(),
-        frozen=UNUSED, steps=200, warmup=20, lr=2e-4, final_lr=1e-6, encoder_lr=1.0, seed=5,
+        frozen=UNUSED, encoder_lr=1.0,
+        recipe=replace(stage.recipe, steps=200, warmup=20, lr=2e-4, final_lr=1e-6, seed=5),
     )  # fmt: skip
 
 

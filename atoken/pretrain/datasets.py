@@ -133,7 +133,7 @@ def load_datasets(data: str | Path, stage: Stage) -> Datasets:
     else:
         found = read_data(Path(data), [name for name, task in stage.tasks.items() if task.modality in MEDIA])
     tasks = {name: task for name, task in stage.used.items() if task.modality in MEDIA}
-    return Datasets({name: _dataset(found, name, task, stage.seed) for name, task in tasks.items()}, found)
+    return Datasets({name: _dataset(found, name, task, stage.recipe.seed) for name, task in tasks.items()}, found)
 
 
 def _generated(task: Task) -> Mapping[str, Origin]:

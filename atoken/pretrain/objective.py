@@ -1,53 +1,92 @@
-"""The objective: a batch to its loss and named terms, as one module so that an engine sees every forward pass."""
+"""The tokenizer's objective: a batch to its loss and named terms, and what of the model is trained how."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atoken.errors import CheckpointError
 from atoken.gaussians import Gaussians
 from atoken.model import ATokenModel
+from atoken.pretrain import cost, losses
 from atoken.pretrain.batches import Batch
 from atoken.pretrain.losses import GaussianStep, Step
-from atoken.pretrain.stages import Task
+from atoken.pretrain.stages import Stage, Task
 from atoken.pretrain.teachers import NO_TEACHERS, WITHOUT, Teachers
 from atoken.text import TextTokenizer
+from atoken.train import objective
+from atoken.train.objective import Group
+
+EMBEDDING = (losses.kl, losses.semantics, losses.alignment)  # terms that do not read what is decoded
 
 
-class Objective(nn.Module):
+class Objective(objective.Objective[Batch]):
     """Model and loss of one stage.
 
-    tasks: those that are trained, by name. teachers: no part of the module, so that nothing registers, shards or saves
-    them; who moves the module moves them, too (``Teachers.to``). texts: the tokenizer of the model's text side.
-    Raises: CheckpointError where a task lacks a term, a teacher or a text side, or a teacher does not fit the model.
+    teachers: no part of the module, so that nothing registers, shards or saves them. texts: the tokenizer of the
+    model's text side. Raises: CheckpointError where a task lacks a term, a teacher or a text side, or a teacher does
+    not fit the model.
     """
 
     def __init__(
-        self,
-        model: ATokenModel,
-        tasks: Mapping[str, Task],
-        teachers: Teachers = NO_TEACHERS,
-        texts: TextTokenizer | None = None,
+        self, model: ATokenModel, stage: Stage, teachers: Teachers = NO_TEACHERS, texts: TextTokenizer | None = None
     ) -> None:
         super().__init__()
-        self.model, self.tasks, self.teachers, self.texts = model, tasks, teachers, texts
-        for name, task in tasks.items():
+        self.model, self.stage, self.teachers, self.texts = model, stage, teachers, texts
+        for name, task in stage.used.items():
             self._check(name, task)
+        if stage.recipe.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def to(self, *arguments: Any, **options: Any) -> Self:
+        """As of any module; the teachers go with it."""
+        super().to(*arguments, **options)
+        self.teachers = self.teachers.to(self.model.device)
+        return self
+
+    def parameter_groups(self) -> list[Group]:
+        """The encoder at its own rate; only matrices decay; Muon may update those of blocks."""
+        found: defaultdict[tuple[bool, bool, bool], list[str]] = defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            if not name.startswith(self.stage.frozen):
+                muon = parameter.ndim == 2 and ".blocks." in name
+                found[name.startswith("encoder."), parameter.ndim > 1, muon].append(f"model.{name}")
+        return [
+            Group(tuple(names), self.stage.encoder_lr if encoder else 1.0, decay, muon)
+            for (encoder, decay, muon), names in found.items()
+        ]
+
+    def layout(self, batch: Batch) -> int:
+        """Passes through the encoder: one for each tile of the longest sample."""
+        return len(batch.tokens.time_windows(self._tile_steps))
+
+    @property
+    def _tile_steps(self) -> int:
+        return self.model.config.steps(self.model.config.tile_frames)
+
+    def flops(self, batch: Batch) -> int:
+        """Of the model without its text side, by the formulas of ``cost.py``."""
+        task, config = self.stage.tasks[batch.task], self.model.config
+        if batch.targets is None:
+            parts = cost.model_parts(config, cost.tiles(batch.tokens, self._tile_steps), decode=decodes(task))
+        else:
+            parts = cost.gaussian_parts(config, batch.tokens)
+        return cost.training_flops(parts, self.stage.frozen).counted
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term unweighted and detached, by name."""
         step = self._step(batch)
-        named = {term.fn.__name__: (term.weight, term.fn(step)) for term in self.tasks[batch.task].computed}
+        named = {term.fn.__name__: (term.weight, term.fn(step)) for term in self.stage.tasks[batch.task].computed}
         loss = sum(weight * value for weight, value in named.values())
         return loss, {name: value.detach() for name, (_, value) in named.items()}  # type: ignore[return-value]
 
     def _step(self, batch: Batch) -> Step | GaussianStep:
         if batch.targets is not None:
             return GaussianStep(self._gaussians(batch), batch.targets)
-        noise = self._noise(batch) if self.tasks[batch.task].sampled else None
+        noise = self._noise(batch) if self.stage.tasks[batch.task].sampled else None
         return Step(self.model, batch.tokens, batch.values, batch.captions, self.teachers, self.texts, noise)
 
     @staticmethod
@@ -80,10 +119,15 @@ class Objective(nn.Module):
         """Whether the teacher can read our ids, and its vectors are as wide as ours."""
         assert self.model.text_tower is not None
         assert self.teachers.siglip is not None
-        ours, theirs = self.model.text_tower.config, self.teachers.siglip.config.text_config
+        own, teacher = self.model.text_tower.config, self.teachers.siglip.config.text_config
         for size in ("vocab_size", "max_position_embeddings", "projection_size"):
-            if getattr(ours, size) != getattr(theirs, size):
+            if getattr(own, size) != getattr(teacher, size):
                 raise CheckpointError(
-                    f"The teacher siglip of task {name} has {size} {getattr(theirs, size)} in its text side, the model "
-                    f"{getattr(ours, size)}: take the SigLIP2 that the model started from, {WITHOUT}."
+                    f"The teacher siglip of task {name} has {size} {getattr(teacher, size)} in its text side, the "
+                    f"model {getattr(own, size)}: take the SigLIP2 that the model started from, {WITHOUT}."
                 )
+
+
+def decodes(task: Task) -> bool:
+    """Whether some term of the task reads reconstructions."""
+    return any(term.fn not in EMBEDDING for term in task.computed)

@@ -16,10 +16,11 @@ from atoken.errors import AtokenError
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.presets import preset
 from atoken.pretrain import cost
+from atoken.pretrain.objective import decodes
 from atoken.pretrain.packing import budgets
 from atoken.pretrain.stages import Stage, Task, Term
 from atoken.tokens import SparseTokens
-from atoken.train.watch import decodes
+from atoken.train.devices import PEAKS
 
 MICRO_BATCHES = 8  # of each task that are looked at
 GB = 1e9
@@ -59,8 +60,8 @@ class Plan:
     @property
     def pace(self) -> cost.Pace:
         """Of the stage, in the mean over the mixture's cycle."""
-        peak = cost.PEAKS[self.gpu]
-        tokens, steps = round(self.of_step("tokens")), self.stage.steps
+        peak = PEAKS[self.gpu]
+        tokens, steps = round(self.of_step("tokens")), self.stage.recipe.steps
         return cost.pace(self.of_step("flops"), tokens, steps, peak=peak, mfu=self.mfu, devices=self.gpus)
 
     def of_step(self, name: str) -> float:
@@ -78,12 +79,12 @@ class Plan:
 
     def _facts(self) -> list[list[str]]:
         stage, counts = self.stage, self.parameters
-        rates = f"rates {stage.lr:g} to {stage.final_lr:g}, {stage.encoder_lr:g} of that for the encoder"
+        rates = f"rates {stage.recipe.lr:g} to {stage.recipe.final_lr:g}, {stage.encoder_lr:g} of that for the encoder"
         facts = {
             "stage": f"{stage.name}, of preset {stage.preset}",
             "starts from": "what --start names, or anew" if stage.start_from is None else f"stage {stage.start_from}",
             "teachers": ", ".join(sorted(stage.teachers)) or "none",
-            "steps": f"{stage.steps:,}, {stage.warmup:,} of them to warm up; {rates}",
+            "steps": f"{stage.recipe.steps:,}, {stage.recipe.warmup:,} of them to warm up; {rates}",
             "parameters": f"{counts.trained / 1e6:,.1f} million trained, {counts.frozen / 1e6:,.1f} million frozen",
         }
         return [[f"{name:<13}{fact}"] for name, fact in facts.items()]
@@ -117,11 +118,11 @@ class Plan:
 
 def plan(stage: Stage, *, gpus: int, gpu: str, mfu: float) -> Plan:
     """The plan of a stage. Raises: AtokenError (an unknown GPU or MFU, micro-batches that the GPUs cannot share)."""
-    if gpu not in cost.PEAKS:
-        raise AtokenError(f"The peak of {gpu} is not known; known are {', '.join(cost.PEAKS)}.")
+    if gpu not in PEAKS:
+        raise AtokenError(f"The peak of {gpu} is not known; known are {', '.join(PEAKS)}.")
     if gpus < 1 or not 0 < mfu <= 1:
         raise AtokenError(f"A plan needs one GPU or more, and an MFU above 0 and up to 1, not {gpus} and {mfu}.")
-    config, dtype = preset(stage.preset), torch.bfloat16 if stage.mixed_precision else torch.float32
+    config, dtype = preset(stage.preset), torch.bfloat16 if stage.recipe.mixed_precision else torch.float32
     loads = {name: _load(stage, name, config, dtype) for name in stage.used}
     for name, load in loads.items():
         if load.task.micro_batches % gpus:
@@ -136,7 +137,7 @@ def plan(stage: Stage, *, gpus: int, gpu: str, mfu: float) -> Plan:
 
 
 def _load(stage: Stage, name: str, config: ATokenConfig, dtype: torch.dtype) -> Load:
-    task, frozen, again = stage.tasks[name], stage.frozen, stage.checkpointing
+    task, frozen, again = stage.tasks[name], stage.frozen, stage.recipe.checkpointing
     sizes = [_sizes(stage, name, number, config) for number in range(MICRO_BATCHES)]
     micro_batches = [_parts(task, config, of_micro_batch, dtype) for of_micro_batch in sizes]
     flops = [cost.training_flops(parts, frozen, checkpointing=again) for parts in micro_batches]
@@ -153,7 +154,7 @@ def _load(stage: Stage, name: str, config: ATokenConfig, dtype: torch.dtype) -> 
 
 def _sizes(stage: Stage, name: str, number: int, config: ATokenConfig) -> list[cost.Tiles]:
     steps = config.steps(config.tile_frames)
-    found = budgets(stage.tasks[name], stage.seed, name, number)
+    found = budgets(stage.tasks[name], stage.recipe.seed, name, number)
     return [cost.grid_tiles((budget.length, budget.patches, 1), steps) for budget in found]
 
 

@@ -1,20 +1,22 @@
-"""What a stage of training is, as data: which tasks are seen how often, what is summed, how long, from where.
+"""What a stage of training the tokenizer is, as data: which tasks are seen how often, what is summed, from where, how.
 
-The stages themselves are values in ``atoken/pretrain/curriculum.py``. A **task** is a kind of micro-batch: a modality,
-how
-much of it, and the terms of its loss. A step has the task that the mixture's cycle names, and those that go beside
-every one of them.
+The stages themselves are values in ``atoken/pretrain/curriculum.py``. A **task** is one kind of micro-batch: a
+modality, its sizes, and the terms of its loss. A step has one task of the mixture, and all auxiliary tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from torch import Tensor
 
+from atoken.train.recipe import Count, NotNegative, Recipe
+
 MATCHING = ("pool.", "logit_", "text_tower.")  # parameters that only matching with texts reads
+Range = tuple[Count, Count]  # fewest and most
 Modality = Literal["image", "video", "asset", "crop", "surface"]
 
 
@@ -41,13 +43,13 @@ class Task:
 
     modality: Modality
     terms: tuple[Term, ...]
-    tokens: int = 1024  # budget of one micro-batch, which is a micro-batch of one rank
-    micro_batches: int = 1  # of a step, over all ranks
-    patches: tuple[int, int] = (16, 256)  # fewest and most of an image, of one time step of a video; voxels of an asset
-    length: tuple[int, int] = (1, 1)  # of a video
-    strides: tuple[tuple[int, int], ...] = ((1, 3), (4, 12))  # frames from one taken to the next: ranges drawn alike
-    fps: float | None = None  # frames a second that are taken of a video, in place of a stride
-    aspect: float = 4.0  # longest side over shortest, at most, of what is generated
+    tokens: Count = 1024  # budget of one micro-batch
+    micro_batches: Count = 1  # of a step, over all ranks
+    patches: Range = (16, 256)  # of an image, of one time step of a video; voxels of an asset
+    length: Range = (1, 1)  # of a video
+    strides: Annotated[tuple[Range, ...], Meta(min_length=1)] = ((1, 3), (4, 12))  # frames between two that are taken
+    fps: Annotated[float, Meta(ge=1e-3, le=1e6)] | None = None  # frames a second that are taken, in place of a stride
+    aspect: Annotated[float, Meta(ge=1, le=1e6)] = 4.0  # longest side over shortest, at most, of generated media
     stream: str = ""  # name of its random stream, where that is not the task's own name
     sampled: bool = False  # what is decoded is a draw from the posterior, not its mean (of a continuous model)
 
@@ -69,33 +71,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. The loss of a step is the sum over its tasks of the mean over their micro_batches."""
+    """One stage. The loss of a step is the sum over its tasks of the mean over their micro-batches."""
 
     name: str
     preset: str
     tasks: Mapping[str, Task]
     mixture: Mapping[str, int]  # steps of each task in a cycle
-    auxiliary: tuple[str, ...] = ()  # tasks whose gradient is accumulated with every step's own
-    start_from: str | None = (
-        None  # a stage whose weights this one starts with; None: see ``atoken/pretrain/start/begin.py``
-    )
-    steps: int = 4500
-    warmup: int = 100
-    lr: float = 5e-4
-    final_lr: float = 5e-6
-    frozen: tuple[str, ...] = ()  # beginnings of the names of parameters that stay as they start
-    encoder_lr: float = 1.0  # times lr; 0.1 where the encoder is already trained (paper section 3.5)
-    betas: tuple[float, float] = (0.9, 0.95)
-    muon: float = 0.0  # rate of Muon for the matrices of blocks, times lr; 0 is AdamW for all
-    weight_decay: float = 0.01
-    clip: float = 1.0  # of the gradient's norm; 0 is none
-    mixed_precision: bool = True  # bf16 in products
-    checkpointing: bool = False  # activations of blocks are computed again for the gradient
-    ema: float = 0.999  # decay; ramps up as (1 + n) / (10 + n)
-    seed: int = 0
+    auxiliary: tuple[str, ...] = ()  # tasks of every step, beside that of the mixture
+    start_from: str | None = None  # a stage whose weights this one starts with; None: ``pretrain/start/begin.py``
+    frozen: tuple[str, ...] = ()  # beginnings of the names of parameters that are not trained
+    encoder_lr: NotNegative = 1.0  # times lr; 0.1 where the encoder is already trained (paper section 3.5)
+    recipe: Recipe = field(default_factory=Recipe)
 
     def tasks_of(self, step: int) -> list[tuple[str, int]]:
-        """The tasks of a step, and how often each came before: the mixture's cycle, spread evenly, and those beside."""
+        """The tasks of a step, and how often each came before: one of the mixture's cycle, and the auxiliary ones."""
         slots = [
             (turn / share, self.tasks[name].stream or name, name)
             for name, share in self.mixture.items()

@@ -15,41 +15,38 @@ import torch
 from torch import Tensor
 
 from atoken.errors import AtokenError
-from atoken.pretrain.batches import Batch
-from atoken.pretrain.objective import Objective
-from atoken.pretrain.stages import Stage
+from atoken.train.objective import Batch, Objective
+from atoken.train.optimisers import MOMENT_OF_MUON, MOMENTS, optimisers
+from atoken.train.recipe import Recipe
 from atoken.train.run_folder import RunFolder
 
-MOMENT_OF_MUON = "momentum_buffer"
-MOMENTS = ("exp_avg", "exp_avg_sq", MOMENT_OF_MUON)  # that the optimisers keep of a parameter
 PATIENCE = 10  # steps skipped one after another that end the run
 
 
 class PlainEngine:
-    """Holds the fp32 weights, the optimiser and the EMA of one stage.
+    """Holds the fp32 weights, the optimisers and the EMA of one run.
 
     A parameter that a step does not use has a gradient of zero there, not none: its momentum goes on and its matrix
-    decays, as they must where weights are sharded. A stage freezes what it never uses.
+    decays, as they must where weights are sharded. An objective freezes what it never uses.
     """
 
     rank, world = 0, 1
 
-    def __init__(self, objective: Objective, stage: Stage, device: str) -> None:
+    def __init__(self, objective: Objective[Any], recipe: Recipe, device: str) -> None:
+        groups = objective.parameter_groups()
+        trained = {name for group in groups for name in group.names}
         self.objective = objective.to(device).train()
-        objective.teachers = objective.teachers.to(device)
-        if stage.checkpointing:
-            objective.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.stage, self.device = stage, device
+        self.recipe, self.device = recipe, device
         self.step = 0  # steps seen
         self.applied = 0  # steps taken; a step with a gradient that is not finite is skipped
         self.skipped_in_a_row = 0
-        for name, parameter in objective.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(stage.frozen))
-        self.parameters = {name: p for name, p in objective.model.named_parameters() if p.requires_grad}
-        self.owners = {name: opt for opt, names in self._optimisers().items() for name in names}
+        for name, parameter in objective.named_parameters():
+            parameter.requires_grad_(name in trained)
+        self.parameters = {name: p for name, p in objective.named_parameters() if name in trained}
+        self.owners = optimisers(groups, self.parameters, recipe)
         self.optimisers = list(dict.fromkeys(self.owners.values()))
         self.masters = self._masters()  # the trained weights in fp32, by name
-        self.average = {name: master.detach().clone() for name, master in self.masters.items()}
+        self.ema = {name: master.detach().clone() for name, master in self.masters.items()}
 
     @property
     def skipped(self) -> int:
@@ -59,50 +56,13 @@ class PlainEngine:
     def _masters(self) -> dict[str, Tensor]:
         return dict(self.parameters)
 
-    def _optimisers(self) -> dict[torch.optim.Optimizer, list[str]]:
-        """Muon for the matrices of blocks where the stage asks for it, AdamW for the rest; and what each works on."""
-        stage, names = self.stage, list(self.parameters)
-        inner = [n for n in names if stage.muon and ".blocks." in n and self.parameters[n].ndim == 2]
-        rest = [n for n in names if n not in inner]
-        groups = [self._group(rest, encoder, matrix) for encoder in (True, False) for matrix in (True, False)]
-        found: dict[torch.optim.Optimizer, list[str]] = {}
-        if rest:
-            found[self.optimiser([group for group in groups if group["params"]])] = rest
-        if inner:
-            groups = [self._group(inner, encoder, True) for encoder in (True, False)]
-            turned = [{"params": group["params"], "lr_scale": stage.muon * group["lr_scale"]} for group in groups]
-            used = [group for group in turned if group["params"]]
-            found[torch.optim.Muon(used, lr=stage.lr, weight_decay=stage.weight_decay)] = inner
-        return found
-
-    def optimiser(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """What moves all parameters that Muon does not."""
-        return torch.optim.AdamW(groups, lr=self.stage.lr, betas=self.stage.betas, fused=True)
-
-    def _group(self, names: list[str], encoder: bool, matrix: bool) -> dict[str, Any]:
-        """Parameters of the encoder or of the rest, matrices or not; only matrices decay."""
-        chosen = [n for n in names if n.startswith("encoder.") == encoder and (self.parameters[n].ndim > 1) == matrix]
-        return {
-            "params": [self.parameters[name] for name in chosen],
-            "lr_scale": self.stage.encoder_lr if encoder else 1.0,
-            "weight_decay": self.stage.weight_decay if matrix else 0.0,
-        }
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine from ``lr`` to ``final_lr``."""
-        stage = self.stage
-        if step < stage.warmup:
-            return stage.lr * (step + 1) / stage.warmup
-        done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
-        return stage.final_lr + 0.5 * (stage.lr - stage.final_lr) * (1 + math.cos(math.pi * done))
-
     def train(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One step on its micro-batches: the sum over tasks of the mean over the micro-batches of each.
 
         Returns the loss, by task the loss and its named terms (``task/term``), the gradient's norm and the learning
         rate. Raises: AtokenError when ``PATIENCE`` steps in a row had to be skipped.
         """
-        rate = self.learning_rate(self.step)
+        rate = self.recipe.learning_rate(self.step)
         for group in chain.from_iterable(optimiser.param_groups for optimiser in self.optimisers):
             group["lr"] = rate * group["lr_scale"]
         rows, counts = [], Counter(batch.task for batch in batches)
@@ -118,7 +78,7 @@ class PlainEngine:
 
     def _backward(self, batch: Batch, share: float, *, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Add ``share`` of a micro-batch's gradient to that of the step."""
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.stage.mixed_precision):
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.recipe.mixed_precision):
             loss, terms = self.objective(batch)
         (loss * share).backward()
         return loss, terms
@@ -128,7 +88,7 @@ class PlainEngine:
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip or math.inf)
         if torch.isfinite(norm):
             for optimiser in self.optimisers:
                 optimiser.step()
@@ -140,8 +100,8 @@ class PlainEngine:
         self.step += 1
         if applied:
             self.applied, self.skipped_in_a_row = self.applied + 1, 0
-            decay = min(self.stage.ema, (1 + self.applied) / (10 + self.applied))
-            torch._foreach_lerp_(list(self.average.values()), list(self.masters.values()), 1 - decay)
+            decay = min(self.recipe.ema, (1 + self.applied) / (10 + self.applied))
+            torch._foreach_lerp_(list(self.ema.values()), list(self.masters.values()), 1 - decay)
             return
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row == PATIENCE:
@@ -164,7 +124,7 @@ class PlainEngine:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a resumed run needs, as tensors and as plain numbers."""
-        parts = {"weights": self._frozen() | self._gathered(self.masters), "average": self._gathered(self.average)}
+        parts = {"weights": self._frozen() | self._gathered(self.masters), "ema": self._gathered(self.ema)}
         for key in MOMENTS:
             held = {name: self.owners[name].state.get(master, {}) for name, master in self.masters.items()}
             parts[key] = self._gathered({name: moments[key] for name, moments in held.items() if key in moments})
@@ -175,22 +135,22 @@ class PlainEngine:
         """Write a checkpoint. Raises: CheckpointError."""
         run_folder.save(*self.state())
 
-    def averaged(self) -> dict[str, Tensor]:
-        """All parameters of the model by name, those that are trained averaged: what a stage hands on."""
-        return self._frozen() | self._gathered(self.average)
+    def ema_weights(self) -> dict[str, Tensor]:
+        """All parameters by name, those that are trained as their EMA: what is evaluated and exported."""
+        return self._frozen() | self._gathered(self.ema)
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Take up a state that ``state`` gave, of this engine or another.
 
-        What was frozen there and is trained here begins with its weights as average, and without momentum.
+        What was frozen there and is trained here begins with its weights as EMA, and without momentum.
         """
         self.step, self.applied, self.skipped_in_a_row = numbers["step"], numbers["applied"], 0
-        weights = {name: tensors[f"weights/{name}"] for name, _ in self.objective.model.named_parameters()}
-        average = {name: tensors.get(f"average/{name}", weights[name]) for name in self.parameters}
-        self.average |= self._scattered(average)
+        weights = {name: tensors[f"weights/{name}"] for name, _ in self.objective.named_parameters()}
+        ema = {name: tensors.get(f"ema/{name}", weights[name]) for name in self.parameters}
+        self.ema |= self._scattered(ema)
         for key in MOMENTS:
-            names = [name for name in self.parameters if self._is_turned(name) == (key == MOMENT_OF_MUON)]
+            names = [name for name in self.parameters if self._is_updated_by_muon(name) == (key == MOMENT_OF_MUON)]
             held = {name: tensors[f"{key}/{name}"] for name in names if f"{key}/{name}" in tensors}
             fresh = {name: torch.zeros_like(weights[name]) for name in names if held and name not in held}
             for name, value in self._scattered(held | fresh).items():
@@ -199,12 +159,11 @@ class PlainEngine:
                 self.owners[name].state[self.masters[name]].update({"step": count, key: value})
         self._load(weights)
 
-    def _is_turned(self, name: str) -> bool:
-        """Whether Muon moves a parameter."""
+    def _is_updated_by_muon(self, name: str) -> bool:
         return isinstance(self.owners.get(name), torch.optim.Muon)
 
     def _frozen(self) -> dict[str, Tensor]:
-        named = self.objective.model.named_parameters()
+        named = self.objective.named_parameters()
         return {name: p.detach() for name, p in named if name not in self.parameters}
 
     def _gathered(self, shards: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -217,6 +176,6 @@ class PlainEngine:
 
     def _load(self, whole: dict[str, Tensor]) -> None:
         """Set parameters by name."""
-        for name, parameter in self.objective.model.named_parameters():
+        for name, parameter in self.objective.named_parameters():
             if name in whole:
                 parameter.copy_(whole[name])

@@ -1,4 +1,4 @@
-"""The loop: one for all stages. It trains, logs, saves, resumes, and writes the averaged model at the end."""
+"""The loop, one for everything that is trained: it trains, logs, saves, resumes, and exports the EMA at the end."""
 
 from __future__ import annotations
 
@@ -10,100 +10,83 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event, current_thread, main_thread
+from typing import Any
 
-import torch
-
-from atoken.data.mixing import Tally
-from atoken.model import ATokenModel
-from atoken.pretrain.batches import batches, living_workers
-from atoken.pretrain.datasets import Datasets
-from atoken.pretrain.objective import Objective
-from atoken.pretrain.stages import Stage
-from atoken.pretrain.start.begin import begin, blank, save_blank
-from atoken.pretrain.teachers import NO_TEACHERS, Teachers
-from atoken.text import TextTokenizer
 from atoken.train.engine import PlainEngine
-from atoken.train.record import check_goes_on, record
+from atoken.train.loader import batches, living_workers
+from atoken.train.objective import Evaluate, Export, Objective, Source
+from atoken.train.recipe import Recipe
+from atoken.train.record import Started
 from atoken.train.run_folder import RunFolder, writing
+from atoken.train.tally import Tally
 from atoken.train.watch import Watch
 from atoken.train.zero import ZeroEngine
 
+NOTHING = Started()
+
 
 def run(
-    stage: Stage,
+    objective: Objective[Any],
+    recipe: Recipe,
+    source: Source[Any],
     folder: Path,
     *,
-    start: Path | None,
-    datasets: Datasets,
-    device: str,
-    workers: int,
+    export: Export,
+    evaluate: Evaluate | None = None,
+    started: Started = NOTHING,
+    device: str = "cpu",
+    workers: int = 0,
     zero: int | None = None,
-    teachers: Teachers = NO_TEACHERS,
     save_every: int = 250,
     evaluate_every: int = 0,
+    most_broken: float = 0.1,
 ) -> Path:
-    """Train a stage to its end, from the newest checkpoint in ``folder`` if there is one.
+    """Train to the end of the recipe, from the newest checkpoint in ``folder`` if there is one.
 
-    start: folder of the model that the stage starts from. zero: stage of ZeRO, on all ranks that were launched; None is
-    the plain engine in one process. evaluate_every: steps; 0 is never. Returns the folder of the averaged model (bf16
-    safetensors). Asked to end by SIGTERM, it saves after the step that is running and exits with code 143.
-    Raises: CheckpointError (also as ``check_goes_on``, where ``folder`` holds another run), MediaError (too many
-    samples are broken), and as the engine.
+    export: writes a model into the folder that it is given, on rank 0; its weights are the EMA, all of them by the
+    names that the objective has for them. evaluate: gives numbers and an image, or None, of the same; it must not
+    train. zero: stage of ZeRO, on all ranks that were launched; None is the plain engine in one process.
+    evaluate_every: steps; 0 is never. most_broken: share of samples that may be broken.
+
+    Returns the folder of the exported model. Asked to end by SIGTERM, it saves after the step that is running and exits
+    with code 143. Raises: CheckpointError (also as ``Started.check_resumable``, where ``folder`` holds another run),
+    MediaError (too many samples are broken), and as engine and source.
     """
     run_folder = RunFolder(folder)
     saved = run_folder.newest()
-    launch = {"device": device, "ranks": int(os.environ.get("WORLD_SIZE", 1)), "workers": workers, "zero": zero}
-    now = record(stage, saved[1]["step"] if saved else 0, datasets.data, start, launch, teachers.record)
+    now = started.record(saved[1]["step"] if saved else 0, recipe)
+    now["launch"] |= {"device": device, "ranks": int(os.environ.get("WORLD_SIZE", 1)), "workers": workers, "zero": zero}
     if saved and (before := run_folder.noted("start-")):
-        check_goes_on(before, now, folder)
+        started.check_resumable(before, now, folder)
         now["start"] = before.get("start", now["start"])
-    torch.manual_seed(stage.seed)
-    model, texts = blank(folder) if saved else begin(stage, start, datasets)
-    objective = Objective(model, stage.used, teachers, texts)
-    engine = PlainEngine(objective, stage, device) if zero is None else ZeroEngine(objective, stage, device, zero)
+    engine = PlainEngine(objective, recipe, device) if zero is None else ZeroEngine(objective, recipe, device, zero)
     if saved:
         engine.restore(*saved)
     if engine.rank == 0:
-        if not saved:
-            save_blank(folder, model, texts)
         run_folder.rewind(engine.step)
         run_folder.note(f"start-{engine.step:06d}", now)
     with _termination() as asked:
-        _steps(engine, run_folder, texts, datasets, workers, save_every, evaluate_every, asked)
-        exported = export(engine, folder / "model", texts)
+        tally = Tally(folder / f"broken-{engine.rank}.jsonl", most_broken, **run_folder.counted(engine.step))
+        made = batches(source, engine.step, recipe.steps, workers, engine.rank, engine.world)
+        with living_workers(), closing(made), Watch(engine, run_folder, evaluate, evaluate_every) as watch:
+            while engine.step < recipe.steps:
+                before_step = time.monotonic()
+                micro_batches = next(made)
+                waited = time.monotonic() - before_step
+                row = engine.train(micro_batches)
+                last = engine.step == recipe.steps
+                ends, *counts = engine.total([asked.is_set(), *tally.listed(engine.step - 1, micro_batches)])
+                watch.step({**row, **tally.count(*counts, last=last)}, micro_batches, waited)
+                if ends or last or engine.step % save_every == 0:
+                    engine.save(run_folder)
+                if ends and not last:
+                    raise SystemExit(128 + signal.SIGTERM)
+                watch.evaluate_if_due()
+        _export(engine, folder / "model", export)
         (ends,) = engine.total([asked.is_set()])
-    if ends:  # the stages after this one are not begun
+    if ends:  # what would be trained next is not begun
         raise SystemExit(128 + signal.SIGTERM)
-    return exported
-
-
-def _steps(
-    engine: PlainEngine,
-    run_folder: RunFolder,
-    texts: TextTokenizer | None,
-    datasets: Datasets,
-    workers: int,
-    save_every: int,
-    evaluate_every: int,
-    asked: Event,
-) -> None:
-    stage = engine.stage
-    listed, counted = run_folder.path / f"broken-{engine.rank}.jsonl", run_folder.counted(engine.step)
-    tally = Tally(listed, datasets.data.most_broken, **counted)
-    made = batches(stage, datasets, engine.step, workers, engine.rank, engine.world)
-    with living_workers(), closing(made), Watch(engine, run_folder, texts, evaluate_every) as watch:
-        for _ in range(engine.step, stage.steps):
-            before = time.monotonic()
-            micro_batches = next(made)
-            waited = time.monotonic() - before
-            row = engine.train(micro_batches)
-            ends, *counts = engine.total([asked.is_set(), *tally.listed(engine.step - 1, micro_batches)])
-            watch.step({**row, **tally.count(*counts)}, micro_batches, waited)
-            if ends or engine.step % save_every == 0 or engine.step == stage.steps:
-                engine.save(run_folder)
-            if ends and engine.step < stage.steps:
-                raise SystemExit(128 + signal.SIGTERM)
-            watch.evaluate_if_due()
+    return folder / "model"
 
 
 @contextmanager
@@ -120,21 +103,14 @@ def _termination() -> Iterator[Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def export(engine: PlainEngine, folder: Path, texts: TextTokenizer | None) -> Path:
-    """Write the averaged weights as a bf16 model folder, whole or not at all, with the files of the text tokenizer.
-
-    Raises: CheckpointError (a full disk, say).
-    """
-    averaged = engine.averaged()
+def _export(engine: PlainEngine, folder: Path, export: Export) -> None:
+    """Write the exported model, atomically. Raises: CheckpointError (a full disk, say)."""
+    weights = engine.ema_weights()  # all ranks take part
     if engine.rank == 0:
-        model = ATokenModel(engine.objective.model.config)
-        model.load_state_dict(model.state_dict() | averaged)
         part = folder.with_name(f".{folder.name}.part")
         with writing(folder):
             shutil.rmtree(part, ignore_errors=True)
-            model.to(torch.bfloat16).save_pretrained(part)
-            if texts is not None:
-                texts.save(part)
+            part.mkdir()
+            export(weights, part)
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
-    return folder

@@ -1,4 +1,4 @@
-"""What a run was started with: stage, data and model, all resolved, versions of packages, state of the checkout."""
+"""What a run was started with: recipe, data and model, all resolved, versions of packages, state of the checkout."""
 
 from __future__ import annotations
 
@@ -6,87 +6,70 @@ import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 from atoken.errors import AtokenWarning, CheckpointError
-from atoken.pretrain.data_file import Data
-from atoken.pretrain.stages import Stage
+from atoken.train.recipe import Recipe
 
-WHOLE = ("stage.mixture.", "data.")  # where a key more or less is a change, too; elsewhere it is a newer field
-FIXED = ("stage.preset", "stage.name", "stage.seed", "data.", "start")  # as long as a run lasts
+FREE = "recipe.steps"  # a run may always be made longer
+FIXED = ("recipe.seed", "start")
+MISSING = object()
 
 
-def record(
-    stage: Stage, step: int, data: Data, start: Path | None, launch: Mapping[str, Any], teachers: Mapping[str, str]
-) -> dict[str, Any]:
-    """All of it as plain values for JSON.
+@dataclass(frozen=True)
+class Started:
+    """What a run is started with, beside its recipe; all of it is recorded.
 
-    step: where this start of the run begins. start: folder of the model that it was given. launch: on what it runs.
-    teachers: SHA-256 of the frozen networks' files, none without teachers.
+    values: what makes the run this run; when it resumes, they are compared. fixed: beginnings of the dotted names of
+    those that may not change as long as the run lasts. complete: beginnings of the names of mappings in which an entry
+    more or less is a change, too (``data.``: all mappings inside ``data``); elsewhere it is a field that another
+    version has. start: folder of the model that it begins with. launch: what it runs on, and what is not compared.
     """
-    found = {"step": step, "stage": _plain(stage), "data": _plain(data), "start": _plain(start), "launch": dict(launch)}
-    return {**found, "teachers": dict(teachers), "versions": versions(), "git": git_state(Path(__file__).parent)}
 
+    values: Mapping[str, Any] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    complete: tuple[str, ...] = ()
+    start: Path | None = None
+    launch: Mapping[str, Any] = field(default_factory=dict)
 
-def check_goes_on(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Whether what a folder holds may go on as ``now``; both as ``record`` gives them, in JSON.
+    def record(self, step: int, recipe: Recipe) -> dict[str, Any]:
+        """All of it as plain values for JSON. step: where this start of the run begins."""
+        found = {"step": step, "recipe": recipe, **self.values, "start": self.start, "launch": self.launch}
+        return {**plain(found), "versions": versions(), "git": git_state(Path(__file__).parent)}
 
-    Rates, sizes and mixture may change on the way, which is said as an AtokenWarning. Raises: CheckpointError for what
-    is ``FIXED``, and for any change of a run that is done.
-    """
-    before = {**now, **before}  # an earlier version recorded less
-    tables = _tables(before) & _tables(now)
-    there, here = _compared(before, tables), _compared(now, tables)
-    if here["start"] is None:
-        del there["start"]  # a run that resumes need not name it again
-    keys = [key for key in (*there, *(set(here) - set(there))) if key in there or key.startswith(WHOLE)]
-    changed = [key for key in dict.fromkeys(keys) if there.get(key) != here.get(key)]
-    if not changed:
-        return
-    said = "; ".join(f"{key}: {there.get(key)}, now {here.get(key)}" for key in changed)
-    done = now["step"] >= now["stage"]["steps"]
-    if done or any(key.startswith(FIXED) for key in changed):
-        raise CheckpointError(
-            f"{folder} holds {'a finished' if done else 'another'} run ({said}); name another folder with -o, or "
-            "remove that one."
-        )
-    warnings.warn(f"The run in {folder} goes on otherwise than it began ({said}).", AtokenWarning, stacklevel=3)
+    def check_resumable(self, before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+        """Whether the run in a folder may continue as ``now``; both as ``record`` gives them, in JSON.
 
+        Most values may change on the way, with an AtokenWarning. Raises: CheckpointError for one that is fixed, and for
+        any change of a run that is finished.
+        """
+        compared = {name: now[name] for name in ("recipe", *self.values, "start")}
+        if compared["start"] is None:
+            del compared["start"]  # a run that resumes need not name it again
+        changes = {name: pair for name, *pair in self._changes(before, compared) if name != FREE}
+        if not changes:
+            return
+        said = "; ".join(f"{name}: {there}, now {here}" for name, (there, here) in changes.items())
+        finished = now["step"] >= now["recipe"]["steps"]
+        if finished or any(name.startswith((*FIXED, *self.fixed)) for name in changes):
+            raise CheckpointError(
+                f"{folder} holds {'a finished' if finished else 'another'} run ({said}); name another folder with -o, "
+                "or remove that one."
+            )
+        warnings.warn(f"The run in {folder} continues with other settings ({said}).", AtokenWarning, stacklevel=3)
 
-def _compared(started: Mapping[str, Any], tables: Collection[str]) -> dict[str, Any]:
-    """By key what makes a run that run: its stage with the tasks that it uses, its data, and the model it began with.
-
-    Steps are left out: a run may always be made longer. Of the data, these tables.
-    """
-    stage, data = dict(started["stage"]), started["data"]
-    del stage["steps"]
-    stage["tasks"] = {name: stage["tasks"][name] for name in _used(started)}
-    sources = {"procedural": data["file"] == "procedural", "seed": data["seed"]}
-    read = {name: data["tables"][name] for name in tables}
-    return _flat({"stage": stage, "data": sources | read, "start": started["start"]})
-
-
-def _used(started: Mapping[str, Any]) -> list[str]:
-    return [*started["stage"]["mixture"], *started["stage"]["auxiliary"]]
-
-
-def _tables(started: Mapping[str, Any]) -> set[str]:
-    """The tables of the data that the tasks may read: their own, or those of their media."""
-    tasks = started["stage"]["tasks"]
-    return {
-        name for task in _used(started) for name in (task, tasks[task]["modality"]) if name in started["data"]["tables"]
-    }
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
-    return found
+    def _changes(self, there: Mapping[str, Any], here: Mapping[str, Any], path: str = "") -> Iterator[tuple]:
+        """Dotted name, value there, value here."""
+        for name in dict.fromkeys((*there, *here)):
+            key, pair = f"{path}.{name}".lstrip("."), (there.get(name, MISSING), here.get(name, MISSING))
+            if all(isinstance(value, Mapping) for value in pair):
+                yield from self._changes(*pair, key)
+            elif pair[0] != pair[1] and (MISSING not in pair or path.startswith(self.complete)):
+                yield key, *(None if value is MISSING else value for value in pair)
 
 
 def versions() -> dict[str, str]:
@@ -113,14 +96,14 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit.strip(), "changed": [line[3:] for line in changes.splitlines()]}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses and mappings by name, sequences as lists, functions by their names."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
+        return {part.name: plain(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, Path):
         return str(value.resolve()) if value != Path() else None  # of a source that has no path
     if hasattr(value, "items"):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     return value.__name__ if callable(value) else value

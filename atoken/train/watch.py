@@ -1,11 +1,10 @@
 """Watching a run: the progress line, ``log.jsonl``, TensorBoard, and an evaluation every so many steps.
 
-Nothing here changes what is trained: an evaluation has a model of its own, and random states are put back.
+Nothing here changes what is trained: random states are put back after an evaluation.
 """
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,42 +15,34 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from atoken.errors import MediaError
 from atoken.io.atomic import atomic_path
-from atoken.model import ATokenConfig, ATokenModel
-from atoken.pretrain import cost, losses
-from atoken.pretrain.batches import Batch
-from atoken.pretrain.evaluation import HeldOut, evaluate
-from atoken.pretrain.stages import Stage, Task
-from atoken.text import TextTokenizer
+from atoken.train import devices
 from atoken.train.engine import PlainEngine
+from atoken.train.objective import Batch, Evaluate
 from atoken.train.run_folder import RunFolder
-
-EMBEDDING = (losses.kl, losses.semantics, losses.alignment)  # terms that do not read what is decoded
 
 
 class Watch:
     """Watches the steps of an engine from where it stands; the run's folder has been rewound to there.
 
-    texts: the tokenizer of the model's text side. every: steps from one evaluation to the next; the last step has one,
-    too, and 0 is never. All ranks make the same calls; rank 0 alone writes. What it is told of a step is of its own
-    micro-batches, but for what the engine's row holds.
+    evaluate: gives numbers and, where it can, an image, of EMA weights. every: steps from one evaluation to the next;
+    the last step has one, too, and 0 is never. All ranks make the same calls; rank 0 alone evaluates and writes. The
+    micro-batches that it is told of are those of its own rank, the engine's row is of all.
     """
 
-    def __init__(self, engine: PlainEngine, run_folder: RunFolder, texts: TextTokenizer | None, every: int) -> None:
-        self.engine, self.stage = engine, engine.stage
-        self.run_folder, self.texts, self.every = run_folder, texts, every
-        self.writes = engine.rank == 0 and engine.step < self.stage.steps  # nothing of a run that is done
+    def __init__(self, engine: PlainEngine, run_folder: RunFolder, evaluate: Evaluate | None, every: int) -> None:
+        self.engine, self.run_folder, self.evaluate = engine, run_folder, evaluate
+        self.every = 0 if evaluate is None else every
+        steps = engine.recipe.steps
+        self.writes = engine.rank == 0 and engine.step < steps  # a run that is done changes no more
         on_cuda = engine.device.startswith("cuda")
-        self.peak = cost.device_peak(torch.cuda.get_device_name(engine.device)) if on_cuda else None
-        media = {task.modality for task in self.stage.used.values()}
-        self.held_out = HeldOut.of(media) if every and self.writes else None
+        self.peak = devices.device_peak(torch.cuda.get_device_name(engine.device)) if on_cuda else None
         self.writer = _tensorboard(run_folder.path / "tensorboard", engine.step) if self.writes else None
         self.progress = tqdm(
-            total=self.stage.steps, initial=engine.step, desc=self.stage.name, disable=None if self.writes else True
+            total=steps, initial=engine.step, desc=run_folder.path.name, disable=None if self.writes else True
         )
         self.started = self.before = time.monotonic()
 
@@ -75,39 +66,34 @@ class Watch:
         seconds, self.before = now - self.before, now
         if not self.writes:
             return
-        flops = step_flops(self.engine.objective.model.config, self.stage, batches)
+        flops = sum(self.engine.objective.flops(batch) for batch in batches)
         tasks = list(dict.fromkeys(batch.task for batch in batches))
-        share = cost.mfu(flops, seconds, self.peak)
+        share = devices.mfu(flops, seconds, self.peak)
         self._log({
-            "step": self.engine.step - 1, "tasks": tasks, "tokens": sum(len(b.tokens.feats) for b in batches), **row,
+            "step": self.engine.step - 1, "tasks": tasks, "tokens": sum(map(len, batches)), **row,
             "skipped": self.engine.skipped, "seconds": round(now - self.started, 3), "data": round(waited, 3),
-            "flops": flops, "mfu": share, "memory": peak_memory(self.engine.device),
+            "flops": flops, "mfu": share, "memory": devices.peak_memory(self.engine.device),
         })  # fmt: skip
         shown = {task: f"{row[f'{task}/loss']:.4f}" for task in tasks}
-        shown |= {"seconds": f"{seconds:.2f}", "data": f"{waited / seconds:.0%}", "MFU": cost.percent(share)}
+        shown |= {"seconds": f"{seconds:.2f}", "data": f"{waited / seconds:.0%}", "MFU": devices.percent(share)}
         self.progress.set_postfix(shown, refresh=False)
         self.progress.update()
 
     def evaluate_if_due(self) -> None:
-        """Evaluate the averaged weights if it is time to; its time, and that of a checkpoint before, is of no step.
+        """Evaluate the EMA weights if it is time to; this time, and that of a checkpoint before, belongs to no step.
 
         Writes a line of ``evaluation.jsonl`` and ``images/step-NNNNNN.png``, under the number of the last step done.
         Raises: MediaError where the image cannot be written.
         """
-        if self.every and (self.engine.step % self.every == 0 or self.engine.step == self.stage.steps):
-            averaged = self.engine.averaged()  # all ranks take part
-            if self.held_out is not None:
-                self._evaluate(averaged, self.held_out)
+        if self.every and (self.engine.step % self.every == 0 or self.engine.step == self.engine.recipe.steps):
+            weights, device = self.engine.ema_weights(), self.engine.device  # all ranks take part
+            if self.evaluate is not None and self.writes:
+                with torch.random.fork_rng([device] if device.startswith("cuda") else []):
+                    numbers, image = self.evaluate(weights)
+                self._log({"step": self.engine.step - 1, **numbers}, "evaluation")
+                if image is not None:
+                    self._image(image)
         self.before = time.monotonic()
-
-    def _evaluate(self, averaged: Mapping[str, Tensor], held_out: HeldOut) -> None:
-        device, mixed = self.engine.device, self.stage.mixed_precision
-        model = averaged_model(self.engine.objective.model.config, averaged, device)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=mixed):
-            numbers, sheet = evaluate(model, held_out, self.texts)
-        self._log({"step": self.engine.step - 1, **numbers}, "evaluation")
-        if sheet is not None:
-            self._image(sheet)
 
     def _log(self, row: dict[str, Any], name: str = "log") -> None:
         self.run_folder.log(row, name)
@@ -116,51 +102,18 @@ class Watch:
                 if isinstance(value, int | float) and key != "step":
                     self.writer.add_scalar(key, value, row["step"])
 
-    def _image(self, sheet: np.ndarray) -> None:
+    def _image(self, image_HW3: np.ndarray) -> None:
         step = self.engine.step - 1
         path = self.run_folder.path / "images" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path, MediaError) as temporary:
-            Image.fromarray(sheet).save(temporary, format="PNG")
+            Image.fromarray(image_HW3).save(temporary, format="PNG")
         if self.writer is not None:
-            self.writer.add_image("reconstructions", sheet, step, dataformats="HWC")
-
-
-def step_flops(config: ATokenConfig, stage: Stage, batches: Sequence[Batch]) -> int:
-    """FLOPs that MFU counts of a step over these micro-batches: forward and backward of the model, without its text."""
-    steps, total = config.steps(config.tile_frames), 0
-    for batch in batches:
-        task = stage.tasks[batch.task]
-        if task.modality == "surface":
-            parts = cost.gaussian_parts(config, batch.tokens)
-        else:
-            parts = cost.model_parts(config, cost.tiles(batch.tokens, steps), decode=decodes(task))
-        total += cost.training_flops(parts, stage.frozen, checkpointing=stage.checkpointing).counted
-    return total
-
-
-def decodes(task: Task) -> bool:
-    """Whether some term of the task reads reconstructions."""
-    return any(term.fn not in EMBEDDING for term in task.computed)
-
-
-def averaged_model(config: ATokenConfig, averaged: Mapping[str, Tensor], device: str) -> ATokenModel:
-    """A model of its own on a device, with these parameters, in eval mode; the random states stay as they are."""
-    with torch.random.fork_rng([device] if device.startswith("cuda") else []), torch.device(device):
-        model = ATokenModel(config)
-    model.load_state_dict(model.state_dict() | averaged)
-    return model.eval()
-
-
-def peak_memory(device: str) -> int:
-    """Bytes that this process held at most: allocated on a GPU, resident on the CPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            self.writer.add_image("evaluation", image_HW3, step, dataformats="HWC")
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
-    """A writer that takes back what the folder has from ``step`` on; None, and a word about it, without the package."""
+    """A writer that takes back what the folder has from ``step`` on; None, and a note about it, without the package."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor, distributed
 
 from atoken.errors import AtokenError, CheckpointError, MissingExtraError
-from atoken.pretrain.batches import Batch
-from atoken.pretrain.objective import Objective
-from atoken.pretrain.stages import Stage
 from atoken.train.engine import PlainEngine
+from atoken.train.objective import Batch, Objective
+from atoken.train.recipe import Recipe
 from atoken.train.run_folder import RunFolder
 
 KEPT_WHOLE = 100_000  # numbers of a parameter below which ZeRO-3 does not bother to cut it up
@@ -41,27 +40,23 @@ class ZeroEngine(PlainEngine):
     every rank write its shards.
     """
 
-    def __init__(self, objective: Objective, stage: Stage, device: str, zero: int) -> None:
+    def __init__(self, objective: Objective[Any], recipe: Recipe, device: str, zero: int) -> None:
         """``device``: "cpu" or "cuda", the rank's own. Raises: MissingExtraError, and as ``check_whole``."""
-        check_whole(stage)
+        check_whole(recipe)
         self.zero = zero
         self.deepspeed = _join(device)
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
-        super().__init__(objective, stage, f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device)
+        super().__init__(objective, recipe, f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device)
 
     def _masters(self) -> dict[str, Tensor]:
         """DeepSpeed's fp32 weights: flat vectors of many parameters each, of which this rank has a piece."""
         (optimiser,) = self.optimisers
-        self.shapes = {name: parameter.shape for name, parameter in self.objective.model.named_parameters()}
-        for parameter in self.objective.model.parameters():
+        self.shapes = {name: parameter.shape for name, parameter in self.objective.named_parameters()}
+        for parameter in self.objective.parameters():
             parameter.data = parameter.data.reshape(parameter.shape or 1)  # DeepSpeed cannot broadcast a scalar
         self.engine = self.deepspeed.initialize(model=self.objective, optimizer=optimiser, config=self._config())[0]
         if self.zero == 0:
             return super()._masters()
-        if self.zero == 3:  # what the model reads elsewhere than in the forward pass of the module that owns it
-            pool = self.objective.model.pool
-            for parameter in (pool.probe, pool.kv.weight, pool.kv.bias):
-                self.deepspeed.zero.register_external_parameter(self.objective, parameter)
         flat = "single_partition_of_fp32_groups" if self.zero < 3 else "fp32_partitioned_groups_flat"
         masters = {f"shard {i}": shard for i, shard in enumerate(getattr(self.engine.optimizer, flat))}
         self.owners = dict.fromkeys(masters, optimiser)
@@ -70,10 +65,10 @@ class ZeroEngine(PlainEngine):
     def _config(self) -> dict[str, Any]:
         return {
             "train_micro_batch_size_per_gpu": 1,  # of our batches
-            "gradient_clipping": self.stage.clip,
+            "gradient_clipping": self.recipe.clip,
             "zero_optimization": {"stage": self.zero, "stage3_param_persistence_threshold": KEPT_WHOLE},
             "zero_allow_untested_optimizer": True,
-            "torch_autocast": {"enabled": self.stage.mixed_precision, "dtype": "bfloat16"},
+            "torch_autocast": {"enabled": self.recipe.mixed_precision, "dtype": "bfloat16"},
         }
 
     def train(self, batches: Sequence[Batch]) -> dict[str, float]:
@@ -92,16 +87,14 @@ class ZeroEngine(PlainEngine):
 
     def _check_order(self, batches: Sequence[Batch]) -> None:
         """Ranks that do not run the same modules in the same order would wait for each other for ever."""
-        config = self.objective.model.config
-        tile = config.steps(config.tile_frames)
-        order = [(b.task, len(b.tokens.time_windows(tile)) if self.zero == 3 else 0) for b in batches]
+        order = [(batch.task, self.objective.layout(batch) if self.zero == 3 else None) for batch in batches]
         number = zlib.crc32(repr(order).encode())
         ends = torch.tensor([number, -number], device=self.device)
         distributed.all_reduce(ends, distributed.ReduceOp.MAX)
         if ends[0] != -ends[1]:
             raise AtokenError(
-                f"The ranks have different work at step {self.step}: all must have micro-batches of the same "
-                "tasks in the same order and, under ZeRO-3, videos of as many tiles."
+                f"The ranks have different work at step {self.step}: all must have micro-batches of the same tasks in "
+                "the same order and, under ZeRO-3, of the same layout (videos of as many tiles, for example)."
             )
 
     def _backward(self, batch: Batch, share: float, *, last: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -140,7 +133,7 @@ class ZeroEngine(PlainEngine):
 
     def _frozen(self) -> dict[str, Tensor]:
         whole: dict[str, Tensor] = {}
-        for name, parameter in self.objective.model.named_parameters():
+        for name, parameter in self.objective.named_parameters():
             if name not in self.parameters:
                 with self.deepspeed.zero.GatheredParameters(parameter):
                     whole |= self._whole(name, parameter)
@@ -171,7 +164,7 @@ class ZeroEngine(PlainEngine):
         return {name: master.detach().clone() for name, master in self.masters.items()} if whole else {}
 
     def _load(self, whole: dict[str, Tensor]) -> None:
-        for name, parameter in self.objective.model.named_parameters():
+        for name, parameter in self.objective.named_parameters():
             if name in whole:
                 with self.deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
                     parameter.copy_(whole[name])
@@ -179,12 +172,11 @@ class ZeroEngine(PlainEngine):
             self.engine.optimizer.refresh_fp32_params()
 
 
-def check_whole(stage: Stage) -> None:
-    """Raises: AtokenError for a stage with Muon."""
-    if stage.muon:
+def check_whole(recipe: Recipe) -> None:
+    """Raises: AtokenError for a recipe with Muon."""
+    if recipe.muon:
         raise AtokenError(
-            f"Stage {stage.name} trains with Muon, which needs whole matrices, and ZeRO cuts them up; use one process "
-            "without DeepSpeed, or set muon to 0."
+            "Muon needs whole matrices, and ZeRO cuts them up; train in one process without DeepSpeed, or set muon=0."
         )
 
 

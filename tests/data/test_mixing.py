@@ -8,11 +8,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import factorial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from atoken.data.mixing import ATTEMPTS, Broken, Drawn, Mixture, Tally, permuted
+from atoken.data.mixing import ATTEMPTS, Mixture, permuted
 from atoken.data.sources import Sample
 from atoken.errors import AtokenError, MediaError, MissingExtraError
 
@@ -111,63 +110,23 @@ def load(sample: Sample) -> int:
     return number
 
 
-def counted(tally: Tally, drawn: Drawn, step: int = 0) -> dict[str, int]:
-    """A step of one sample, on one rank."""
-    return tally.count(*tally.listed(step, [SimpleNamespace(drawn=1, broken=drawn.broken)]))
-
-
-def test_broken_samples_are_skipped_counted_and_listed_exactly(tmp_path: Path) -> None:
+def test_broken_samples_are_skipped_and_listed_exactly() -> None:
     mixed = Mixture({"a": (Numbers(100, unreadable={20, 21}), 1), "b": (Numbers(50), 1)}, 0)
-    tally, tried = Tally(tmp_path / "broken.jsonl"), []
+    tried, broken = [], []
     for g in range(400):
         drawn = mixed.draw(g, load)
-        counts = counted(tally, drawn, step=g)
+        broken += drawn.broken
         places = [mixed.position(g, attempt) for attempt in range(len(drawn.broken) + 1)]
         assert {name for name, _ in places} == {drawn.source}  # a broken sample does not shift the ratio
         assert drawn.value == places[-1][1]
         tried += [(g, name, item) for name, item in places]
     bad = [(g, name, item) for g, name, item in tried if item in BAD or (name, item) in (("a", 20), ("a", 21))]
-    assert counts == {"drawn": 400, "broken": len(bad)} == {"drawn": tally.drawn, "broken": tally.broken}
     assert len(tried) == 400 + len(bad)
     assert {item for _, _, item in bad} == BAD | {20, 21}
-    lines = [json.loads(line) for line in (tmp_path / "broken.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["at"], line["source"]) for line in lines] == [(g, g, name) for g, name, _ in bad]
-    for line, (_, _, item) in zip(lines, bad, strict=True):
+    assert [(entry.at, entry.source) for entry in broken] == [(g, name) for g, name, _ in bad]
+    for entry, (_, _, item) in zip(broken, bad, strict=True):
         key, state = (f"sample {item}", "unreadable") if item in (20, 21) else (f"key {item}", "damaged")
-        assert (line["key"], line["reason"]) == (key, f"{item} is {state}.")
-
-
-@pytest.mark.parametrize(("bad", "most"), [(0, 0.0), (5, 0.1), (12, 0.1), (30, 0.1), (30, 0.25), (60, 0.4)])
-def test_a_run_stops_as_soon_as_more_than_the_share_is_broken(bad: int, most: float, tmp_path: Path) -> None:
-    mixed = Mixture({"a": (Numbers(100, unreadable=set(range(bad))), 1)}, 1)
-    tally, tried, broken = Tally(tmp_path / "broken.jsonl", most), 0, 0
-    for g in range(300):
-        drawn = mixed.draw(g, load=lambda sample: sample.key)
-        tried, broken = tried + 1 + len(drawn.broken), broken + len(drawn.broken)
-        if tried >= 100 and broken / tried > most:
-            with pytest.raises(MediaError, match=rf"^{broken} of {tried} samples are broken.*broken\.jsonl lists\.$"):
-                counted(tally, drawn)
-            break
-        counted(tally, drawn)
-    assert (g < 299) == (bad > 100 * most)
-    assert len((tmp_path / "broken.jsonl").read_text().splitlines() if bad else ()) == broken
-
-
-def test_ranks_list_their_own_and_stop_together_and_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
-    def micro_batches(rank: int) -> list[SimpleNamespace]:
-        broken = (Broken(rank, "a", f"key {rank}", "damaged"),) * rank
-        return [SimpleNamespace(drawn=20, broken=broken), SimpleNamespace(drawn=30, broken=())]
-
-    tallies = [Tally(tmp_path / f"broken-{rank}.jsonl", most=0.0, at_least=200, drawn=7) for rank in range(2)]
-    found = [tally.listed(5, micro_batches(rank)) for rank, tally in enumerate(tallies)]
-    assert found == [(50, 0), (50, 1)]
-    total = [sum(counts) for counts in zip(*found, strict=True)]
-    assert [tally.count(*total) for tally in tallies] == [{"drawn": 107, "broken": 1}] * 2
-    for tally in tallies:
-        with pytest.raises(MediaError, match="2 of 209 samples are broken"):
-            tally.count(*total)
-    assert not tallies[0].path.exists()
-    assert len(tallies[1].path.read_text().splitlines()) == 1
+        assert (entry.key, entry.reason) == (key, f"{item} is {state}.")
 
 
 def test_a_source_that_is_broken_altogether_stops_the_run() -> None:
@@ -183,12 +142,6 @@ def test_what_is_no_fault_of_the_sample_is_not_skipped(error: Exception) -> None
 
     with pytest.raises(type(error)):
         mixture().draw(0, fail)
-
-
-def test_a_list_that_cannot_be_written_gets_one_sentence(tmp_path: Path) -> None:
-    drawn = Drawn("a", "key 0", 0, (Broken(0, "a", "key 1", "damaged"),))
-    with pytest.raises(MediaError, match="Cannot write the list"):
-        counted(Tally(tmp_path), drawn)
 
 
 @pytest.mark.parametrize("parts", [{}, {"a": (Numbers(0), 1)}, {"a": (Numbers(1), 0)}, {"a": (Numbers(1), 0.5)}])

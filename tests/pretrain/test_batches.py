@@ -1,4 +1,4 @@
-"""Bins: full but never over their budget, every sample once, the same whoever makes them."""
+"""Micro-batches: full but never over their budget, every sample once, the same whoever makes them."""
 
 import math
 import multiprocessing
@@ -17,20 +17,21 @@ from PIL import Image
 
 from atoken.data.synthetic.procedural import make_asset
 from atoken.errors import AtokenError
-from atoken.pretrain.batches import Batch, batch, batches
+from atoken.pretrain.batches import Batch, MicroBatches, batch, check_shares
 from atoken.pretrain.crops import FEW, crop
 from atoken.pretrain.curriculum import CURRICULA, NANO_1, NANO_TASKS
 from atoken.pretrain.datasets import Datasets, load_datasets, shape
 from atoken.pretrain.packing import CROPS, Budget, budgets, samples
-from atoken.pretrain.stages import Stage, Task
+from atoken.pretrain.stages import Task
+from tests.pretrain.tiny import all_batches, changed, stage_of
 
 SMALL = {
     "image": Task("image", (), tokens=64, micro_batches=2, patches=(4, 16)),
     "video": Task("video", (), tokens=64, micro_batches=4, patches=(4, 9), length=(1, 3)),
     "more": Task("image", (), tokens=48, micro_batches=2, patches=(9, 9)),
 }
-TINY = replace(NANO_1, tasks=SMALL, mixture={"image": 2, "video": 1}, auxiliary=("more",), steps=6)
-FEEDS = load_datasets("procedural", TINY)
+TINY = changed(NANO_1, tasks=SMALL, mixture={"image": 2, "video": 1}, auxiliary=("more",), steps=6)
+DATASETS = load_datasets("procedural", TINY)
 FILLED = 0.9  # of the budget, on average, at least
 
 
@@ -165,7 +166,7 @@ def test_every_cycle_holds_the_mixture_exactly_and_every_micro_batch_comes_once(
 
 
 def steps(first: int = 0, workers: int = 0, rank: int = 0, world: int = 1) -> list[list[Batch]]:
-    return list(batches(TINY, FEEDS, first, workers, rank, world))
+    return list(all_batches(TINY, first, workers, rank, world, DATASETS))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def equal(ours: list[list[Batch]], theirs: list[list[Batch]]) -> bool:
 
 
 def test_a_step_has_its_tasks_micro_batches_in_order(alone: list[list[Batch]]) -> None:
-    assert len(alone) == TINY.steps
+    assert len(alone) == TINY.recipe.steps
     for step, made in enumerate(alone):
         wanted = [
             (name, before * SMALL[name].micro_batches + k)
@@ -188,11 +189,11 @@ def test_a_step_has_its_tasks_micro_batches_in_order(alone: list[list[Batch]]) -
             for k in range(SMALL[name].micro_batches)
         ]
         assert [one.task for one in made] == [name for name, _ in wanted]
-        assert equal([made], [[batch(TINY, FEEDS, *place) for place in wanted]])
+        assert equal([made], [[batch(TINY, DATASETS, *key) for key in wanted]])
     flat = [one for made in alone for one in made]
     assert not any(same(flat[0], other) for other in flat[1:])
     assert not same(
-        flat[0], batch(replace(TINY, seed=1), load_datasets("procedural", replace(TINY, seed=1)), "image", 0)
+        flat[0], batch(changed(TINY, seed=1), load_datasets("procedural", changed(TINY, seed=1)), "image", 0)
     )
 
 
@@ -204,9 +205,9 @@ def test_workers_and_a_later_start_change_nothing(workers: int, alone: list[list
 def test_a_process_that_is_sending_ends_quietly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (1024, 1024)).save(tmp_path / "large.png")
     task = Task("image", (), tokens=8192, patches=(4096, 4096))  # 100 MB: it is nearly always sending
-    stage = replace(TINY, tasks={"image": task}, mixture={"image": 1}, auxiliary=(), steps=100)
+    stage = changed(TINY, tasks={"image": task}, mixture={"image": 1}, auxiliary=(), steps=100)
     for _ in range(2):
-        with closing(batches(stage, load_datasets(tmp_path, stage), 0, workers=1)) as made:
+        with closing(all_batches(stage, workers=1, datasets=load_datasets(tmp_path, stage))) as made:
             next(made)
     assert not multiprocessing.active_children()
     assert not "".join(capfd.readouterr())
@@ -236,7 +237,7 @@ def test_a_batch_keeps_to_its_budget_its_task_and_its_sizes(alone: list[list[Bat
     for made in (one for step in alone for one in step):
         task = SMALL[made.task]
         assert len(made.tokens.feats) <= task.tokens
-        assert made.drawn == len(made.tokens.lengths) == len(made.captions) == samples(task)
+        assert made.samples == len(made.tokens.lengths) == len(made.captions) == samples(task)
         assert made.broken == ()
         assert all(made.captions)
         for one in made.tokens.unpack():
@@ -253,7 +254,7 @@ def test_micro_batches_that_ranks_cannot_share_evenly_are_refused() -> None:
     with pytest.raises(
         AtokenError, match=r"The 2 micro-batches of the task image .* 4 ranks.* --set tasks\.image\.micro_batches=4\.$"
     ):
-        batches(TINY, FEEDS, 0, 0, rank=0, world=4)
+        check_shares(TINY, 4)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -261,7 +262,7 @@ def test_what_goes_wrong_is_said_in_one_sentence_whoever_meets_it(workers: int, 
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"nonsense")
     (tmp_path / "data.toml").write_text("[image.photos]\nfolder = 'photos'\n[video.made]\nprocedural = 'mixed'\n")
-    made = batches(TINY, load_datasets(tmp_path / "data.toml", TINY), 0, workers)
+    made = all_batches(TINY, workers=workers, datasets=load_datasets(tmp_path / "data.toml", TINY))
     with pytest.raises(AtokenError, match=r"^100 samples of photos in a row are broken[^\n]*\.$"):
         next(made)
 
@@ -275,9 +276,10 @@ def test_broken_samples_are_counted_in_their_batch(tmp_path: Path) -> None:
             path.write_bytes(path.read_bytes()[:50])
     (tmp_path / "data.toml").write_text("[image.photos]\nfolder = 'photos'\n")
     stage = replace(TINY, mixture={"image": 1}, auxiliary=())
-    made = [one for step in batches(stage, load_datasets(tmp_path / "data.toml", stage), 0, 0) for one in step]
+    datasets = load_datasets(tmp_path / "data.toml", stage)
+    made = [one for step in all_batches(stage, datasets=datasets) for one in step]
     broken = [entry for one in made for entry in one.broken]
-    assert sum(one.drawn for one in made) == len(made) * samples(SMALL["image"])
+    assert sum(one.samples for one in made) == len(made) * samples(SMALL["image"])
     assert {entry.key for entry in broken} == {"0.png", "3.png"}
     assert all(entry.source == "photos" and "\n" not in entry.reason for entry in broken)
     for n, one in enumerate(made):
@@ -291,20 +293,20 @@ def test_crops_are_of_the_assets_by_seed_and_number(modality: str) -> None:
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     pytest.importorskip("scipy", reason="the extra train is not installed")
     task = replace(NANO_TASKS[modality], tokens=300)
-    stage = Stage("crops", "nano", {"some": task}, {"some": 1}, steps=1, seed=4)
-    ((made,),) = batches(stage, {}, 0, 0)
+    stage = stage_of({"some": task}, steps=1, seed=4)
+    ((made,),) = all_batches(stage, datasets={})
     expected = crop(4, 0, 300, FEW) if modality == "crop" else crop(4, 0, 300)
     assert torch.equal(made.tokens.feats, expected.tokens.feats)
-    assert (made.task, made.values, made.captions, made.drawn) == ("some", 768, ("",), 1)
+    assert (made.task, made.values, made.captions, made.samples) == ("some", 768, ("",), 1)
     assert (made.targets is None) == (modality == "crop")
 
 
 def test_whole_assets_are_generated_with_their_captions() -> None:
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     task = Task("asset", (), tokens=1200, patches=(600, 600))
-    stage = Stage("assets", "nano", {"some": task}, {"some": 1}, steps=1)
+    stage = stage_of({"some": task}, steps=1)
     datasets = load_datasets("procedural", stage)
-    ((made,),) = batches(stage, datasets, 0, 0)
+    ((made,),) = all_batches(stage, datasets=datasets)
     assert made.values == 768
     assert len(made.tokens.lengths) == 2
     assert all(0 < length <= 600 for length in made.tokens.lengths)
@@ -313,8 +315,8 @@ def test_whole_assets_are_generated_with_their_captions() -> None:
 
 def test_samples_of_one_length_are_neighbours_in_a_batch() -> None:
     task = Task("video", (), tokens=400, patches=(4, 16), length=(1, 3))
-    stage = Stage("videos", "nano", {"some": task}, {"some": 1}, steps=1)
-    ((made,),) = batches(stage, load_datasets("procedural", stage), 0, 0)
+    stage = stage_of({"some": task}, steps=1)
+    ((made,),) = all_batches(stage)
     steps = (made.tokens.reduce_coords("amax")[:, 0] + 1).tolist()
     shapes = list(zip(steps, made.tokens.lengths, strict=True))
     assert shapes == sorted(shapes)
@@ -322,6 +324,6 @@ def test_samples_of_one_length_are_neighbours_in_a_batch() -> None:
 
 
 def test_datasets_travel_light() -> None:
-    assert len(pickle.dumps((TINY, FEEDS))) < 10_000
-    assert isinstance(FEEDS, Datasets)
-    assert list(islice(FEEDS, 3)) == ["image", "video", "more"]
+    assert len(pickle.dumps(MicroBatches(TINY, DATASETS))) < 10_000
+    assert isinstance(DATASETS, Datasets)
+    assert list(islice(DATASETS, 3)) == ["image", "video", "more"]

@@ -18,20 +18,18 @@ from atoken.presets import preset
 from atoken.pretrain.cost import (
     Parameters,
     activation_bytes,
-    device_peak,
     gaussian_parts,
     grid_tiles,
     memory,
-    mfu,
     model_parts,
     pace,
     parameters,
-    percent,
     tiles,
     training_flops,
 )
 from atoken.pretrain.curriculum import CODE
 from atoken.tokens import SparseTokens
+from atoken.train.devices import device_peak, mfu, percent
 from tests.model.sizes import small_config, small_model
 
 COUNTER, KEPT, KEPT_ON_CPU = 0.02, 0.08, 0.15  # shares by which a formula may be off what is measured

@@ -11,13 +11,10 @@ from atoken.gaussians import Gaussians
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.pretrain import crops, losses
-from atoken.pretrain.batches import batches
 from atoken.pretrain.curriculum import NANO_1, NANO_TASKS
-from atoken.pretrain.datasets import load_datasets
-from atoken.pretrain.objective import Objective
-from atoken.train.engine import PlainEngine
 from tests.modalities.shapes import AXES, COLOURS, box
 from tests.model.sizes import small_model
+from tests.pretrain.tiny import all_batches, engine_of
 from tests.tolerances import FP32
 
 pytest.importorskip("embreex", reason="the extra 3d is not installed")
@@ -141,8 +138,8 @@ def test_place_color_and_opacity_in_closed_form(surface):
 def test_voxel_tokens_are_learned_like_the_others():
     tasks = {"crop": replace(NANO_TASKS["crop"], tokens=100)}
     stage = replace(NANO_1, tasks=tasks, mixture={"crop": 1}, auxiliary=())
-    (made,) = next(batches(stage, load_datasets("procedural", stage), 0, workers=0))
+    (made,) = next(all_batches(stage))
     assert (made.task, made.values, made.targets) == ("crop", 768, None)
     assert not made.tokens.feats[:, 768:].any()
     assert made.tokens.coords[:, 3].any()
-    assert PlainEngine(Objective(small_model(), tasks), stage, "cpu").train([made])["crop/l1"] > 0
+    assert engine_of(stage, small_model()).train([made])["crop/l1"] > 0

@@ -22,7 +22,7 @@ def test_the_paper_s_stages_show_what_its_table_says():
     """Table 2: ninths of each task, steps, latent channels; FSQ in the fourth alone."""
     stages = CURRICULA["so400m-c"].values()
     assert [tuple(stage.mixture.values()) for stage in stages] == [(1,), (2, 1, 6), (2, 1, 4, 1, 1), (2, 1, 4, 1, 1)]
-    assert [stage.steps for stage in stages] == [200_000, 200_000, 50_000, 100_000]
+    assert [stage.recipe.steps for stage in stages] == [200_000, 200_000, 50_000, 100_000]
     configs = [presets.preset(stage.preset) for stage in stages]
     assert [config.latent_channels for config in configs] == [32, 48, 48, 48]
     assert [bool(config.fsq_levels) for config in configs] == [False, False, False, True]

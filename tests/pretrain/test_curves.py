@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from atoken.presets import FSQ_LEVELS
-from atoken.pretrain.batches import batches
 from atoken.pretrain.curriculum import ALIGNMENT, CURRICULA, NANO_TASKS, PATCHES
-from atoken.pretrain.datasets import load_datasets
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage, Task
 from atoken.train.engine import PlainEngine
+from atoken.train.recipe import Recipe
 from tests.model.sizes import small_config, small_model
+from tests.pretrain.tiny import all_batches
 from tests.tokenizer.texts import text_sizes, words
 from tests.tolerances import CURVE
 
@@ -44,14 +44,14 @@ def stage(name):
     """A stage with the paper's mixture, without teachers, or that of a Gaussian decoder; all of it very small."""
     mixture = {"surface": 1} if name == "surface" else PAPER[name].mixture
     return Stage(
-        name, "tiny", TASKS, mixture, auxiliary=() if name == "surface" else ("image-text",), steps=STEPS, warmup=5,
-        lr=1e-3, mixed_precision=False,
+        name, "tiny", TASKS, mixture, auxiliary=() if name == "surface" else ("image-text",),
+        recipe=Recipe(steps=STEPS, warmup=5, lr=1e-3, mixed_precision=False),
     )  # fmt: skip
 
 
 @cache
 def made(name):
-    return list(batches(stage(name), load_datasets("procedural", stage(name)), 0, workers=0))
+    return list(all_batches(stage(name)))
 
 
 def curve(name):
@@ -59,7 +59,7 @@ def curve(name):
         gaussian_decoder=GAUSSIANS, text=text_sizes(small_config().encoder_width), logit_scale_init=1.0,
         logit_bias_init=-2.0, fsq_levels=FSQ_LEVELS if name == "4" else None,
     )  # fmt: skip
-    engine = PlainEngine(Objective(model, stage(name).used, texts=words()), stage(name), "cpu")
+    engine = PlainEngine(Objective(model, stage(name), texts=words()), stage(name).recipe, "cpu")
     return [engine.train(micro_batches)["loss"] for micro_batches in made(name)]
 
 

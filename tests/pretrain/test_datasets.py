@@ -28,6 +28,7 @@ from atoken.pretrain.data_file import read_data
 from atoken.pretrain.datasets import TaskDataset, generated, load_datasets, shape
 from atoken.pretrain.packing import Budget, budgets
 from atoken.pretrain.stages import Stage, Task
+from atoken.train.recipe import Recipe
 from tests.io.video_cases import moving
 
 TASKS = {
@@ -36,7 +37,7 @@ TASKS = {
     "video": Task("video", (), tokens=64, patches=(4, 9), length=(1, 2), strides=((1, 2),)),
     "surface": Task("surface", ()),
 }
-STAGE = Stage("any", "nano", TASKS, {"image": 2, "captioned": 1, "video": 1, "surface": 1}, seed=3)
+STAGE = Stage("any", "nano", TASKS, {"image": 2, "captioned": 1, "video": 1, "surface": 1}, recipe=Recipe(seed=3))
 IMAGES = replace(STAGE, mixture={"image": 1})
 
 
@@ -127,7 +128,7 @@ def test_tasks_on_one_table_have_orders_of_their_own(tmp_path: Path) -> None:
     stage = replace(STAGE, mixture={"image": 1, "captioned": 1})
     text = f"[image.mine]\n{write_folder(tmp_path, images(30))}\n"
     first, again, seeded = (datasets_of(tmp_path, seed + text, stage) for seed in ("", "seed = 0\n", "seed = 1\n"))
-    later = datasets_of(tmp_path, text, replace(stage, seed=4))
+    later = datasets_of(tmp_path, text, replace(stage, recipe=Recipe(seed=4)))
 
     def order(dataset: TaskDataset) -> list[int]:
         return [dataset.mixture.position(index)[1] for index in range(30)]

@@ -125,7 +125,7 @@ def test_held_out_samples_are_the_same_each_time_and_of_no_stage():
     for one, other in zip((*first.images, *first.videos), (*again.images, *again.videos), strict=True):
         np.testing.assert_array_equal(one.frames, other.frames)
     assert len({one.caption for one in first.images}) == evaluation.IMAGES
-    assert all(stage.seed != evaluation.SEED for stages in CURRICULA.values() for stage in stages.values())
+    assert all(stage.recipe.seed != evaluation.SEED for stages in CURRICULA.values() for stage in stages.values())
 
 
 def test_zero_shot_works_under_autocast():

@@ -11,17 +11,18 @@ from torch import nn
 
 from atoken.errors import CheckpointError
 from atoken.modalities.pixels import patchify
-from atoken.pretrain import losses
+from atoken.pretrain import cost, losses
 from atoken.pretrain.batches import Batch
 from atoken.pretrain.crops import SurfaceTargets
 from atoken.pretrain.curriculum import CURRICULA
-from atoken.pretrain.objective import Objective
+from atoken.pretrain.objective import Objective, decodes
 from atoken.pretrain.stages import Task, Term
 from atoken.pretrain.teachers import NO_TEACHERS, Teachers
 from atoken.tokens import SparseTokens
 from tests.model.sizes import small_model
 from tests.pretrain.small_teachers import small_siglip, small_teachers
-from tests.tokenizer.texts import small_texts_model, words
+from tests.pretrain.tiny import stage_of
+from tests.tokenizer.texts import small_texts_model, text_sizes, words
 from tests.tolerances import FP32
 
 FIRST = CURRICULA["base"]["1"]
@@ -47,14 +48,20 @@ def summed(objective, batch, names):
     """The loss is the weighted sum of terms of these names."""
     loss, terms = objective(batch)
     assert set(terms) == names
-    expected = sum(term.weight * terms[term.fn.__name__] for term in objective.tasks[batch.task].terms if term.weight)
+    terms_of = objective.stage.tasks[batch.task].terms
+    expected = sum(term.weight * terms[term.fn.__name__] for term in terms_of if term.weight)
     torch.testing.assert_close(loss.detach(), expected, rtol=FP32, atol=0)
     assert loss.requires_grad
     assert not any(value.requires_grad for value in terms.values())
 
 
 def test_the_loss_is_the_weighted_sum_of_the_terms_of_the_batch_s_task(teachers):
-    objective = Objective(small_texts_model(), FIRST.used | {"video-text": ALIGNED}, teachers, words())
+    objective = Objective(
+        small_texts_model(),
+        replace(FIRST, tasks=FIRST.used | {"video-text": ALIGNED}, mixture={"image": 1, "video-text": 1}),
+        teachers,
+        words(),
+    )
     decoded = []
     objective.model.decoder.register_forward_hook(lambda *_: decoded.append(1))
     summed(objective, images("image-text", CAPTIONS), {"semantics"})
@@ -68,7 +75,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_of_the_batch_s_task(teachers)
 def reconstructed(batch, *, sampled, **sizes):
     """L1 of a model, and what it gives for the mean and for a draw of the micro-batch's own noise."""
     model = small_model(**sizes)
-    objective = Objective(model, {"image": Task("image", (Term(losses.l1, 1.0),), sampled=sampled)})
+    objective = Objective(model, stage_of({"image": Task("image", (Term(losses.l1, 1.0),), sampled=sampled)}))
     encoded = model.encode(batch.tokens)
     drawn = encoded.posterior.sample(torch.Generator().manual_seed(batch.noise))
     wanted = batch.tokens.feats[:, :768]
@@ -98,19 +105,19 @@ def test_gaussians_are_of_the_batchs_patches():
     everywhere = torch.ones(len(points), dtype=torch.bool)
     targets = SurfaceTargets(points, colors, everywhere, everywhere)
     batch = Batch(task="surface", tokens=found, values=768, targets=targets)
-    summed(Objective(model, tasks), batch, {"place", "color"})
+    summed(Objective(model, stage_of(tasks)), batch, {"place", "color"})
 
 
 def test_teachers_are_no_part_of_the_module(teachers):
     model = small_texts_model()
-    objective = Objective(model, FIRST.used, teachers, words())
+    objective = Objective(model, FIRST, teachers, words())
     assert set(objective.state_dict()) == {f"model.{name}" for name in model.state_dict()}
     assert len(list(objective.modules())) == len(list(model.modules())) + 1
 
 
 def test_a_model_of_images_needs_no_text_side_and_no_teacher():
     assert set(FIRST.without_teachers().used) == {"image"}
-    summed(Objective(small_model(), FIRST.without_teachers().used), images("image"), {"l1", "kl"})
+    summed(Objective(small_model(), FIRST.without_teachers()), images("image"), {"l1", "kl"})
 
 
 def says(match, *arguments):
@@ -122,9 +129,7 @@ def says(match, *arguments):
 
 @pytest.mark.parametrize(("lost", "task"), [("vgg", "image"), ("clip", "image"), ("siglip", "image-text")])
 def test_a_teacher_that_is_missing_is_named(teachers, lost, task):
-    said = says(
-        f"Task {task} needs the teacher {lost}", small_texts_model(), FIRST.used, replace(teachers, **{lost: None})
-    )
+    said = says(f"Task {task} needs the teacher {lost}", small_texts_model(), FIRST, replace(teachers, **{lost: None}))
     assert said.endswith("or train with --teachers none.")
 
 
@@ -136,36 +141,105 @@ def weighted(task, **weights):
 def test_a_term_of_weight_0_needs_no_teacher(teachers):
     image = weighted(FIRST.tasks["image"], lpips=0, gram=0)
     assert image.teachers == {"clip"}
-    objective = Objective(small_model(), {"image": image}, replace(teachers, vgg=None, heads=None))
+    objective = Objective(small_model(), stage_of({"image": image}), replace(teachers, vgg=None, heads=None))
     summed(objective, images("image"), {"l1", "kl", "clip"})
     without_l1 = weighted(image, l1=0, clip=0)  # a term without teacher is still shown
-    summed(Objective(small_model(), {"image": without_l1}), images("image"), {"l1", "kl"})
+    summed(Objective(small_model(), stage_of({"image": without_l1})), images("image"), {"l1", "kl"})
 
 
 def test_a_task_whose_terms_all_have_weight_0_is_refused():
     task = weighted(FIRST.tasks["image-text"], semantics=0)
     assert (task.teachers, task.texts) == (set(), False)
-    says("All terms of task image-text have weight 0", small_model(), {"image-text": task})
+    says("All terms of task image-text have weight 0", small_model(), stage_of({"image-text": task}))
 
 
 def test_a_task_with_texts_needs_the_text_side():
     for model, texts in ((small_model(), words()), (small_texts_model(), None)):
-        says("Task video-text needs a text side", model, {"video-text": ALIGNED}, NO_TEACHERS, texts)
+        says("Task video-text needs a text side", model, stage_of({"video-text": ALIGNED}), NO_TEACHERS, texts)
         siglip = Teachers(siglip=small_siglip())
-        says("Task image-text needs a text side", model, {"image-text": FIRST.tasks["image-text"]}, siglip, texts)
+        captioned = stage_of({"image-text": FIRST.tasks["image-text"]})
+        says("Task image-text needs a text side", model, captioned, siglip, texts)
 
 
 @pytest.mark.parametrize("change", [{"vocab_size": 18}, {"max_position_embeddings": 13}, {"projection_size": 48}])
 def test_the_teacher_of_similarities_must_be_that_of_the_model(change):
     ((size, number),) = change.items()
     siglip = Teachers(siglip=small_siglip(**change))
-    tasks = {"image-text": FIRST.tasks["image-text"]}
-    says(f"teacher siglip of task image-text has {size} {number}", small_texts_model(), tasks, siglip, words())
+    stage = stage_of({"image-text": FIRST.tasks["image-text"]})
+    says(f"teacher siglip of task image-text has {size} {number}", small_texts_model(), stage, siglip, words())
 
 
 def test_teachers_see_images_alone(teachers):
     task = replace(FIRST.tasks["image"], modality="video")
-    says("Task shown is of modality video", small_texts_model(), {"shown": task}, teachers, words())
+    says("Task shown is of modality video", small_texts_model(), stage_of({"shown": task}), teachers, words())
+
+
+# What a step costs
+
+PATCHES = (Term(losses.l1, 1.0), Term(losses.kl, 1e-4))
+COSTED = stage_of(
+    {"image": Task("image", PATCHES), "video": Task("video", PATCHES),
+     "surface": Task("surface", (Term(losses.place, 1.0),)),
+     "caption": Task("image", (Term(losses.alignment, 0.1, texts=True),))},
+    frozen=("gaussian_decoder.", "encoder.inputs."),
+)  # fmt: skip
+
+
+def of_sizes(task, *sizes, targets=None):
+    """Images or videos of (frames, height, width)."""
+    samples = [patchify(torch.zeros(*size, 3)) for size in sizes]
+    return Batch(task, SparseTokens.pack(samples), 768 if sizes[0][0] == 1 else 3072, targets=targets)
+
+
+def test_flops_are_those_of_what_a_task_runs():
+    objective = Objective(small_texts_model(), COSTED, texts=words())
+    config = objective.model.config
+
+    def cost_of(tiles, decode):
+        return cost.training_flops(cost.model_parts(config, tiles, decode=decode), COSTED.frozen).counted
+
+    assert objective.flops(of_sizes("caption", (1, 16, 32), (1, 32, 32))) == cost_of([(2,), (4,)], False)
+    assert objective.flops(of_sizes("image", (1, 32, 32), (1, 16, 48))) == cost_of([(4,), (3,)], True)
+    assert objective.flops(of_sizes("video", (8, 32, 32), (8, 16, 48))) == cost_of([(8,), (6,)], True)
+
+
+@pytest.mark.parametrize(
+    ("even", "uneven"),
+    [
+        ([(1, 32, 32), (1, 32, 32)], [(1, 48, 32), (1, 16, 32)]),
+        ([(24, 16, 16), (24, 16, 16)], [(32, 16, 16), (16, 16, 16)]),  # attention stays in tiles of 16 frames
+    ],
+)
+def test_attention_is_counted_as_the_sum_of_squared_lengths(even, uneven):
+    objective = Objective(small_texts_model(), COSTED, texts=words())
+    pairs = [16 + 16, 36 + 4] if even[0][0] == 1 else [16 + 4 + 16 + 4, 16 + 16 + 16]
+    flops = [objective.flops(of_sizes("video", *sizes)) for sizes in (even, uneven)]
+    passes, layers, width = 3, 4, 96  # forward and twice that backward; two layers of each side
+    assert flops[1] - flops[0] == passes * layers * 4 * width * (pairs[1] - pairs[0])
+
+
+def test_a_step_of_the_gaussian_decoder_costs_that_alone():
+    model = small_model(text=text_sizes(96), gaussian_decoder={"width": 32, "layers": 2, "heads": 2, "mlp": 48})
+    stage = replace(COSTED, frozen=("encoder.", "decoder."))
+    none = torch.empty(0)
+    voxels = of_sizes("surface", (1, 32, 32), targets=SurfaceTargets(none, none, none, none))
+    expected = cost.training_flops(cost.gaussian_parts(model.config, voxels.tokens), stage.frozen).counted
+    assert Objective(model, stage, texts=words()).flops(voxels) == expected
+
+
+@pytest.mark.parametrize("fn", [losses.l1, losses.kl, losses.alignment])
+def test_what_is_said_to_decode_does(fn):
+    task, calls = Task("image", (Term(fn, 1.0),)), []
+    objective = Objective(small_texts_model(), stage_of({"image": task}), texts=words())
+    objective.model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    objective(images("image", CAPTIONS))
+    assert bool(calls) == decodes(task)
+
+
+@pytest.mark.parametrize("names", [("l1", "lpips", "gram", "clip"), ("kl", "semantics", "alignment")])
+def test_terms_of_reconstructions_decode_and_others_do_not(names):
+    for name in names:
+        assert decodes(Task("image", (Term(getattr(losses, name), 1.0),))) == (names[0] == "l1")
 
 
 # Ranks
@@ -183,7 +257,7 @@ def rows(of, samples):
 
 def trained(samples, wrap):
     """Losses and gradients of two tasks, with captions of two kinds, after each other."""
-    wrapped = wrap(Objective(small_texts_model(), UNDERSTANDING, Teachers(siglip=small_siglip()), words()))
+    wrapped = wrap(Objective(small_texts_model(), stage_of(UNDERSTANDING), Teachers(siglip=small_siglip()), words()))
     whole, found = tokens(3, [(32, 16), (16, 16), (16, 48), (32, 32), (48, 16)]), {}
     for task in UNDERSTANDING:
         for told, captions in TOLD.items():

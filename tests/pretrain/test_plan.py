@@ -14,6 +14,7 @@ from atoken.pretrain.packing import budgets
 from atoken.pretrain.plan import MICRO_BATCHES, plan
 from atoken.pretrain.stages import Stage, Task
 from atoken.tokens import SparseTokens
+from atoken.train.recipe import Recipe
 
 TASKS = {
     "image": Task("image", PATCHES, tokens=96, micro_batches=4, patches=(4, 32)),
@@ -23,7 +24,13 @@ TASKS = {
     "match": Task("image", ALIGNMENT, tokens=64, micro_batches=2, patches=(16, 16)),
 }
 TINY = Stage(
-    "tiny", "nano", TASKS, {"image": 2, "video": 1}, auxiliary=("match",), frozen=("gaussian_decoder.",), steps=90
+    "tiny",
+    "nano",
+    TASKS,
+    {"image": 2, "video": 1},
+    auxiliary=("match",),
+    frozen=("gaussian_decoder.",),
+    recipe=Recipe(steps=90),
 )
 EVERY = [(name, stage) for name, stages in CURRICULA.items() for stage in stages.values()]
 
@@ -35,9 +42,9 @@ def planned(stage=TINY, gpus=1, gpu="H100", mfu=0.45):
 def micro_batches_of(name, stage=TINY):
     """Parts of the first micro-batches of a task; an image is one tile, a video is cut after 4 time steps."""
     config = preset(stage.preset)
-    dtype = torch.bfloat16 if stage.mixed_precision else torch.float32
+    dtype = torch.bfloat16 if stage.recipe.mixed_precision else torch.float32
     for number in range(MICRO_BATCHES):
-        found = budgets(stage.tasks[name], stage.seed, name, number)
+        found = budgets(stage.tasks[name], stage.recipe.seed, name, number)
         lengths = [(min(budget.length, 4), max(budget.length - 4, 0)) for budget in found]
         sizes = [
             tuple(steps * budget.patches for steps in two if steps) for two, budget in zip(lengths, found, strict=True)
@@ -48,7 +55,7 @@ def micro_batches_of(name, stage=TINY):
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_task_costs_what_its_micro_batches_cost_in_the_mean(name, checkpointing):
-    load = planned(replace(TINY, checkpointing=checkpointing)).loads[name]
+    load = planned(replace(TINY, recipe=Recipe(checkpointing=checkpointing))).loads[name]
     sizes, parts = zip(*micro_batches_of(name), strict=True)
     flops = [cost.training_flops(of_micro_batch, TINY.frozen, checkpointing=checkpointing) for of_micro_batch in parts]
     kept = [cost.activation_bytes(of_micro_batch, TINY.frozen, checkpointing=checkpointing) for of_micro_batch in parts]
@@ -120,7 +127,15 @@ def test_the_text_names_every_task_term_and_teacher(name, stage):
         assert f"loss of {task_name}: " in text
         for term in task.terms:
             assert f"{term.weight:g} {term.fn.__name__}" in text
-    for words in (stage.name, stage.preset, f"{stage.steps:,}", *stage.teachers, "ZeRO 3", "not counted", "H100"):
+    for words in (
+        stage.name,
+        stage.preset,
+        f"{stage.recipe.steps:,}",
+        *stage.teachers,
+        "ZeRO 3",
+        "not counted",
+        "H100",
+    ):
         assert words in text
     assert ("none" in text) == (not stage.teachers)
 

@@ -97,7 +97,7 @@ def test_a_start_needs_an_mlp_that_is_wide_enough():
 def test_frozen_parameters_stay_and_come_back(frozen, tmp_path):
     stage = replace(TINY, frozen=frozen)
     model = load_folder(tiny_run(stage, tmp_path))
-    torch.manual_seed(TINY.seed)
+    torch.manual_seed(TINY.recipe.seed)
     start, texts = begin(stage, None, load_datasets("procedural", stage))
     assert texts is None
     for name, parameter in start.state_dict().items():

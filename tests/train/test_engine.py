@@ -1,4 +1,4 @@
-"""One step: rates in closed form, the average, steps that are skipped, and an engine restored."""
+"""One step: rates in closed form, the EMA, steps that are skipped, and an engine restored."""
 
 import math
 from dataclasses import replace
@@ -9,11 +9,14 @@ import torch
 from atoken.errors import AtokenError
 from atoken.pretrain.curriculum import NANO_COLORS, UNUSED
 from atoken.pretrain.objective import Objective
-from atoken.train.engine import PATIENCE, PlainEngine
+from atoken.train.engine import PATIENCE
+from atoken.train.recipe import Recipe
 from tests.model.sizes import small_model
 from tests.pretrain.tiny import (
     TINY,
     batch,
+    changed,
+    engine_of,
     tiny_engine,
     tiny_preset,  # noqa: F401 - a fixture for all tests here
 )
@@ -21,13 +24,13 @@ from tests.tolerances import FP32
 
 
 def test_learning_rate_warms_up_in_a_line_and_falls_as_a_cosine():
-    engine = tiny_engine(steps=110, warmup=10, lr=3e-4, final_lr=3e-6)
-    assert engine.learning_rate(0) == pytest.approx(3e-5)
-    assert engine.learning_rate(4) == pytest.approx(1.5e-4)
-    assert engine.learning_rate(9) == engine.learning_rate(10) == pytest.approx(3e-4)
-    assert engine.learning_rate(60) == pytest.approx((3e-4 + 3e-6) / 2)
-    assert engine.learning_rate(35) == pytest.approx(3e-6 + (3e-4 - 3e-6) * (1 + math.sqrt(0.5)) / 2)
-    assert engine.learning_rate(110) == pytest.approx(3e-6)
+    recipe = Recipe(steps=110, warmup=10, lr=3e-4, final_lr=3e-6)
+    assert recipe.learning_rate(0) == pytest.approx(3e-5)
+    assert recipe.learning_rate(4) == pytest.approx(1.5e-4)
+    assert recipe.learning_rate(9) == recipe.learning_rate(10) == pytest.approx(3e-4)
+    assert recipe.learning_rate(60) == pytest.approx((3e-4 + 3e-6) / 2)
+    assert recipe.learning_rate(35) == pytest.approx(3e-6 + (3e-4 - 3e-6) * (1 + math.sqrt(0.5)) / 2)
+    assert recipe.learning_rate(110) == pytest.approx(3e-6)
 
 
 def test_the_encoder_has_its_own_rate_and_only_matrices_decay():
@@ -37,11 +40,11 @@ def test_the_encoder_has_its_own_rate_and_only_matrices_decay():
     assert len(of) == len(engine.parameters)
     for name, parameter in engine.parameters.items():
         group = of[id(parameter)]
-        assert group["lr"] == pytest.approx(rate * (0.1 if name.startswith("encoder.") else 1.0))
-        assert group["weight_decay"] == (TINY.weight_decay if parameter.ndim > 1 else 0.0)
+        assert group["lr"] == pytest.approx(rate * (0.1 if name.startswith("model.encoder.") else 1.0))
+        assert group["weight_decay"] == (TINY.recipe.weight_decay if parameter.ndim > 1 else 0.0)
 
 
-def test_muon_turns_the_matrices_of_blocks_and_adamw_moves_the_rest():
+def test_muon_updates_the_matrices_of_blocks_and_adamw_moves_the_rest():
     engine = tiny_engine(muon=2.0, warmup=0, weight_decay=0.0)
     before = {name: p.detach().clone() for name, p in engine.parameters.items()}
     rate = engine.train([batch(TINY, 0)])["lr"]
@@ -62,9 +65,9 @@ def test_muon_follows_the_rate_of_the_encoder():
     before = {name: p.detach().clone() for name, p in engine.parameters.items()}
     engine.train([batch(TINY, 0)])
     for name, parameter in engine.parameters.items():
-        assert torch.equal(parameter, before[name]) or not name.startswith("encoder.")
+        assert torch.equal(parameter, before[name]) or not name.startswith("model.encoder.")
     assert not torch.equal(
-        engine.parameters["decoder.blocks.0.mlp.up.weight"], before["decoder.blocks.0.mlp.up.weight"]
+        engine.parameters["model.decoder.blocks.0.mlp.up.weight"], before["model.decoder.blocks.0.mlp.up.weight"]
     )
 
 
@@ -72,17 +75,17 @@ def test_clipping_at_zero_is_none():
     engine, free = tiny_engine(clip=1e9), tiny_engine(clip=0.0)
     for one in (engine, free):
         one.train([batch(TINY, 0)])
-    assert all(torch.equal(engine.average[name], free.average[name]) for name in engine.average)
+    assert all(torch.equal(engine.ema[name], free.ema[name]) for name in engine.ema)
 
 
-def test_the_average_ramps_up_to_its_decay():
+def test_the_ema_ramps_up_to_its_decay():
     engine = tiny_engine(ema=0.2)  # reached at the second step: (1 + 2) / (10 + 2) is more
     expected = {name: p.detach().double() for name, p in engine.parameters.items()}
     for step, decay in enumerate((2 / 11, 0.2, 0.2)):
         engine.train([batch(TINY, step)])
         for name, parameter in engine.parameters.items():
             expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
-            torch.testing.assert_close(engine.average[name].double(), expected[name], atol=FP32, rtol=0)
+            torch.testing.assert_close(engine.ema[name].double(), expected[name], atol=FP32, rtol=0)
 
 
 def snapshot(engine):
@@ -120,7 +123,7 @@ def test_the_run_ends_when_too_many_steps_in_a_row_are_skipped():
 
 
 def test_a_step_sums_over_tasks_the_mean_over_their_micro_batches():
-    made, objective = [batch(TINY, step) for step in (0, 1, 2)], Objective(small_model(), TINY.used)
+    made, objective = [batch(TINY, step) for step in (0, 1, 2)], Objective(small_model(), TINY)
     assert [one.task for one in made] == ["image", "image", "video"]
     losses = [objective(one)[0] for one in made]
     loss = (losses[0] + losses[1]) / 2 + losses[2]
@@ -134,9 +137,9 @@ def test_a_step_sums_over_tasks_the_mean_over_their_micro_batches():
 
 def test_what_a_step_does_not_use_has_a_gradient_of_zero_and_decays():
     engine = tiny_engine(weight_decay=0.5, frozen=())
-    before = engine.parameters["pool.kv.weight"].detach().clone()
+    before = engine.parameters["model.pool.kv.weight"].detach().clone()
     rate = engine.train([batch(TINY, 0)])["lr"]
-    torch.testing.assert_close(engine.parameters["pool.kv.weight"].detach(), before * (1 - 0.5 * rate))
+    torch.testing.assert_close(engine.parameters["model.pool.kv.weight"].detach(), before * (1 - 0.5 * rate))
 
 
 def engine_equals(engine, tensors):
@@ -147,8 +150,7 @@ def engine_equals(engine, tensors):
 
 @pytest.mark.parametrize("muon", [0.0, 2.0])
 def test_a_restored_engine_goes_on_as_the_first_would_have(muon):
-    stage = replace(TINY, muon=muon)
-    first, second = tiny_engine(muon=muon), PlainEngine(Objective(small_model(seed=1), TINY.used), stage, "cpu")
+    first, second = tiny_engine(muon=muon), engine_of(changed(TINY, muon=muon), small_model(seed=1))
     first.train([batch(TINY, 0)])
     second.restore(snapshot(first), first.state()[1])
     for step in (1, 2):
@@ -161,12 +163,12 @@ def test_the_gaussian_decoder_learns_and_the_tokenizer_stays():
     pytest.importorskip("scipy", reason="the extra train is not installed")
     model = small_model(gaussian_decoder={"width": 48, "layers": 2, "heads": 4, "mlp": 64})
     task = replace(NANO_COLORS.tasks["surface"], tokens=200)
-    stage = replace(NANO_COLORS, tasks={"surface": task}, mixture={"surface": 1}, warmup=1, steps=12, lr=3e-3)
-    engine = PlainEngine(Objective(model, stage.used), stage, "cpu")
+    stage = changed(NANO_COLORS, tasks={"surface": task}, mixture={"surface": 1}, warmup=1, steps=12, lr=3e-3)
+    engine = engine_of(stage, model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     made = batch(stage, 0)
     assert (made.task, made.values, len(made.tokens.lengths)) == ("surface", 768, 1)
-    rows = [engine.train([made]) for _ in range(stage.steps)]
+    rows = [engine.train([made]) for _ in range(stage.recipe.steps)]
     named = {f"surface/{name}" for name in ("loss", *(term.fn.__name__ for term in task.terms))}
     assert set(rows[0]) == {*named, "loss", "norm", "lr"}
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
@@ -174,14 +176,14 @@ def test_the_gaussian_decoder_learns_and_the_tokenizer_stays():
         assert torch.equal(parameter, before[name]) != name.startswith("gaussian_decoder.")
 
 
-def test_what_was_frozen_begins_with_its_weights_as_average():
+def test_what_was_frozen_begins_with_its_weights_as_ema():
     before, after = tiny_engine(frozen=(*UNUSED, "decoder.")), tiny_engine()
     before.train([batch(TINY, 0)])
     tensors, numbers = before.state()
     after.restore(tensors, numbers)
-    for name, average in after.average.items():
-        wanted = "weights" if name.startswith("decoder.") else "average"
-        assert torch.equal(average, tensors[f"{wanted}/{name}"])
+    for name, ema in after.ema.items():
+        wanted = "weights" if name.startswith("model.decoder.") else "ema"
+        assert torch.equal(ema, tensors[f"{wanted}/{name}"])
     after.train([batch(TINY, 1)])
     assert after.skipped == 0
 

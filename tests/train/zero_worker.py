@@ -20,8 +20,10 @@ from atoken.pretrain.crops import SurfaceTargets
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage, Task, Term
 from atoken.tokens import SparseTokens
+from atoken.train import engine as engine_module
 from atoken.train import zero
 from atoken.train.engine import PlainEngine
+from atoken.train.recipe import Recipe
 from atoken.train.run_folder import RunFolder
 from atoken.train.zero import ZeroEngine
 from tests.model.sizes import small_model
@@ -56,18 +58,16 @@ TASKS = {
 }
 # A bias of keys has no gradient but by rounding, and Adam would make of that a step like any other.
 FROZEN = ("decoder.position.", "encoder.blocks.0.attention.qkv.bias")
-ADAMW = Stage(
-    "zero", "nano", TASKS, dict.fromkeys(TASKS, 1), steps=STEPS, warmup=2, lr=3e-4, final_lr=1e-4, encoder_lr=0.5,
-    weight_decay=0.1, ema=0.9, frozen=FROZEN, mixed_precision=False,
-)  # fmt: skip
+STAGE = Stage("zero", "nano", TASKS, dict.fromkeys(TASKS, 1), encoder_lr=0.5, frozen=FROZEN)
+ADAMW = Recipe(steps=STEPS, warmup=2, lr=3e-4, final_lr=1e-4, weight_decay=0.1, ema=0.9, mixed_precision=False)
 SGD = replace(ADAMW, lr=0.1, final_lr=0.05)
-STAGES = {"sgd": SGD, "adamw": ADAMW}
+RECIPES = {"sgd": SGD, "adamw": ADAMW}
 TWINS = [("sgd", case) for case in CASES] + [("adamw", case) for case in (THREE, NOT_FINITE)]  # resumed runs are ONE
 
 
 def objective():
     sizes = {"width": 48, "layers": 1, "heads": 4, "mlp": 64}
-    return Objective(small_model(encoder_layers=1, decoder_layers=1, gaussian_decoder=sizes), TASKS)
+    return Objective(small_model(encoder_layers=1, decoder_layers=1, gaussian_decoder=sizes), STAGE)
 
 
 def tokens_of(generator, shapes):
@@ -101,19 +101,21 @@ def micro_batches(case, step):
     return made
 
 
-class WithSgd:
-    """An engine whose weights move in proportion to their gradients."""
+def engine_of(name, *zero, **changes):
+    """Of SGD, weights move in proportion to their gradients."""
+    recipe = replace(RECIPES[name], **changes)
 
-    def optimiser(self, groups):
-        return torch.optim.SGD(groups, lr=self.stage.lr)
+    def sgd(groups, named, recipe):
+        options = [{"params": [named[n] for n in group.names], "lr_scale": group.lr_scale} for group in groups]
+        return dict.fromkeys((n for group in groups for n in group.names), torch.optim.SGD(options, lr=recipe.lr))
 
-
-class PlainSgd(WithSgd, PlainEngine):
-    pass
-
-
-class ZeroSgd(WithSgd, ZeroEngine):
-    pass
+    before = engine_module.optimisers
+    if name == "sgd":
+        engine_module.optimisers = sgd
+    try:
+        return (ZeroEngine if zero else PlainEngine)(objective(), recipe, "cpu", *zero)
+    finally:
+        engine_module.optimisers = before
 
 
 def go(engine, case, rank=0, world=1, until=STEPS):
@@ -129,8 +131,7 @@ class Worker:
 
     @contextmanager
     def engine(self, level, name="adamw", **changes):
-        kind = ZeroSgd if name == "sgd" else ZeroEngine
-        engine = kind(objective(), replace(STAGES[name], **changes), "cpu", level)
+        engine = engine_of(name, level, **changes)
         self.rank, self.world = engine.rank, engine.world
         yield engine
         engine.engine.destroy()

@@ -1,0 +1,101 @@
+"""One run of one stage: its model, objective, batches and callbacks, handed to the training room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atoken.model import ATokenConfig, ATokenModel
+from atoken.pretrain.batches import MicroBatches
+from atoken.pretrain.data_file import Data
+from atoken.pretrain.datasets import Datasets
+from atoken.pretrain.evaluation import HeldOut, evaluate
+from atoken.pretrain.objective import Objective
+from atoken.pretrain.stages import Stage
+from atoken.pretrain.start.begin import begin, blank, save_blank
+from atoken.pretrain.teachers import NO_TEACHERS, Teachers
+from atoken.text import TextTokenizer
+from atoken.train import loop
+from atoken.train.record import Started
+from atoken.train.run_folder import RunFolder
+
+
+def run(
+    stage: Stage,
+    folder: Path,
+    *,
+    start: Path | None,
+    datasets: Datasets,
+    device: str,
+    workers: int,
+    zero: int | None = None,
+    teachers: Teachers = NO_TEACHERS,
+    save_every: int = 250,
+    evaluate_every: int = 0,
+) -> Path:
+    """Train a stage to its end, from the newest checkpoint in ``folder`` if there is one.
+
+    start: folder of the model that the stage starts from. Everything else, and what is returned and raised, is as in
+    ``atoken.train.loop.run``; the exported model is in bf16.
+    """
+    torch.manual_seed(stage.recipe.seed)
+    resumes = bool(RunFolder(folder).checkpoints())
+    model, texts = blank(folder) if resumes else begin(stage, start, datasets)
+    if rank() == 0 and not resumes:
+        save_blank(folder, model, texts)
+    shown = HeldOut.of({task.modality for task in stage.used.values()}) if evaluate_every and rank() == 0 else HeldOut()
+    return loop.run(
+        Objective(model, stage, teachers, texts), stage.recipe, MicroBatches(stage, datasets), folder,
+        export=partial(export, model.config, texts), evaluate=partial(evaluate_ema, model, stage, shown, texts),
+        started=_started(stage, start, datasets.data, teachers), device=device, workers=workers, zero=zero,
+        save_every=save_every, evaluate_every=evaluate_every, most_broken=datasets.data.most_broken,
+    )  # fmt: skip
+
+
+def rank() -> int:
+    """Which of the processes that a launcher started this is."""
+    return int(os.environ.get("RANK", 0))
+
+
+def _started(stage: Stage, start: Path | None, data: Data, teachers: Teachers) -> Started:
+    """The stage with the tasks that it uses, and the tables of the data that these may read."""
+    parts = {part.name: getattr(stage, part.name) for part in fields(stage) if part.name != "recipe"}
+    named = {*stage.used, *(task.modality for task in stage.used.values())}
+    tables = {name: table for name, table in data.tables.items() if name in named}
+    return Started(
+        {"stage": parts | {"tasks": stage.used},
+         "data": {"procedural": data.file == "procedural", "seed": data.seed, "tables": tables}},
+        fixed=("stage.preset", "stage.name", "data."), complete=("stage.mixture", "data.tables."), start=start,
+        launch={"data": data.file, "teachers": teachers.record},
+    )  # fmt: skip
+
+
+def ema_model(config: ATokenConfig, weights: Mapping[str, Tensor], device: torch.device | str) -> ATokenModel:
+    """A model of its own with the weights that an objective has under the name ``model``, in eval mode."""
+    with torch.device(device):
+        model = ATokenModel(config)
+    model.load_state_dict(model.state_dict() | {name.removeprefix("model."): value for name, value in weights.items()})
+    return model.eval()
+
+
+def evaluate_ema(
+    model: ATokenModel, stage: Stage, held_out: HeldOut, texts: TextTokenizer | None, weights: Mapping[str, Tensor]
+) -> tuple[dict[str, float], np.ndarray | None]:
+    """As ``evaluate``, of EMA weights, on the device of the model in training and in the precision of its recipe."""
+    device = model.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=stage.recipe.mixed_precision):
+        return evaluate(ema_model(model.config, weights, device), held_out, texts)
+
+
+def export(config: ATokenConfig, texts: TextTokenizer | None, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a bf16 model folder, with the files of the text tokenizer."""
+    ema_model(config, weights, "cpu").to(torch.bfloat16).save_pretrained(folder)
+    if texts is not None:
+        texts.save(folder)

@@ -1,0 +1,47 @@
+"""What a device can do and what a run takes of it: peak FLOP/s, model FLOPs utilisation (MFU), memory."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+
+import torch
+
+# Dense bf16 FLOP/s by the makers' data sheets (half of what they print "with sparsity"), narrower names first:
+# NVIDIA Blackwell (B200), H200, H100 (SXM, PCIe, NVL), A100, L40S and L4; AMD Instinct MI300X.
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "MI300X": 1307e12,
+}
+
+
+def device_peak(name: str) -> float | None:
+    """Dense bf16 FLOP/s of a device by the name that torch gives it; None where unknown, and for a slice of one."""
+    words = set(re.findall(r"\w+", name))
+    known = (rate for key, rate in PEAKS.items() if words.issuperset(key.split()))
+    return None if "MIG" in words else next(known, None)
+
+
+def mfu(flops: float, seconds: float, peak: float | None, devices: int = 1) -> float | None:
+    """FLOPs of all devices (``Objective.flops``) as a share of their peak; None where that is unknown."""
+    return None if peak is None else flops / (seconds * peak * devices)
+
+
+def percent(share: float | None) -> str:
+    """A share for people to read."""
+    return "not available" if share is None else f"{share:.1%}"
+
+
+def peak_memory(device: str) -> int:
+    """Bytes that this process held at most: allocated on a GPU, resident on the CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
