@@ -13,7 +13,9 @@ from atoken.metrics.pixels import psnr_of
 from atoken.model import ATokenConfig
 from atoken.pretrain.curriculum import NANO_TASKS
 from atoken.pretrain.datasets import load_datasets
-from atoken.pretrain.start.begin import BESIDE, LOOKING, begin, continued, discrete_start, linear_start
+from atoken.pretrain.start.begin import begin, continued
+from atoken.pretrain.start.discrete_start import discrete_start
+from atoken.pretrain.start.linear_start import NEIGHBOUR_BLOCKS, NEIGHBOURS, linear_start
 from atoken.rope import rotate, rotation
 from tests.model.sizes import small_config, small_model
 from tests.pretrain.tiny import (
@@ -55,19 +57,19 @@ def test_linear_start_shows_a_still_video():
         torch.testing.assert_close(later, frames[:, 0], atol=FP32, rtol=0)
 
 
-def test_heads_begin_by_looking_at_one_neighbour_each():
-    """By place alone: of 7 x 7 patches, each one in the middle looks most at the one that its head's step leads to."""
+def test_heads_begin_by_attending_to_one_neighbour_each():
+    """By position alone: of 7 x 7 patches, each inner one attends most to the one at the step of the head."""
     config = ATokenConfig(**presets.PRESETS["nano"])
     model = linear_start(config, [batch(TINY, step).tokens for step in (0, 1)])
     coords = torch.cartesian_prod(torch.tensor([2]), torch.arange(7), torch.arange(7), torch.tensor([0]))
     turn = rotation(coords, config.encoder_width // config.encoder_heads, config.rope_base)
     inner = ((coords[:, 1:3] > 0) & (coords[:, 1:3] < 6)).all(1)
-    for number, block in enumerate(model.encoder.blocks[:LOOKING]):
+    for number, block in enumerate(model.encoder.blocks[:NEIGHBOUR_BLOCKS]):
         q_HK, k_HK, _ = block.attention.qkv.bias.detach().unflatten(0, (3, block.attention.heads, -1))
         q_NHK, k_NHK = (rotate(bias.expand(len(coords), -1, -1), turn) for bias in (q_HK, k_HK))
         seen_HN = torch.einsum("nhk,mhk->hnm", q_NHK, k_NHK).argmax(2)
         steps_HN2 = coords[seen_HN][..., 1:3] - coords[:, 1:3]
-        for head, step in enumerate(BESIDE[number % 2]):
+        for head, step in enumerate(NEIGHBOURS[number % 2]):
             assert (steps_HN2[head][inner] == torch.tensor(step)).all()
 
 

@@ -1,8 +1,9 @@
-"""Latents as digits: principal coefficients in base 4, one digit a channel of the quantiser.
+"""Latents as digits: principal coefficients in base 4, one digit for each channel of the quantiser.
 
-A coefficient with n digits has 4 ** n levels. Their order is reflected (Gray's code): from one level to the next a
-single digit moves by one, so every digit is a triangle wave of the coefficient. A layer of rectified units computes
-such waves, and another one reads them: ``write_digits`` and ``read_digits`` set the MLP of a silent block to do it.
+A coefficient with n digits has 4 ** n levels, in reflected order (Gray code): from one level to the next, one digit
+changes by one, so every digit is a triangle wave of the coefficient. A layer of rectified units computes such waves,
+and another one inverts them: ``write_digits`` and ``read_digits`` set the MLP of a block, which adds nothing yet, to
+do this.
 """
 
 from __future__ import annotations
@@ -22,38 +23,38 @@ BASE = 4  # levels of a channel
 MOST = 3  # digits of one coefficient
 _HALF = (BASE - 1) * (1 + FSQ.eps) / 2  # of the quantiser's range
 FSQ_STEP, FSQ_CENTRE = atanh(1 / _HALF), -atanh(0.5 / _HALF)  # between its three thresholds, and the middle one
-SHARPNESS = 4.0  # how much faster the inputs of GELUs run than the levels, so that they act as rectifiers
-DEALS = 200  # of digits to groups of channels, to choose from
-STEPS = torch.logspace(-1.5, 0.5, 40, dtype=torch.double)  # of a quantiser, in standard deviations, to choose from
+SHARPNESS = 4.0  # factor on the inputs of GELUs, with which they act as rectifiers
+TRIALS = 200  # assignments of digits to channels, of which the best is taken
+STEPS = torch.logspace(-1.5, 0.5, 40, dtype=torch.double)  # candidates for the step of a quantiser, in deviations
 
 
 @dataclass(frozen=True)
 class Rectifiers:
-    """Units relu(inputs @ ways + shifts): ``ways`` (I, U), ``shifts`` (U,), double."""
+    """Units relu(inputs @ weights + shifts): ``weights`` (I, U), ``shifts`` (U,), double."""
 
-    ways: Tensor
+    weights: Tensor
     shifts: Tensor
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """(N, I) -> (N, U)."""
-        return (inputs @ self.ways + self.shifts).relu()
+        return (inputs @ self.weights + self.shifts).relu()
 
     @staticmethod
     def of(inputs: int, units: Sequence[tuple[dict[int, float], float]]) -> Rectifiers:
-        """From units given as weights of some inputs, and a shift."""
-        ways = torch.zeros(inputs, len(units), dtype=torch.double)
-        for unit, (weights, _) in enumerate(units):
-            ways[list(weights), unit] = torch.tensor(list(weights.values()), dtype=torch.double)
-        return Rectifiers(ways, torch.tensor([shift for _, shift in units], dtype=torch.double))
+        """From units, each given as its weights by the number of an input, and a shift."""
+        weights = torch.zeros(inputs, len(units), dtype=torch.double)
+        for unit, (of_unit, _) in enumerate(units):
+            weights[list(of_unit), unit] = torch.tensor(list(of_unit.values()), dtype=torch.double)
+        return Rectifiers(weights, torch.tensor([shift for _, shift in units], dtype=torch.double))
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Which principal coefficients of C latents get how many digits, C in all; K coefficients get any.
+    """How many digits each principal coefficient of C latents has, C in all; K coefficients have at least one.
 
-    ``axes`` (C, K) and ``offset`` (K,), double: latents @ axes + offset is the place of a latent among the levels of
-    each coefficient, from 0 to 4 ** n. ``counts``: the digits of each. ``channels`` (C,): the channel of each digit,
-    coefficient by coefficient and coarse before fine.
+    ``axes`` (C, K) and ``offset`` (K,), double: latents @ axes + offset is the position of a latent on the scale of
+    levels of each coefficient, from 0 to 4 ** n. ``counts``: the digits of each. ``channels`` (C,): the channel of each
+    digit, coefficient by coefficient, coarse before fine.
     """
 
     axes: Tensor
@@ -62,10 +63,10 @@ class Digits:
     channels: Tensor
 
     def waves(self) -> tuple[Rectifiers, Tensor]:
-        """Units of the K places, and their weights (C, U) in the digits, which run from 0 to 4."""
+        """Units of the K positions, and their weights (C, U) in the digits, which are from 0 to 4."""
         units, columns = [], []
         for k, count in enumerate(self.counts):
-            # A place itself is what two units of opposite sign make together; the others fold it.
+            # Two units of opposite sign give the position itself; the others fold it.
             units += [({k: 1.0}, 0.0), ({k: -1.0}, 0.0)]
             units += [({k: 1.0}, -float(BASE * m)) for m in range(1, BASE ** (count - 1))]
             for width in [BASE ** (count - 1 - digit) for digit in range(count)]:
@@ -77,7 +78,7 @@ class Digits:
         return Rectifiers.of(len(self.counts), units), weights
 
     def values(self, latents: Tensor) -> Tensor:
-        """(N, C) latents to values before the quantiser whose levels are the digits, (N, C) double."""
+        """Inputs of the quantiser, (N, C) double, that give the digits of latents (N, C)."""
         units, weights = self.waves()
         digits = units(latents.double() @ self.axes + self.offset) @ weights.T
         return (digits - BASE / 2) * FSQ_STEP + FSQ_CENTRE
@@ -85,9 +86,9 @@ class Digits:
     def readers(self) -> Rectifiers:
         """Units of the C quantised channels, of which the coefficients are linear functions.
 
-        Where the coarser digits of a coefficient have an odd sum, the next one counts backwards. So for every odd sum
-        there are units that add the digit once more, or take it away, from there on. Two more tell the first and the
-        last level, which stand for all that lies beyond, too; and the levels of a digit need not be even.
+        If the sum of the coarser digits of a coefficient is odd, the next digit counts backwards. So for every odd sum
+        there are units that add or subtract the digit once more from there on. Two more units detect the first and the
+        last level, which also stand for all values beyond; and the levels of a digit need not be equidistant.
         """
         units: list[tuple[dict[int, float], float]] = []  # of levels 0 to 3
         channels = iter(self.channels.tolist())
@@ -95,18 +96,18 @@ class Digits:
             first, *finer = digits = list(islice(channels, count))
             units += [(dict.fromkeys(digits, -1.0), 0.5), ({first: 1.0} | dict.fromkeys(finer, -4.0), -2.5)]
             units += [({digit: sign}, -sign * kink) for digit in digits for sign in (1.0, -1.0) for kink in (1.0, 2.0)]
-            for place, digit in enumerate(finer, 1):
-                for odd in range(1, (BASE - 1) * place + 1):
-                    gate, shift = dict.fromkeys(digits[:place], 4.0), 4 * (0.5 - odd)
+            for coarser, digit in enumerate(finer, 1):
+                for odd in range(1, (BASE - 1) * coarser + 1):
+                    gate, shift = dict.fromkeys(digits[:coarser], 4.0), 4 * (0.5 - odd)
                     units += [(gate | {digit: sign}, shift - 1.5 * sign) for sign in (1.0, -1.0)]
         found = Rectifiers.of(len(self.channels), units)
-        return Rectifiers(found.ways * BASE / 2, found.shifts + found.ways.sum(0) * BASE / 2)
+        return Rectifiers(found.weights * BASE / 2, found.shifts + found.weights.sum(0) * BASE / 2)
 
 
 def fit_digits(latents: Tensor, components: Tensor, group: int) -> Digits:
-    """Digits for latents (N, C) with principal components (C, C): each next one where it lowers the error most.
+    """Digits for latents (N, C) with principal components (C, C): each digit goes where it reduces the error most.
 
-    Zero is the middle of a level, so that what is smooth stays smooth. ``group``: channels that make one code.
+    Zero is the middle of a level, so that smooth areas stay smooth. group: number of channels that make one code.
     """
     mean, components = latents.mean(0).double(), components.double()
     coefficients = (latents.double() - mean) @ components
@@ -116,7 +117,7 @@ def fit_digits(latents: Tensor, components: Tensor, group: int) -> Digits:
     axes = components[:, kept] / steps[kept, counts[kept]]
     offset = BASE ** counts[kept].double() / 2 + 0.5 - mean @ axes
     found = Digits(axes, offset, tuple(counts[kept].tolist()), torch.arange(len(counts)))
-    return replace(found, channels=_dealt(found.values(latents), group))
+    return replace(found, channels=_assigned(found.values(latents), group))
 
 
 def shares(errors: Tensor) -> list[int]:
@@ -130,38 +131,38 @@ def shares(errors: Tensor) -> list[int]:
 
 @torch.no_grad()
 def write_digits(block: Block, norm: nn.Module, projection: Tensor, digits: Digits, outputs: Tensor) -> None:
-    """Let the last block of an encoder, silent so far, add outputs (D, C) @ digits to its stream.
+    """Let the last block of an encoder, which adds nothing yet, add outputs (D, C) @ digits to its stream.
 
-    ``norm`` is the one that follows, projection (C, D) takes what it gives to latents. The digits are in the units of
-    ``digits.values``. Raises: ValueError where the MLP is too narrow.
+    norm: the one after the block. projection: (C, D), from its output to latents. The digits are in the units of
+    ``digits.values``. Raises: ValueError if the MLP is too narrow.
     """
     block.norm2.load_state_dict(norm.state_dict())
     units, weights = digits.waves()
-    count, up, down = _budget(block, units), block.mlp.up, block.mlp.down
-    up.weight[:count] = stored(SHARPNESS * units.ways.T @ digits.axes.T @ projection.double())
-    up.bias[:count] = stored(SHARPNESS * (digits.offset @ units.ways + units.shifts))
+    count, up, down = _checked_count(block, units), block.mlp.up, block.mlp.down
+    up.weight[:count] = stored(SHARPNESS * units.weights.T @ digits.axes.T @ projection.double())
+    up.bias[:count] = stored(SHARPNESS * (digits.offset @ units.weights + units.shifts))
     down.weight.zero_()
     down.weight[:, :count] = stored(outputs.double() @ weights * (FSQ_STEP / SHARPNESS))
 
 
 @torch.no_grad()
 def read_digits(block: Block, stream: Tensor, levels: Tensor, digits: Digits, target: Tensor) -> None:
-    """Let the first block of a decoder, silent so far, turn its stream into the target, both (N, D), at best.
+    """Let the first block of a decoder, which adds nothing yet, map its stream to the target, both (N, D), at best.
 
-    levels (N, C): the quantised channels, which the stream carries beside a constant.
-    Raises: ValueError where the MLP is too narrow.
+    levels: (N, C), the quantised channels, which the stream carries in addition to a constant.
+    Raises: ValueError if the MLP is too narrow.
     """
     inputs = block.norm2(stream).double()
     reading = least_squares(inputs, torch.cat([levels.double(), torch.ones(len(levels), 1)], dim=1))
     units = digits.readers()
-    count, up, down = _budget(block, units), block.mlp.up, block.mlp.down
-    up.weight[:count] = stored(SHARPNESS * torch.cat([units.ways, units.shifts[None]]).T @ reading.T)
+    count, up, down = _checked_count(block, units), block.mlp.up, block.mlp.down
+    up.weight[:count] = stored(SHARPNESS * torch.cat([units.weights, units.shifts[None]]).T @ reading.T)
     hidden = nn.functional.gelu(inputs @ up.weight[:count].double().T, approximate="tanh")
     down.weight.zero_()
     down.weight[:, :count] = stored(least_squares(hidden, target.double() - stream).T)
 
 
-def _budget(block: Block, units: Rectifiers) -> int:
+def _checked_count(block: Block, units: Rectifiers) -> int:
     needed, hidden = len(units.shifts), len(block.mlp.up.weight)
     if needed > hidden:
         raise ValueError(f"These digits need {needed} units, more than the MLP of {hidden} has; take a wider model.")
@@ -169,12 +170,12 @@ def _budget(block: Block, units: Rectifiers) -> int:
 
 
 def stored(weights: Tensor) -> Tensor:
-    """Weights as they are after a bundled model is saved, so that what is fitted next makes up for the rounding."""
+    """Weights rounded as in a saved bundled model, so that what is fitted next compensates for the rounding."""
     return weights.bfloat16().float()
 
 
 def least_squares(inputs: Tensor, targets: Tensor) -> Tensor:
-    """(I, O): the matrix that takes inputs (N, I) to targets (N, O) best, with a little ridge."""
+    """(I, O): the matrix that maps inputs (N, I) to targets (N, O) with the least squared error, with a small ridge."""
     gram = inputs.T @ inputs / len(inputs)
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     return torch.linalg.solve(gram + ridge, inputs.T @ targets / len(inputs))
@@ -183,7 +184,7 @@ def least_squares(inputs: Tensor, targets: Tensor) -> Tensor:
 def _errors(coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared error and step of each coefficient (N, C) for 0 to MOST digits, both (C, MOST + 1).
 
-    The step is the best for the absolute error, which is what training counts.
+    The step is the best for the absolute error, which is the loss of training.
     """
     spread = coefficients.std(0)
     errors, steps = [coefficients.square().mean(0)], [spread]
@@ -199,15 +200,15 @@ def _errors(coefficients: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(errors, dim=1), torch.stack(steps, dim=1)
 
 
-def _dealt(values: Tensor, group: int) -> Tensor:
-    """(C,): a channel for each digit; of many random deals the one whose least used group has the most codes."""
+def _assigned(values: Tensor, group: int) -> Tensor:
+    """(C,): a channel for each digit; of random assignments the one whose least used group uses the most codes."""
     levels = ((values - FSQ_CENTRE) / FSQ_STEP + BASE / 2).floor().clamp(0, BASE - 1).long()
     generator = torch.Generator().manual_seed(0)
-    deals = [torch.randperm(levels.shape[1], generator=generator) for _ in range(DEALS)]
-    place = BASE ** torch.arange(group)
+    trials = [torch.randperm(levels.shape[1], generator=generator) for _ in range(TRIALS)]
+    powers = BASE ** torch.arange(group)
 
     def fewest_codes(digits: Tensor) -> int:
-        codes_NG = (levels[:, digits].unflatten(1, (-1, group)) * place).sum(-1)
+        codes_NG = (levels[:, digits].unflatten(1, (-1, group)) * powers).sum(-1)
         return min(len(codes_N.unique()) for codes_N in codes_NG.unbind(1))
 
-    return max(deals, key=fewest_codes).argsort()
+    return max(trials, key=fewest_codes).argsort()

@@ -1,4 +1,4 @@
-"""Where a small text side starts: it knows the words of the generators' captions, and adds them up."""
+"""How a small text side begins: a text is the sum of its words, those of the captions of the generator."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from atoken.model import ATokenModel
 from atoken.pretrain.start.vocabulary import captions, vocabulary
 from atoken.text import TextTokenizer
 
-CAPTIONS = 300  # of each generator, whose words are looked at
-PADDING = 10.0  # size of the padding's embedding, about that of a word's
+CAPTIONS = 300  # of each series of the generator, from which words are counted
+PADDING = 10.0  # size of the embedding of padding, about that of a word
 AT_ONCE = 256  # texts
 WORDS = 5  # about as many as a caption has
-TELLING = math.log(6)  # a word in at most every sixth caption counts in full
+FULL = math.log(6)  # a word in at most every sixth caption has full weight
 
 
 def text_start(model: ATokenModel) -> TextTokenizer | None:
-    """Set the text tower of a model to a start, and give the tokenizer of its words; None without a text side."""
+    """Initialise the text tower of a model, and return the tokenizer of its words; None without a text side."""
     if model.text_tower is None:
         return None
-    said = list(captions(CAPTIONS))
-    texts = vocabulary(said, model.text_length, model.text_tower.config.vocab_size)
-    bag_of_words(model.text_tower, texts(said))
+    examples = list(captions(CAPTIONS))
+    texts = vocabulary(examples, model.text_length, model.text_tower.config.vocab_size)
+    bag_of_words(model.text_tower, texts(examples))
     return texts
 
 
 @torch.no_grad()
 def bag_of_words(tower: PreTrainedModel, ids_TL: Tensor) -> None:
-    """Let the vector of a text begin as a random direction of each word, summed: transformers' Siglip2TextModel.
+    """Let the vector of a text begin as the sum of random directions of its words (transformers' Siglip2TextModel).
 
-    A word counts the more, the fewer of the texts ``ids_TL`` have it (inverse document frequency), and from the sum is
-    taken what the texts have in the mean.
+    A word's weight is its inverse document frequency in the texts ``ids_TL``, and the mean over the texts is
+    subtracted.
 
-    As it comes, all texts begin with nearly the same vector (cosine 0.99), because most of their tokens are padding and
-    the last one of those is pooled; then the sigmoid loss finds colours, and no shapes. Here the first layer takes the
-    mean over tokens, in which padding counts as nothing; all other layers begin by adding nothing.
+    With transformers' initialisation, all texts have nearly the same vector (cosine 0.99), because most of their tokens
+    are padding and the last of them is pooled; the sigmoid loss then learns colours but no shapes. Here the first layer
+    takes the mean over tokens, in which padding is 0; all other layers begin by adding nothing.
     """
     tokens = tower.embeddings.token_embedding.weight.normal_()
-    # A norm makes all embeddings alike in size: what a word counts for less is made up by what padding consists of.
-    weights = _telling(ids_TL, len(tokens))
+    # A norm gives all embeddings one size: the rest of a word of less weight is the direction of padding.
+    weights = _word_weights(ids_TL, len(tokens))
     weights[tower.config.pad_token_id] = 0
     tokens *= weights[:, None]
     tokens[:, 0] += PADDING * (1 - weights.square()).sqrt()
     tower.embeddings.position_embedding.weight.normal_(std=0.01)
     width, length = tokens.shape[1], tower.config.max_position_embeddings
-    without = torch.eye(width) - _direction(tower, tokens[tower.config.pad_token_id])
+    without = torch.eye(width) - _projection(tower, tokens[tower.config.pad_token_id])
     for layer in tower.encoder.layers:
         for silent in (layer.self_attn.out_proj, layer.mlp.fc2):
             silent.weight.zero_()
@@ -62,13 +62,13 @@ def bag_of_words(tower: PreTrainedModel, ids_TL: Tensor) -> None:
     tower.head.bias -= torch.cat([tower(part).pooler_output for part in ids_TL.split(AT_ONCE)]).mean(0)
 
 
-def _telling(ids_TL: Tensor, words: int) -> Tensor:
-    """What each of the ``words`` tokens counts for in a text, 0 (all texts have it) to 1."""
+def _word_weights(ids_TL: Tensor, words: int) -> Tensor:
+    """The weight of each of the ``words`` tokens in a text, from 0 (all texts have it) to 1."""
     having = torch.zeros(len(ids_TL), words).scatter_(1, ids_TL, 1.0).sum(0).clamp_min(1)
-    return (torch.log(len(ids_TL) / having) / TELLING).clamp_max(1)
+    return (torch.log(len(ids_TL) / having) / FULL).clamp_max(1)
 
 
-def _direction(tower: PreTrainedModel, padding: Tensor) -> Tensor:
-    """The projection (D, D) on what a norm makes of the padding, wherever it stands."""
+def _projection(tower: PreTrainedModel, padding: Tensor) -> Tensor:
+    """The projection (D, D) on the normalised embedding of padding."""
     seen = tower.final_layer_norm(padding)
     return torch.outer(seen, seen) / seen.square().sum()

@@ -1,7 +1,7 @@
-"""The words of the bundled models' text side, found in the captions of the generators.
+"""The words of the bundled models' text side, counted in the captions of the generator.
 
-The tokenizer is a WordPiece (the longest known piece first): a word that captions have is one token, any other falls
-into letters and shorter words, so that no text is beyond it. Nothing is drawn at random: the words are counted.
+The tokenizer is a WordPiece (the longest known piece first): a word of the captions is one token, any other word is
+split into letters and shorter words, so that it can encode every text. Nothing is random.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from atoken.text import TextTokenizer, clean
 MOST = 512  # entries
 UNKNOWN, PADDING = "<unk>", "<pad>"  # numbers 0 and 1: transformers' Siglip2TextConfig pads with 1
 LETTERS = string.ascii_lowercase + string.digits
-_SIDE, _FRAMES = 24, 8  # pixels, frames: captions say nothing of the size, so small samples do
-_LARGE = 128  # pixels: but letters of a text are large only in large images
+_SIDE, _FRAMES = 24, 8  # pixels, frames: small, because captions do not depend on the size,
+_LARGE = 128  # pixels, except for images with text, whose letters are large in large images only
 
 
 def captions(count: int, seed: int = 0) -> Iterator[str]:
-    """The captions of the first ``count`` samples of each generator, and the prompts of all classes."""
+    """The captions of the first ``count`` samples of each series, and the prompts of all classes."""
     yield from (*labelled.FIGURE_PROMPTS, *labelled.SOLID_PROMPTS)
     for index in range(count):
         yield procedural.make_image(seed, index, _LARGE, _LARGE).caption
@@ -37,15 +37,17 @@ def captions(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def vocabulary(texts: Iterable[str], length: int, most: int = MOST) -> TextTokenizer:
-    """A tokenizer that knows letters, digits and the most frequent words of texts; ``length``: tokens that it gives.
+    """A tokenizer of letters, digits and the most frequent words of texts; ``length``: tokens of its output.
 
-    Words as frequent as one another come in the order of the alphabet. At most ``most`` entries, at least the letters.
+    Words of one frequency are in alphabetical order. It has at most ``most`` entries, but at least the letters.
     """
     pieces = [UNKNOWN, PADDING, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     counts = Counter(word for text in texts for word in clean(text).split())
     words = sorted(counts.keys() - set(pieces), key=lambda word: (-counts[word], word))
     numbers = {piece: number for number, piece in enumerate([*pieces, *words[: max(most - len(pieces), 0)]])}
-    made = Tokenizer(models.WordPiece(numbers, unk_token=UNKNOWN, max_input_chars_per_word=100))
-    made.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=made, pad_token=PADDING, unk_token=UNKNOWN), length)
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=UNKNOWN, max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return TextTokenizer(
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PADDING, unk_token=UNKNOWN), length
+    )
