@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atoken.atomic import atomic_path
 from atoken.cameras import Cameras
 from atoken.errors import AtokenWarning, MediaError
-from atoken.io.atomic import atomic_path
-from atoken.io.media import DEFAULT_LIMITS, Image, Limits
-from atoken.io.video_writer import VideoWriter
+from atoken.media.image import Image
+from atoken.media.limits import DEFAULT_LIMITS, Limits
+from atoken.media.video_writer import VideoWriter
 from atoken.rasterize import NEAR, Splats, rasterize
 
 Up = Literal["z", "y", "-y"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
@@ -17,23 +16,22 @@ from torch.nn.functional import normalize
 
 from atoken import checkpoint
 from atoken.errors import AtokenError, CheckpointError, MediaError
-from atoken.gaussian_decoder import RESOLUTION
 from atoken.gaussians import Gaussians
-from atoken.io import Image, Video, from_pil, load_media
-from atoken.io.media import exact_fps
+from atoken.io import Image, Video, VideoReader, from_pil, load_media
 from atoken.io.tokens_record import TILE, Tokens, check_follows, check_model
-from atoken.io.video import VideoReader
 from atoken.layers import PoolState
+from atoken.media.clock import exact_fps
+from atoken.media.views import Views
 from atoken.mesh import Mesh
-from atoken.modalities.pixels import PATCH, patchify, to_uint8, to_values, unpatchify
-from atoken.modalities.views import Views, render_views
-from atoken.modalities.voxels import voxelize
+from atoken.modalities import MODALITIES, Modality
+from atoken.modalities.pixels import PATCH
 from atoken.model import ATokenModel, Encoded
 from atoken.presets import BUNDLED, PRESETS, folder_of
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
 
-Media = Any  # a path, PIL image, uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, Video, Mesh, or Views
+# A path, bytes, a binary file, a PIL image, a uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, Video, Mesh, or Views.
+Media = Any
 
 
 def load(
@@ -194,31 +192,15 @@ class Tokenizer:
             self._check(tokens)
         packed = SparseTokens.pack([self._sparse(tokens) for tokens in batch])
         patches = self.model.decode(packed).unpack()
-        return [
-            self._gaussians(tokens, part) if tokens.kind == "asset" else _media(tokens, part)
-            for tokens, part in zip(batch, patches, strict=True)
-        ]
+        return [self._unpatchified(tokens, part) for tokens, part in zip(batch, patches, strict=True)]
 
-    def _gaussians(self, tokens: Tokens, patches: SparseTokens) -> Gaussians:
-        decoder = self.model.gaussian_decoder
-        assert decoder is not None  # _check has refused such tokens
-        voxels = patches.with_feats(patches.feats[:, : self.model.config.patch_values // PATCH[0]])
-        gaussians, coarser = decoder(voxels)[0].to("cpu", torch.float32), RESOLUTION / tokens.size[0]
-        return replace(gaussians, means=(gaussians.means + 0.5) * coarser - 0.5, scales=gaussians.scales * coarser)
+    def _unpatchified(self, tokens: Tokens, patches: SparseTokens) -> Any:
+        return MODALITIES[tokens.modality].unpatchify(self.model, tokens, patches)
 
     def _check(self, tokens: Tokens) -> None:
         check_model(tokens, self.fingerprint, self.name)
-        if tokens.first_frame and self.model.config.cache_frames:
-            raise AtokenError("This model's decoder looks back at earlier frames; decode the video from its start.")
-        if tokens.kind == "asset" and self.model.gaussian_decoder is None:
-            raise AtokenError(
-                f"Model {self.name} has no Gaussian decoder, so it cannot decode {tokens.name or 'an asset'}; take one "
-                "that has (published weights: --gaussians of atoken convert)."
-            )
-        if tokens.kind == "asset" and tokens.size[0] > RESOLUTION:
-            raise AtokenError(
-                f"The Gaussian decoder has {RESOLUTION} voxels a side, {tokens.name} has {tokens.size[0]}."
-            )
+        if refusal := MODALITIES[tokens.modality].refusal(self.model, tokens):
+            raise AtokenError(f"Model {self.name} cannot decode {tokens.name or tokens.modality}: {refusal}")
 
     def _sparse(self, tokens: Tokens) -> SparseTokens:
         return SparseTokens(tokens.latents, tokens.coords, (len(tokens.latents),)).to(self.device)
@@ -268,7 +250,7 @@ class Tokenizer:
                 check_follows(before, piece)
             with torch.inference_mode():
                 patches = self.model.decode(self._sparse(piece), cache=cache)
-            yield Video(*_frames(piece, patches))
+            yield self._unpatchified(piece, patches)
             before = piece
 
     def embed(self, media: Media | Tokens) -> Tensor:
@@ -315,29 +297,29 @@ class Tokenizer:
 
 def as_media(media: Media) -> Image | Video | Mesh | Views:
     """Whatever ``encode`` takes, as one of four types. Raises: MediaError."""
-    if isinstance(media, (Image, Video, Mesh, Views)):
+    if _modality_of(media):
         return media
-    if isinstance(media, (str, Path)):
+    if isinstance(media, str | Path | bytes) or hasattr(media, "read"):
         return load_media(media)
     if isinstance(media, np.ndarray):
         return _from_array(media)
     if hasattr(media, "getbands"):  # a PIL image, without importing Pillow for those who have none in hand
         return from_pil(media)
-    raise MediaError(f"Cannot encode a {type(media).__name__}; pass a path, a PIL image, or a uint8 array (H, W, 3).")
+    raise MediaError(
+        f"Cannot encode a {type(media).__name__}; pass a path, bytes, a PIL image, or a uint8 array (H, W, 3)."
+    )
+
+
+def _modality_of(media: Media) -> Modality | None:
+    return next((modality for modality in MODALITIES.values() if isinstance(media, modality.types)), None)
 
 
 def _sample(media: Image | Video | Mesh | Views, *, coarsen: bool = False) -> tuple[SparseTokens, dict[str, Any]]:
     """One sample of patches on the CPU, and the fields of ``Tokens`` that say what it is of."""
-    alone = {"frames": 1, "fps": None, "timestamps": None, "alpha": None}
-    if isinstance(media, (Mesh, Views)):
-        views = render_views(media) if isinstance(media, Mesh) else media
-        voxels = voxelize(views, over="coarsen" if coarsen else "refuse")
-        return voxels.tokens, alone | {"kind": "asset", "size": (voxels.resolution,) * 2}
-    if isinstance(media, Image):
-        described = {"kind": "image", "size": media.pixels.shape[:2], "alpha": media.alpha}
-        return patchify(to_values(media.pixels[None])), alone | described
-    timed = {"frames": len(media.frames), "fps": media.fps, "timestamps": media.timestamps}
-    return patchify(to_values(media.frames)), alone | timed | {"kind": "video", "size": media.frames.shape[1:3]}
+    modality = _modality_of(media)
+    assert modality is not None  # as_media gives no other types
+    patches, described = modality.patchify(media, coarsen)
+    return patches, {"modality": modality.name, **described}
 
 
 def _from_array(array: np.ndarray) -> Image | Video:
@@ -376,13 +358,3 @@ def _with_last(tiles: Iterator[Video]) -> Iterator[tuple[Video, bool]]:
         following = next(tiles, None)
         yield tile, following is None
         tile = following
-
-
-def _frames(tokens: Tokens, patches: SparseTokens) -> tuple[np.ndarray, Fraction, np.ndarray | None]:
-    pixels = to_uint8(unpatchify(patches, tokens.frames, *tokens.size))
-    return pixels, tokens.fps or Fraction(24), tokens.timestamps
-
-
-def _media(tokens: Tokens, patches: SparseTokens) -> Image | Video:
-    frames, fps, timestamps = _frames(tokens, patches)
-    return Image(frames[0], tokens.alpha) if tokens.kind == "image" else Video(frames, fps, timestamps)

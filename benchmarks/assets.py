@@ -17,8 +17,9 @@ import torch
 from atoken.cameras import Cameras
 from atoken.data.synthetic.procedural import make_asset
 from atoken.gaussians import Gaussians
+from atoken.media.views import Views
 from atoken.metrics.pixels import psnr, psnr_of
-from atoken.modalities.views import Views, render_views
+from atoken.modalities.views import render_views
 from atoken.modalities.voxels import unvoxelize, voxelize
 from atoken.rasterize import ALPHA_MAX, rasterize
 from atoken.tokenizer import load

@@ -2,10 +2,10 @@
 
 ``python -m benchmarks.fuzz_meshes`` makes valid files of every format, damages them and what they name as
 ``benchmarks.fuzz`` does, half of them by odd numbers in their text instead, adds the hostile files of
-``tests.io.mesh_cases`` and two that are small and hold much, and reads each through the public API in another process.
-The columns are those of ``benchmarks.fuzz``. Foreign opens are of files outside the folder of the 3D file, and calls
-to a port of this machine. RSS growth is that of the process that asks, and may be 300 MB and four times the largest
-file.
+``tests.media.mesh_cases`` and two that are small and hold much, and reads each through the public API in another
+process. The columns are those of ``benchmarks.fuzz``. Foreign opens are of files outside the folder of the 3D file, and
+calls to a port of this machine. RSS growth is that of the process that asks, and may be 300 MB and four times the
+largest file.
 
 Exit code 1 if a column that must be zero is not.
 """
@@ -27,7 +27,7 @@ import trimesh
 from benchmarks.fuzz import HEAD, Tally, mutate, run
 from benchmarks.fuzz_reader import Watch
 from benchmarks.fuzz_seeds import Case, not_files
-from tests.io.mesh_cases import HALVES, SQUARE, Gltf, hostile, png, secrets
+from tests.media.mesh_cases import HALVES, SQUARE, Gltf, hostile, png, secrets
 
 ALLOWED_MB, ALLOWED_TIMES = 300, 4
 ODD = (b"-1", b"0", b"1", b"3", b"255", b"65536", b"4294967295", b"1e999", b"1e-320", b"-0.5", b"NaN", b'"x"', b"[]")

@@ -17,7 +17,7 @@ import torch
 from atoken.io import Image, Video
 from atoken.io.token_file import TokenFileWriter
 from atoken.io.tokens_record import Tokens
-from atoken.io.video_writer import X264_OPTIONS
+from atoken.media.video_writer import X264_OPTIONS
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.tokenizer import Tokenizer
 

@@ -16,9 +16,9 @@ from typing import IO
 
 import numpy as np
 
+from atoken.atomic import atomic_path
 from atoken.errors import AtokenError, MediaError
-from atoken.io.atomic import atomic_path
-from atoken.io.media import DEFAULT_LIMITS
+from atoken.media.limits import DEFAULT_LIMITS
 from atoken.metrics.frechet import Gaussian
 
 ENDS = {"pooled": "", "spatial": "_s"}  # of the names of a kind's arrays

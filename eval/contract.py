@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from atoken.io import Image, Video
-from atoken.modalities.views import Views
+from atoken.media.views import Views
 
 Media = Image | Video | Views
 State = dict[str, np.ndarray]  # what a metric holds of all samples so far: arrays by name, kept in files between runs

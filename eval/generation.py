@@ -20,7 +20,7 @@ import numpy as np
 from atoken.data.sources.sample import IMAGES, files_below, printable
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
-from atoken.io.image import read_image
+from atoken.media.image import read_image
 from atoken.metrics.frechet import Gaussian
 from eval.adm import holds, read_samples, read_statistics
 from eval.contract import Item, Sample, State

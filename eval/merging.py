@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atoken.atomic import atomic_path
 from atoken.errors import AtokenError, ReportError
 from atoken.io import Image, write_image
-from atoken.io.atomic import atomic_path
 from eval.contract import State
 from eval.job import Job
 from eval.protocol import MOST_LISTED

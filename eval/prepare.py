@@ -17,11 +17,10 @@ from PIL.Image import Resampling
 
 from atoken.cameras import FOV, RADIUS
 from atoken.errors import MediaError
-from atoken.io import Image, Mesh, Video, VideoReader, load_media, read_image
-from atoken.io.media import DEFAULT_LIMITS
-from atoken.io.sniff import sniff
-from atoken.io.views import read_views
-from atoken.modalities.views import Views, render_views
+from atoken.io import Image, Mesh, Video, VideoReader, load_media, read_image, sniff
+from atoken.media.limits import DEFAULT_LIMITS
+from atoken.media.views import Views, read_views
+from atoken.modalities.views import render_views
 from eval.contract import Media
 
 PATCH = 16  # pixels a side of what NaFlex counts as one token
@@ -79,10 +78,10 @@ class Preparation:
         if not isinstance(media, Path):
             frames = (read_image(path).pixels for path in self._cut(media[:: self.stride]))
             return self._video(frames, FRAME_RATE, chosen=True)
-        kind = sniff(media).media
-        if kind == "folder of views":
+        modality, format = sniff(media)
+        if format.folder_file:
             return read_views(media, self.view_size)
-        if kind == "video":
+        if modality.read_frames:
             stop = None if self.frames is None or self.spread else self.frames * self.stride
             with VideoReader(media, frames=(0, stop), fps=self.fps) as reader:
                 return self._video((frame for _, frame in reader), self.fps or reader.info.fps)

@@ -49,7 +49,7 @@ SETTINGS = {
 _ROOT = Path(__file__).parents[1]
 _MEASURING = (  # code that numbers depend on; what models, reports and commands do is not of it
     "eval/metrics/*.py", "eval/networks.py", "eval/prepare.py", "eval/sources/*.py", "atoken/metrics/*.py",
-    "atoken/cameras.py", "atoken/modalities/views.py", "atoken/io/image.py", "atoken/io/video*.py",
+    "atoken/cameras.py", "atoken/modalities/views.py", "atoken/media/image.py", "atoken/media/video*.py",
     "atoken/data/synthetic/*.py",
 )  # fmt: skip
 

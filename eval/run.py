@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from atoken.atomic import atomic_path
 from atoken.errors import ReportError
-from atoken.io.atomic import atomic_path
 from eval.job import Job
 from eval.measuring import measured
 from eval.merging import merge

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from atoken.atomic import atomic_path
 from atoken.errors import ReportError
-from atoken.io.atomic import atomic_path
 from eval.contract import State
 
 Row = dict[str, Any]

@@ -34,7 +34,9 @@ FLOORS = [
     {"data", "report"},
     {"io"},
     {"modalities", "metrics", "layers", "rasterize"},
+    {"media"},
     {"tokens", "attention", "rope", "bottleneck", "cameras", "mesh"},
+    {"atomic"},
     {"errors"},
     {"__init__"},
 ]

@@ -19,12 +19,12 @@ from atoken.cli import console
 from atoken.cli.compare import Comparison, Originals
 from atoken.errors import AtokenError, CheckpointError
 from atoken.gaussians import Gaussians
-from atoken.io import Image, Video, VideoWriter, load_media
-from atoken.io.sniff import sniff
+from atoken.io import Image, Video, load_media, sniff
 from atoken.io.token_file import Item, TokenFile, TokenFileWriter, read_items
 from atoken.io.tokens_record import TILE, Tokens
-from atoken.io.video import clock_slack
+from atoken.media.clock import clock_slack
 from atoken.metrics.pixels import psnr_of
+from atoken.modalities import MODALITIES
 from atoken.presets import BUNDLED, PRESETS, folder_of
 from atoken.pretrain.stages import Stage
 from atoken.text import TextTokenizer
@@ -85,7 +85,7 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
     encoded = perf_counter()
     originals = Originals(
         console.reader(file, options)
-        if sniff(file).media == "video"
+        if sniff(file).modality.read_frames
         else load_media(file, limits=console.limits(options))
     )
     with TokenFile(token_file) as tokens, originals as frames:
@@ -94,24 +94,18 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
         _write_item(tokenizer, tokens, 0, _result_path(target, item), seen=comparison.add)
     decode_seconds = perf_counter() - encoded - comparison.seconds
     Image(comparison.side_by_side).save(target.with_name(f"{target.name}.compare.png"))
-    stored = token_file.stat().st_size
+    stored, modality = token_file.stat().st_size, MODALITIES[item.modality]
     return Row(
         file=file,
-        size=_size(item),
+        size=modality.shown(item.size, item.frames),
         tokens=item.tokens,
         bytes=stored,
-        bits_per_pixel=None if item.kind == "asset" else 8 * stored / (item.size[0] * item.size[1] * item.frames),
+        bits_per_pixel=None if modality.sparse else 8 * stored / (item.size[0] * item.size[1] * item.frames),
         psnr=psnr_of(comparison.error),
         ssim=comparison.similarity,
         encode_seconds=encoded - start,
         decode_seconds=decode_seconds,
     )
-
-
-def _size(item: Item) -> str:
-    if item.kind == "asset":
-        return f"{item.size[0]}^3"
-    return f"{item.size[1]}x{item.size[0]}" + (f"x{item.frames}" if item.kind == "video" else "")
 
 
 def encode(options: argparse.Namespace) -> int:
@@ -128,7 +122,7 @@ def encode(options: argparse.Namespace) -> int:
 
 
 def _add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argparse.Namespace) -> None:
-    if sniff(file).media == "video":
+    if sniff(file).modality.read_frames:
         with console.reader(file, options) as reader:
             pieces = console.progress(
                 tokenizer.encode_stream(reader, fps=options.fps), reader.expected_frames, "encode"
@@ -175,7 +169,7 @@ def _names_media(path: str) -> bool:
 
 
 def _result_path(target: Path, item: Item) -> Path:
-    return target.with_name(target.name + {"image": ".png", "video": ".mp4", "asset": ".ply"}[item.kind])
+    return target.with_name(target.name + MODALITIES[item.modality].suffix)
 
 
 def _write_item(
@@ -189,7 +183,8 @@ def _write_item(
 ) -> Path:
     """Decode one item piece by piece into ``path``; ``seen`` gets every decoded piece before any video codec."""
     item = tokens.items[index]
-    if item.kind != "video":
+    write_frames = MODALITIES[item.modality].write_frames
+    if write_frames is None:
         media = tokenizer.decode(tokens.read(index))
         media.save(path)
         seen(media)
@@ -197,7 +192,7 @@ def _write_item(
     first, last = _wanted_frames(item, frames)
     start = item.first_frame if tokenizer.model.config.cache_frames else first
     pieces = tokenizer.decode_stream(_pieces(tokens, index, start, last))
-    with VideoWriter(path, item.fps or 24, size=item.size) as writer:
+    with write_frames(path, item.fps or 24, size=item.size) as writer:
         at = start // TILE * TILE
         for video in console.progress(pieces, last - first, "decode"):
             keep = slice(max(first - at, 0), max(last - at, 0))
@@ -231,16 +226,17 @@ def info(options: argparse.Namespace) -> int:
 
 def _describe(path: Path, options: argparse.Namespace) -> int:
     items = read_items(path)
-    head = ["item", "name", "kind", "size", "frames", "fps", "tokens", "bytes", "stored as", "model"]
+    head = ["item", "name", "modality", "size", "fps", "tokens", "bytes", "stored as", "model"]
     cells = [
-        [f"{i}", item.name, item.kind, f"{item.size[1]}x{item.size[0]}", f"{item.frames}", f"{item.fps or '-'}",
-         f"{item.tokens:,}", f"{item.stored_bytes:,}", item.dtype, f"{item.model} {item.fingerprint[:8]}"]
+        [f"{i}", item.name, item.modality, MODALITIES[item.modality].shown(item.size, item.frames),
+         f"{item.fps or '-'}", f"{item.tokens:,}", f"{item.stored_bytes:,}", item.dtype,
+         f"{item.model} {item.fingerprint[:8]}"]
         for i, item in enumerate(items)
     ]  # fmt: skip
     plain = [
-        {"name": item.name, "kind": item.kind, "height": item.size[0], "width": item.size[1], "frames": item.frames,
-         "fps": None if item.fps is None else float(item.fps), "tokens": item.tokens, "bytes": item.stored_bytes,
-         "stored_as": item.dtype, "model": item.model, "fingerprint": item.fingerprint}
+        {"name": item.name, "modality": item.modality, "height": item.size[0], "width": item.size[1],
+         "frames": item.frames, "fps": None if item.fps is None else float(item.fps), "tokens": item.tokens,
+         "bytes": item.stored_bytes, "stored_as": item.dtype, "model": item.model, "fingerprint": item.fingerprint}
         for item in items
     ]  # fmt: skip
     console.say(cells, [head, *cells], options, plain)

@@ -15,8 +15,9 @@ import torch
 from atoken.cameras import Cameras
 from atoken.gaussians import Gaussians
 from atoken.io import Image, Video, VideoReader
+from atoken.media.views import Views
 from atoken.metrics.pixels import squared_error, ssim
-from atoken.modalities.views import Views, render_views
+from atoken.modalities.views import render_views
 from atoken.tokenizer import as_media
 
 VIEWS, VIEW_SIZE = 8, 256  # of an asset: once around, pixels a side

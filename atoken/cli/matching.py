@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atoken.atomic import atomic_path
 from atoken.cli import console
 from atoken.errors import AtokenError, MediaError
-from atoken.io import load_media
-from atoken.io.atomic import atomic_path
-from atoken.io.sniff import sniff
+from atoken.io import load_media, sniff
 from atoken.io.token_file import TokenFile
 from atoken.io.tokens_record import check_model
+from atoken.modalities import MODALITIES
 from atoken.tokenizer import Tokenizer
 
 Named = tuple[str, Tensor]  # what a vector is of, and the unit vector (D,)
@@ -78,7 +78,7 @@ def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> li
     """The vector of a file, or those of a token file's items."""
     if Path(file).suffix == ".atok":
         return _stored(tokenizer, file, options)
-    if sniff(file).media != "video":
+    if not sniff(file).modality.read_frames:
         tokens = tokenizer.encode(load_media(file, limits=console.limits(options)), coarsen=options.coarsen)
         return [(file, tokenizer.embed(tokens))]
     with console.reader(file, options) as reader:
@@ -91,7 +91,7 @@ def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> li
 def _stored(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Named]:
     """No pixel is read, and no token. Raises: TokenFileError for another model's; AtokenError for vectors of frames."""
     with TokenFile(file) as tokens:
-        if options.pool == "frames" and any(item.kind == "video" for item in tokens.items):
+        if options.pool == "frames" and any(MODALITIES[item.modality].read_frames for item in tokens.items):
             raise AtokenError(f"{file} holds the vectors of whole videos; pass the videos for --pool frames.")
         found = []
         for index, item in enumerate(tokens.items):

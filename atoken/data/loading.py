@@ -17,8 +17,8 @@ from PIL import Image
 from atoken.data.sources.sample import Sample
 from atoken.errors import AtokenWarning
 from atoken.io import VideoReader, read_image, read_mesh
-from atoken.io.image import translated
-from atoken.io.media import exact_fps
+from atoken.media.clock import exact_fps
+from atoken.media.source import translated
 from atoken.mesh import Mesh
 from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import voxelize_mesh

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atoken.atomic import atomic_path
 from atoken.bottleneck import FSQ
 from atoken.errors import TokenFileError
-from atoken.io.atomic import atomic_path
 from atoken.io.chunks import DIGITS, Chunk, Levels, decode, encode
-from atoken.io.media import varying
 from atoken.io.token_toc import MAX_TOC, Item, pack_toc, unpack_toc
 from atoken.io.tokens_record import TILE, Dtype, Tokens, check_follows, full_coords
+from atoken.media.clock import varying
+from atoken.modalities import MODALITIES
 from atoken.modalities.pixels import PATCH
 
 __all__ = ["Item", "TokenFile", "TokenFileWriter", "Tokens", "read_items"]
@@ -106,11 +107,11 @@ class TokenFileWriter:
         coords, end = piece.coords.numpy(), piece.first_frame + piece.frames
         firsts = np.arange(piece.first_frame, end, TILE)
         bounds = np.searchsorted(coords[:, 0], np.append(firsts, end + TILE) // PATCH[0]).tolist()
+        modality = MODALITIES[piece.modality]
         for first, start, stop in zip(firsts.tolist(), bounds, bounds[1:], strict=False):
             places = coords[start:stop]
-            full = piece.kind != "asset" and np.array_equal(
-                places, full_coords(piece.size, min(TILE, end - first), first)
-            )
+            cells = modality.cells(piece.size, min(TILE, end - first))
+            full = not modality.sparse and np.array_equal(places, full_coords(cells, first))
             chunk = self._put(values[start:stop], dtype, piece.levels)
             yield chunk, None if full else self._put(places, "int32")
 
@@ -123,7 +124,7 @@ class TokenFileWriter:
         times: np.ndarray | None,
     ) -> Item:
         return Item(
-            kind=first.kind,
+            modality=first.modality,
             size=first.size,
             frames=last.first_frame + last.frames - first.first_frame,
             first_frame=first.first_frame,
@@ -261,7 +262,7 @@ class TokenFile:
             latents=latents.float(),
             codes=codes,
             coords=torch.from_numpy(np.concatenate([self._coords(item, tile) for tile in tiles])),
-            kind=item.kind,
+            modality=item.modality,
             size=item.size,
             frames=stop - first,
             fps=item.fps,
@@ -278,7 +279,8 @@ class TokenFile:
     def _coords(self, item: Item, tile: int) -> np.ndarray:
         coords = self._get(item.tiles[tile][1], "int32")
         if coords is None:
-            return full_coords(item.size, item.tile_frames(tile), item.first_frame + tile * TILE)
+            cells = MODALITIES[item.modality].cells(item.size, item.tile_frames(tile))
+            return full_coords(cells, item.first_frame + tile * TILE)
         t = coords[:, 0] - (item.first_frame + tile * TILE) // PATCH[0]
         if ((t < 0) | (t >= TILE // PATCH[0])).any():
             raise TokenFileError("a token lies outside the time of its tile.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import msgpack
 
@@ -18,12 +18,10 @@ from atoken.io.tokens_record import (
     MAX_CODES,
     MAX_FRAMES,
     MAX_NAME,
-    MAX_SIDE,
     TILE,
-    Kind,
-    cells,
     plain_name,
 )
+from atoken.modalities import MODALITIES
 
 MAX_TOC = 16 << 20  # bytes
 MAX_ENTRIES = 1 << 20  # of one list
@@ -34,7 +32,7 @@ MAX_BYTES = 1 << 62  # of a file
 class Item:
     """Everything that a file says about one item, without its arrays; the fields are those of ``Tokens``."""
 
-    kind: Kind
+    modality: str
     size: tuple[int, int]  # H, W in pixels; of an asset voxels
     frames: int
     first_frame: int
@@ -109,7 +107,7 @@ def unpack_toc(toc: bytes, start: int, end: int) -> tuple[Item, ...]:
 
 def _pack_item(item: Item) -> dict[str, Any]:
     return {
-        "kind": item.kind,
+        "modality": item.modality,
         "size": item.size,
         "frames": item.frames,
         "first_frame": item.first_frame,
@@ -135,8 +133,8 @@ def _item(value: object) -> Item:
     entry = _map(value, _ITEM_KEYS)
     size = _list(entry["size"], 2, 2)
     item = Item(
-        kind=cast(Kind, _choice(entry["kind"], get_args(Kind))),
-        size=(_int(size[0], 1, MAX_SIDE), _int(size[1], 1, MAX_SIDE)),
+        modality=_choice(entry["modality"], tuple(MODALITIES)),
+        size=(_int(size[0], 1, MAX_BYTES), _int(size[1], 1, MAX_BYTES)),
         frames=(frames := _int(entry["frames"], 1, MAX_FRAMES)),
         first_frame=_int(entry["first_frame"], 0, MAX_FRAMES - frames),
         fps=_fps(entry["fps"]),
@@ -158,14 +156,17 @@ def _item(value: object) -> Item:
 def _check_sums(item: Item) -> None:
     if (item.dtype == DIGITS) != (item.levels is not None) or (item.levels and item.channels % len(item.levels)):
         raise TokenFileError("its dtype, channels and levels contradict each other.")
-    if item.first_frame % TILE or (item.kind != "video" and item.frames != 1):
+    modality = MODALITIES[item.modality]
+    if not modality.allows_size(item.size):
+        raise TokenFileError("its size is not one of its modality.")
+    if item.first_frame % TILE or (not modality.read_frames and item.frames != 1):
         raise TokenFileError("its frames do not fit its kind.")
     if len(item.tiles) != -(-item.frames // TILE):
         raise TokenFileError("it has another number of tiles than its frames need.")
     width = item.groups or item.channels
     for tile, (tokens, coords) in enumerate(item.tiles):
-        count, most = tokens.shape[0], math.prod(cells(item.kind, item.size, item.tile_frames(tile)))
-        if count > most or (coords is None and (count != most or item.kind == "asset")):
+        count, most = tokens.shape[0], math.prod(modality.cells(item.size, item.tile_frames(tile)))
+        if count > most or (coords is None and (count != most or modality.sparse)):
             raise TokenFileError("a tile has another number of tokens than its size.")
         _check_chunk(tokens, (count, width), item.dtype, item.levels)
         _check_chunk(coords, (count, 4), "int32")

@@ -9,33 +9,31 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from atoken.errors import MediaError, TokenFileError
-from atoken.io.media import check_timestamps
-from atoken.modalities.pixels import PATCH, grid, grid_coords
+from atoken.media.clock import check_timestamps
+from atoken.modalities import MODALITIES
+from atoken.modalities.pixels import PATCH
 
 if TYPE_CHECKING:
     from atoken.io.token_toc import Item
 
 TILE = 16  # frames of a tile, 4 steps: what the model encodes at once and what a file holds in one chunk
 
-MAX_SIDE = 1 << 20  # pixels
-MAX_RESOLUTION = 1 << 10  # voxels a side
 MAX_FRAMES = 1 << 31  # of a whole video
 MAX_CHANNELS = 1 << 16  # latent channels, pooled values
 MAX_CODES = 1 << 16  # different codes of one group
 MAX_NAME = 255  # characters
 
-Kind = Literal["image", "video", "asset"]
 Dtype = Literal["float32", "float16"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Tokens:
     """An image, a video, a piece of a video, or a 3D asset, as N tokens ordered by t, x (row), y (column), z.
 
@@ -50,12 +48,12 @@ class Tokens:
     latents: Tensor  # (N, C) float32: posterior mean, or the quantised values of a discrete model
     codes: Tensor | None  # (N, G) int64 in [0, prod(levels)), None if the model has no quantiser
     coords: Tensor  # (N, 4) int32: t (groups of 4 frames), x (row), y (column), z
-    kind: Kind
+    modality: str  # a name of MODALITIES
     size: tuple[int, int]  # H, W in pixels; of an asset voxels
-    frames: int  # T, 1 for an image or an asset
-    fps: Fraction | None
-    timestamps: np.ndarray | None  # (T,) float64 seconds, strictly rising; None = constant rate
-    alpha: np.ndarray | None  # (H, W) uint8, images only
+    frames: int = 1  # T, 1 for an image or an asset
+    fps: Fraction | None = None
+    timestamps: np.ndarray | None = None  # (T,) float64 seconds, strictly rising; None = constant rate
+    alpha: np.ndarray | None = None  # (H, W) uint8, images only
     pooled: Tensor | None  # (D,) float32, not normalised; of a video in pieces only the last has it
     model: str
     fingerprint: str  # 64 hex digits: SHA-256 of the model's config and weights
@@ -122,15 +120,10 @@ def check_model(made: Tokens | Item, fingerprint: str, model: str) -> None:
         )
 
 
-def full_coords(size: tuple[int, int], frames: int, first_frame: int = 0) -> np.ndarray:
-    """(N, 4) int32: t, x (row), y (column), z of every cell of the grid, in the order of tokens."""
-    cells = grid_coords(*grid(frames, *size)).numpy()
-    return cells + np.array([first_frame // PATCH[0], 0, 0, 0], np.int32)
-
-
-def cells(kind: Kind, size: tuple[int, int], frames: int) -> tuple[int, int, int, int]:
-    """Steps, rows, columns and layers of the grid that tokens lie in."""
-    return (1, *size, size[0]) if kind == "asset" else (*grid(frames, *size), 1)
+def full_coords(cells: tuple[int, int, int, int], first_frame: int = 0) -> np.ndarray:
+    """(N, 4) int32: t, x (row), y (column), z of every cell of a grid, in the order of tokens."""
+    first_step = np.array([first_frame // PATCH[0], 0, 0, 0], np.int32)
+    return np.ascontiguousarray(np.indices(cells, np.int32).reshape(4, -1).T) + first_step
 
 
 def plain_name(name: str) -> str:
@@ -141,7 +134,7 @@ def plain_name(name: str) -> str:
 
 def check_follows(before: Tokens, after: Tokens) -> None:
     """Refuse ``after`` unless it is the next piece of the video that ``before`` is of. Raises: TokenFileError."""
-    if before.kind != "video" or _origin(before) != _origin(after):
+    if not MODALITIES[before.modality].read_frames or _origin(before) != _origin(after):
         raise TokenFileError(
             "Pieces must be of one video: same size, fps, model, name, latents and kind of timestamps."
         )
@@ -162,7 +155,7 @@ def check_follows(before: Tokens, after: Tokens) -> None:
 def _origin(tokens: Tokens) -> tuple[object, ...]:
     groups = None if tokens.codes is None else tokens.codes.shape[1]
     made_by = (tokens.model, tokens.fingerprint, tokens.levels, groups, tokens.latents.shape[1])
-    return (tokens.kind, tokens.size, tokens.fps, tokens.name, tokens.timestamps is None, *made_by)
+    return (tokens.modality, tokens.size, tokens.fps, tokens.name, tokens.timestamps is None, *made_by)
 
 
 def _check_origin(tokens: Tokens) -> None:
@@ -173,22 +166,19 @@ def _check_origin(tokens: Tokens) -> None:
 
 
 def _check_frames(tokens: Tokens) -> None:
-    if tokens.kind not in get_args(Kind):
-        raise TokenFileError(f"kind must be one of {', '.join(get_args(Kind))}, got {tokens.kind!r}.")
-    if len(tokens.size) != 2 or not all(1 <= side <= MAX_SIDE for side in tokens.size):
-        raise TokenFileError(f"size must be (H, W), each from 1 to {MAX_SIDE:,} pixels, got {tokens.size}.")
+    modality = MODALITIES.get(tokens.modality)
+    if modality is None:
+        raise TokenFileError(f"modality must be one of {', '.join(MODALITIES)}, got {tokens.modality!r}.")
+    if len(tokens.size) != 2 or not modality.allows_size(tokens.size):
+        raise TokenFileError(f"size of an item ({modality.name}) must be {modality.sizes}, got {tokens.size}.")
     if tokens.frames < 1 or not 0 <= tokens.first_frame <= MAX_FRAMES - tokens.frames or tokens.first_frame % TILE:
         raise TokenFileError(
             f"frames {tokens.frames} from first_frame {tokens.first_frame}: there must be at least one frame, "
             f"the first at a multiple of {TILE}."
         )
     timed = tokens.first_frame or tokens.fps is not None or tokens.timestamps is not None
-    if tokens.kind != "video" and (tokens.frames != 1 or timed):
+    if not modality.read_frames and (tokens.frames != 1 or timed):
         raise TokenFileError("Only a video has more than one frame, a first_frame, fps or timestamps.")
-    if tokens.kind == "asset" and not tokens.size[0] == tokens.size[1] <= MAX_RESOLUTION:
-        raise TokenFileError(
-            f"The size of an asset must be its voxels a side, twice, at most {MAX_RESOLUTION:,}, got {tokens.size}."
-        )
 
 
 def _check_extras(tokens: Tokens) -> None:
@@ -202,7 +192,8 @@ def _check_extras(tokens: Tokens) -> None:
         except MediaError as error:
             raise TokenFileError(str(error)) from error
     alpha = tokens.alpha
-    if alpha is not None and (tokens.kind != "image" or alpha.shape != tuple(tokens.size) or alpha.dtype != np.uint8):
+    has_alpha = MODALITIES[tokens.modality].has_alpha
+    if alpha is not None and (not has_alpha or alpha.shape != tuple(tokens.size) or alpha.dtype != np.uint8):
         raise TokenFileError(
             f"alpha must be uint8 of shape {tokens.size}, of an image; got {alpha.dtype} {alpha.shape}."
         )
@@ -244,7 +235,7 @@ def _check_codes(tokens: Tokens) -> None:
 
 
 def _check_places(tokens: Tokens) -> None:
-    extents = cells(tokens.kind, tokens.size, tokens.frames)
+    extents = MODALITIES[tokens.modality].cells(tokens.size, tokens.frames)
     t, x, y, z = tokens.coords.numpy().T.astype(np.int64)
     t = t - tokens.first_frame // PATCH[0]
     places = np.stack([t, x, y, z])

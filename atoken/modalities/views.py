@@ -6,7 +6,6 @@ alpha is below one half is a hole: the ray goes on behind it. Letters: ``V`` vie
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -14,52 +13,12 @@ import numpy as np
 
 from atoken.cameras import Cameras
 from atoken.errors import MediaError, MissingExtraError
+from atoken.media.views import Views
 from atoken.mesh import Mesh
 
 SIZE = 256  # pixels a side of a view
 _LAYERS = 8  # of transparent surface that a ray may pass; behind them it sees nothing
 _STEP = 1e-5  # depth by which a ray goes on behind a transparent surface
-
-
-@dataclass(frozen=True, eq=False)
-class Views:
-    """An asset seen from V cameras.
-
-    rgb: (V, H, W, 3) uint8, black where there is no surface. depth: (V, h, w) float32, camera-space z, negative where
-    there is no surface; its size may differ from that of ``rgb``. ``pixel_offset``: where in its pixel a depth was
-    taken: 0.5 the centre, as our own renders do; 0 the upper left corner, as the published script reads its files.
-    Raises: MediaError.
-    """
-
-    rgb: np.ndarray
-    depth: np.ndarray
-    cameras: Cameras
-    pixel_offset: float = 0.5
-
-    def __post_init__(self) -> None:
-        views = len(self.cameras)
-        if self.rgb.dtype != np.uint8 or self.rgb.ndim != 4 or self.rgb.shape[-1] != 3 or 0 in self.rgb.shape:
-            raise MediaError(f"rgb must be uint8 of shape (V, H, W, 3), got {self.rgb.dtype} {self.rgb.shape}.")
-        if self.depth.dtype != np.float32 or self.depth.ndim != 3 or 0 in self.depth.shape:
-            raise MediaError(f"depth must be float32 of shape (V, h, w), got {self.depth.dtype} {self.depth.shape}.")
-        if not len(self.rgb) == len(self.depth) == views:
-            raise MediaError(f"{len(self.rgb)} images, {len(self.depth)} depth maps and {views} cameras do not match.")
-        if not np.isfinite(self.depth).all():
-            raise MediaError("depth must be finite; mark pixels that show no surface by a negative depth.")
-
-    def __len__(self) -> int:
-        return len(self.rgb)
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(V, h, w) bool: pixels whose depth is that of a surface."""
-        return self.depth >= 0
-
-    def points(self, view: int) -> np.ndarray:
-        """(points, 3) fp64: the depth map of one view, un-projected into the world, row by row."""
-        depth, seen = self.depth[view], self.mask[view]
-        origin, directions = self.cameras.rays(view, depth.shape[0], depth.shape[1], self.pixel_offset, only=seen)
-        return origin + depth[seen, None] * directions
 
 
 def render_views(mesh: Mesh, views: int | Cameras = 16, size: int = SIZE) -> Views:

@@ -17,9 +17,10 @@ import torch
 from einops import rearrange
 
 from atoken.errors import AtokenWarning, MediaError
+from atoken.media.views import Views
 from atoken.mesh import Mesh
 from atoken.modalities.pixels import PATCH, to_uint8, to_values
-from atoken.modalities.views import SIZE, Views, render_depths, render_patches
+from atoken.modalities.views import SIZE, render_depths, render_patches
 from atoken.tokens import SparseTokens
 
 MAX_TOKENS = 32_768  # of an asset, as TRELLIS has it

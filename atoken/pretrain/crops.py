@@ -16,8 +16,9 @@ from torch import Tensor
 from atoken.data.synthetic.procedural import make_asset
 from atoken.errors import MissingExtraError
 from atoken.gaussian_decoder import OUTPUTS, REACH, RESOLUTION, to_gaussians
+from atoken.media.views import Views
 from atoken.mesh import Mesh
-from atoken.modalities.views import Views, render_views
+from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.tokens import SparseTokens
 

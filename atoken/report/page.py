@@ -14,8 +14,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from atoken.atomic import atomic_path
 from atoken.errors import ReportError
-from atoken.io.atomic import atomic_path
 
 IMAGES = 12 << 20  # bytes of images on a page, at most: mail has limits
 

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from atoken.atomic import sync
 from atoken.errors import CheckpointError
-from atoken.io.atomic import sync
 
 KEEP = 2  # checkpoints
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from atoken.atomic import atomic_path
 from atoken.errors import MediaError
-from atoken.io.atomic import atomic_path
 from atoken.train import devices
 from atoken.train.engine import PlainEngine
 from atoken.train.objective import Batch, Evaluate

@@ -15,8 +15,8 @@ from atoken.gaussians import Gaussians
 from atoken.io import Image, Video
 from atoken.io.token_file import TokenFile
 from atoken.io.tokens_record import TILE, Tokens
+from atoken.media.views import Views
 from atoken.modalities.pixels import grid
-from atoken.modalities.views import Views
 from atoken.tokenizer import Tokenizer, load
 from eval.contract import Item, Sample
 from eval.models.pixels import Stored, draw, how_drawn

@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from atoken.errors import AtokenError
 from atoken.io import Video
-from atoken.io.video_writer import X264_OPTIONS
+from atoken.media.video_writer import X264_OPTIONS
 from eval.contract import Item, Sample
 from eval.models.matching import AtMost, largest, too_large
 from eval.models.pixels import cut, frames_of, padded

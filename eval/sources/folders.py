@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from atoken.data.sources import IMAGES, MESHES, SUFFIXES, VIDEOS
 from atoken.data.sources.sample import files_below, printable
 from atoken.errors import MediaError
-from atoken.io.sniff import TRANSFORMS
+from atoken.media.views import TRANSFORMS
 from eval.sources.entry import Entry, Listing, lines_of
 
 # Names as OpenAI cleaned them for CLIP, which open_clip and most papers evaluate with, behind their synsets. Two names

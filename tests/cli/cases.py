@@ -8,7 +8,7 @@ import PIL.Image
 import yaml
 
 from atoken.io import Image, Video, load_media, write_video
-from tests.io.video_cases import moving
+from tests.media.video_cases import moving
 from tests.model.test_checkpoint import ARCH
 from tests.tokenizer.small import random_frames
 

@@ -9,6 +9,7 @@ from atoken import presets
 from atoken import tokenizer as tokenizers
 from atoken.checkpoint import fingerprint, load_folder, load_official
 from atoken.errors import CheckpointError
+from atoken.modalities.pixels import patchify
 from tests.cli.cases import files_in, published_yaml, says_one_sentence
 from tests.model.sizes import small_config
 from tests.model.test_checkpoint import OFFICIAL, small_tower
@@ -27,7 +28,7 @@ def test_published_weights_become_a_folder_with_the_same_features(run, there, pu
     ours, theirs = atoken.load("./mine", device="cpu"), load_official(OFFICIAL, published)
     assert out == f"mine: {sum(p.numel() for p in theirs.parameters()) / 1e6:.1f} million weights\n"
     assert ours.fingerprint == fingerprint(theirs)
-    tokens = atoken.tokenizer.patchify(torch.rand(4, 48, 32, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    tokens = patchify(torch.rand(4, 48, 32, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     with torch.no_grad():
         pairs = zip(ours.model(tokens), theirs.eval()(tokens), strict=True)
         (ours, theirs), (our_patches, their_patches) = pairs

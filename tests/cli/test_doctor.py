@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atoken import layers, presets
-from atoken import tokenizer as tokenizers
+from atoken.modalities import IMAGE, MODALITIES
 from atoken.model import ATokenModel
 from tests.model.sizes import small_model
 
@@ -60,8 +60,10 @@ def draw_at_random(patch):
 
 
 def lose_the_alpha(patch):
-    media = tokenizers._media
-    patch.setattr(tokenizers, "_media", lambda tokens, part: media(replace(tokens, alpha=None), part))
+    def spoiled(model, tokens, patches):
+        return IMAGE.unpatchify(model, replace(tokens, alpha=None), patches)
+
+    patch.setitem(MODALITIES, "image", replace(IMAGE, unpatchify=spoiled))
 
 
 FAULTS = {

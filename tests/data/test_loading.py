@@ -18,8 +18,8 @@ from atoken.errors import AtokenError, MediaError
 from atoken.io import Video, read_image, read_mesh, write_video
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
-from tests.io.mesh_cases import ply
-from tests.io.video_cases import encoded, moving
+from tests.media.mesh_cases import ply
+from tests.media.video_cases import encoded, moving
 
 SIDES = st.integers(1, 3000)
 

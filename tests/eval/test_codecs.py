@@ -20,7 +20,7 @@ from eval.models.matching import AtMost, largest
 from eval.models.video_codecs import CRFS, VideoCodec, decoded
 from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from tests.eval.media import made_image, made_video, pixels
-from tests.io.video_cases import digests_by_memory
+from tests.media.video_cases import digests_by_memory
 
 BUILT_IN = [
     pytest.param(name, marks=pytest.mark.skipif(not features.check(format.feature), reason="not in this Pillow"))

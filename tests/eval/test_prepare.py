@@ -176,7 +176,7 @@ def test_views_of_the_data_stay_as_they_are(tmp_path):
     pytest.importorskip("embreex")
     from atoken.cameras import Cameras
     from atoken.data.synthetic.procedural import make_asset
-    from atoken.io.views import read_views
+    from atoken.media.views import read_views
     from atoken.modalities.views import render_views
 
     mesh = make_asset(5, 0).mesh

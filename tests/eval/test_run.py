@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from atoken import atomic
 from atoken.errors import AtokenError
-from atoken.io import atomic
 from atoken.metrics.pixels import psnr_of
 from eval import run, shards
 from eval.metrics.pixels import Psnr, Ssim

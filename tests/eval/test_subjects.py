@@ -12,7 +12,8 @@ from atoken.data.synthetic.procedural import make_asset, make_image, make_video
 from atoken.errors import AtokenError
 from atoken.io import Image, Video
 from atoken.io.tokens_record import Tokens
-from atoken.modalities.views import Views, render_views
+from atoken.media.views import Views
+from atoken.modalities.views import render_views
 from atoken.tokenizer import Tokenizer
 from eval.contract import Item
 from eval.models.pca import PCA, joined, patches

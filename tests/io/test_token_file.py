@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from atoken.errors import TokenFileError
 from atoken.io.chunks import MAX_RAW, decode, encode, raw_size
-from atoken.io.media import varying
 from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens, read_items
 from atoken.io.tokens_record import check_model, plain_name
+from atoken.media.clock import varying
 from atoken.modalities.pixels import grid
 from tests.io.token_cases import FINGERPRINT, LEVELS, assert_same, frame_tokens, make, read_all, take
 
@@ -102,7 +102,7 @@ def test_bytes_follow_the_description(tmp_path: Path) -> None:
     latents = torch.tensor([[1.0, -2.0]])
     make((5, 7), latents=latents, pooled=None).save(tmp_path / "a.atok")
     columns = np.array([1.0, -2.0], "<f4").view(np.uint8).reshape(2, 4).T.tobytes()
-    item = {"kind": "image", "size": [5, 7], "frames": 1, "first_frame": 0, "fps": None, "model": "nano"}
+    item = {"modality": "image", "size": [5, 7], "frames": 1, "first_frame": 0, "fps": None, "model": "nano"}
     item |= {"fingerprint": bytes.fromhex(FINGERPRINT), "name": "photo.jpg", "dtype": "float32", "channels": 2}
     item |= {"levels": None, "tiles": [[[8, 8, "raw", [1, 2], hashlib.sha256(columns).digest()], None]]}
     toc = msgpack.packb({"items": [item | {"timestamps": None, "alpha": None, "pooled": None}]})
@@ -240,8 +240,8 @@ BAD_TOKENS: dict[str, dict[str, Any]] = {
     "coords must be ordered": {"coords": torch.zeros(4, 4, dtype=torch.int32)},
     "coords must lie": {"coords": torch.full((4, 4), 9, dtype=torch.int32)},
     "codes and levels": {"levels": LEVELS},
-    "kind must": {"kind": "voxels"},
-    "size must": {"size": (0, 3)},
+    "modality must": {"modality": "voxels"},
+    "size of an item .image. must": {"size": (0, 3)},
     "there must be at least one frame": {"frames": 0},
     "Only a video has": {"fps": Fraction(24)},
     "alpha must": {"alpha": np.zeros((4, 4), np.uint8)},
@@ -378,7 +378,7 @@ def asset(resolution: int = 64, count: int = 500, *, seed: int = 0, **fields: An
     voxels = np.unique(np.floor(around + resolution / 2).astype(np.int32), axis=0)
     coords = torch.from_numpy(np.concatenate([np.zeros((len(voxels), 1), np.int32), voxels], 1))
     latents = torch.from_numpy(rng.normal(size=(len(voxels), 12)).astype(np.float32))
-    kept = {"latents": latents, "coords": coords, "kind": "asset", "name": "chair.glb"}
+    kept = {"latents": latents, "coords": coords, "modality": "asset", "name": "chair.glb"}
     return make((resolution, resolution), 1, **(kept | fields))
 
 
@@ -389,7 +389,7 @@ def test_an_asset_comes_back_with_its_places(tmp_path: Path, resolution: int) ->
     assert_same(Tokens.load(tmp_path / "a.atok"), tokens)
     with TokenFile(tmp_path / "a.atok") as file:
         assert file.items[0].tiles[0][1] is not None  # places are explicit, even where every voxel is taken
-        assert [part.kind for part in file.stream()] == ["asset"]
+        assert [part.modality for part in file.stream()] == ["asset"]
 
 
 def test_places_of_an_asset_take_about_a_byte_a_token(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_places_of_an_asset_take_about_a_byte_a_token(tmp_path: Path) -> None:
     assert places.stored < 1.5 * len(tokens.coords)
 
 
-def test_items_of_all_kinds_lie_in_one_file(tmp_path: Path) -> None:
+def test_items_of_all_modalities_lie_in_one_file(tmp_path: Path) -> None:
     items = [make(), asset(), make((32, 48), 20)]
     with TokenFileWriter(tmp_path / "a.atok") as writer:
         for item in items:
@@ -412,7 +412,7 @@ def test_items_of_all_kinds_lie_in_one_file(tmp_path: Path) -> None:
 
 ODD_ASSETS: dict[str, dict[str, Any]] = {
     "voxels a side, twice": {"size": (64, 63)},
-    "at most 1,024": {"size": (2048, 2048)},
+    "from 1 to 1,024": {"size": (2048, 2048)},
     "Only a video": {"frames": 2},
     "lie in the grid of 1 steps, 8 rows": {"size": (8, 8)},
 }

@@ -11,6 +11,7 @@ import torch
 from atoken.bottleneck import FSQ
 from atoken.io.token_file import TokenFile, Tokens
 from atoken.io.tokens_record import full_coords
+from atoken.modalities import IMAGE
 
 LEVELS = (4,) * 6
 FINGERPRINT = "0123456789abcdef" * 4
@@ -20,7 +21,7 @@ def make(
     size: tuple[int, int] = (30, 17), frames: int = 1, *, discrete: bool = False, seed: int = 0, **fields: Any
 ) -> Tokens:
     rng = np.random.default_rng(seed)
-    coords = full_coords(size, frames)
+    coords = full_coords(IMAGE.cells(size, frames))
     levels = fields.setdefault("levels", LEVELS if discrete else None)
     codes = torch.from_numpy(rng.integers(0, int(np.prod(levels)), (len(coords), 2))) if levels else None
     latents = torch.from_numpy(rng.normal(size=(len(coords), 12)).astype(np.float32))
@@ -28,7 +29,7 @@ def make(
         "latents": latents if codes is None else FSQ(levels).from_codes(codes),
         "codes": codes,
         "coords": torch.from_numpy(coords),
-        "kind": "image" if frames == 1 else "video",
+        "modality": "image" if frames == 1 else "video",
         "fps": None if frames == 1 else Fraction(30000, 1001),
         "timestamps": None,
         "alpha": None,

@@ -9,7 +9,8 @@ import torch
 
 from atoken.cameras import Cameras
 from atoken.errors import MediaError, MissingExtraError
-from atoken.modalities.views import Views, render_depths, render_views
+from atoken.media.views import Views
+from atoken.modalities.views import render_depths, render_views
 from tests.modalities.shapes import COLOURS, box, from_axes, joined, mesh, quad, quarter_turned, sphere
 from tests.tolerances import EXACT, FP32
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from atoken.cameras import Cameras
 from atoken.data.synthetic.labelled import labelled_asset
 from atoken.errors import AtokenWarning, MediaError
-from atoken.modalities.views import Views, render_views
+from atoken.media.views import Views
+from atoken.modalities.views import render_views
 from atoken.modalities.voxels import occupied, unvoxelize, voxelize, voxelize_mesh
 from atoken.tokens import SparseTokens
 from tests.modalities.shapes import box, from_axes, joined, mesh, quarter_turned, sphere

@@ -29,7 +29,7 @@ from atoken.pretrain.datasets import TaskDataset, generated, load_datasets, shap
 from atoken.pretrain.packing import Budget, budgets
 from atoken.pretrain.stages import Stage, Task
 from atoken.train.recipe import Recipe
-from tests.io.video_cases import moving
+from tests.media.video_cases import moving
 
 TASKS = {
     "image": Task("image", (), tokens=64, patches=(4, 16)),

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import atoken
-from atoken import tokenizer as tokenizers
 from atoken.cameras import Cameras
 from atoken.cli import main
 from atoken.data.synthetic.procedural import make_asset
@@ -17,6 +16,7 @@ from atoken.doctor import assets
 from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.gaussians import Gaussians
 from atoken.io.tokens_record import Tokens
+from atoken.modalities import voxels
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import occupied, voxelize
 from tests.folder_of_views import write_views
@@ -64,7 +64,7 @@ def assert_same(ours, theirs, tolerance):
 
 def test_tokens_lie_where_the_surface_is(tokenizer):
     tokens = tokenizer.encode(views())
-    assert (tokens.kind, tokens.size, tokens.frames) == ("asset", (64, 64), 1)
+    assert (tokens.modality, tokens.size, tokens.frames) == ("asset", (64, 64), 1)
     np.testing.assert_array_equal(tokens.coords[:, 1:].numpy(), occupied(views(), 64))
     assert not tokens.coords[:, 0].any()
     assert tokens.latents.shape == (len(tokens.coords), 48)
@@ -89,7 +89,7 @@ def test_a_saved_asset_decodes_to_the_same_gaussians_near_its_voxels(tokenizer, 
 def test_alone_is_in_a_batch_of_all_kinds(tokenizer):
     media = [random_frames(20, 40), views(), random_frames(9, 17, 20), render_views(make_asset(0, 2).mesh, 2, 48)]
     together = tokenizer.encode_batch(media)
-    assert [tokens.kind for tokens in together] == ["image", "asset", "video", "asset"]
+    assert [tokens.modality for tokens in together] == ["image", "asset", "video", "asset"]
     for one, tokens in zip(media, together, strict=True):
         torch.testing.assert_close(tokenizer.encode(one).latents, tokens.latents, atol=FP32, rtol=FP32)
     decoded = tokenizer.decode_batch(together)
@@ -106,7 +106,7 @@ def test_a_model_without_a_gaussian_decoder_encodes_and_says_why_it_cannot_decod
 
 
 def test_a_large_asset_is_refused_or_coarsened(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizers, "voxelize", partial(voxelize, max_tokens=1000))
+    monkeypatch.setattr(voxels, "voxelize", partial(voxels.voxelize, max_tokens=1000))
     with pytest.raises(MediaError, match="over the limit of 1,000"):
         tokenizer.encode(views())
     with pytest.warns(AtokenWarning, match="at resolution"):
@@ -124,7 +124,7 @@ def test_a_large_asset_is_refused_or_coarsened(tokenizer, monkeypatch):
 def small_grid(tokenizer):
     """The same asset at 64 voxels a side."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizers, "voxelize", voxelize)
+        patch.setattr(voxels, "voxelize", voxelize)
         return tokenizer.encode(views())
 
 
@@ -167,7 +167,7 @@ def test_encode_info_and_decode_of_a_mesh(model, chair, tmp_path, capsys):
     assert main(["decode", "a.atok", "-o", "a.ply", *options]) == 0
     assert main(["decode", "a.atok", "-o", "a.png", *options]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.atok", "a.ply", "a.png", "chair.glb"]
-    assert '"kind": "asset"' in capsys.readouterr().out
+    assert '"modality": "asset"' in capsys.readouterr().out
     assert main(["decode", "a.atok", "-o", "b.ply"]) == 1  # by nano, which did not make it
 
 
@@ -175,5 +175,5 @@ def test_a_folder_of_views_is_an_asset(tokenizer, tmp_path):
     seen = views()
     write_views(seen, tmp_path)
     tokens = tokenizer.encode(tmp_path)
-    assert tokens.kind == "asset"
+    assert tokens.modality == "asset"
     assert len(tokens.coords) > 0.5 * len(tokenizer.encode(seen).coords)  # depth at pixel corners, not centres

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from atoken.errors import MediaError
+from atoken.modalities import ASSET, IMAGE, VIDEO
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
-VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-MESHES = frozenset({".glb", ".gltf", ".obj", ".ply", ".stl", ".off"})
+IMAGES, VIDEOS, MESHES = IMAGE.suffixes, VIDEO.suffixes, ASSET.suffixes
 SUFFIXES = IMAGES | VIDEOS | MESHES  # of the files that atoken reads
 
 MOST_MEDIA = 1 << 30  # bytes of the media of one sample that are brought into memory

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
+from atoken.atomic import atomic_path
 from atoken.data.sources.sample import (
     IMAGES,
     MESHES,
@@ -34,7 +35,6 @@ from atoken.data.sources.sample import (
 )
 from atoken.data.sources.tar import FILES, FOLDER, entries
 from atoken.errors import AtokenWarning, MediaError
-from atoken.io.atomic import atomic_path
 
 TEXT, RECORD = ".txt", ".json"
 _KEPT = SUFFIXES | {TEXT, RECORD}

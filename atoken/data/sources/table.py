@@ -13,12 +13,11 @@ from typing import Any
 
 from atoken.data.sources.sample import MOST_MEDIA, SUFFIXES, Sample, clean_captions, files_at, located
 from atoken.errors import AtokenError, MediaError, MissingExtraError
-from atoken.io.sniff import kind_of
+from atoken.io import sniff
 
 TABLES = (".parquet", ".arrow", ".feather")
 MEDIA = ("glb", "mesh", "mp4", "video", "image", "jpg", "jpeg", "png", "webp", "bytes")  # usual names of columns
 CAPTIONS = ("caption", "captions", "text", "txt")
-_SUFFIX = {"matroska": ".mkv", "mov": ".mp4", "JPEG": ".jpg"}  # of formats whose suffix is not their name
 _MOST_GROUP = 2 << 30  # bytes of a row group, which is read whole
 
 
@@ -190,10 +189,7 @@ def _suffix(media: bytes, path: object, what: str) -> str:
     stated = Path(path).suffix.lower() if isinstance(path, str) else ""
     if stated in SUFFIXES:
         return stated
-    kind = kind_of(media[:64])
-    if kind is None and media[:4] != b"glTF":
-        raise MediaError(f"{what} is no image, video or GLB, and has no path whose suffix says what it is.")
-    return _SUFFIX.get(kind.format, f".{kind.format.lower()}") if kind else ".glb"
+    return sniff(media, name=what).format.suffixes[0]
 
 
 def _stamp(path: Path) -> tuple[int, int]:

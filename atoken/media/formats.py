@@ -1,0 +1,69 @@
+"""What a file is, by its first bytes. The name of a file says nothing: a playlist called video.mp4 is not a video.
+
+Three 3D formats have no magic bytes. What looks like OBJ, glTF (JSON) or binary STL is taken for it only if the name
+says so, too. Each reader has the ``FORMATS`` that it reads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from atoken.errors import MediaError
+
+_HEAD = 4096  # bytes that are looked at
+
+
+class Head(NamedTuple):
+    """What a format is known by: the first bytes of a file, its size, the suffix of its name in lower case."""
+
+    start: bytes
+    size: int
+    suffix: str
+
+
+class Format(NamedTuple):
+    """A file format.
+
+    ``name``: what Pillow calls an image format, FFmpeg a demuxer, trimesh a 3D format. ``suffixes``: of such files, the
+    usual one first. ``matches``: whether a file is one. A format of folders is known by ``folder_file`` in them.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    matches: Callable[[Head], bool]
+    folder_file: str = ""
+
+
+def begins(*magic: bytes) -> Callable[[Head], bool]:
+    """Match files that begin with one of some byte strings."""
+    return lambda head: head.start.startswith(magic)
+
+
+def head_of(file: BinaryIO, name: str) -> Head:
+    """Look at an open file, and rewind it. Raises: MediaError (it is empty)."""
+    start = file.read(_HEAD)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not start:
+        raise MediaError(f"Cannot read {name}: the file is empty.")
+    return Head(start, size, Path(name).suffix.lower())
+
+
+def format_of(file: BinaryIO, name: str, formats: Sequence[Format], what: str) -> str:
+    """Name the format of an open file, which one reader of ``what`` is to read. Raises: MediaError."""
+    head = head_of(file, name)
+    found = next((format.name for format in formats if format.matches(head)), None)
+    if found is None:
+        raise MediaError(
+            f"Cannot read {name} as {what}: its content is none of the formats {listed(formats)}; load_media reads the "
+            "other modalities, too."
+        )
+    return found
+
+
+def listed(formats: Sequence[Format]) -> str:
+    """Name formats for a person, by the usual suffix of each."""
+    return ", ".join(format.suffixes[0] for format in formats if format.suffixes)

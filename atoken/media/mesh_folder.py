@@ -1,0 +1,159 @@
+"""The files and images that a 3D file names: only those inside its own folder, and only up to a limit."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote
+
+import numpy as np
+
+from atoken.errors import MediaError
+from atoken.media.formats import Head
+from atoken.media.image import FORMATS, from_pil
+from atoken.media.limits import Limits
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # of an address, or the drive of a path of Windows
+_DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+
+
+class Folder:
+    """Reads a 3D file and what it names; all together may take ``limits.max_mesh_bytes``, decoded images included.
+
+    ``root`` is the folder that it lies in, None if it lies in none, so that nothing that it names exists. ``name`` is
+    what the user calls it, for messages. ``notes`` collects what could not be read and is not needed for the shape.
+    Raises, from every method: MediaError.
+    """
+
+    def __init__(self, file: BinaryIO, root: str | None, name: str, limits: Limits) -> None:
+        self.name, self.limits, self.notes = name, limits, dict[str, None]()
+        self._root = None if root is None else Path(root).resolve()
+        self._bytes = 0
+        self.data = self._contents(file, "the file")
+
+    def note(self, text: str) -> None:
+        """Keep something to warn the user of, once."""
+        self.notes[text] = None
+
+    def count(self, size: int, what: str) -> None:
+        """Count ``size`` bytes more against the limit."""
+        self._bytes += size
+        self.limits.check_mesh_bytes(self._bytes, f"{self.name}, with {what},")
+
+    def read(self, reference: str) -> bytes | None:
+        """Give the contents of the file ``reference`` (relative to the folder), None where there is none."""
+        if _SCHEME.match(reference) or reference.startswith(("/", "\\")):
+            raise self._refused(reference, "only files inside its own folder are read")
+        if self._root is None:
+            return None
+        try:
+            target = (self._root / reference.replace("\\", "/")).resolve()
+            inside, exists = target.is_relative_to(self._root), target.is_file()
+        except (OSError, RuntimeError, ValueError):  # too long, a ring of links, a NUL
+            return None
+        if not inside:
+            raise self._refused(reference, "it is outside the folder of the file")
+        if not exists:
+            return None
+        with target.open("rb") as file:
+            return self._contents(file, f"{_short(reference)!r}")
+
+    def read_uri(self, uri: str) -> bytes | None:
+        """Give what a URI of glTF stands for: a data URI, or a file inside the folder, None where there is none."""
+        head = _DATA.match(uri)
+        if head is None:
+            return self.read(unquote(uri))
+        self.count(len(uri) * 3 // 4, "a data URI")
+        try:
+            return base64.b64decode(uri[head.end() :], validate=True)
+        except binascii.Error as error:
+            raise MediaError(f"Cannot read {self.name}: a data URI in it is damaged.") from error
+
+    def image(self, data: bytes, what: str) -> np.ndarray:
+        """Decode a texture: (H, W, 4) uint8 RGBA, in the formats and limits of ``read_image``."""
+        import PIL.Image
+
+        head = Head(data[:32], len(data), "")
+        format = next((format.name for format in FORMATS if format.matches(head)), None)
+        if format is None:
+            raise MediaError(f"Cannot read {self.name}: {what} is not an image in a supported format; use PNG or JPEG.")
+        PIL.Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is checked below, before any pixel is decoded
+        try:
+            pil = PIL.Image.open(io.BytesIO(data), formats=[format])
+            self.limits.check_size(pil.height, pil.width, f"{what} of {self.name}")
+            self.count(4 * pil.height * pil.width, "its textures")
+            pil.load()
+        except MediaError:
+            raise
+        except Exception as error:  # Pillow's parsers raise nearly any type on damaged input
+            raise MediaError(f"Cannot read {self.name}: {what} is damaged; export it again.") from error
+        image = from_pil(pil, limits=self.limits)
+        alpha = np.full(image.pixels.shape[:2], 255, np.uint8) if image.alpha is None else image.alpha
+        return np.dstack([image.pixels, alpha])
+
+    def _contents(self, file: BinaryIO, what: str) -> bytes:
+        data = file.read(max(self.limits.max_mesh_bytes - self._bytes, 0) + 1)
+        self.count(len(data), what)
+        return data
+
+    def _refused(self, reference: str, why: str) -> MediaError:
+        return MediaError(
+            f"Cannot read {self.name}: it names {_short(reference)!r}, but {why}; put all files together."
+        )
+
+
+class FolderResolver:
+    """What trimesh asks for files that an OBJ or PLY file names.
+
+    trimesh catches every exception of its resolver, so that the one to be raised is kept in ``refused``. Images are
+    decoded here into ``images``, and trimesh is given images of one pixel in their place.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self.refused: MediaError | None = None
+        self.images: dict[str, np.ndarray] = {}
+
+    def get(self, name: str) -> bytes:
+        """Give a file's bytes; text comes as UTF-8. Raises: FileNotFoundError, MediaError."""
+        try:
+            data = self._folder.read(name.strip())
+            if data is None:
+                self._folder.note(f"the file {_short(name)!r} that it names is missing; it is shown without.")
+                raise FileNotFoundError(name)
+            if name.lower().endswith(".mtl"):
+                return decoded(data).encode()
+            self.images[name] = self._folder.image(data, f"The texture {_short(name)!r}")
+        except MediaError as error:
+            self.refused = self.refused or error
+            raise
+        return _stand_in(name)
+
+    __getitem__ = get
+
+
+def _stand_in(name: str) -> bytes:
+    """A PNG of one pixel whose ``info`` in Pillow has ``name`` as "file_path", as trimesh notes it for MTL files."""
+    import PIL.Image
+    import PIL.PngImagePlugin
+
+    text, file = PIL.PngImagePlugin.PngInfo(), io.BytesIO()
+    text.add_text("file_path", name)
+    PIL.Image.new("L", (1, 1)).save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def decoded(data: bytes) -> str:
+    """Give text in UTF-8, or else Latin-1, which nothing contradicts: words of these formats are ASCII."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _short(reference: str) -> str:
+    return " ".join(reference.split())[:80]

@@ -1,0 +1,116 @@
+"""Materials of glTF as one colour at each corner and one image, both sRGB (``atoken.media.mesh`` says how)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, sin
+from typing import Any
+
+import numpy as np
+
+from atoken.media.mesh_accessor import Table, Tables
+
+_KINDS = {  # the table in a material, its factor, and its texture
+    "KHR_materials_pbrSpecularGlossiness": ("diffuseFactor", "diffuseTexture"),
+    "pbrMetallicRoughness": ("baseColorFactor", "baseColorTexture"),
+}
+
+
+def srgb_bytes(linear: np.ndarray) -> np.ndarray:
+    """Encode linear light in [0, 1] (others are clipped) by the sRGB curve as uint8. Source: IEC 61966-2-1."""
+    values = np.clip(linear, 0, 1)
+    encoded = np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055)
+    return np.rint(255 * encoded).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """One material: ``factor`` (4,) linear RGBA, a ``texture`` (H, W, 4) uint8 or None, and whether alpha counts.
+
+    ``coordinates`` is the number of the set of texture coordinates; ``turn`` (2, 2) and ``shift`` (2,) bring these to
+    places in the image, from its upper left corner down. Source: glTF 2.0 section 3.9.2, KHR_texture_transform.
+    """
+
+    factor: np.ndarray
+    texture: np.ndarray | None
+    opaque: bool
+    coordinates: int
+    turn: np.ndarray
+    shift: np.ndarray
+
+    def corners(
+        self, faces: np.ndarray, colors: np.ndarray | None, uv: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Give the colours of faces (F, 3), their uv and the texture, from numbers of the points as they are stored."""
+        linear = np.ones((1, 4)) if colors is None else _fractions(colors)
+        if linear.shape[1] == 3:
+            linear = np.concatenate([linear, np.ones((len(linear), 1))], 1)
+        linear = linear * self.factor
+        rgba = np.concatenate([srgb_bytes(linear[:, :3]), np.rint(255 * linear[:, 3:].clip(0, 1)).astype(np.uint8)], 1)
+        if self.opaque:
+            rgba[:, 3] = 255
+        spread = rgba[0] if colors is None else rgba[faces]
+        if uv is None or self.texture is None:
+            return spread, None, None
+        places = _fractions(uv) @ self.turn.T + self.shift
+        return spread, np.stack([places[:, 0], 1 - places[:, 1]], 1)[faces], self.texture
+
+
+def _fractions(values: np.ndarray) -> np.ndarray:
+    """Floats as they are, whole numbers as parts of their largest value."""
+    return values / np.iinfo(values.dtype).max if values.dtype.kind == "u" else values.astype(np.float64)
+
+
+class Materials:
+    """The materials of a file, read when they are first asked for."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._surfaces: dict[Any, Surface] = {}
+        self._textures: dict[tuple[int, bool], np.ndarray | None] = {}
+
+    def get(self, index: Any) -> Surface:
+        """Give a material by its number, or for None the one of glTF's default: white. Raises: MediaError."""
+        if index not in self._surfaces:
+            self._surfaces[index] = self._surface({} if index is None else self._tables.item("materials", index))
+        return self._surfaces[index]
+
+    def _surface(self, material: Table) -> Surface:
+        tables = material | material.get("extensions", {})
+        kind = next((kind for kind in _KINDS if kind in tables), "pbrMetallicRoughness")
+        factor_key, texture_key = _KINDS[kind]
+        base = tables.get(kind, {})
+        factor = np.array(base.get(factor_key, [1, 1, 1, 1]), np.float64).reshape(4)
+        opaque = material.get("alphaMode", "OPAQUE") == "OPAQUE"
+        used = base.get(texture_key, {})
+        moved = used.get("extensions", {}).get("KHR_texture_transform", {})
+        coordinates = moved.get("texCoord", used.get("texCoord", 0))
+        texture = self._texture(used["index"], opaque) if used else None
+        return Surface(factor, texture, opaque, coordinates, *_placement(moved))
+
+    def _texture(self, index: Any, opaque: bool) -> np.ndarray | None:
+        stated = self._tables.item("textures", index)
+        webp = stated.get("extensions", {}).get("EXT_texture_webp", {})
+        source = webp.get("source", stated.get("source"))
+        key = (source, opaque)
+        if key not in self._textures:
+            pixels = self._image(source)
+            if pixels is not None and opaque:
+                pixels[..., 3] = 255
+            self._textures[key] = pixels
+        return self._textures[key]
+
+    def _image(self, index: Any) -> np.ndarray | None:
+        stated, folder = self._tables.item("images", index), self._tables.folder
+        data = folder.read_uri(stated["uri"]) if "uri" in stated else self._tables.view(stated["bufferView"])
+        if data is None:
+            folder.note(f"the texture {stated['uri'][:80]!r} that it names is missing; it is shown without.")
+            return None
+        return folder.image(data, f"Texture {index}")
+
+
+def _placement(moved: Table) -> tuple[np.ndarray, np.ndarray]:
+    """What KHR_texture_transform does to texture coordinates: turn (2, 2), then shift (2,)."""
+    angle, scale = moved.get("rotation", 0.0), np.array(moved.get("scale", [1, 1]), np.float64).reshape(2)
+    turn = np.array([[cos(angle), sin(angle)], [-sin(angle), cos(angle)]]) * scale
+    return turn, np.array(moved.get("offset", [0, 0]), np.float64).reshape(2)

@@ -1,0 +1,87 @@
+"""From what trimesh gives to a ``Mesh``: pieces with a colour at each corner, joined, turned and fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atoken.errors import MediaError
+from atoken.media.limits import Limits
+from atoken.mesh import Mesh, fitted
+
+if TYPE_CHECKING:
+    from trimesh import Scene
+
+WHITE = np.full(4, 255, np.uint8)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece with one texture, placed in the world.
+
+    vertices (V, 3) float64; faces (F, 3) int64; colors: anything that spreads to (F, 3, 4) uint8; uv (F, 3, 2), and
+    texture (H, W, 4) uint8, which another part may share, or both None.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    colors: np.ndarray
+    uv: np.ndarray | None = None
+    texture: np.ndarray | None = None
+
+
+def placed(scene: Scene, name: str) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Give every ``Trimesh`` of a scene once for each node that shows it, its vertices in the world, and its faces.
+
+    Faces are turned over where the node mirrors. Raises: MediaError (faces of points that there are not).
+    """
+    for node in scene.graph.nodes_geometry:
+        matrix, key = scene.graph[node]
+        mesh: Any = scene.geometry[key]
+        faces = np.asarray(getattr(mesh, "faces", ()))
+        if not len(faces):
+            continue
+        vertices = np.asarray(mesh.vertices, np.float64)
+        if faces.min() < 0 or faces.max() >= len(vertices):
+            raise MediaError(f"Cannot read {name}: a face names a point that there is not; export it again.")
+        with np.errstate(over="ignore", invalid="ignore"):
+            vertices = vertices @ matrix[:3, :3].T + matrix[:3, 3]
+        yield mesh, vertices, faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces
+
+
+def joined(parts: Sequence[Part], name: str, limits: Limits, *, y_up: bool) -> Mesh:
+    """One mesh of all parts, z up, in [-0.5, 0.5]^3. Raises: MediaError (no face, over a limit, points all in one)."""
+    faces = sum(len(part.faces) for part in parts)
+    if not faces:
+        raise MediaError(f"Cannot read {name}: it has no faces; point clouds and empty scenes are not supported.")
+    limits.check_faces(faces, 0, name)
+    compact = [_compact(part) for part in parts]
+    starts = np.cumsum([0, *(len(vertices) for vertices, _ in compact)])
+    vertices = np.concatenate([vertices for vertices, _ in compact])
+    images = {id(part.texture): part.texture for part in parts if part.texture is not None}
+    place = {key: index for index, key in enumerate(images)}
+    return Mesh(
+        fitted(vertices[:, [0, 2, 1]] * [1, -1, 1] if y_up else vertices, name),
+        np.concatenate([part + start for (_, part), start in zip(compact, starts, strict=False)]).astype(np.int32),
+        np.concatenate([np.broadcast_to(part.colors, (len(part.faces), 3, 4)) for part in parts]),
+        np.concatenate([_uv(part) for part in parts]),
+        np.concatenate([np.full(len(part.faces), place.get(id(part.texture), -1), np.int32) for part in parts]),
+        tuple(images.values()),
+    )
+
+
+def _compact(part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices that faces use, and the faces as indices of these."""
+    used = np.zeros(len(part.vertices), bool)
+    used[part.faces] = True
+    return part.vertices[used], (np.cumsum(used) - 1)[part.faces]
+
+
+def _uv(part: Part) -> np.ndarray:
+    if part.uv is None or part.texture is None:
+        return np.zeros((len(part.faces), 3, 2), np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which Mesh refuses
+        return part.uv.astype(np.float32)

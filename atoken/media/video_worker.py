@@ -1,0 +1,67 @@
+"""The child process of ``VideoReader``: decodes one video and sends its frames, within limits that it sets on itself.
+
+Run as ``python -m atoken.media.video_worker`` by ``atoken.media.process``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+from atoken.errors import MediaError
+from atoken.media.limits import Limits
+from atoken.media.process import DATA, INFO
+from atoken.media.video_decoder import Decoder, decord_frames, left_by_decord, resampled
+from atoken.media.worker import MEMORY, Channel, limit_memory, serve
+
+T = TypeVar("T")
+
+_MEMORY_PER_PIXEL = 64  # bytes of address space for each pixel that a frame may have
+
+
+def decode(request: dict[str, Any], channel: Channel) -> None:
+    """Send what the header states, then the frames that were asked for."""
+    limits = Limits(**request["limits"])
+    limit_memory(MEMORY + _MEMORY_PER_PIXEL * limits.max_pixels)
+    with os.fdopen(request["descriptor"], "rb") as file:
+        decoder = Decoder(file, request["format"], request["name"], limits, channel.tick)
+        frames = decoder.frames()
+        first = next(frames, None)
+        if first is None:
+            raise MediaError(f"Cannot read {request['name']}: it holds no frame that can be decoded.")
+        description = decoder.describe(first[1])
+        if request["reader"] == "decord":
+            description["turn"] = left_by_decord(description["turn"], request["name"])
+        channel.send(INFO, json.dumps(description).encode())
+        if request["reader"] == "decord":
+            _deliver(request, decoder, *decord_frames(f"/dev/fd/{request['descriptor']}", decoder), channel)
+        else:
+            _deliver(request, decoder, chain([first], frames), decoder.pixels, channel)
+
+
+def _deliver(
+    request: dict[str, Any],
+    decoder: Decoder,
+    frames: Iterator[tuple[Fraction, T]],
+    pixels: Callable[[T], tuple[Any, int]],
+    channel: Channel,
+) -> None:
+    """Send the frames that were asked for; only their pixels are converted, and only as far as they are decoded."""
+    if request["fps"] is not None:
+        frames = resampled(frames, Fraction(request["fps"]), 1 / decoder.fps, decoder.slack)
+    count = 0
+    for seconds, frame in islice(frames, request["start"], request["stop"]):
+        decoder.check_count(count + 1)
+        payload, stride = pixels(frame)
+        channel.send(DATA, payload, float(seconds), stride)
+        count += 1
+    if not count:
+        raise MediaError(f"Cannot read {request['name']}: it ends before frame {request['start']}.")
+
+
+if __name__ == "__main__":
+    serve(decode)

@@ -1,0 +1,145 @@
+"""Videos, written as H.264 MP4 through PyAV: any size from 1x1, exact rates or time stamps, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from platform import machine
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+import numpy as np
+
+from atoken.atomic import atomic_path
+from atoken.errors import AtokenError, MediaError
+from atoken.media.clock import check_timestamps, exact_fps
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
+
+_CLOCK = Fraction(1, 90_000)  # seconds a tick where frames have time stamps
+
+# FFmpeg's options for x264, so that the same frames give the same file: its AVX-512 code reads memory that nothing has
+# written (PyAV 18, in the macroblock tree). What is named here every x86 has that NumPy runs on.
+X264_OPTIONS = (
+    {"x264-params": "asm=MMX2,SSE2Fast,SSE3,SSSE3,SSE4.1,SSE4.2"} if machine().lower() in ("x86_64", "amd64") else {}
+)
+
+
+class VideoWriter:
+    """Writes an H.264 MP4 part by part, whole or not at all; use ``with``. Nothing is kept if the block raises.
+
+    ``fps`` is frames a second, ``size`` (H, W) in pixels, ``crf`` x264's quality: 0 is best, 18 looks lossless, 51 is
+    worst. Colours are BT.709, limited range. Even sizes are yuv420p, which every player shows; yuv420p has no odd
+    sizes, so those are yuv444p, which VLC, mpv and FFmpeg show but many browsers and hardware players do not.
+    Raises: MediaError (a name, size, rate, frames or times that cannot be written, no space on the disk).
+    """
+
+    def __init__(self, path: str | Path, fps: Fraction | float, *, size: tuple[int, int], crf: int = 18) -> None:
+        if Path(path).suffix.lower() != ".mp4":
+            raise MediaError(f"Cannot write {path}: videos are written as MP4; choose a name that ends in .mp4.")
+        if min(size) < 1:
+            raise MediaError(f"Cannot write {path}: a frame of size {size} has no pixels.")
+        self._path, self._size, self._fps, self._crf = Path(path), tuple(size), exact_fps(fps), crf
+        self._output: tuple[OutputContainer, VideoStream] | None = None
+        self._count = 0
+        self._timed = False
+        self._first, self._last_tick = 0.0, -1
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            temporary = opened.enter_context(atomic_path(self._path, MediaError))
+            self._file: BinaryIO = opened.enter_context(temporary.open("wb"))
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and self._output is not None:
+            with self._encoding(), self._opened:
+                self._encode(None)
+            return
+        # The block's own exception is no failure to write: atomic_path must clean up but not rename it.
+        empty = MediaError(f"Cannot write {self._path}: a video needs at least one frame.")
+        with suppress(AtokenError), self._encoding(), self._opened:
+            raise empty
+        if kind is None:
+            raise empty
+
+    def write(self, frames: np.ndarray, timestamps: np.ndarray | None = None) -> None:
+        """Append ``frames`` (n, H, W, 3) uint8 at the constant rate or, in every call, at ``timestamps`` (n,) float64.
+
+        Time stamps are seconds, strictly rising over all calls and counted from the first; they are kept to 1/90000 s,
+        and the last frame lasts 1 / fps. Raises: MediaError.
+        """
+        expected = (*self._size, 3)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != expected:
+            raise MediaError(f"frames must be uint8 of shape (n, *{expected}), got {frames.dtype} {frames.shape}.")
+        if timestamps is not None:
+            check_timestamps(timestamps, len(frames))
+        if self._count and self._timed != (timestamps is not None):
+            raise MediaError("Give timestamps in every call of write or in none.")
+        for index, frame in enumerate(frames):
+            if self._output is None:
+                self._begin(None if timestamps is None else float(timestamps[0]))
+            self._encode(frame, self._tick(None if timestamps is None else float(timestamps[index])))
+            self._count += 1
+
+    def _begin(self, first: float | None) -> None:
+        """Open the encoder; whether there are time stamps decides its clock, so this waits for the first frame."""
+        import av
+
+        self._timed, self._first = first is not None, first or 0.0
+        height, width = self._size
+        # Without B-frames the muxer's durations, which it takes from decoding times, are those of the time stamps.
+        options = X264_OPTIONS | {"crf": str(self._crf)} | ({"bf": "0"} if self._timed else {})
+        with self._encoding():
+            container = self._opened.enter_context(av.open(self._file, "w", format="mp4"))
+            stream = container.add_stream("libx264", rate=self._fps, options=options)
+            stream.width, stream.height = width, height
+            stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
+            stream.time_base = stream.codec_context.time_base = _CLOCK if self._timed else 1 / self._fps
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+            context.color_range = 1  # limited
+        self._output = container, stream
+
+    def _tick(self, seconds: float | None) -> int:
+        if seconds is None:
+            return self._count
+        tick = round((seconds - self._first) / _CLOCK)
+        if tick <= self._last_tick:
+            raise MediaError(f"Cannot write {self._path}: time stamps must rise by at least 1/90000 s at each frame.")
+        self._last_tick = tick
+        return tick
+
+    def _encode(self, pixels: np.ndarray | None, tick: int = 0) -> None:
+        """Encode one frame, or with None what the encoder holds back."""
+        from av.video.frame import VideoFrame
+        from av.video.reformatter import ColorRange, Colorspace
+
+        assert self._output is not None
+        container, stream = self._output
+        with self._encoding():
+            frame = None
+            if pixels is not None:
+                frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
+                    format=stream.pix_fmt,
+                    src_colorspace=Colorspace.DEFAULT,
+                    dst_colorspace=Colorspace.ITU709,
+                    src_color_range=ColorRange.JPEG,
+                    dst_color_range=ColorRange.MPEG,
+                )
+                frame.pts, frame.time_base = tick, stream.codec_context.time_base
+            container.mux(stream.encode(frame))
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        import av
+
+        try:
+            yield
+        except (OSError, av.FFmpegError, ValueError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise MediaError(f"Cannot write {self._path}: {reason}.") from error

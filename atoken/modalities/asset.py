@@ -1,0 +1,76 @@
+"""3D assets as a modality: a mesh or a folder of views becomes voxels of its surface, and comes back as Gaussians."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atoken.media.limits import DEFAULT_LIMITS, Limits
+from atoken.media.mesh import FORMATS, read_mesh
+from atoken.media.source import Source
+from atoken.media.views import FORMAT, Views, read_views
+from atoken.mesh import Mesh
+from atoken.modalities.modality import Modality
+
+if TYPE_CHECKING:
+    from atoken.gaussians import Gaussians
+    from atoken.io.token_file import Tokens
+    from atoken.model import ATokenModel
+    from atoken.tokens import SparseTokens
+
+MAX_RESOLUTION = 1 << 10  # voxels a side
+
+
+def _read(source: Source, *, name: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Mesh | Views:
+    """Read a folder of views, or a file with a mesh. Raises: MediaError, MissingExtraError."""
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return read_views(source, limits=limits)
+    return read_mesh(source, name=name, limits=limits)
+
+
+def _patchify(asset: Mesh | Views, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]]:
+    from atoken.modalities.views import render_views
+    from atoken.modalities.voxels import voxelize
+
+    views = render_views(asset) if isinstance(asset, Mesh) else asset
+    voxels = voxelize(views, over="coarsen" if coarsen else "refuse")
+    return voxels.tokens, {"size": (voxels.resolution,) * 2}
+
+
+def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Gaussians:
+    import torch
+
+    from atoken.modalities.voxels import RESOLUTION, VALUES
+
+    assert model.gaussian_decoder is not None  # _refusal has said so
+    decoded: Gaussians = model.gaussian_decoder(patches.with_feats(patches.feats[:, :VALUES]))[0]
+    gaussians, coarser = decoded.to("cpu", torch.float32), RESOLUTION / tokens.size[0]
+    return replace(gaussians, means=(gaussians.means + 0.5) * coarser - 0.5, scales=gaussians.scales * coarser)
+
+
+def _refusal(model: ATokenModel, tokens: Tokens) -> str:
+    from atoken.modalities.voxels import RESOLUTION
+
+    if model.gaussian_decoder is None:
+        return "it has no Gaussian decoder; take one that has (published weights: --gaussians of atoken convert)."
+    if tokens.size[0] > RESOLUTION:
+        return f"its Gaussian decoder has {RESOLUTION} voxels a side, the asset has {tokens.size[0]}."
+    return ""
+
+
+ASSET = Modality(
+    name="asset",
+    formats=(*FORMATS, FORMAT),
+    types=(Mesh, Views),
+    read=_read,
+    suffix=".ply",
+    patchify=_patchify,
+    unpatchify=_unpatchify,
+    cells=lambda size, frames: (1, *size, size[0]),
+    shown=lambda size, frames: f"{size[0]}^3",
+    sizes=f"its voxels a side, twice, from 1 to {MAX_RESOLUTION:,}",
+    allows_size=lambda size: 1 <= size[0] == size[1] <= MAX_RESOLUTION,
+    refusal=_refusal,
+    sparse=True,
+)

@@ -1,0 +1,54 @@
+"""Videos as a modality: frames with a rate or time stamps, tile by tile."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from atoken.media.video import FORMATS, Video, VideoReader, read_video
+from atoken.media.video_writer import VideoWriter
+from atoken.modalities.image import SIZES, allows_size, cells
+from atoken.modalities.modality import Modality
+
+if TYPE_CHECKING:
+    from atoken.io.token_file import Tokens
+    from atoken.model import ATokenModel
+    from atoken.tokens import SparseTokens
+
+
+def _patchify(video: Video, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]]:
+    from atoken.modalities.pixels import patchify, to_values
+
+    timed = {"frames": len(video.frames), "fps": video.fps, "timestamps": video.timestamps}
+    return patchify(to_values(video.frames)), timed | {"size": video.frames.shape[1:3]}
+
+
+def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Video:
+    from atoken.modalities.pixels import to_uint8, unpatchify
+
+    pixels = to_uint8(unpatchify(patches, tokens.frames, *tokens.size))
+    return Video(pixels, tokens.fps or Fraction(24), tokens.timestamps)
+
+
+def _refusal(model: ATokenModel, tokens: Tokens) -> str:
+    if tokens.first_frame and model.config.cache_frames:
+        return "its decoder looks back at earlier frames; decode the video from its start."
+    return ""
+
+
+VIDEO = Modality(
+    name="video",
+    formats=FORMATS,
+    types=(Video,),
+    read=read_video,
+    suffix=".mp4",
+    patchify=_patchify,
+    unpatchify=_unpatchify,
+    cells=cells,
+    shown=lambda size, frames: f"{size[1]}x{size[0]}x{frames}",
+    sizes=SIZES,
+    allows_size=allows_size,
+    refusal=_refusal,
+    read_frames=VideoReader,
+    write_frames=VideoWriter,
+)

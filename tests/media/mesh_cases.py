@@ -1,0 +1,318 @@
+"""Small 3D files for the tests of reading meshes, glTF written by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+RED, GREEN, BLUE, GREY = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), (128, 128, 128, 255)
+CORNERS = np.array([[RED, GREEN], [BLUE, GREY]], np.uint8)  # of an image of 2x2: its upper left corner is red
+SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)  # counter-clockwise from the lower left
+HALVES = np.array([[0, 1, 2], [0, 2, 3]], np.uint16)
+COMPONENTS = {"u1": 5121, "u2": 5123, "u4": 5125, "f4": 5126}
+SHAPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
+
+
+def png(pixels: np.ndarray = CORNERS) -> bytes:
+    """Give the pixels as a PNG file."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class Gltf:
+    """A glTF file in the making: ``tree`` is its header, ``data`` its buffer; tables are appended to."""
+
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {"asset": {"version": "2.0"}}
+        self.data = b""
+
+    def add(self, table: str, **entry: Any) -> int:
+        """Append an entry to a table, and give its number."""
+        self.tree.setdefault(table, []).append(entry)
+        return len(self.tree[table]) - 1
+
+    def bytes(self, data: bytes) -> int:
+        """Append a buffer view."""
+        self.data += bytes(-len(self.data) % 4)
+        view = self.add("bufferViews", buffer=0, byteOffset=len(self.data), byteLength=len(data))
+        self.data += data
+        return view
+
+    def array(self, values: np.ndarray, **entry: Any) -> int:
+        """Append an accessor."""
+        shape = SHAPES[values.shape[1] if values.ndim > 1 else 1]
+        view = self.bytes(values.tobytes())
+        stated = {"bufferView": view, "componentType": COMPONENTS[values.dtype.str[1:]], "type": shape}
+        return self.add("accessors", **stated | {"count": len(values)} | entry)
+
+    def mesh(
+        self, points: np.ndarray = SQUARE, faces: np.ndarray = HALVES, material: int | None = None, **attributes: Any
+    ) -> int:
+        """Append a mesh of one primitive; ``attributes`` are arrays."""
+        numbers = {name: self.array(values) for name, values in attributes.items()}
+        primitive = {"attributes": {"POSITION": self.array(points)} | numbers, "indices": self.array(faces.reshape(-1))}
+        return self.add("meshes", primitives=[primitive | ({} if material is None else {"material": material})])
+
+    def textured(self, **material: Any) -> int:
+        """Append a material with the image ``CORNERS``."""
+        image = self.add("images", bufferView=self.bytes(png()), mimeType="image/png")
+        texture = {"index": self.add("textures", source=image)}
+        return self.add("materials", pbrMetallicRoughness={"baseColorTexture": texture} | material)
+
+    def node(self, *, root: bool = True, **entry: Any) -> int:
+        """Append a node, to the scene if it is a root."""
+        number = self.add("nodes", **entry)
+        scene = self.tree.setdefault("scenes", [{"nodes": []}])[0]
+        scene["nodes"] += [number] if root else []
+        return number
+
+    def glb(self) -> bytes:
+        """Give a GLB file."""
+        self.data += bytes(-len(self.data) % 4)
+        self.tree["buffers"] = self.tree.get("buffers", [{"byteLength": len(self.data)}])
+        text = json.dumps(self.tree).encode()
+        text += b" " * (-len(text) % 4)
+        chunks = struct.pack("<II", len(text), 0x4E4F534A) + text
+        chunks += struct.pack("<II", len(self.data), 0x004E4942) + self.data
+        return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+    def save(self, path: Path) -> Path:
+        """Write a GLB file."""
+        path.write_bytes(self.glb())
+        return path
+
+
+def ply(vertices: Sequence[str], faces: Sequence[str], *properties: str, comment: str = "") -> str:
+    """A text PLY of these rows; ``properties`` are those of a vertex beside x, y, z."""
+    lines = ["ply", "format ascii 1.0", *([f"comment {comment}"] if comment else []), f"element vertex {len(vertices)}"]
+    lines += [f"property float {axis}" for axis in "xyz"] + [f"property {text}" for text in properties]
+    lines += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", *vertices, *faces]
+    return "\n".join(lines) + "\n"
+
+
+def secrets(folder: Path) -> list[Path]:
+    """Make sound files beside ``folder``, which hostile files in it name, and links to them in it."""
+    folder.mkdir(exist_ok=True)
+    contents = {"secret.bin": bytes(400), "secret.png": png(), "secret.mtl": b"newmtl m\nKd 1 0 0\n"}
+    for name, data in contents.items():
+        (folder.parent / name).write_bytes(data)
+        (folder / name.replace("secret", "link")).symlink_to(f"../{name}")
+    (folder / "zero.bin").symlink_to("/dev/zero")
+    (folder / "inside.mtl").write_bytes(b"newmtl m\nmap_Kd ../secret.png\n")
+    (folder / "linked.mtl").write_bytes(b"newmtl m\nmap_Kd link.png\n")
+    (folder / "bomb.mtl").write_bytes(b"newmtl m\nmap_Kd bomb.png\n")
+    (folder / "bomb.png").write_bytes(bomb(60_000))
+    return [folder.parent / name for name in contents]
+
+
+def bomb(side: int) -> bytes:
+    """Give a PNG that states this size, and has no pixels."""
+    data = bytearray(png())
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+def hostile(folder: Path, port: int = 9) -> dict[str, tuple[bytes, str]]:
+    """Give files for ``folder`` (see ``secrets``) that must be refused, with a part of our sentence ("": any)."""
+    return _hostile_gltf(folder, port) | _hostile_nodes() | _hostile_textures(port) | _hostile_plain(folder, port)
+
+
+def _changed(**entry: Any) -> bytes:
+    """A sound GLB but for these fields of the accessor of its points."""
+    file = Gltf()
+    file.node(mesh=file.mesh())
+    file.tree["accessors"][0].update(entry)
+    return file.glb()
+
+
+def _hostile_gltf(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
+    names = {
+        "up": "../secret.bin", "quoted": "%2e%2e/secret.bin", "windows": "..\\secret.bin", "link": "link.bin",
+        "device": "zero.bin", "absolute": f"{folder.parent}/secret.bin", "drive": "C:\\secret.bin",
+        "file": f"file://{folder.parent}/secret.bin", "web": f"http://127.0.0.1:{port}/a.bin", "net": "//127.0.0.1/a",
+    }  # fmt: skip
+    data = {f"buffer-{name}.gltf": (_referring(uri), "its own folder|outside") for name, uri in names.items()}
+    sound = _changed()
+    views = {"byteLength": 1 << 40}, {"byteOffset": 1 << 40}, {"byteStride": 4}, {"byteStride": 1 << 40}
+    for number, entry in enumerate(views):
+        data[f"view-{number}.glb"] = _with("bufferViews", 0, **entry), ""
+    return data | {
+        "points-1e8.glb": (_changed(count=10**8), "100,000,000 values where it has bytes for fewer"),
+        "faces-1e8.glb": (_with("accessors", 1, count=3 * 10**8), "where it has bytes for fewer"),
+        "points-minus.glb": (_changed(count=-4), "where a count must be"),
+        "points-1e308.glb": (_changed(count=1e308), "where a count must be"),
+        "points-text.glb": (_changed(count="4"), "where a count must be"),
+        "offset.glb": (_changed(byteOffset=44), "bytes for fewer"),
+        "matrices.glb": (_changed(type="MAT4"), "VEC3 are due"),
+        "sparse.glb": (_changed(sparse={"count": 1 << 30}), "compressed or sparse"),
+        "not-there.glb": (_changed(bufferView=99), "number 99 of its 2 bufferViews"),
+        "from-the-end.glb": (_changed(bufferView=-1), "number -1"),
+        "missing.gltf": (_referring("absent.bin"), "missing"),
+        "data-damaged.gltf": (_referring("data:application/octet-stream;base64,!!!!"), "data URI"),
+        "draco.glb": (_tree(extensionsRequired=["KHR_draco_mesh_compression"]), "KHR_draco"),
+        "old.glb": (_tree(asset={"version": "1.0"}), "glTF 2.0"),
+        "half.glb": (sound[: len(sound) // 2], "truncated"),
+        "chunk.glb": (sound[:12] + b"\xff\xff\xff\xff" + sound[16:], "truncated"),
+        "head.glb": (sound[:12], "GLB file"),
+        "deep.gltf": (b'{"asset":' + b"[" * 100_000, ""),
+        "list.gltf": (b"[]", ""),
+        "nan.gltf": (_referring("link.bin").replace(b'"byteOffset": 0', b'"byteOffset": NaN'), ""),
+    }
+
+
+def _referring(uri: str) -> bytes:
+    """A glTF file that is sound but for the place of its buffer."""
+    file = Gltf()
+    file.node(mesh=file.mesh())
+    file.tree["buffers"] = [{"uri": uri, "byteLength": len(file.data)}]
+    return json.dumps(file.tree).encode()
+
+
+def _with(table: str, number: int, **entry: Any) -> bytes:
+    file = Gltf()
+    file.node(mesh=file.mesh())
+    file.tree[table][number].update(entry)
+    return file.glb()
+
+
+def _tree(**entries: Any) -> bytes:
+    file = Gltf()
+    file.node(mesh=file.mesh())
+    file.tree |= entries
+    return file.glb()
+
+
+def _points(*rows: Sequence[float]) -> bytes:
+    file = Gltf()
+    file.node(mesh=file.mesh(np.array(rows, np.float32), HALVES[:1]))
+    return file.glb()
+
+
+def _nodes(*children: Sequence[int], **entry: Any) -> bytes:
+    """A GLB file whose nodes have these children, the first of them the root, with the mesh at the last."""
+    file = Gltf()
+    mesh = file.mesh()
+    for number, below in enumerate(children):
+        file.node(root=not number, children=list(below), **({"mesh": mesh} | entry if below == children[-1] else {}))
+    return file.glb()
+
+
+def _hostile_nodes() -> dict[str, tuple[bytes, str]]:
+    many = Gltf()
+    mesh = many.mesh(faces=np.tile(HALVES, (1000, 1)))
+    for _ in range(1500):
+        many.node(mesh=mesh)
+    nan, inf = float("nan"), float("inf")
+    return {
+        "ring.glb": (_nodes([1], [2], [0]), "ring"),
+        "own-child.glb": (_nodes([0]), "ring"),
+        "two-parents.glb": (_nodes([1, 2], [3], [3], []), "two parents"),
+        "doubling.glb": (_nodes(*([number + 1] * 2 for number in range(60)), []), "two parents"),
+        "nested.glb": (_nodes(*([number + 1] for number in range(10_000)), []), "256 deep"),
+        "no-node.glb": (_nodes([7]), "number 7"),
+        "infinite-node.glb": (_nodes([], scale=[1e308] * 3, translation=[1e308] * 3), "infinite"),
+        "flat-node.glb": (_nodes([], scale=[0, 0, 0]), "one place"),
+        "instances.glb": (many.glb(), "over the limit of 2,000,000"),
+        "nan.glb": (_points([0, 0, 0], [1, 0, 0], [0, nan, 0]), "infinite or no numbers"),
+        "infinite.glb": (_points([0, 0, 0], [1, 0, 0], [0, inf, 0]), "infinite or no numbers"),
+        "one-place.glb": (_points([1, 1, 1], [1, 1, 1], [1, 1, 1]), "one place"),
+        "no-such-point.glb": (_points([0, 0, 0], [1, 0, 0]), "point that there is not"),
+        "empty.glb": (Gltf().glb(), "no faces"),
+        "points.glb": (_tree(meshes=[{"primitives": [{"mode": 0, "attributes": {"POSITION": 0}}]}]), "no faces"),
+        "fan.glb": (_tree(meshes=[{"primitives": [{"mode": 6, "attributes": {"POSITION": 0}}]}]), "fans"),
+    }
+
+
+def _hostile_textures(port: int) -> dict[str, tuple[bytes, str]]:
+    images = {
+        "up": ("../secret.png", "outside"),
+        "link": ("link.png", "outside"),
+        "web": (f"http://127.0.0.1:{port}/a.png", "its own folder"),
+        "bomb": ("bomb.png", "60000x60000, over the limit"),
+        "svg": (_data(b'<svg><image href="../secret.png"/></svg>'), "not an image"),
+        "eps": (_data(b"%!PS-Adobe-3.0 EPSF-3.0\n(../secret.png) run\n"), "not an image"),
+        "half": (_data(png(np.zeros((64, 64, 4), np.uint8))[:60]), ""),
+    }
+    data = {f"texture-{name}.glb": (_textured(uri), why) for name, (uri, why) in images.items()}
+    many = _data(png(np.zeros((4000, 4000), np.uint8)))
+    return data | {"textures.glb": (_textured(*[many] * 8), "over the limit of 300 MB")}
+
+
+def _data(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _textured(*uris: str) -> bytes:
+    """A GLB file with a mesh for each texture."""
+    file = Gltf()
+    for uri in uris:
+        texture = {"index": file.add("textures", source=file.add("images", uri=uri))}
+        material = file.add("materials", pbrMetallicRoughness={"baseColorTexture": texture})
+        file.node(mesh=file.mesh(material=material, TEXCOORD_0=SQUARE[:, :2].copy()))
+    return file.glb()
+
+
+def _obj(head: str = "", points: str = "v 0 0 0\nv 1 0 0\nv 0 1 0", faces: str = "f 1/1 2/1 3/1") -> bytes:
+    return f"{head}\n{points}\nvt 0 0\nusemtl m\n{faces}\n".encode()
+
+
+def _hostile_plain(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
+    libraries = {
+        "up": "../secret.mtl", "link": "link.mtl", "absolute": f"{folder.parent}/secret.mtl",
+        "web": f"http://127.0.0.1:{port}/a.mtl", "texture": "inside.mtl", "texture-link": "linked.mtl",
+    }  # fmt: skip
+    data = {
+        f"library-{name}.obj": (_obj(f"mtllib {where}"), "its own folder|outside") for name, where in libraries.items()
+    }
+    huge = "ply\nformat binary_little_endian 1.0\nelement vertex {}\nproperty float x\nproperty float y\n"
+    huge += "property float z\nelement face {}\nproperty list uchar int vertex_indices\nend_header\n"
+    points, face = ["0 0 0", "1 0 0", "0 1 0"], ["3 0 1 2"]
+    splat = ply(["0 0 0 1"], [], "float f_dc_0")
+    texture = ply([f"{row} 0 0" for row in points], face, "float s", "float t", comment="TextureFile ../secret.png")
+    solids = b"solid a\nfacet normal 0 0 1\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendsolid\n" * 30_000
+    triangle = struct.pack("<12fH", 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, float("nan"), 0, 0)
+    playlist = b"#EXTM3U\n#EXTINF:1,\n../secret.png\n"
+    return data | {
+        "bomb.obj": (_obj("mtllib bomb.mtl"), "60000x60000, over the limit"),
+        "no-such-point.obj": (_obj(faces="f 1 2 9"), ""),
+        "nan.obj": (_obj(points="v 0 0 0\nv 1 0 0\nv 0 nan 0"), "infinite or no numbers"),
+        "infinite.obj": (_obj(points="v 0 0 0\nv 1 0 0\nv 0 1e999 0"), "infinite or no numbers"),
+        "one-place.obj": (_obj(points="v 1 1 1\nv 1 1 1\nv 1 1 1"), "one place"),
+        "points.obj": (_obj(faces=""), "no faces"),
+        "playlist.obj": (playlist, "none of the supported"),
+        "binary.obj": (b"v 0 0 0\n\0\0", "none of the supported"),
+        "points-4e9.ply": (huge.format(4 * 10**9, 1).encode(), "over the limit|declares at least"),
+        "faces-1e8.ply": (huge.format(3, 10**8).encode(), "over the limit"),
+        "points-1e6.ply": (huge.format(10**6, 10**6).encode(), "declares at least"),
+        "faces-minus.ply": (huge.format(3, -1).encode(), "odd line"),
+        "long-list.ply": (
+            huge.replace("uchar int", "uint int").format(3, 1).encode() + struct.pack("<9fI", *range(9), 2**31),
+            "",
+        ),
+        "endless.ply": (b"ply\nformat ascii 1.0\n" + b"comment \n" * 10_000, "header does not end"),
+        "splat.ply": (splat.encode(), "3D Gaussian splat"),
+        "cloud.ply": (ply(points, []).encode(), "no faces"),
+        "texture-up.ply": (texture.encode(), "outside"),
+        "no-such-point.ply": (ply(points, ["3 0 1 9"]).encode(), ""),
+        "before-the-first.ply": (ply(points, ["3 0 1 -2"]).encode(), "point that there is not"),
+        "nan.ply": (ply([*points[:2], "nan nan nan"], face).encode(), "infinite or no numbers"),
+        "count.stl": (bytes(80) + struct.pack("<I", 10**8) + triangle, "none of the supported"),
+        "nan.stl": (bytes(80) + struct.pack("<I", 1) + triangle, "infinite or no numbers"),
+        "none.stl": (bytes(84), "no faces"),
+        "solids.stl": (solids, ""),
+        "points-1e8.off": (b"OFF\n100000000 1 0\n0 0 0\n", ""),
+        "no-such-point.off": (b"OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", ""),
+        "text.off": (b"OFF\nsecret.png\n", ""),
+        "zip.glb": (b"PK\3\4" + bytes(40), "none of the supported"),
+    }

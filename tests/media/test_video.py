@@ -1,0 +1,286 @@
+"""Videos: what is written comes back, with exact counts, times, rates, colours and orientation."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from atoken.errors import AtokenWarning, MediaError, MissingExtraError
+from atoken.io import Video, VideoReader, VideoWriter, load_media, read_video, write_video
+from tests.media.video_cases import digests_by_memory, encoded, moving, psnr, turned, written
+
+needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 17])
+@pytest.mark.parametrize("size", [(32, 48), (33, 47)])
+def test_written_video_comes_back(tmp_path: Path, count: int, size: tuple[int, int]) -> None:
+    frames = moving(count, *size)
+    Video(frames, Fraction(12)).save(tmp_path / "a.mp4")
+    video = load_media(tmp_path / "a.mp4")
+    assert isinstance(video, Video)
+    assert video.frames.shape == frames.shape
+    assert psnr(video.frames, frames) > 30
+    assert video.fps == 12
+    assert video.timestamps is None
+    assert video.frames.flags.owndata
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (2, 2), (5, 1), (2, 300)])
+def test_tiny_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    frames = np.full((2, *size, 3), (200, 60, 90), np.uint8)
+    write_video(Video(frames), tmp_path / "a.mp4")
+    video = read_video(tmp_path / "a.mp4")
+    assert video.frames.shape == frames.shape
+    assert np.abs(video.frames.astype(int) - frames).max() <= 6
+
+
+def test_colours_survive(tmp_path: Path) -> None:
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [200, 100, 50]], np.uint8)
+    frames = np.repeat(np.repeat(colours, 16, 0)[None, None], 32, 1)
+    for frame in (frames, frames[:, :31]):
+        write_video(Video(np.ascontiguousarray(frame)), tmp_path / "a.mp4", crf=4)
+        assert np.abs(read_video(tmp_path / "a.mp4").frames[:, :, 8::16].astype(int) - colours).max() <= 4
+
+
+@pytest.mark.parametrize("fps", ["30000/1001", "24000/1001", "12", "24", "60", "1/3", "2997/100"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_rates_are_exact(tmp_path: Path, fps: str, count: int) -> None:
+    path = written(tmp_path / "a.mp4", count, 16, 16, Fraction(fps))
+    with VideoReader(path) as video:
+        assert video.info.fps == Fraction(fps)
+        assert video.info.declared_frames == video.expected_frames == count
+        assert [seconds for seconds, _ in video] == [float(i / Fraction(fps)) for i in range(count)]
+    assert read_video(path).timestamps is None
+
+
+def test_varying_rate_keeps_its_times(tmp_path: Path) -> None:
+    times = np.array([0.0, 0.04, 0.05, 0.3, 0.30003, 1.25, 2.0])
+    frames = moving(7, 32, 32)
+    write_video(Video(frames, Fraction(24), times), tmp_path / "a.mp4")
+    video = read_video(tmp_path / "a.mp4")
+    assert video.timestamps is not None
+    assert np.abs(video.timestamps - times).max() < 1 / 90_000
+    assert psnr(video.frames, frames) > 30
+    part = read_video(tmp_path / "a.mp4", frames=(3, 6))
+    assert part.timestamps is not None
+    np.testing.assert_allclose(part.timestamps, times[3:6] - times[3], atol=1 / 90_000)
+
+
+def test_writer_takes_parts(tmp_path: Path) -> None:
+    frames = moving(10, 32, 32)
+    with VideoWriter(tmp_path / "a.mp4", 24, size=(32, 32)) as writer:
+        for part in (frames[:3], frames[3:3], frames[3:]):
+            writer.write(part)
+    write_video(Video(frames), tmp_path / "b.mp4")
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fills new memory by glibc's MALLOC_PERTURB_")
+@pytest.mark.parametrize("size", [(32, 48), (33, 31)])
+def test_a_file_does_not_depend_on_what_memory_held(size):
+    code = (
+        "import hashlib, pathlib, tempfile; from tests.media.video_cases import written; folder = tempfile.mkdtemp();"
+        f"path = written(pathlib.Path(folder) / 'a.mp4', 12, *{size});"
+        "print(hashlib.sha256(path.read_bytes()).hexdigest()); path.unlink(); pathlib.Path(folder).rmdir()"
+    )
+    assert len(digests_by_memory(code)) == 1
+
+
+def test_a_range_is_a_slice_of_the_whole(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.mp4", 20)
+    whole = read_video(path)
+    for start, stop in ((0, 1), (3, 9), (None, 4), (17, None), (15, 100), (19, 20), (None, None)):
+        part = read_video(path, frames=(start, stop))
+        np.testing.assert_array_equal(part.frames, whole.frames[start:stop])
+        assert part.timestamps is None
+        with VideoReader(path, frames=(start, stop)) as video:
+            assert video.expected_frames == len(part.frames)
+            assert next(video)[0] == (start or 0) / 24
+
+
+@pytest.mark.parametrize("frames", [(4, 4), (5, 2), (-3, None), (0, -1), (0.5, 2)])
+def test_impossible_ranges_are_refused(tmp_path: Path, frames: tuple) -> None:
+    with pytest.raises(MediaError, match="frames"):
+        read_video(written(tmp_path / "a.mp4", 5), frames=frames)
+
+
+def test_a_range_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="ends before frame 5"):
+        read_video(written(tmp_path / "a.mp4", 5), frames=(5, 9))
+
+
+@pytest.mark.parametrize("source", [24, Fraction(30000, 1001)])
+@pytest.mark.parametrize("fps", [1, 7, 12, 23.976, 24, 30, 60])
+def test_resampling_gives_the_frame_shown(tmp_path: Path, source: Fraction, fps: float) -> None:
+    path = written(tmp_path / "a.mp4", 24, 16, 16, source)
+    whole, video = read_video(path), read_video(path, fps=fps)
+    rate = video.fps
+    assert rate == Fraction(fps).limit_denominator(100_000)
+    shown = [int(k * source / rate) for k in range(1000) if k / rate < 24 / Fraction(source)]
+    np.testing.assert_array_equal(video.frames, whole.frames[shown])
+    assert video.timestamps is None
+    with VideoReader(path, fps=fps, frames=(1, None)) as video:
+        assert video.expected_frames == len(shown) - 1 or len(shown) == 1
+
+
+def test_resampling_a_varying_rate(tmp_path: Path) -> None:
+    times = np.array([0.0, 0.1, 0.5, 0.9])
+    write_video(Video(moving(4, 32, 32), Fraction(10), times), tmp_path / "a.mp4")
+    whole = read_video(tmp_path / "a.mp4")
+    video = read_video(tmp_path / "a.mp4", fps=10)
+    np.testing.assert_array_equal(video.frames[:10], whole.frames[[0, 1, 1, 1, 1, 2, 2, 2, 2, 3]])
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mp4", fps=10, frames=(4, 7)).frames, video.frames[4:7])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),  # a phone held upright: a quarter turn clockwise
+        ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda frame: frame.swapaxes(0, 1)),
+        ((0, 0, 0, 0), lambda frame: frame),
+    ],
+)
+def test_the_display_matrix_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int], turn) -> None:
+    path = written(tmp_path / "a.mp4", 3, 32, 48)
+    upright = np.stack([turn(frame) for frame in read_video(path).frames])
+    turned(path, *matrix)
+    np.testing.assert_array_equal(read_video(path).frames, upright)
+    with VideoReader(path) as video:
+        assert (video.info.height, video.info.width) == upright.shape[1:3]
+
+
+def test_an_odd_angle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="quarter turn"):
+        read_video(turned(written(tmp_path / "a.mp4", 3), 1, 1, -1, 1))
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [
+        ("libx265", "mp4"),
+        ("libvpx-vp9", "webm"),
+        ("mpeg4", "avi"),
+        ("libx264", "mkv"),
+        ("libx264", "mov"),
+        ("mjpeg", "avi"),
+    ],
+)
+def test_other_codecs_and_containers(tmp_path: Path, codec: str, suffix: str) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no encoder {codec}")
+    frames = moving(12, 64, 64)
+    options = {"qmin": "1", "qmax": "3"} if codec in ("mpeg4", "mjpeg") else {"crf": "10"}
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    video = read_video(encoded(tmp_path / f"a.{suffix}", codec, frames, pix_fmt, options))
+    assert video.frames.shape == frames.shape
+    assert (video.fps, video.timestamps) == (24, None)
+    assert psnr(video.frames, frames) > 28
+
+
+@needs_decord
+@pytest.mark.parametrize("selection", [{}, {"frames": (11, 14)}, {"fps": 10}, {"fps": 30, "frames": (2, 20)}])
+def test_decord_gives_the_same(tmp_path: Path, selection: dict) -> None:
+    for path in (written(tmp_path / "a.mp4", 17), written(tmp_path / "b.mp4", 17, 33, 47)):
+        ours, theirs = read_video(path, **selection), read_video(path, reader="decord", **selection)
+        np.testing.assert_array_equal(ours.frames, theirs.frames)
+        assert (ours.fps, ours.timestamps) == (theirs.fps, theirs.timestamps)
+
+
+@needs_decord
+def test_decord_keeps_times_and_turns(tmp_path: Path) -> None:
+    times = np.array([0.0, 0.04, 0.3, 1.25])
+    write_video(Video(moving(4, 32, 48), Fraction(24), times), tmp_path / "a.mp4")
+    turned(tmp_path / "a.mp4", 0, 1, -1, 0)
+    ours, theirs = read_video(tmp_path / "a.mp4"), read_video(tmp_path / "a.mp4", reader="decord")
+    np.testing.assert_array_equal(ours.frames, theirs.frames)
+    np.testing.assert_array_equal(ours.timestamps, theirs.timestamps)
+    with pytest.raises(MediaError, match="reader='pyav'"):
+        read_video(turned(tmp_path / "a.mp4", -1, 0, 0, 1), reader="decord")
+
+
+def test_missing_decord_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'atoken\[decord\]'"):
+        read_video(written(tmp_path / "a.mp4", 2), reader="decord")
+
+
+def test_audio_is_said_once(tmp_path: Path) -> None:
+    path = encoded(tmp_path / "a.mp4", "libx264", moving(6, 32, 32), audio=True)
+    with pytest.warns(AtokenWarning, match="no sound") as caught:
+        video = read_video(path)
+    assert len(caught) == 1
+    assert len(video.frames) == 6
+    with pytest.warns(AtokenWarning), VideoReader(path) as video:
+        assert video.info.has_audio
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_video(written(tmp_path / "b.mp4", 2))
+
+
+def test_alpha_is_refused(tmp_path: Path) -> None:
+    path = encoded(tmp_path / "a.mov", "qtrle", moving(3, 32, 32), "argb")
+    with pytest.raises(MediaError, match="flatten"):
+        read_video(path)
+
+
+def test_info(tmp_path: Path) -> None:
+    with VideoReader(written(tmp_path / "a.mp4", 12, 32, 48)) as video:
+        info = video.info
+        assert (info.height, info.width, info.fps, info.declared_frames) == (32, 48, 24, 12)
+        assert (info.duration, info.has_audio, info.container, info.codec) == (0.5, False, "mov", "h264")
+
+
+def break_off(path: Path) -> None:
+    with VideoWriter(path, 24, size=(16, 16)) as writer:
+        writer.write(moving(2, 16, 16))
+        raise FileNotFoundError("the user's own")
+
+
+def test_failed_writing_leaves_nothing(tmp_path: Path) -> None:
+    frames = moving(2, 16, 16)
+    path = tmp_path / "a.mp4"
+    with pytest.raises(MediaError, match=r"ends in \.mp4"):
+        write_video(Video(frames), tmp_path / "a.mov")
+    with pytest.raises(MediaError, match="No such file"):
+        write_video(Video(frames), tmp_path / "absent" / "a.mp4")
+    with pytest.raises(MediaError, match="at least one frame"), VideoWriter(path, 24, size=(16, 16)):
+        pass
+    with pytest.raises(FileNotFoundError, match="the user's own"):
+        break_off(path)
+    with pytest.raises(MediaError, match="rise by at least"):
+        write_video(Video(frames, Fraction(24), np.array([0.0, 1e-7])), path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_writer_checks_its_frames(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 24, size=(16, 16)) as writer:
+        writer.write(moving(2, 16, 16))
+        for bad in (moving(2, 16, 18), moving(2, 16, 16)[0], moving(2, 16, 16).astype(np.float32)):
+            with pytest.raises(MediaError, match="must be uint8 of shape"):
+                writer.write(bad)
+        with pytest.raises(MediaError, match="every call"):
+            writer.write(moving(1, 16, 16), np.array([0.5]))
+    assert len(read_video(tmp_path / "a.mp4").frames) == 2
+    with pytest.raises(MediaError, match="fps"):
+        VideoWriter(tmp_path / "a.mp4", 0, size=(16, 16))
+
+
+def test_a_failed_write_keeps_the_file_that_was_there(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.mp4", 2)
+    before = path.read_bytes()
+    with pytest.raises(FileNotFoundError):
+        break_off(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
