@@ -80,8 +80,8 @@ def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Sta
     return MappingProxyType({stage.name: stage for stage in (first, second, third, fourth)})
 
 
-PLACES = (Term(losses.place, 1.0), Term(losses.color, 3.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
-COLORS = (Term(losses.place, 1.0), Term(losses.color, 10.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
+SURFACE = (Term(losses.position, 1.0), Term(losses.color, 3.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
+COLORS = (Term(losses.position, 1.0), Term(losses.color, 10.0), Term(losses.size, 1.0), Term(losses.opacity, 0.5))
 
 UNUSED = (*MATCHING, *GAUSSIANS)  # by patches alone
 TOKENIZER = ("encoder.", "to_latent.", "decoder.", "to_patch.", *MATCHING)
@@ -102,7 +102,7 @@ NANO_TASKS = {
     "crop": Task("crop", PATCHES, stream="part"),
     # 6 assets on grids of 8 to 32 cells a side, so that what is learned of them holds at all 64.
     "asset-text": Task("asset", LIGHT, tokens=10_240, patches=(512, 4096)),
-    "surface": Task("surface", PLACES, tokens=2048),
+    "surface": Task("surface", SURFACE, tokens=2048),
 }
 NANO_1 = Stage(
     "1", "nano", NANO_TASKS, {"image": 1}, auxiliary=("image-text",), frozen=(*GAUSSIANS, *TEXT),

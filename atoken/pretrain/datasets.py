@@ -1,6 +1,6 @@
 """Where the samples of a task come from: the procedural generator, or the sources that a file names.
 
-Each sample is made to fit its budget (``atoken/pretrain/packing.py``).
+Each sample is scaled to its token budget (``atoken/pretrain/packing.py``).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from atoken.pretrain.packing import Budget, stream
 from atoken.pretrain.stages import Stage, Task
 from atoken.tokens import SparseTokens
 
-SUFFIXES = {"image": IMAGES, "video": VIDEOS, "asset": MESHES}  # of the media that sources may give
-PROCEDURAL = ".procedural"  # stands in a sample for the suffix of its media; its key is then the series
-ENDLESS = 1 << 40  # samples of the generator
-MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # of each modality's series, from (seed, index, sizes)
+SUFFIXES = {"image": IMAGES, "video": VIDEOS, "asset": MESHES}  # of the files of a folder, by modality
+PROCEDURAL = ".procedural"  # suffix of a sample that is to be generated; its key is the series
+ENDLESS = 1 << 40  # number of samples of a series
+MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # modality -> series -> function of (seed, index, sizes)
     "image": {
         "mixed": procedural.make_image,
         "labelled": labelled.labelled_image,
@@ -38,11 +38,11 @@ MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # of each modality's
 }
 MIXED = {"mixed": 1}
 MATCHED = {"image": {"labelled": 3, "grounded": 1}, "video": {"labelled": 1}, "asset": {"labelled": 1}}  # with captions
-SHOWN = 16  # samples of a source that are looked at for captions
+LOOKED_AT = 16  # samples of a source that are searched for captions
 
 
 class Fitted(NamedTuple):
-    """What was made of a sample: its tokens, and one of its captions, or "" where it has none."""
+    """The tokens of a sample within its budget, and one of its captions, or "" if it has none."""
 
     tokens: SparseTokens
     caption: str
@@ -50,7 +50,7 @@ class Fitted(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskDataset:
-    """The samples of the task ``name``, each made to fit its budget. ``seed``: of what is generated."""
+    """The samples of the task ``name``, each within its budget. ``seed``: of generated samples."""
 
     name: str
     task: Task
@@ -58,7 +58,7 @@ class TaskDataset:
     seed: int
 
     def draw(self, budget: Budget) -> Drawn[Fitted]:
-        """The sample of a budget: a function of the budget alone. Raises: AtokenError (as ``Mixture.draw``)."""
+        """The sample of a budget; it depends on the budget alone. Raises: AtokenError (as ``Mixture.draw``)."""
         return self.mixture.draw(budget.index, partial(self._fitted, budget))
 
     def _fitted(self, budget: Budget, sample: Sample) -> Fitted:
@@ -80,26 +80,26 @@ class TaskDataset:
 
 
 def generated(task: Task, budget: Budget, seed: int, series: str) -> Fitted:
-    """The room's sample of a series of the generator, images and videos in a shape of their own."""
+    """The sample of a budget from a series of the generator; images and videos have a random aspect."""
     make = MAKERS[task.modality][series]
     if task.modality == "asset":
         asset = make(seed, budget.index)
         return Fitted(voxels_of(asset.mesh, budget.patches), asset.caption)
     rows, columns = shape(task, budget)
     frames = () if task.modality == "image" else (budget.length * PATCH[0],)
-    made = make(seed, budget.index, *frames, rows * PATCH[1], columns * PATCH[2])
-    return Fitted(patchify(to_values(made.frames)), made.caption)
+    sample = make(seed, budget.index, *frames, rows * PATCH[1], columns * PATCH[2])
+    return Fitted(patchify(to_values(sample.frames)), sample.caption)
 
 
 def shape(task: Task, budget: Budget) -> tuple[int, int]:
-    """Rows and columns of patches of a generated image, or of a video's frames; its aspect is drawn."""
+    """Rows and columns of patches of a generated image or of the frames of a video, with a random aspect."""
     return fitting(budget.patches, task.aspect ** budget.rng().uniform(-1, 1), 1.0)
 
 
 class Procedural:
-    """A series of the generator as a source: it gives the name, because a sample depends on where it is wanted.
+    """A series of the generator as a source. Its samples are only a name: ``generated`` makes them, by their budget.
 
-    What is generated is numbered by the task (``Budget.index``), so that labels come round as they do in the series.
+    They are numbered as in the task (``Budget.index``), so that classes alternate as in the series.
     """
 
     def __init__(self, series: str) -> None:
@@ -113,7 +113,7 @@ class Procedural:
 
 
 class Datasets(dict[str, TaskDataset]):
-    """The dataset of each task by its name. ``data``: what they were made from."""
+    """The dataset of each task by its name. ``data``: the file that describes them."""
 
     def __init__(self, datasets: Mapping[str, TaskDataset], data: Data) -> None:
         super().__init__(datasets)
@@ -121,12 +121,10 @@ class Datasets(dict[str, TaskDataset]):
 
 
 def load_datasets(data: str | Path, stage: Stage) -> Datasets:
-    """The datasets of a stage's tasks; crops of assets need none, they are always generated.
+    """The datasets of a stage's tasks; crops of assets have none, they are always generated.
 
-    data: the word ``procedural``, a folder of media, or a file as ``atoken/pretrain/data_file.py`` describes it.
-
-    Raises:
-    MediaError (one sentence that names file, table and key), MissingExtraError (tables without pyarrow).
+    data: the word ``procedural``, a folder of media, or a file as described in ``atoken/pretrain/data_file.py``.
+    Raises: AtokenError (one sentence with file, table and key), MissingExtraError (tables without pyarrow).
     """
     if str(data) == "procedural":
         found = Data("procedural", {name: _generated(task) for name, task in stage.used.items()})
@@ -137,9 +135,9 @@ def load_datasets(data: str | Path, stage: Stage) -> Datasets:
 
 
 def _generated(task: Task) -> Mapping[str, Origin]:
-    """What is generated for a task: all there is or, where it is trained on captions, what they tell apart."""
+    """The series of a task: mixed ones or, for training on captions, those with one object."""
     weights = MATCHED[task.modality] if task.texts else MIXED
-    return {series: Origin("procedural", series=series, weight=weight) for series, weight in weights.items()}
+    return {series: Origin(procedural=series, weight=weight) for series, weight in weights.items()}
 
 
 def _dataset(data: Data, name: str, task: Task, seed: int) -> TaskDataset:
@@ -150,7 +148,7 @@ def _dataset(data: Data, name: str, task: Task, seed: int) -> TaskDataset:
             sources[source] = _opened(origin, task), origin.weight
         except MediaError as error:
             raise MediaError(f"{data.file}, [{table}.{source}]: {error}") from error
-    # Each task and stage has an order of its own: two tasks on the same sources would else see the same at a time.
+    # Each task and stage has its own order; otherwise two tasks with the same sources would see the same samples.
     own = hashed(data.seed, seed, stream(task, name))
     return TaskDataset(name, task, Mixture(sources, own), own)
 
@@ -158,22 +156,19 @@ def _dataset(data: Data, name: str, task: Task, seed: int) -> TaskDataset:
 def _opened(origin: Origin, task: Task) -> Source:
     """Raises: MediaError (nothing there, no captions for a task that is trained on them), MissingExtraError."""
     source: Source
-    match origin.kind:
-        case "folder":
-            source = FolderSource(origin.path, SUFFIXES[task.modality])
-        case "shards":
-            source = ShardSource(origin.path)
-        case "table":
-            source = TableSource(origin.path, origin.media, origin.captions)
-        case _:
-            if origin.series not in MAKERS[task.modality]:
-                known = ", ".join(MAKERS[task.modality])
-                raise MediaError(
-                    f"the generator has no {origin.series} for the modality {task.modality}; it has {known}."
-                )
-            return Procedural(origin.series)
-    if task.texts and not any(_has_captions(source, index) for index in range(min(SHOWN, len(source)))):
-        raise MediaError(f"none of the first {SHOWN} samples has a caption, and the task is trained on captions.")
+    if origin.procedural:
+        if origin.procedural not in MAKERS[task.modality]:
+            series, known = origin.procedural, ", ".join(MAKERS[task.modality])
+            raise MediaError(f"the generator has no {series} for the modality {task.modality}; it has {known}.")
+        return Procedural(origin.procedural)
+    if origin.folder:
+        source = FolderSource(origin.folder, SUFFIXES[task.modality])
+    elif origin.shards:
+        source = ShardSource(origin.shards)
+    else:
+        source = TableSource(origin.table or "", origin.media, origin.captions)
+    if task.texts and not any(_has_captions(source, index) for index in range(min(LOOKED_AT, len(source)))):
+        raise MediaError(f"none of the first {LOOKED_AT} samples has a caption, and the task is trained on captions.")
     return source
 
 

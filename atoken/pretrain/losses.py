@@ -25,18 +25,18 @@ from atoken.pretrain.teachers import NO_TEACHERS, Teachers, cosine_distance, ima
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
 
-GRAIN = 0.12  # voxels: the scale at which the Gaussians of a voxel about cover its piece of the surface
+GRAIN = 0.12  # voxels: the scale at which the Gaussians of a voxel just cover its piece of the surface
 TEMPERATURE = 2.0  # of the distillation (paper section 3.3)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch and the networks; each result is computed when the first term asks for it, and once.
+    """One micro-batch and the networks; each result is computed once, when the first term asks for it.
 
-    values: how many of the P patch values are real (768 of an image's 3072). captions: one a sample, "" where it has
-    none. noise: draws what is decoded from the posterior; without it, it is the mean. Which networks run follows from
-    the terms alone, never from the samples: ranks that share weights (ZeRO-3) must all run the same ones in the same
-    order.
+    values: how many of the P patch values are real (768 of an image's 3072). captions: one for each sample, "" if it
+    has none. noise: the generator with which latents are drawn from the posterior; None: its mean is decoded. Which
+    networks run depends on the terms alone, never on the samples: ranks that share weights (ZeRO-3) must all run the
+    same ones in the same order.
     """
 
     model: ATokenModel
@@ -49,14 +49,14 @@ class Step:
 
     @cached_property
     def encoded(self) -> Encoded:
-        """What the encoder makes of the inputs."""
+        """The inputs, encoded."""
         return self.model.encode(self.inputs)
 
     @cached_property
     def decoded(self) -> SparseTokens:
         """The reconstruction, patches (N, P)."""
         latents = self.encoded.latents
-        if self.noise is not None and self.encoded.codes is None:  # codes are what they are
+        if self.noise is not None and self.encoded.codes is None:  # codes are not random
             latents = latents.with_feats(self.encoded.posterior.sample(self.noise))
         return self.model.decode(latents)
 
@@ -67,8 +67,8 @@ class Step:
 
     @cached_property
     def ids_BL(self) -> Tensor:  # noqa: N802 - a shape suffix
-        """The captions as text towers read them; one that is missing is all padding."""
-        assert self.texts is not None  # Objective sees to it
+        """The captions as ids; a missing one is all padding."""
+        assert self.texts is not None  # checked by Objective
         return self.texts(self.captions).to(self.inputs.feats.device)
 
     @cached_property
@@ -88,8 +88,8 @@ class Step:
 
     @cached_property
     def features(self) -> tuple[vgg.Features, vgg.Features]:
-        """One pass of VGG-16 over both, for LPIPS and the Gram loss; no gradient for targets."""
-        assert self.teachers.vgg is not None  # Objective sees to it
+        """Features of VGG-16 of both, for LPIPS and the Gram loss; without a gradient for targets."""
+        assert self.teachers.vgg is not None  # checked by Objective
         return vgg.shared_pass(self.teachers.vgg, *self.images)
 
 
@@ -114,7 +114,7 @@ def kl(step: Step) -> Tensor:
 
 def lpips(step: Step) -> Tensor:
     """LPIPS of images, mean over them."""
-    assert step.teachers.heads is not None  # Objective sees to it
+    assert step.teachers.heads is not None  # checked by Objective
     return vgg.lpips(*step.features, step.teachers.heads).mean()
 
 
@@ -124,8 +124,8 @@ def gram(step: Step) -> Tensor:
 
 
 def clip(step: Step) -> Tensor:
-    """1 - cosine of the CLIP features of images, mean over them; the paper names no layer and no distance."""
-    assert step.teachers.clip is not None  # Objective sees to it
+    """1 - cosine of the CLIP features of images, mean over them (the paper names no layer and no distance)."""
+    assert step.teachers.clip is not None  # checked by Objective
     prediction, target = step.images
     with torch.no_grad():
         target = image_features(step.teachers.clip, target)
@@ -133,12 +133,12 @@ def clip(step: Step) -> Tensor:
 
 
 def semantics(step: Step) -> Tensor:
-    """Divergence of images' similarities to the captions of all ranks from what SigLIP2 finds, mean over images.
+    """Divergence of images' similarities to the captions of all ranks from those of SigLIP2, mean over images.
 
-    Both are to the texts of SigLIP2's frozen text tower. An image without caption counts, but gives no text.
+    Texts are encoded by SigLIP2's frozen text tower. An image without a caption counts, but adds no text.
     """
     siglip = step.teachers.siglip
-    assert siglip is not None  # Objective sees to it
+    assert siglip is not None  # checked by Objective
     teacher_BE, text_BE = siglip_images(siglip, step.inputs), siglip_texts(siglip, step.ids_BL)
     return distillation(
         step.visual_BE, teacher_BE, text_BE[step.captioned_B], siglip.logit_scale, temperature=TEMPERATURE
@@ -153,20 +153,20 @@ def alignment(step: Step) -> Tensor:
 
 
 def _images(tokens: SparseTokens) -> Tensor:
-    """(B, 3, 224, 224) fp32 of images of any sizes, each on its full grid; the sides are stretched to fit."""
+    """(B, 3, 224, 224) fp32 of images of any sizes, each on its full grid; the aspect is not kept."""
     sizes = ((tokens.reduce_coords("amax")[:, 1:3] + 1) * PATCH[1]).tolist()
     shown = [unpatchify(sample, 1, *size) for sample, size in zip(tokens.unpack(), sizes, strict=True)]
     return torch.cat([vgg.resized(image_1HW3.permute(0, 3, 1, 2)) for image_1HW3 in shown])
 
 
-def place(step: GaussianStep) -> Tensor:
-    """Mean distance (city block) of the Gaussians from the surface, in voxels, where they can get there."""
+def position(step: GaussianStep) -> Tensor:
+    """Mean city-block distance of the Gaussians from the surface, in voxels, of those that can reach it."""
     far_M = (step.gaussians.means - step.surface.points).abs().sum(-1) * RESOLUTION
     return _mean(far_M[step.surface.within & step.surface.counts])
 
 
 def color(step: GaussianStep) -> Tensor:
-    """Mean absolute difference of the colours from the surface's, in 0..1, where they can get there."""
+    """Mean absolute difference of the colours from those of the surface, in 0..1, of those that can reach it."""
     return _mean((step.gaussians.colors - step.surface.colors).abs()[step.surface.within & step.surface.counts])
 
 
@@ -176,11 +176,11 @@ def size(step: GaussianStep) -> Tensor:
 
 
 def opacity(step: GaussianStep) -> Tensor:
-    """Cross-entropy of opacities with whether the Gaussian can get to the surface, mean over Gaussians."""
+    """Cross-entropy of opacities with whether the Gaussian can reach the surface, mean over Gaussians."""
     right_M = step.gaussians.opacities.where(step.surface.within, 1 - step.gaussians.opacities)
     return _mean(-right_M.clamp_min(1e-6).log()[step.surface.counts])
 
 
 def _mean(values: Tensor) -> Tensor:
-    """0 where there is nothing to take a mean of."""
+    """The mean; 0 of nothing."""
     return values.mean() if len(values) else values.sum()

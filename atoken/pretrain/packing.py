@@ -1,8 +1,8 @@
-"""What a micro-batch holds: how many samples of its task, and the token budget of each, before any is decoded.
+"""What a micro-batch contains: how many samples of its task, and the token budget of each, before any is decoded.
 
-A **micro-batch** is the work of one rank, packed to ``Task.tokens``. All here is a function of seed, task and its
-number, so that micro-batches are as full on every rank, and any of them can be made alone. No sample is left out:
-micro-batch b has the samples b * n to b * n + n - 1 of its task, where n is the same for all.
+A **micro-batch** is packed to ``Task.tokens``. It depends on the seed, the task and its number alone, so that it is
+equally full on every rank and can be made without the others. Micro-batch b has the samples b * n to b * n + n - 1 of
+its task, with the same n for all, so that no sample is left out.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from atoken.errors import AtokenError
 from atoken.pretrain.stages import Task
 
 CROPS = ("crop", "surface")  # modalities whose micro-batches hold one crop of an asset
-_LENGTHS, _AREAS, _SAMPLE = 0, 1, 2  # keep the random streams of a task apart
+_LENGTHS, _AREAS, _SAMPLE = 0, 1, 2  # numbers of the random streams of a task
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one sample may take: ``length`` time steps of at most ``patches`` each; of an asset, so many voxels.
+    """The token budget of one sample: ``length`` time steps of at most ``patches`` each; of an asset, so many voxels.
 
     index: of the sample among all of its task. key: of its random generator.
     """
@@ -33,12 +33,12 @@ class Budget:
     key: tuple[int, ...]
 
     def rng(self) -> np.random.Generator:
-        """The sample's own generator, at its start."""
+        """A new random generator of the sample."""
         return np.random.default_rng(self.key)
 
 
 def samples(task: Task) -> int:
-    """How many samples fill a micro-batch on average, if even the longest all fit at their smallest.
+    """How many samples fill a micro-batch on average; at most so many that even the longest fit at their smallest size.
 
     Raises: AtokenError (there are fewer tokens than time steps).
     """
@@ -47,8 +47,8 @@ def samples(task: Task) -> int:
         return 1
     if task.tokens < task.length[1]:
         raise AtokenError(
-            f"A micro-batch of {task.tokens} tokens has no room for {task.length[1]} time steps; raise "
-            "tokens of that task or lower its length."
+            f"A micro-batch of {task.tokens} tokens is too small for {task.length[1]} time steps; raise tokens of that "
+            "task or lower its length."
         )
     mean = ((high - low) / log(high / low) if high > low else low) * sum(task.length) / 2
     return max(1, min(round(task.tokens / mean), task.tokens // (low * task.length[1])))
@@ -60,7 +60,7 @@ def stream(task: Task, name: str) -> int:
 
 
 def budgets(task: Task, seed: int, name: str, number: int) -> list[Budget]:
-    """The budgets of micro-batch ``number`` of a task; no more than ``task.tokens`` together. Raises: AtokenError."""
+    """The budgets of micro-batch ``number`` of a task, at most ``task.tokens`` in all. Raises: AtokenError."""
     count, key = samples(task), (seed, stream(task, name))
     sizes = [(1, task.tokens)] if task.modality in CROPS else _sizes(task, count, key, number)
     first = number * count
@@ -70,13 +70,12 @@ def budgets(task: Task, seed: int, name: str, number: int) -> list[Budget]:
 
 
 def _sizes(task: Task, count: int, key: tuple[int, ...], number: int) -> list[tuple[int, int]]:
-    """Time steps, drawn evenly, and patches of each, drawn evenly by their logarithm and scaled to fill it."""
-    # Ranks that share weights (ZeRO-3) must run the same layers at the same time, a pass for each tile of a video. So
-    # the lengths follow from the step alone and are those of all its micro-batches; the areas are each micro-batch's
-    # own.
+    """Uniform random time steps, and log-uniform random patches of each, scaled to fill the micro-batch."""
+    # Ranks that share weights (ZeRO-3) must run the same layers at the same time, one pass for each tile of a video. So
+    # all micro-batches of a step have the same lengths, while each has its own areas.
     by_step, by_micro_batch = (
-        np.random.default_rng((*key, stream, place))
-        for stream, place in ((_LENGTHS, number // task.micro_batches), (_AREAS, number))
+        np.random.default_rng((*key, stream, index))
+        for stream, index in ((_LENGTHS, number // task.micro_batches), (_AREAS, number))
     )
     lengths_n = by_step.integers(task.length[0], task.length[1], count, endpoint=True)
     low, high = task.patches
@@ -85,10 +84,10 @@ def _sizes(task: Task, count: int, key: tuple[int, ...], number: int) -> list[tu
 
 
 def _filling(task: Task, lengths_n: np.ndarray, areas_n: np.ndarray) -> np.ndarray:
-    """The areas, moved from the smallest one allowed by a common factor, so that they fill the micro-batch.
+    """The areas, whose excess over the smallest allowed one is scaled by a common factor to fill the micro-batch.
 
-    What exceeds the largest one allowed is cut off and goes to the others; the largest are looked at first, so that one
-    pass is enough.
+    What exceeds the largest allowed one is cut off and distributed to the others; one pass is enough, because the
+    largest come first.
     """
     low, high = task.patches
     over_n, budget = areas_n - low, max(0.0, float(task.tokens - low * lengths_n.sum()))
@@ -99,4 +98,4 @@ def _filling(task: Task, lengths_n: np.ndarray, areas_n: np.ndarray) -> np.ndarr
         if left > 0:
             filled_n[sample] += min(over_n[sample] * budget / left, high - low)
             budget -= lengths_n[sample] * (filled_n[sample] - low)
-    return np.minimum(filled_n, task.tokens // lengths_n)  # one sample alone may be too long for its smallest area
+    return np.minimum(filled_n, task.tokens // lengths_n)  # a single sample may be too long even for the smallest area

@@ -21,7 +21,7 @@ from atoken.errors import AtokenError
 
 WORDS = {  # of msgspec, for people
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "array": "a list",
-    "null": "none",
+    "object": "a table", "null": "none",
 }  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def test_assets_have_budgets_as_images_and_crops_their_whole_budget() -> None:
 
 
 def test_fewer_tokens_than_time_steps_are_refused() -> None:
-    with pytest.raises(AtokenError, match="no room for 5 time steps"):
+    with pytest.raises(AtokenError, match="too small for 5 time steps"):
         samples(Task("video", (), tokens=4, patches=(1, 1), length=(1, 5)))
 
 

@@ -108,12 +108,12 @@ def test_losses_are_zero_at_the_surface(cube, surface):
         surface.within.float(),
         surface.colors,
     )
-    for term in (losses.place, losses.color, losses.size, losses.opacity):
+    for term in (losses.position, losses.color, losses.size, losses.opacity):
         assert abs(float(term(losses.GaussianStep(right, surface)))) < FP32
         assert float(term(losses.GaussianStep(start, surface))) > 0.01
 
 
-def test_place_color_and_opacity_in_closed_form(surface):
+def test_position_color_and_opacity_in_closed_form(surface):
     count = len(surface.points)
     wrong = Gaussians(
         surface.points + torch.tensor([1.0, -2.0, 0.5]) / RESOLUTION,
@@ -128,7 +128,7 @@ def test_place_color_and_opacity_in_closed_form(surface):
         getattr(wrong, field)[~counts] = 0.9
     step = losses.GaussianStep(wrong, replace(surface, counts=counts))
     share = float(surface.within[counts].float().mean())
-    assert float(losses.place(step)) == pytest.approx(3.5, abs=1e-4)
+    assert float(losses.position(step)) == pytest.approx(3.5, abs=1e-4)
     assert float(losses.color(step)) == pytest.approx(0.125, abs=FP32)
     assert float(losses.size(step)) == pytest.approx(0.25, abs=FP32)
     expected = -share * np.log(0.25) - (1 - share) * np.log(0.75)

@@ -19,7 +19,7 @@ from atoken.data.mixing import Broken
 from atoken.data.sources import FolderSource
 from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, class_of
 from atoken.data.synthetic.procedural import make_image, make_video
-from atoken.errors import MediaError
+from atoken.errors import AtokenError, MediaError
 from atoken.io import Video, write_video
 from atoken.modalities.pixels import patchify, to_values
 from atoken.pretrain.batches import batch
@@ -238,32 +238,32 @@ def test_one_file_may_serve_all_stages_of_the_curricula(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "": "no source for the task image; add a table [image.SOURCE] with folder, shards, table, procedural.",
+    "": "no source for the task image; add a table [image.SOURCE] with one of folder, shards, table, procedural.",
     "[video.x]\nprocedural = 'mixed'": "no source for the task image",
-    "[image.x": "it is no TOML",
-    "sed = 1": "sed is unknown; there are seed, most_broken, and tables for image, video, asset, captioned",
-    "[imag.x]\nprocedural = 'mixed'": "imag is unknown",
-    "[surface.x]\nprocedural = 'mixed'": "surface is unknown",
-    "seed = -1": "seed must be a whole number from 0 on, not -1.",
-    "seed = true": "seed must be a whole number",
-    "most_broken = 2": "most_broken must be a number from 0 to 1, not 2.",
-    "most_broken = 'all'": "most_broken must be a number from 0 to 1",
-    "image = 'photos'": "[image] must hold a table for each source, such as [image.mine].",
-    "[image]": "[image] must hold a table for each source",
-    "[image]\nfolder = 'photos'": "[image] must hold a table for each source",
-    "[image.x]": "[image.x] must have one of folder, shards, table, procedural, not none.",
-    "[image.x]\nfolder = 'a'\nshards = 'b'": "must have one of folder, shards, table, procedural, not folder, shards.",
-    "[image.x]\nfolder = 'a'\nwieght = 2": "[image.x] has no wieght; there are folder, shards, table",
-    "[image.x]\nfolder = 3": "folder of [image.x] must be a path, not 3.",
-    "[image.x]\nfolder = ''": "folder of [image.x] must be a path",
-    "[image.x]\nfolder = 'a'\nweight = 0": "weight of [image.x] must be a whole number from 1 on, not 0.",
-    "[image.x]\nfolder = 'a'\nweight = 1.5": "weight of [image.x] must be a whole number from 1 on, not 1.5.",
-    "[image.x]\nfolder = 'a'\nweight = true": "weight of [image.x] must be a whole number",
-    "[image.x]\nprocedural = false": "of [image.x] must be one of mixed, labelled, grounded, scenes, not False.",
-    "[image.x]\nprocedural = 'some'": "must be one of mixed, labelled, grounded, scenes, not 'some'",
-    "[image.x]\nprocedural = 'labels'": "procedural of [image.x] must be one of",
-    "[image.x]\nfolder = 'a'\ncaptions = 'b'": "captions of [image.x] must be the name of a column, of a table only",
-    "[image.x]\ntable = 'a'\nmedia = 1": "media of [image.x] must be the name of a column",
+    "[image.x": "it is not valid TOML",
+    "sed = 1": "there is no table or setting 'sed'; there are image, video, asset, captioned",
+    "[imag.x]\nprocedural = 'mixed'": "there is no table or setting 'imag' (did you mean image?); there are",
+    "[surface.x]\nprocedural = 'mixed'": "there is no table or setting 'surface'",
+    "seed = -1": "data.toml, seed cannot be -1: expected a whole number >= 0.",
+    "seed = true": "seed cannot be True: expected a whole number",
+    "most_broken = 2": "data.toml, most_broken cannot be 2: expected a number <= 1.0.",
+    "most_broken = 'all'": "most_broken cannot be all: expected a number, got text.",
+    "image = 'photos'": "data.toml, [image] cannot be photos: expected a table, got text.",
+    "[image]": "data.toml, [image] cannot be {}: expected a table of length >= 1.",
+    "[image]\nfolder = 'photos'": "data.toml, [image.folder] cannot be photos: expected a table, got text.",
+    "[image.x]": "[image.x] must have one of folder, shards, table, procedural; it has none.",
+    "[image.x]\nfolder = 'a'\nshards = 'b'": "table, procedural; it has folder and shards.",
+    "[image.x]\nfolder = 'a'\nwieght = 2": "[image.x]: there is no key 'wieght' (did you mean weight?); there are",
+    "[image.x]\nfolder = 3": "data.toml, [image.x], folder cannot be 3: expected text or none, got a whole number.",
+    "[image.x]\nfolder = ''": "[image.x], folder cannot be : expected text of length >= 1",
+    "[image.x]\nfolder = 'a'\nweight = 0": "data.toml, [image.x], weight cannot be 0: expected a whole number >= 1.",
+    "[image.x]\nfolder = 'a'\nweight = 1.5": "[image.x], weight cannot be 1.5: expected a whole number, got a number.",
+    "[image.x]\nfolder = 'a'\nweight = true": "[image.x], weight cannot be True: expected a whole number",
+    "[image.x]\nprocedural = false": "[image.x], procedural cannot be False: expected text",
+    "[image.x]\nprocedural = 'some'": "no some for the modality image; it has mixed, labelled, grounded, scenes.",
+    "[image.x]\nprocedural = 'labels'": "[image.x]: the generator has no labels",
+    "[image.x]\nfolder = 'a'\ncaptions = 'b'": "[image.x]: media and captions name the columns of a table;",
+    "[image.x]\ntable = 'a'\nmedia = 1": "[image.x], media cannot be 1: expected text",
     "[image.x]\nfolder = 'missing'": "[image.x]: Cannot list the folder",
     "[image.x]\nshards = 'missing.tar'": "[image.x]: There is no shard",
     "[image.x]\ntable = 'missing.parquet'": "[image.x]: There is no table",
@@ -271,8 +271,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_a_file_that_cannot_be_meant_gets_one_sentence(text: str, tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match=r"^[^\n]*data\.toml[^\n]*\.$") as refused:
+def test_a_wrong_file_gets_one_sentence(text: str, tmp_path: Path) -> None:
+    with pytest.raises(AtokenError, match=r"^[^\n]*data\.toml[^\n]*\.$") as refused:
         datasets_of(tmp_path, text, IMAGES)
     assert REFUSED[text] in str(refused.value)
 
@@ -301,5 +301,7 @@ def test_a_folder_stands_for_the_file_that_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"a = " + b"[" * 100_000, b"\0"])
 def test_a_file_that_is_no_text_gets_one_sentence(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "data.toml").write_bytes(data)
-    with pytest.raises(MediaError, match=r"^Cannot read [^\n]*: it is no (TOML \([^\n]*\)|text; [^\n]*)\.$"):
+    with pytest.raises(
+        MediaError, match=r"^Cannot read [^\n]*: it is not (valid TOML \([^\n]*\)|a text file; [^\n]*)\.$"
+    ):
         read_data(tmp_path / "data.toml", ())

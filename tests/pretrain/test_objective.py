@@ -99,13 +99,13 @@ def test_what_is_decoded_is_the_mean_or_a_draw_that_is_the_micro_batches_own():
 
 def test_gaussians_are_of_the_batchs_patches():
     model = small_model(gaussian_decoder={"width": 48, "layers": 1, "heads": 4, "mlp": 64})
-    tasks = {"surface": Task("surface", (Term(losses.place, 1.0), Term(losses.color, 3.0)))}
+    tasks = {"surface": Task("surface", (Term(losses.position, 1.0), Term(losses.color, 3.0)))}
     found = tokens(2, [(64, 32)])
     points, colors = torch.rand(2, 8 * 32, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     everywhere = torch.ones(len(points), dtype=torch.bool)
     targets = SurfaceTargets(points, colors, everywhere, everywhere)
     batch = Batch(task="surface", tokens=found, values=768, targets=targets)
-    summed(Objective(model, stage_of(tasks)), batch, {"place", "color"})
+    summed(Objective(model, stage_of(tasks)), batch, {"position", "color"})
 
 
 def test_teachers_are_no_part_of_the_module(teachers):
@@ -179,7 +179,7 @@ def test_teachers_see_images_alone(teachers):
 PATCHES = (Term(losses.l1, 1.0), Term(losses.kl, 1e-4))
 COSTED = stage_of(
     {"image": Task("image", PATCHES), "video": Task("video", PATCHES),
-     "surface": Task("surface", (Term(losses.place, 1.0),)),
+     "surface": Task("surface", (Term(losses.position, 1.0),)),
      "caption": Task("image", (Term(losses.alignment, 0.1, texts=True),))},
     frozen=("gaussian_decoder.", "encoder.inputs."),
 )  # fmt: skip
