@@ -1,4 +1,4 @@
-"""Attention over packed samples of any length: one function, and behind it one path per device, chosen here.
+"""Attention over packed samples of any length: one function, which chooses the path for the device.
 
 Shape letters: see ``atoken/tokens.py``; ``L`` is the length of one sample.
 """
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 Bounds = tuple[int, ...]
 Span = tuple[int, int]
 Backend = Callable[[Tensor, Tensor, Tensor, Bounds, Bounds], Tensor]
-CAPPED_LOGITS = 2**23  # soft-capped logits held at a time (32 MB), unless one sample alone has more
+CAPPED_LOGITS = 2**23  # soft-capped logits held at a time (32 MB), unless a single sample has more
 
 
 def varlen_attention(
@@ -31,8 +31,8 @@ def varlen_attention(
 ) -> Tensor:
     """Full attention inside each sample of a packed batch, none between samples.
 
-    bounds: where samples begin and end in the queries, (0, n1, n1 + n2, ..., N), on the host; kv_bounds: the same for
-    keys and values where they differ. softcap: logits become ``softcap * tanh(logits / softcap)``.
+    bounds: where samples begin and end in the queries, (0, n1, n1 + n2, ..., N), on the host. kv_bounds: the same for
+    keys and values if it differs. softcap: logits become ``softcap * tanh(logits / softcap)``.
     Returns (N, H, K); rows of a sample without keys are zero.
     """
     kv_bounds = bounds if kv_bounds is None else kv_bounds
@@ -45,16 +45,16 @@ def varlen_attention(
 
 @functools.cache
 def backend(device: str, dtype: torch.dtype) -> Backend:
-    """The attention path for a device type and dtype: a variable-length flash kernel on CUDA, else SDPA by sample."""
+    """The path for a device type and dtype: a variable-length flash kernel on CUDA, else SDPA by sample."""
     if device == "cuda" and dtype in (torch.bfloat16, torch.float16):
         return flash_attn_package if importlib.util.find_spec("flash_attn") else torch_varlen
     return sdpa_by_sample
 
 
 def sdpa_by_sample(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds) -> Tensor:
-    """Scaled-dot-product attention sample by sample; neighbours of one shape share a call."""
+    """Scaled-dot-product attention sample by sample; adjacent samples of one shape share a call."""
     runs = _runs(bounds, kv_bounds)
-    # Split, not sliced: the gradient of a slice is as long as the batch, that of a split is one concatenation.
+    # Split, not sliced: the gradient of each slice is as large as the batch, that of a split is one concatenation.
     queries = q_NHK.split([samples * length for samples, length, _ in runs])
     keys, values = (x.split([samples * length for samples, _, length in runs]) for x in (k_NHK, v_NHK))
     parts = []
@@ -68,7 +68,7 @@ def sdpa_by_sample(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, 
 
 
 def _runs(bounds: Bounds, kv_bounds: Bounds) -> list[tuple[int, int, int]]:
-    """Neighbouring samples of equal lengths: how many, their queries each, their keys each."""
+    """Runs of adjacent samples of equal lengths: samples, queries of each, keys of each."""
     lengths = zip(map(_length, pairwise(bounds)), map(_length, pairwise(kv_bounds)), strict=True)
     return [(len(list(run)), *shape) for shape, run in groupby(lengths)]
 
@@ -76,9 +76,9 @@ def _runs(bounds: Bounds, kv_bounds: Bounds) -> list[tuple[int, int, int]]:
 def softcapped(
     q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds, softcap: float
 ) -> Tensor:
-    """Attention with soft-capped logits, written out in fp32 (SDPA has no soft-cap); samples are padded into batches.
+    """Attention with soft-capped logits, explicit and in fp32 (SDPA has no soft cap); samples are padded into batches.
 
-    Memory is bounded in training, too: the logits of a batch are not kept but computed again for the gradient.
+    Memory is bounded in training, too: the logits of a batch are recomputed for the gradient.
     """
     rows, parts = [], []
     for queries, keys in _padded_batches(bounds, kv_bounds, q_NHK.shape[1]):
@@ -93,7 +93,7 @@ def softcapped(
 
 
 def _padded_batches(bounds: Bounds, kv_bounds: Bounds, heads: int) -> Iterator[tuple[list[Span], list[Span]]]:
-    """Query spans and key spans of samples that have both, similar lengths together, ``CAPPED_LOGITS`` a batch."""
+    """Query spans and key spans of samples that have both, sorted by length, ``CAPPED_LOGITS`` a batch."""
     spans = [(q, k) for q, k in zip(pairwise(bounds), pairwise(kv_bounds), strict=True) if _length(q) and _length(k)]
     spans.sort(key=lambda span: (_length(span[0]), _length(span[1])))
     first, longest_key = 0, 0
@@ -111,7 +111,7 @@ def _length(span: Span) -> int:
 
 
 def _padding(spans: list[Span], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices (B, L) of spans filled up with their last entries, and which of them are inside."""
+    """Indices (B, L) of spans, padded with their last entry, and which of them are inside."""
     start_B, end_B = torch.tensor(spans, device=device).unbind(1)
     index_BL = start_B[:, None] + torch.arange(max(map(_length, spans)), device=device)
     return index_BL.clamp(max=end_B[:, None] - 1), index_BL < end_B[:, None]
@@ -144,14 +144,14 @@ def torch_varlen(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv
 
     offsets, kv_offsets = _on_device(bounds, q_NHK.device), _on_device(kv_bounds, q_NHK.device)
     out = varlen_attn(q_NHK, k_NHK, v_NHK, offsets, kv_offsets, _longest(bounds), _longest(kv_bounds))
-    assert isinstance(out, Tensor)  # a tuple only where auxiliary results are asked for
+    assert isinstance(out, Tensor)  # it is a tuple only if auxiliary results are requested
     return out
 
 
 def flash_attn_package(
     q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds, softcap: float = 0.0
 ) -> Tensor:
-    """The variable-length kernel of the package ``flash_attn``, where installed (CUDA, half precision); 0 is no cap."""
+    """The variable-length kernel of the package ``flash_attn`` (CUDA, half precision); softcap 0 is none."""
     from flash_attn import flash_attn_varlen_func
 
     offsets, kv_offsets = _on_device(bounds, q_NHK.device), _on_device(kv_bounds, q_NHK.device)
@@ -161,24 +161,10 @@ def flash_attn_package(
 
 @functools.lru_cache(maxsize=64)
 def _on_device(bounds: Bounds, device: torch.device) -> Tensor:
-    """Bounds as an int32 tensor; kept, since every block of a forward pass asks for the same one."""
-    with torch.inference_mode(False):  # a tensor made in inference mode could not serve a later training step
+    """Bounds as an int32 tensor; cached, because every block of a forward pass needs the same one."""
+    with torch.inference_mode(False):  # a later training step could not use a tensor of inference mode
         return torch.tensor(bounds, dtype=torch.int32, device=device)
 
 
 def _longest(bounds: Bounds) -> int:
     return max(map(_length, pairwise(bounds)), default=0)
-
-
-def masked_attention(
-    q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, kv_bounds: Bounds | None = None
-) -> Tensor:
-    """The plain twin that defines the result: every logit, a block-diagonal mask, a softmax. For tests."""
-    kv_bounds = bounds if kv_bounds is None else kv_bounds
-    q_sample, k_sample = (
-        torch.repeat_interleave(torch.arange(len(b) - 1), torch.tensor(b).diff()).to(q_NHK.device)
-        for b in (bounds, kv_bounds)
-    )
-    logits = torch.einsum("qhk,nhk->hqn", q_NHK, k_NHK) * q_NHK.shape[-1] ** -0.5
-    logits = logits.masked_fill(q_sample[:, None] != k_sample, float("-inf"))
-    return torch.einsum("hqn,nhk->qhk", logits.softmax(-1).nan_to_num(), v_NHK)

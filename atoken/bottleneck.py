@@ -30,12 +30,12 @@ class Posterior:
 
 
 class FSQ:
-    """Finite scalar quantisation of groups of ``len(levels)`` channels; it has no weights.
+    """Finite scalar quantisation of groups of ``len(levels)`` channels, without weights.
 
-    ``levels`` (4, 4, 4, 4, 4, 4) makes 4096 codes a group; 48 channels are then 8 groups.
+    With ``levels`` (4, 4, 4, 4, 4, 4) a group has 4096 codes, and 48 channels make 8 groups.
     """
 
-    eps = 1e-3  # of the bound: keeps the outermost level reachable
+    eps = 1e-3  # widens the bound, so that the outermost level is reached
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         if not levels or any(level < 2 for level in levels):
@@ -44,20 +44,20 @@ class FSQ:
         self.codes = prod(levels)
 
     def bound(self, values: Tensor) -> Tensor:
-        """Squash (..., C) into the range of the levels, in units of one step; rounding it gives the level."""
+        """Squash (..., C) into the range of the levels, in units of one step; rounding gives the level."""
         levels = self._per_channel(values.shape[-1], values.device)
         half = (levels - 1) * (1 + self.eps) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         return torch.tanh(values.float() + torch.atanh(offset / half)) * half - offset
 
     def quantise(self, values: Tensor) -> Tensor:
-        """The nearest levels in [-1, 1], (..., C), with the gradient of ``bound`` (straight through)."""
+        """The nearest levels in [-1, 1], (..., C), with the gradient of ``bound`` (straight-through estimator)."""
         bounded = self.bound(values)
         steps = bounded + (bounded.round() - bounded).detach()
         return steps / self._half_width(values.shape[-1], values.device)
 
     def to_codes(self, quantised: Tensor) -> Tensor:
-        """Levels (..., C) as one code a group, (..., G) int64; the first channel of a group counts least."""
+        """Levels (..., C) as one code a group, (..., G) int64; the first channel of a group is the lowest digit."""
         width = self._half_width(quantised.shape[-1], quantised.device)
         digits = (quantised * width + width).round().long().unflatten(-1, (-1, len(self.levels)))
         return (digits * self._basis(quantised.device)).sum(-1)

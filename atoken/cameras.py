@@ -39,23 +39,23 @@ class Cameras:
         return Cameras(self.world_to_camera[views], self.intrinsics[views])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cameras:
-        """The same cameras elsewhere or in another precision."""
+        """The same cameras on another device or in another precision."""
         return Cameras(self.world_to_camera.to(device, dtype), self.intrinsics.to(device, dtype))
 
     @property
     def centres(self) -> Tensor:
-        """(V, 3): where the cameras are in the world."""
+        """(V, 3): the cameras' positions in the world."""
         rotation, shift = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
         return -(rotation.mT @ shift[..., None])[..., 0]
 
     def rays(
         self, view: int, height: int, width: int, offset: float = 0.5, only: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Origin (3,) and directions (H, W, 3) in the world of one camera's rays, one a pixel, fp64.
+        """Origin (3,) and directions (H, W, 3) of one camera's rays in the world, one a pixel, fp64.
 
-        A direction is one unit of camera-space depth long: ``origin + depth * direction`` un-projects a depth map.
-        ``offset`` is where in its pixel a ray passes: 0.5 the centre, 0 the upper left corner. With ``only``, (H, W)
-        bool, directions (N, 3) of those pixels alone, row by row.
+        A direction covers one unit of camera-space depth: ``origin + depth * direction`` un-projects a depth map.
+        ``offset`` is the point of the pixel that its ray goes through: 0.5 is the centre, 0 the upper left corner.
+        ``only``: (H, W) bool, which gives directions (N, 3) of those pixels, row by row.
         """
         to_camera, intrinsics = self._exact(view)
         to_world = np.linalg.inv(to_camera)  # a rotation of fp32 numbers is not quite orthogonal
@@ -68,22 +68,22 @@ class Cameras:
         return to_world[:3, 3], of_rows.take(row, axis=0) + of_columns.take(column, axis=0)
 
     def project(self, view: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where one camera sees points (N, 3): (N, 2) in units of width and height, and their depths (N,), fp64."""
+        """Points (N, 3) as one camera sees them: (N, 2) in units of width and height, and their depths (N,), fp64."""
         to_camera, intrinsics = self._exact(view)
         seen = points @ to_camera[:3, :3].T + to_camera[:3, 3]
         with np.errstate(divide="ignore", invalid="ignore"):
             return (seen @ intrinsics.T)[:, :2] / seen[:, 2:], seen[:, 2]
 
     def _exact(self, view: int) -> tuple[np.ndarray, np.ndarray]:
-        # NumPy, because torch's threads would cost more than these small sums wherever the cores are busy.
+        # NumPy: on busy cores, starting torch's threads takes longer than these small sums.
         pose, intrinsics = self.world_to_camera[view], self.intrinsics[view]
         return pose.to("cpu", torch.float64).numpy(), intrinsics.to("cpu", torch.float64).numpy()
 
     @staticmethod
     def looking_at_centre(positions: Tensor, fov: float = FOV) -> Cameras:
-        """Square images of ``fov`` degrees from positions (V, 3), all looking at the origin, z up in the image.
+        """Square images of ``fov`` degrees from positions (V, 3), all looking at the origin, with the z axis up.
 
-        From straight above or below, the y axis is up instead.
+        From straight above or below, the y axis is up.
         """
         forward = -torch.nn.functional.normalize(positions, dim=-1)
         up = torch.tensor([0.0, 0.0, 1.0]).to(positions).expand_as(positions)
@@ -100,16 +100,16 @@ class Cameras:
     def from_opengl(camera_to_world: Tensor, fov: Tensor) -> Cameras:
         """Square images of ``fov`` (V,) degrees from poses (V, 4, 4) as Blender and NeRF files hold them.
 
-        They map camera to world, and the camera has x right, y up and looks along -z.
+        They map camera to world; the camera has x right, y up and looks along -z.
         """
         flip = torch.tensor([1.0, -1.0, -1.0, 1.0]).to(camera_to_world)
         return Cameras(torch.linalg.inv(camera_to_world * flip), _intrinsics(fov.to(camera_to_world)))
 
     @staticmethod
     def sphere(count: int, radius: float = RADIUS, fov: float = FOV) -> Cameras:
-        """``count`` cameras on a Hammersley sphere: evenly spread, the same each time.
+        """``count`` cameras on a sphere at the points of a Hammersley sequence: evenly spread, the same each time.
 
-        TRELLIS renders from the same radius and field of view, but takes three quarters of its views from above.
+        TRELLIS uses the same radius and field of view, but takes three quarters of its views from above.
         """
         u = torch.arange(count, dtype=torch.float64) / count
         yaw, pitch = (
@@ -139,7 +139,7 @@ def _direction(yaw: Tensor, pitch: Tensor) -> Tensor:
 
 
 def radical_inverse(number: int, base: int) -> float:
-    """The digits of ``number`` in ``base``, mirrored at the point (van der Corput)."""
+    """The digits of ``number`` in ``base``, mirrored at the radix point (van der Corput)."""
     value, digit = 0.0, 1.0
     while number:
         digit /= base

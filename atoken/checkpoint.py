@@ -1,7 +1,7 @@
-"""Weights in and out: our own folders, the published AToken files, and SigLIP2 vision towers.
+"""Reading weights: our own folders, the published AToken files, and SigLIP2 towers.
 
-Every foreign layout is one key map, and loading is strict: a key that is missing, extra or of another shape is an error
-that names it. Files of weights are never unpickled freely: safetensors, or ``torch.load(weights_only=True)``.
+Every foreign layout is one key map, and loading is strict: an error lists the keys that are missing, unexpected or of
+another shape. Weights are read from safetensors or by ``torch.load(weights_only=True)``, never unpickled freely.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from atoken.presets import FSQ_LEVELS
 
 StateDict = Mapping[str, Tensor]
 
-# The published files: a pattern in their keys, ours; applied in order.
+# Patterns in the keys of the published files and their replacements, applied in order.
 OFFICIAL_KEYS = {
     r"^encoder\.head\.attention\.to_": "pool.",
     r"^encoder\.head\.layernorm\.": "pool.norm.",
@@ -47,7 +47,7 @@ OFFICIAL_KEYS = {
     r"^gaussian_decoder\.out_layer\.": "gaussian_decoder.out.",
     r"^proj\.": "to_latent.",
 }
-# What the published architecture fixes; a file that asks for anything else is refused rather than misread.
+# Fields that the published architecture fixes; a configuration with other values is refused.
 OFFICIAL_FIXED = {
     "in_channels": 3072,
     "out_channels": 3072,
@@ -72,7 +72,7 @@ TEXT_SIZES = (
     "max_position_embeddings", "projection_size", "hidden_act", "layer_norm_eps",
 )  # fmt: skip
 OFFICIAL_GAUSSIANS = {
-    "latent_channels": 768,  # a voxel's patch
+    "latent_channels": 768,  # the patch of a voxel
     "resolution": gaussian_decoder.RESOLUTION,
     "attn_mode": "swin",
     "window_size": gaussian_decoder.WINDOW,
@@ -95,7 +95,7 @@ OFFICIAL_GAUSSIANS = {
     },
 }
 OFFICIAL_SIZES = {"model_channels": "width", "num_blocks": "layers", "num_heads": "heads", "mlp_channels": "mlp"}
-# SigLIP2's vision tower as transformers names it: a pattern in its keys, ours; applied in order.
+# The same for the keys of transformers' SigLIP2 vision tower.
 SIGLIP2_KEYS = {
     r"^embeddings\.patch_embedding\.": "encoder.inputs.",
     r"^embeddings\.position_embedding\.": "encoder.position.",
@@ -119,15 +119,16 @@ def load_official(
 ) -> ATokenModel:
     """The published tokenizer (continuous, discrete or early stage) as an ``ATokenModel``, in fp32 on the CPU.
 
-    weights: a ``.pt`` or ``.safetensors`` path, or a state dict. config: the published YAML's path, or its ``arch_cfg``
-    block; None takes the ``.yaml`` beside the weights. gaussian_weights, gaussian_config: the same of the separate
-    Gaussian decoder (of its YAML, the ``model`` block). The files hold no ``logit_scale`` and ``logit_bias``; the
-    config's values stand in. Raises: CheckpointError naming every key that is missing, extra or of another shape.
+    weights: a ``.pt`` or ``.safetensors`` path, or a state dict. config: the path of the published YAML, or its
+    ``arch_cfg`` block; None is the ``.yaml`` next to the weights. gaussian_weights, gaussian_config: the same for the
+    separate Gaussian decoder (of its YAML, the ``model`` block). ``logit_scale`` and ``logit_bias`` are not in the
+    files; they get the values of the config. Raises: CheckpointError (keys that are missing, unexpected or of another
+    shape, by name).
     """
     if gaussian_weights is not None:
         gaussian_config = _configuration(gaussian_weights, gaussian_config)
     elif gaussian_config is not None:
-        raise CheckpointError("There is a configuration of the Gaussian decoder, but no weights; pass these, too.")
+        raise CheckpointError("There is a configuration of the Gaussian decoder, but no weights; pass them, too.")
     ours = official_config(_configuration(weights, config), gaussian_config)
     state = {_renamed(key, OFFICIAL_KEYS): value for key, value in _state_dict(weights).items()}
     state.setdefault("logit_scale", torch.tensor(ours.logit_scale_init))
@@ -145,23 +146,25 @@ def _configuration(
     if config is not None:
         return config
     if isinstance(weights, Mapping):
-        raise CheckpointError("Published weights that are no file need their configuration; pass it, too.")
+        raise CheckpointError("Published weights in memory need their configuration; pass it, too.")
     return Path(weights).with_suffix(".yaml")
 
 
 def _gaussian_state(theirs: StateDict) -> dict[str, Tensor]:
-    """The Gaussian decoder's weights under our names, without its training loss and the offsets that we compute."""
+    """The Gaussian decoder's weights by our names, without its training loss and the offsets, which we compute."""
     state = {key: value for key, value in theirs.items() if not key.startswith("lpips_loss.")}
     spread = state.pop("offset_perturbation", None)
     if spread is not None and not torch.allclose(spread.float(), torch.tensor(gaussian_decoder.spread()), atol=1e-5):
-        raise CheckpointError("The published Gaussian decoder spreads its Gaussians otherwise (offset_perturbation).")
+        raise CheckpointError(
+            "These weights are of a Gaussian decoder with other offsets (offset_perturbation); use the published one."
+        )
     return {_renamed(f"gaussian_decoder.{key}", OFFICIAL_KEYS): value for key, value in state.items()}
 
 
 def official_config(
     config: str | Path | Mapping[str, Any], gaussian_config: str | Path | Mapping[str, Any] | None = None
 ) -> ATokenConfig:
-    """The published ``arch_cfg`` (a YAML path, or the block itself) as ours, and that of the Gaussian decoder.
+    """The published ``arch_cfg`` (a YAML path, or the block) and that of the Gaussian decoder as an ``ATokenConfig``.
 
     Raises: CheckpointError.
     """
@@ -177,14 +180,14 @@ def official_config(
     except KeyError as missing:
         raise CheckpointError(f"The published configuration lacks {missing}; is this the arch_cfg block?") from missing
     levels = FSQ_LEVELS if arch.pop("use_quantizer", False) else None
-    _refuse_odd(arch, OFFICIAL_FIXED | {"quantizer_feature_dim": latents})
+    _refuse_unsupported(arch, OFFICIAL_FIXED | {"quantizer_feature_dim": latents})
     gaussians = None if gaussian_config is None else _official_gaussians(gaussian_config)
     try:
         return ATokenConfig(
             patch_size=patch, latent_channels=latents, fsq_levels=levels, gaussian_decoder=gaussians, **sizes
         )
     except ValueError as error:
-        raise CheckpointError(f"The published configuration does not fit together: {_first_line(error)}") from error
+        raise CheckpointError(f"The published configuration is inconsistent: {_first_line(error)}") from error
 
 
 def _official_gaussians(config: str | Path | Mapping[str, Any]) -> dict[str, int]:
@@ -195,22 +198,21 @@ def _official_gaussians(config: str | Path | Mapping[str, Any]) -> dict[str, int
         sizes = {ours: int(arch.pop(theirs)) for theirs, ours in OFFICIAL_SIZES.items()}
     except KeyError as missing:
         raise CheckpointError(f"The published configuration of the Gaussian decoder lacks {missing}.") from missing
-    _refuse_odd(arch, OFFICIAL_GAUSSIANS)
+    _refuse_unsupported(arch, OFFICIAL_GAUSSIANS)
     return sizes
 
 
-def _refuse_odd(arch: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    odd = {key: value for key, value in arch.items() if key not in known or known[key] != value}
-    if odd:
-        raise CheckpointError(f"The published configuration asks for what this model does not have: {odd}.")
+def _refuse_unsupported(arch: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    if wrong := {key: value for key, value in arch.items() if key not in known or known[key] != value}:
+        raise CheckpointError(f"The published configuration has values that this model does not support: {wrong}.")
 
 
 def from_siglip2(siglip2_vision_model: torch.nn.Module, config: ATokenConfig) -> ATokenModel:
     """A tokenizer whose encoder and pooling head are a transformers ``Siglip2VisionModel`` (naflex, patch 16).
 
-    The patch weights of frames 1 to 3 are zero, so that an image enters as in SigLIP2 (paper section 3.2); the latent
-    projection and the decoder start from scratch. With ``config.rope`` off, features and pooled vector of an image are
-    SigLIP2's. Raises: CheckpointError where the tower and ``config`` do not fit.
+    The patch weights of frames 1 to 3 are zero, so that images are read as in SigLIP2 (paper section 3.2); the latent
+    projection and the decoder are newly initialised. If ``config.rope`` is off, features and pooled vector of an image
+    are those of SigLIP2. Raises: CheckpointError if the tower does not fit ``config``.
     """
     model = ATokenModel(config)
     state = _siglip2_state(siglip2_vision_model.state_dict(), config)
@@ -219,15 +221,15 @@ def from_siglip2(siglip2_vision_model: torch.nn.Module, config: ATokenConfig) ->
 
 
 def with_text(model: ATokenModel, siglip2_text_model: PreTrainedModel) -> ATokenModel:
-    """The same model with a transformers ``Siglip2TextModel`` as its text side, which is taken up as it is.
+    """The same model with a transformers ``Siglip2TextModel``, unchanged, as its text side.
 
-    Raises: CheckpointError where its vectors are not as wide as the pooled ones.
+    Raises: CheckpointError if its vectors are not as wide as the pooled ones.
     """
     config = siglip2_text_model.config
     if config.projection_size != model.config.encoder_width:
         raise CheckpointError(
             f"The text tower gives vectors of {config.projection_size}, the encoder of {model.config.encoder_width}; "
-            "take the SigLIP2 of the same size."
+            "use the SigLIP2 of the same size."
         )
     model.config.text = {name: getattr(config, name) for name in TEXT_SIZES}
     model.text_tower = siglip2_text_model
@@ -236,14 +238,14 @@ def with_text(model: ATokenModel, siglip2_text_model: PreTrainedModel) -> AToken
 
 def _siglip2_state(theirs: StateDict, config: ATokenConfig) -> dict[str, Tensor]:
     parts = {key.removeprefix("vision_model."): value for key, value in theirs.items()}
-    for kind in ("weight", "bias"):
+    for which in ("weight", "bias"):
         for layer in {key.rsplit(".self_attn.", 1)[0] for key in parts if ".self_attn.q_proj." in key}:
-            attention = [parts.pop(f"{layer}.self_attn.{name}_proj.{kind}", None) for name in "qkv"]
-            parts |= _joined(f"{layer}.attention.qkv.{kind}", attention)
-        q_and_kv = parts.pop(f"head.attention.in_proj_{kind}", None)
+            attention = [parts.pop(f"{layer}.self_attn.{name}_proj.{which}", None) for name in "qkv"]
+            parts |= _joined(f"{layer}.attention.qkv.{which}", attention)
+        q_and_kv = parts.pop(f"head.attention.in_proj_{which}", None)
         if q_and_kv is not None:
             width = len(q_and_kv) // 3
-            parts |= {f"head.q.{kind}": q_and_kv[:width], f"head.kv.{kind}": q_and_kv[width:]}
+            parts |= {f"head.q.{which}": q_and_kv[:width], f"head.kv.{which}": q_and_kv[width:]}
     state = {_renamed(key, SIGLIP2_KEYS): value for key, value in parts.items()}
     if "pool.probe" in state:
         state["pool.probe"] = state["pool.probe"].flatten()
@@ -255,13 +257,13 @@ def _siglip2_state(theirs: StateDict, config: ATokenConfig) -> dict[str, Tensor]
 
 
 def _joined(key: str, parts: list[Tensor | None]) -> dict[str, Tensor]:
-    """q, k and v as one matrix; nothing where a part is missing, so that the strict check names the key."""
+    """q, k and v as one matrix; nothing if a part is missing, so that the strict check reports the key."""
     present = [part for part in parts if part is not None]
     return {key: torch.cat(present)} if len(present) == len(parts) else {}
 
 
 def fill(model: ATokenModel, state: StateDict, source: str) -> ATokenModel:
-    """Put ``state`` into ``model`` (which may be on the meta device), strictly. Raises: CheckpointError."""
+    """Load ``state`` strictly into ``model``, which may be on the meta device. Raises: CheckpointError."""
     expected = model.state_dict()
     wrong = [f"missing {key}" for key in sorted(expected.keys() - state.keys())]
     wrong += [f"unexpected {key}" for key in sorted(state.keys() - expected.keys())]
@@ -280,9 +282,9 @@ def fill(model: ATokenModel, state: StateDict, source: str) -> ATokenModel:
 
 
 def load_folder(folder: str | Path, **options: Any) -> ATokenModel:
-    """A folder or hub id that ``save_pretrained`` made, strictly. ``options``: as ``from_pretrained`` takes them.
+    """The model of a folder or hub id that ``save_pretrained`` wrote, strictly. options: of ``from_pretrained``.
 
-    Raises: CheckpointError for a folder without a model, a damaged file, or weights that do not fit.
+    Raises: CheckpointError (no model in the folder, a damaged file, weights that do not fit).
     """
     try:
         with quiet_transformers():
@@ -295,20 +297,20 @@ def load_folder(folder: str | Path, **options: Any) -> ATokenModel:
     return model.eval()
 
 
-def load_transformers(folder: str | Path, kinds: Mapping[str, type[PreTrainedModel]]) -> PreTrainedModel:
-    """The fp32 model of a local folder of transformers, of the class that its type (in config.json) has in ``kinds``.
+def load_transformers(folder: str | Path, classes: Mapping[str, type[PreTrainedModel]]) -> PreTrainedModel:
+    """The fp32 model of a local transformers folder; ``classes`` maps the model_type in its config.json to a class.
 
-    Raises: CheckpointError, whose text is a clause without a full stop: the caller knows what the model is for.
+    Raises: CheckpointError with a clause without a full stop, to which the caller adds what the model is for.
     """
     try:
-        kind = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
-        if kind not in kinds:
-            raise ValueError(f"its config.json is of type {kind}, not {' or '.join(kinds)}")
+        model_type = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
+        if model_type not in classes:
+            raise ValueError(f"its config.json is of type {model_type}, not {' or '.join(classes)}")
         with quiet_transformers():
-            model, info = kinds[kind].from_pretrained(
+            model, info = classes[model_type].from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-        if info["missing_keys"]:  # transformers would draw these at random
+        if info["missing_keys"]:  # transformers would initialise these at random
             raise ValueError(f"it lacks {min(info['missing_keys'])}")
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(_first_line(error).rstrip(".")) from error
@@ -317,7 +319,7 @@ def load_transformers(folder: str | Path, kinds: Mapping[str, type[PreTrainedMod
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Switch off what transformers draws into files and pipes, too: progress bars, tables of weights not taken."""
+    """Switch off the progress bars and tables of unused weights that transformers prints, even into files and pipes."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -330,12 +332,12 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def fingerprint(model: ATokenModel) -> str:
-    """SHA-256 (hex) of architecture and weights, these rounded to bf16 so that the dtype in use does not count."""
+    """SHA-256 (hex) of architecture and weights, rounded to bf16, so that it does not depend on the dtype in use."""
     config = model.config.to_dict()
     sizes = {key: config[key] for key in sorted(ATokenConfig.__annotations__) if key in config}
     for part in ("gaussian_decoder", "text"):
         if sizes[part] is None:
-            del sizes[part]  # models from before there was one keep their fingerprint
+            del sizes[part]  # fingerprints are older than these fields
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -372,7 +374,7 @@ def _yaml_block(path: Path, *names: str) -> Mapping[str, Any]:
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not a published configuration (no {'.'.join(names)} in it).") from error
     if not isinstance(block, Mapping):
-        raise CheckpointError(f"{path} is not a published configuration ({'.'.join(names)} is no block).")
+        raise CheckpointError(f"{path} is not a published configuration ({'.'.join(names)} is not a block).")
     return block
 
 

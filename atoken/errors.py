@@ -1,12 +1,12 @@
-"""The errors that a user can meet: one sentence each, what is wrong and what to do.
+"""The errors that a user can meet; each message is one sentence on what is wrong and what to do.
 
-Every failure that depends on what a user passed in (a file, an array, an option, a weight file) is raised as an
-``AtokenError``; exceptions of other packages are translated where they arise and never reach the caller.
+Every failure caused by what a user passed in (a file, an array, an option, a weight file) is raised as an
+``AtokenError``; exceptions of other packages are translated where they arise and do not reach the caller.
 """
 
 
 class AtokenError(Exception):
-    """Base of all errors that AToken raises on purpose; ``str(error)`` is one sentence for a person."""
+    """Base of all errors that AToken raises on purpose; ``str(error)`` is the sentence."""
 
 
 class MediaError(AtokenError):
@@ -29,8 +29,8 @@ class MissingExtraError(AtokenError):
 
 
 class AtokenWarning(UserWarning):
-    """Something of the input that the result will not hold, said aloud (an audio track, further pages)."""
+    """A part of the input that the result does not contain, such as an audio track or further pages."""
 
 
 class ReportError(AtokenError):
-    """A run without a readable log, or a report that cannot be written."""
+    """A log or result that cannot be read, or a report that cannot be written."""

@@ -1,7 +1,7 @@
-"""Voxels to 3D Gaussians: a transformer over windows of voxels, and what its outputs mean (paper section 3.1, eq. 3).
+"""Voxels to 3D Gaussians: a transformer over windows of voxels, and how to read its outputs (paper section 3.1, eq. 3).
 
-Sizes come from the configuration; what is fixed here is fixed by the published decoder, which is that of TRELLIS
-(arXiv 2412.01506). Shape letters: ``atoken/tokens.py``; ``X`` are the numbers of one voxel, ``R`` its Gaussians.
+Sizes come from the configuration; the constants here are those of the published decoder, which is that of TRELLIS
+(arXiv 2412.01506). Shape letters: ``atoken/tokens.py``; ``X`` numbers of one voxel, ``R`` its Gaussians.
 """
 
 from __future__ import annotations
@@ -23,27 +23,33 @@ from atoken.tokens import SparseTokens
 
 RESOLUTION = 64  # voxels along one side of the box [-0.5, 0.5]^3
 GAUSSIANS = 32  # of one voxel
-LAYOUT = {"offsets": 3, "colors": 3, "scales": 3, "quats": 4, "opacities": 1}  # all offsets of a voxel, all colours...
+LAYOUT = {
+    "offsets": 3,
+    "colors": 3,
+    "scales": 3,
+    "quats": 4,
+    "opacities": 1,
+}  # all offsets of a voxel, then all its colours, ...
 OUTPUTS = GAUSSIANS * sum(LAYOUT.values())  # of the network for a voxel
 WINDOW, SHIFT = 8, 4  # voxels along one side of a window; shift of the windows in every second block
 SOFTCAP = 30.0  # of the attention logits
-REACH = 1.5  # side of the cube around a voxel's centre that its Gaussians stay in, in voxels
-SCALE_START, SCALE_LEAST = 4e-3, 9e-4  # in the units of the box: where the output is zero, and added in quadrature
-OPACITY_START = 0.1  # where the output is zero
+REACH = 1.5  # side, in voxels, of the cube around a voxel's centre in which its Gaussians stay
+SCALE_START, SCALE_LEAST = 4e-3, 9e-4  # in units of the box: for an output of zero; added in quadrature
+OPACITY_START = 0.1  # for an output of zero
 ROTATION_RATE = 0.1
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Voxels grouped by window: ``order`` (N,) puts them window after window, ``back`` (N,) undoes that."""
+    """Voxels grouped by window: ``order`` (N,) sorts them by window, ``back`` (N,) is the inverse."""
 
     order: Tensor
     back: Tensor
-    bounds: Bounds  # of the windows that hold a voxel, in the order of ``order``
+    bounds: Bounds  # of the windows that contain a voxel, in sorted order
 
     @staticmethod
     def of(voxels: SparseTokens, shift: int) -> Windows:
-        """Windows of each sample, moved by ``shift`` voxels along each axis; found with one integer sort."""
+        """Windows of each sample, shifted by ``shift`` voxels along each axis; one integer sort."""
         side = (RESOLUTION + SHIFT) // WINDOW + 1
         window_N = voxels.sample_N
         for axis in (1, 2, 3):
@@ -88,7 +94,7 @@ class WindowBlock(nn.Module):
 
 
 class OutputLayer(Linear):
-    """LayerNorm without gain and bias, then linear; its weights start at zero."""
+    """LayerNorm without gain and bias, then a linear layer whose weights start at zero."""
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, D) -> (N, outputs)."""
@@ -96,16 +102,16 @@ class OutputLayer(Linear):
 
 
 class Neighborhood(nn.Module):
-    """Which voxels of the cube of ``side`` around each voxel are there, as a vector: a convolution of occupancy.
+    """A convolution of occupancy: which cells of the cube of ``side`` around each voxel hold a voxel, to a vector.
 
-    The published decoder has none. A small one learns from it within minutes where in its voxel a surface lies, which
-    attention over sinusoidal positions takes far longer to find (docs/recipe.md). Raises ValueError for an even side.
+    The published decoder has none. With it, a small decoder learns within minutes where in its voxel a surface lies;
+    attention over sinusoidal positions takes far longer (docs/recipe.md). Raises ValueError for an even side.
     """
 
     def __init__(self, side: int, width: int) -> None:
         super().__init__()
         if side % 2 == 0:
-            raise ValueError(f"A neighborhood's side must be odd, got {side}.")
+            raise ValueError(f"The side of a neighborhood must be odd, got {side}.")
         self.side = side
         self.project = Linear(side**3, width, bias=False)
 
@@ -115,14 +121,14 @@ class Neighborhood(nn.Module):
 
 
 class GaussianDecoder(nn.Module):
-    """Patches of voxels to the Gaussians that show them.
+    """Patches of voxels to Gaussians.
 
-    values: numbers of a voxel's patch (768). width, layers, heads, mlp: of the transformer. neighborhood: side of the
-    cube of voxels whose occupancy it reads, too; 0 is none, as published.
+    values: numbers in the patch of a voxel (768). width, layers, heads, mlp: of the transformer. neighborhood: side of
+    the cube of cells of a ``Neighborhood``; 0 is none, as published.
     """
 
     gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers when it is switched on
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers when checkpointing is enabled
 
     def __init__(self, values: int, *, width: int, layers: int, heads: int, mlp: int, neighborhood: int = 0) -> None:
         super().__init__()
@@ -132,18 +138,18 @@ class GaussianDecoder(nn.Module):
         self.out = OutputLayer(width, OUTPUTS)
 
     def forward(self, voxels: SparseTokens) -> list[Gaussians]:
-        """Patches (N, 768) in [-1, 1] on voxels (x, y, z) to the Gaussians of each sample, in fp32, voxel after voxel.
+        """Patches (N, 768) in [-1, 1] on voxels (x, y, z) to the Gaussians of each sample, in fp32, in order of voxels.
 
-        The column t is not read. Raises ValueError for a voxel outside the grid of 64^3.
+        The column t is ignored. Raises ValueError for a voxel outside the grid of 64^3.
         """
         samples = voxels.with_feats(self.outputs(voxels)).unpack()
         return [to_gaussians(sample.feats, sample.coords[:, 1:]) for sample in samples]
 
     def outputs(self, voxels: SparseTokens) -> Tensor:
-        """What the network puts out for each voxel, (N, 448) fp32, as ``LAYOUT`` says. Raises: as ``forward``."""
+        """The network's outputs for each voxel, (N, 448) fp32, as in ``LAYOUT``. Raises: as ``forward``."""
         coords_N3 = voxels.coords[:, 1:]
         if bool(((coords_N3 < 0) | (coords_N3 >= RESOLUTION)).any()):
-            raise ValueError(f"Voxel coordinates must lie in [0, {RESOLUTION}).")
+            raise ValueError(f"Voxel coordinates must be in [0, {RESOLUTION}).")
         windows = Windows.of(voxels, 0), Windows.of(voxels, SHIFT)
         x_ND = self.inputs(voxels.feats.to(self.inputs.weight.dtype))
         x_ND = x_ND + positions(coords_N3, x_ND.shape[1]).to(x_ND.dtype)
@@ -158,15 +164,15 @@ class GaussianDecoder(nn.Module):
 
 
 def occupancy(voxels: SparseTokens, side: int) -> Tensor:
-    """Whether each cell of the cube of ``side`` around each voxel holds a voxel of its sample: (N, side^3) bool.
+    """Whether each cell of the cube of ``side`` around each voxel holds a voxel of the same sample: (N, side^3) bool.
 
-    Cells in the order x, y, z; those outside the grid of 64^3 are empty.
+    Cells are in the order x, y, z; those outside the grid of 64^3 are empty.
     """
     reach = side // 2
     full = RESOLUTION + 2 * reach
-    place_N4 = torch.cat([voxels.sample_N[:, None], voxels.coords[:, 1:].long() + reach], dim=1)
-    strides = torch.tensor([full**3, full**2, full, 1], device=place_N4.device)
-    index_N = (place_N4 * strides).sum(1)
+    position_N4 = torch.cat([voxels.sample_N[:, None], voxels.coords[:, 1:].long() + reach], dim=1)
+    strides = torch.tensor([full**3, full**2, full, 1], device=position_N4.device)
+    index_N = (position_N4 * strides).sum(1)
     grid = torch.zeros(len(voxels.lengths) * full**3, dtype=torch.bool, device=index_N.device)
     grid[index_N] = True
     steps = torch.arange(-reach, reach + 1, device=index_N.device)
@@ -185,8 +191,8 @@ def positions(coords_N3: Tensor, width: int) -> Tensor:
 def to_gaussians(outputs_NX: Tensor, coords_N3: Tensor) -> Gaussians:
     """Network outputs (N, 448) of one asset as its 32 N Gaussians.
 
-    Means lie at most 0.75 voxels from their voxel's centre along each axis. Where the outputs are zero they are spread
-    over the voxel (Hammersley points), scales are 4e-3, opacities 0.1, rotations none, colours grey.
+    Means are at most 0.75 voxels from the centre of their voxel along each axis. Outputs of zero give means spread over
+    the voxel (Hammersley points), scales of 4e-3, opacities of 0.1, no rotation, and grey.
     """
     offsets_NR3, colors_NR3, scales_NR3, quats_NR4, opacities_NR1 = parts(outputs_NX.float()).values()
     centres_N3 = (coords_N3.float() + 0.5) / RESOLUTION - 0.5
@@ -205,12 +211,12 @@ def to_gaussians(outputs_NX: Tensor, coords_N3: Tensor) -> Gaussians:
 
 def parts(outputs_NX: Tensor) -> dict[str, Tensor]:
     """Network outputs (N, 448) by name, each (N, 32, 1 to 4)."""
-    by_kind = outputs_NX.split([GAUSSIANS * width for width in LAYOUT.values()], dim=1)
-    return {name: part.unflatten(1, (GAUSSIANS, -1)) for name, part in zip(LAYOUT, by_kind, strict=True)}
+    split = outputs_NX.split([GAUSSIANS * width for width in LAYOUT.values()], dim=1)
+    return {name: part.unflatten(1, (GAUSSIANS, -1)) for name, part in zip(LAYOUT, split, strict=True)}
 
 
 @functools.cache
 def spread() -> tuple[tuple[float, ...], ...]:
-    """Offsets, before tanh, that spread a voxel's Gaussians over it in a Hammersley sequence: 32 rows of x, y, z."""
+    """Offsets, before tanh, of a voxel's Gaussians at the points of a Hammersley sequence: 32 rows of x, y, z."""
     points = [(i / GAUSSIANS, radical_inverse(i, 2), radical_inverse(i, 3)) for i in range(GAUSSIANS)]
     return tuple(tuple(atanh((2 * value - 1) / REACH) for value in point) for point in points)

@@ -1,7 +1,7 @@
 """``Gaussians``: a 3D asset as coloured Gaussians, its .ply files, and images and videos of it.
 
-The .ply layout is that of 3D Gaussian splatting (Kerbl et al. 2023), which its viewers read: float32, opacity as logit,
-scale as natural logarithm, colour as the constant term of spherical harmonics (rgb = 0.5 + 0.282 f_dc).
+The .ply layout is that of 3D Gaussian splatting (Kerbl et al. 2023) and its viewers: float32, opacity as logit, scale
+as natural logarithm, colour as the constant term of spherical harmonics (rgb = 0.5 + 0.282 f_dc).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _FRAMES, _FPS = 72, 24  # of a saved video: one turn in three seconds
 class Gaussians:
     """M Gaussians in the world of ``atoken/cameras.py`` (z up, an asset in [-0.5, 0.5]^3); floats on one device.
 
-    means: (M, 3). scales: (M, 3) standard deviations along the own axes, above 0. quats: (M, 4) w, x, y, z, of length
-    1, from own axes to the world's. opacities: (M,) in 0..1. colors: (M, 3) RGB, not clamped; the renderer takes values
-    below 0 as 0. Raises ValueError for other shapes.
+    means: (M, 3). scales: (M, 3) standard deviations along the Gaussian's own axes, above 0. quats: (M, 4) w, x, y, z,
+    of length 1, from its own axes to those of the world. opacities: (M,) in 0..1. colors: (M, 3) RGB, not clamped; the
+    renderer draws values below 0 as 0. Raises ValueError for other shapes.
     """
 
     means: Tensor
@@ -53,7 +53,7 @@ class Gaussians:
         for name, shape in _SHAPES.items():
             if getattr(self, name).shape != (len(self.means), *shape):
                 got = tuple(getattr(self, name).shape)
-                raise ValueError(f"{name} must be {(len(self.means), *shape)}, one row a Gaussian, got {got}.")
+                raise ValueError(f"{name} must be {(len(self.means), *shape)}, one row for each Gaussian, got {got}.")
 
     def __len__(self) -> int:
         return len(self.means)
@@ -63,15 +63,8 @@ class Gaussians:
         """The five tensors in the order that ``rasterize`` takes them."""
         return self.means, self.scales, self.quats, self.opacities, self.colors
 
-    @staticmethod
-    def concat(parts: Sequence[Gaussians]) -> Gaussians:
-        """All Gaussians of several assets as one. Raises ValueError for an empty list (the device would be unknown)."""
-        if not parts:
-            raise ValueError("concat() needs at least one part.")
-        return Gaussians(*(torch.cat([getattr(part, name) for part in parts]) for name in _SHAPES))
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Gaussians:
-        """The same Gaussians elsewhere or in another precision."""
+        """The same Gaussians on another device or in another precision."""
         return Gaussians(*(getattr(self, field.name).to(device, dtype) for field in fields(self)))
 
     def render(
@@ -83,50 +76,52 @@ class Gaussians:
         near: float = NEAR,
         far: float = inf,
     ) -> Tensor:
-        """(V, H, W, 3) RGB as V cameras see it, differentiable; not clamped at 1. Arguments as of ``rasterize``.
+        """(V, H, W, 3) RGB images from V cameras, differentiable, not clamped at 1.
 
-        size: (H, W), or the side of a square.
+        size: (H, W), or the side of a square. The other arguments are those of ``rasterize``.
         """
         size = (size, size) if isinstance(size, int) else size
         return rasterize(self.splats, cameras, size, background=background, near=near, far=far).rgb
 
-    def contact_sheet(self, cameras: Cameras | None = None, size: int = 256, columns: int = 4) -> Image:
-        """An image of square views on black, row after row; without ``cameras``, eight from all around."""
+    def image_grid(self, cameras: Cameras | None = None, size: int = 256, columns: int = 4) -> Image:
+        """One image of square views on black, in rows of ``columns``; without ``cameras``, eight views all around."""
         cameras = Cameras.turntable(8) if cameras is None else cameras
         columns = min(columns, len(cameras))
-        sheet = np.zeros((-(-len(cameras) // columns), columns, size, size, 3), np.uint8)
+        grid = np.zeros((-(-len(cameras) // columns), columns, size, size, 3), np.uint8)
         for view in range(len(cameras)):
-            sheet[view // columns, view % columns] = self._view(cameras[view : view + 1], size)[0]
-        return Image(sheet.swapaxes(1, 2).reshape(-1, columns * size, 3))
+            grid[view // columns, view % columns] = self._view(cameras[view : view + 1], size)[0]
+        return Image(grid.swapaxes(1, 2).reshape(-1, columns * size, 3))
 
     def save(self, path: str | Path, *, up: Up = "z") -> None:
-        """Write a .ply of all Gaussians, a .png of one view or an .mp4 of one turn, whole or not at all.
+        """Write, atomically, a .ply of all Gaussians, a .png of one view, or an .mp4 of one turn of the camera.
 
-        ``up`` is the axis of the file that points up, for .ply: "z" as here; "y" as in glTF and three.js; "-y" as in
-        files of 3DGS's own tools, whose axes are a camera's, and as their viewers and TRELLIS have it. Without loss up
-        to fp32 rounding, where opacities are in 0..1 and scales above 0. Raises: MediaError (another suffix, values
-        that are not finite, a failure to write).
+        up: the axis of the .ply file that points up. "z" as here; "y" as in glTF and three.js; "-y" as in files of 3DGS
+        and TRELLIS and in their viewers, whose axes are those of a camera. A .ply is lossless up to fp32 rounding if
+        opacities are in 0..1 and scales above 0. Raises: MediaError (another suffix, values that are not finite, a
+        failure to write).
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".ply":
-            _write_ply(_turned(self, *_turn(up)), path)
+            _write_ply(_rotated(self, *_rotation_to(up)), path)
         elif suffix == ".png":
-            self.contact_sheet(Cameras.turntable(1), _VIEW).save(path)
+            self.image_grid(Cameras.turntable(1), _VIEW).save(path)
         elif suffix == ".mp4":
             self._save_turntable(path)
         else:
-            raise MediaError(f"Cannot write {path}: Gaussians are written as .ply, .png or .mp4; choose such a name.")
+            raise MediaError(
+                f"Cannot write {path}: Gaussians are written as .ply, .png or .mp4; use one of these suffixes."
+            )
 
     @staticmethod
     def load(path: str | Path, *, up: Up = "z", limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         """Read a binary .ply of 3D Gaussian splatting, in fp32 on the CPU; ``up`` as in ``save``.
 
-        Properties that have no place here (view-dependent colour f_rest_*) are left out with an AtokenWarning. The
-        declared size is checked against the file and ``limits.max_memory`` before it is read. Raises: MediaError
-        (missing, not such a file, damaged, truncated, over the limit, values that are not finite).
+        Properties without a field here (view-dependent colour f_rest_*) are skipped with an AtokenWarning. The declared
+        size is checked against the file and ``limits.max_memory`` before the file is read. Raises: MediaError (missing,
+        not such a file, damaged, truncated, over the limit, values that are not finite).
         """
-        cos, sin = _turn(up)
-        return _turned(_activated(_read_ply(Path(path), limits), path), cos, -sin)
+        cos, sin = _rotation_to(up)
+        return _rotated(_activated(_read_ply(Path(path), limits), path), cos, -sin)
 
     def _save_turntable(self, path: str | Path) -> None:
         cameras = Cameras.turntable(_FRAMES)
@@ -141,16 +136,16 @@ class Gaussians:
         return pixels
 
 
-def _turn(up: str) -> tuple[float, float]:
-    """Cosine and sine of the turn about x that brings z to ``up``. Raises: MediaError."""
-    turns = {"z": (1.0, 0.0), "y": (0.0, -1.0), "-y": (0.0, 1.0)}
-    if up not in turns:
-        raise MediaError(f"up must be one of {', '.join(turns)}, got {up!r}.")
-    return turns[up]
+def _rotation_to(up: str) -> tuple[float, float]:
+    """Cosine and sine of the rotation about x that brings z to ``up``. Raises: MediaError."""
+    rotations = {"z": (1.0, 0.0), "y": (0.0, -1.0), "-y": (0.0, 1.0)}
+    if up not in rotations:
+        raise MediaError(f"up must be one of {', '.join(rotations)}, got {up!r}.")
+    return rotations[up]
 
 
-def _turned(gaussians: Gaussians, cos: float, sin: float) -> Gaussians:
-    """All turned about the x axis."""
+def _rotated(gaussians: Gaussians, cos: float, sin: float) -> Gaussians:
+    """All Gaussians, rotated about the x axis."""
     (x, y, z), (qw, qx, qy, qz) = gaussians.means.unbind(-1), gaussians.quats.unbind(-1)
     means = torch.stack([x, y * cos - z * sin, y * sin + z * cos], dim=-1)
     c = ((1 + cos) / 2) ** 0.5  # of half the angle
@@ -178,7 +173,7 @@ def _write_ply(gaussians: Gaussians, path: str | Path) -> None:
     tiny = torch.finfo(torch.float32).tiny
     columns = [
         exact.means, torch.zeros_like(exact.means), (exact.colors - 0.5) / SH_0,
-        exact.opacities.clamp(tiny, 1 - 2**-24).logit()[:, None],  # the nearest to 1 that fp32 holds
+        exact.opacities.clamp(tiny, 1 - 2**-24).logit()[:, None],  # the largest fp32 number below 1
         exact.scales.clamp_min(tiny).log(), exact.quats,
     ]  # fmt: skip
     table = torch.cat(columns, dim=1).detach().float().numpy().astype("<f4", copy=False)
@@ -191,7 +186,7 @@ def _write_ply(gaussians: Gaussians, path: str | Path) -> None:
 
 
 def _activated(table: dict[str, np.ndarray], path: str | Path) -> Gaussians:
-    """Gaussians from the stored values."""
+    """Gaussians from the stored values; the inverse of the activations of 3DGS."""
 
     def columns(names: Sequence[str]) -> Tensor:
         return torch.from_numpy(np.stack([table[name] for name in names], axis=1))
@@ -199,7 +194,9 @@ def _activated(table: dict[str, np.ndarray], path: str | Path) -> Gaussians:
     quats, scales = columns(_QUATS), columns(_SCALES).exp()
     lengths = quats.norm(dim=1, keepdim=True)
     if not bool(scales.isfinite().all()) or not bool(((lengths > 0) & lengths.isfinite()).all()):
-        raise MediaError(f"Cannot read {path}: it has scales beyond fp32 or rotations of no length; export it again.")
+        raise MediaError(
+            f"Cannot read {path}: some scales are beyond fp32 or some rotations have length 0; export it again."
+        )
     opacities, colors = torch.from_numpy(table["opacity"]).sigmoid(), columns(_DC) * SH_0 + 0.5
     return Gaussians(columns(_MEANS), scales, quats / lengths, opacities, colors)
 
@@ -211,14 +208,14 @@ def _read_ply(path: Path, limits: Limits) -> dict[str, np.ndarray]:
         count, row = _vertex_layout(file, failed)
         size, left = count * row.itemsize, os.fstat(file.fileno()).st_size - file.tell()
         if size > left:
-            raise MediaError(f"{failed}: it declares {count:,} Gaussians but is truncated; export or copy it again.")
+            raise MediaError(f"{failed}: it declares {count:,} Gaussians but is shorter; export or copy it again.")
         if size > limits.max_memory:
             raise MediaError(
                 f"{failed}: its {count:,} Gaussians take {size:,} bytes, over the limit of {limits.max_memory:,}; "
                 "raise the limit (Limits in Python) if you trust the file."
             )
         table = np.fromfile(file, row, count)
-    with np.errstate(over="ignore"):  # of doubles that are beyond fp32, which are then refused
+    with np.errstate(over="ignore"):  # doubles beyond fp32 become infinite and are refused below
         used = {name: table[name].astype(np.float32) for name in _FIELDS if name not in _NORMALS}
     _check_finite(used, failed)
     return used
@@ -227,8 +224,8 @@ def _read_ply(path: Path, limits: Limits) -> dict[str, np.ndarray]:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        if not path.is_file():  # opening a pipe or a device could wait for ever
-            raise MediaError(f"Cannot read {path}: there is no such file; name a .ply of Gaussians.")
+        if not path.is_file():  # opening a pipe or a device could block
+            raise MediaError(f"Cannot read {path}: there is no such file; pass a .ply of Gaussians.")
         with path.open("rb") as file:
             yield file
     except OSError as error:
@@ -238,20 +235,22 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _vertex_layout(file: BinaryIO, failed: str) -> tuple[int, np.dtype]:
-    """Number and layout of the vertices, which follow in the file. Raises: MediaError. Warns of unused properties."""
+    """Number and layout of the vertices that follow in the file; warns of unused properties. Raises: MediaError."""
     elements = _header(file, failed)
     if not elements or elements[0][0] != "vertex":
-        raise MediaError(f"{failed}: its first element is not 'vertex', so it is no .ply of Gaussians.")
+        raise MediaError(f"{failed}: its first element is not 'vertex', so it is not a .ply of Gaussians.")
     _, count, layout = elements[0]
     names = [name for name, _ in layout]
     missing = [name for name in _FIELDS if name not in names and name not in _NORMALS]
     if missing or len(set(names)) < len(names):
-        what = f"lacks {', '.join(missing)}" if missing else "names a property twice"
-        raise MediaError(f"{failed}: it {what}, so it is no .ply of Gaussians; a mesh is read by atoken.load_media.")
+        what = f"lacks {', '.join(missing)}" if missing else "has a property twice"
+        raise MediaError(
+            f"{failed}: it {what}, so it is not a .ply of Gaussians; meshes are read by atoken.load_media."
+        )
     unused = [name for name in names if name not in _FIELDS]
     if unused:
         listed = unused[0] if len(unused) == 1 else f"{unused[0]} to {unused[-1]} ({len(unused)})"
-        message = f"{failed.removeprefix('Cannot read ')} has properties that are left out: {listed}."
+        message = f"{failed.removeprefix('Cannot read ')} has properties that are not read: {listed}."
         warnings.warn(message, AtokenWarning, stacklevel=4)
     return count, np.dtype(layout)
 
@@ -275,16 +274,18 @@ def _header(file: BinaryIO, failed: str) -> list[tuple[str, int, list[tuple[str,
             case ["format", *_]:
                 raise MediaError(f"{failed}: only binary little-endian .ply files are read; export it as such.")
             case _:
-                raise MediaError(f"{failed}: its header has a line that is no .ply of Gaussians: {line[:60]!r}.")
+                raise MediaError(
+                    f"{failed}: its header has a line that a .ply of Gaussians does not have: {line[:60]!r}."
+                )
     if not binary:
-        raise MediaError(f"{failed}: its header names no format; export it as binary little-endian .ply.")
+        raise MediaError(f"{failed}: its header has no format; export it as binary little-endian .ply.")
     return elements
 
 
 def _header_lines(file: BinaryIO, failed: str) -> Iterator[str]:
     """Lines between "ply" and "end_header"."""
     if file.readline(8).strip() != b"ply":
-        raise MediaError(f"{failed}: it does not begin with 'ply'; name a .ply of Gaussians.")
+        raise MediaError(f"{failed}: it does not begin with 'ply'; pass a .ply of Gaussians.")
     while file.tell() < _HEADER_BYTES:
         line = file.readline(_HEADER_BYTES).decode("ascii", "replace")
         if line.strip() == "end_header":
@@ -292,10 +293,9 @@ def _header_lines(file: BinaryIO, failed: str) -> Iterator[str]:
         if not line.endswith("\n"):
             break
         yield line.strip()
-    raise MediaError(f"{failed}: its header has no end within {_HEADER_BYTES:,} bytes; it is damaged or truncated.")
+    raise MediaError(f"{failed}: its header does not end within {_HEADER_BYTES:,} bytes; it is damaged or truncated.")
 
 
 def _check_finite(columns: dict[str, np.ndarray], failed: str) -> None:
-    wrong = [name for name, values in columns.items() if not np.isfinite(values).all()]
-    if wrong:
+    if wrong := [name for name, values in columns.items() if not np.isfinite(values).all()]:
         raise MediaError(f"{failed}: {', '.join(wrong)} must be finite everywhere.")

@@ -23,10 +23,10 @@ _ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if _ONEDNN else ()
 
 
 @dataclass(frozen=True)
-class Places:
-    """What attention must know of where tokens are: sample bounds and rotations, of queries and of keys.
+class Positions:
+    """What attention needs of the positions of tokens: sample bounds and rotations, of queries and of keys.
 
-    ``merge`` (kv tokens,) puts cached and new keys into sample order; None where there is no cache.
+    ``merge`` (kv tokens,) is the index that puts cached and new keys into sample order; None without a cache.
     """
 
     bounds: Bounds
@@ -36,17 +36,17 @@ class Places:
     merge: Tensor | None = None
 
     @staticmethod
-    def of(tokens: SparseTokens, head_width: int, base: float | None) -> Places:
-        """Places of tokens that attend to one another; ``base`` None switches the rotary embedding off."""
-        turn = None if base is None else rotation(tokens.coords, head_width, base)
-        return Places(tokens.bounds, turn, tokens.bounds, turn)
+    def of(tokens: SparseTokens, head_width: int, base: float | None) -> Positions:
+        """Positions of tokens that attend to one another; ``base`` None switches the rotary embedding off."""
+        rotated = None if base is None else rotation(tokens.coords, head_width, base)
+        return Positions(tokens.bounds, rotated, tokens.bounds, rotated)
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, with GELU (tanh form) after it where ``gelu``.
+    """``nn.Linear``, followed by GELU (tanh form) if ``gelu``.
 
-    On a CPU, where no gradient is wanted, the product is oneDNN's with GELU built in: in fp32 on AMD it is a fifth
-    faster than MKL's, which torch takes by itself (docs/results.md).
+    On a CPU and without gradients it calls oneDNN's product with GELU built in: in fp32 on AMD this is a fifth faster
+    than MKL's, which torch uses by default (docs/results.md).
     """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, gelu: bool = False) -> None:
@@ -68,20 +68,20 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 class QKNorm(nn.Module):
-    """Queries or keys on the unit sphere, times a learned gain for each head and channel, times sqrt(K)."""
+    """Queries or keys scaled to length sqrt(K), times a learned gain for each head and channel."""
 
     def __init__(self, heads: int, head_width: int) -> None:
         super().__init__()
         self.gain_HK = nn.Parameter(torch.ones(heads, head_width))
 
     def forward(self, x_NHK: Tensor) -> Tensor:
-        """(N, H, K) -> (N, H, K), in fp32, dtype as it came."""
+        """(N, H, K) -> (N, H, K), computed in fp32, returned in the dtype of the input."""
         unit_NHK = F.normalize(x_NHK.float(), dim=-1)
         return (unit_NHK * (self.gain_HK.float() * x_NHK.shape[-1] ** 0.5)).to(x_NHK.dtype)
 
 
 class Attention(nn.Module):
-    """Self-attention inside each sample; with a cache, also to the last time steps of the tile before."""
+    """Self-attention inside each sample; with a cache, also to the last time steps of the previous tile."""
 
     def __init__(self, width: int, heads: int, *, bias: bool, qk_norm: bool) -> None:
         super().__init__()
@@ -91,19 +91,19 @@ class Attention(nn.Module):
         self.k_norm = QKNorm(heads, width // heads) if qk_norm else nn.Identity()
         self.out = Linear(width, width, bias=bias)
 
-    def forward(self, x_ND: Tensor, places: Places, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_ND: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         """(N, D) -> (N, D). Keys enter the cache after QK-norm and before rotation."""
         q_NHK, k_NHK, v_NHK = self.qkv(x_ND).unflatten(-1, (3, self.heads, -1)).unbind(1)
         q_NHK, k_NHK = self.q_norm(q_NHK), self.k_norm(k_NHK)
         if cache is not None:
-            k_NHK, v_NHK = cache.extend(k_NHK, v_NHK, places.merge)
-        if places.rotation is not None and places.kv_rotation is not None:
-            q_NHK, k_NHK = rotate(q_NHK, places.rotation), rotate(k_NHK, places.kv_rotation)
-        return self.out(varlen_attention(q_NHK, k_NHK, v_NHK, places.bounds, places.kv_bounds).flatten(1))
+            k_NHK, v_NHK = cache.extend(k_NHK, v_NHK, positions.merge)
+        if positions.rotation is not None and positions.kv_rotation is not None:
+            q_NHK, k_NHK = rotate(q_NHK, positions.rotation), rotate(k_NHK, positions.kv_rotation)
+        return self.out(varlen_attention(q_NHK, k_NHK, v_NHK, positions.bounds, positions.kv_bounds).flatten(1))
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm whose gain follows the input's dtype, so that autocast keeps the fused kernel."""
+    """RMSNorm whose gain is cast to the dtype of the input, so that autocast keeps the fused kernel."""
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, D) -> (N, D)."""
@@ -134,9 +134,9 @@ class Block(nn.Module):
         self.norm2 = norm(width, eps=NORM_EPS)
         self.mlp = MLP(width, hidden, bias=not decoder)
 
-    def forward(self, x_ND: Tensor, places: Places, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_ND: Tensor, positions: Positions, cache: LayerCache | None = None) -> Tensor:
         """(N, D) -> (N, D)."""
-        x_ND = x_ND + self.attention(self.norm1(x_ND), places, cache)
+        x_ND = x_ND + self.attention(self.norm1(x_ND), positions, cache)
         return x_ND + self.mlp(self.norm2(x_ND))
 
 
@@ -162,8 +162,8 @@ class PositionTable(nn.Module):
     def resized(self, rows: int, columns: int) -> Tensor:
         """(rows * columns, D) fp32: bilinear with anti-aliasing, corners not aligned.
 
-        The memory layout matters: with it, torch's CPU kernel gives for one column what it gives SigLIP2 and the
-        published code (docs/conventions.md, "One column").
+        The memory layout matters: torch's CPU kernel gives another result for one column in another layout; this is
+        the one of SigLIP2 and of the published code (docs/conventions.md, "One column").
         """
         table = self.weight.float().unflatten(0, (self.grid, self.grid)).permute(2, 0, 1)[None].contiguous()
         table = F.interpolate(table, (rows, columns), mode="bilinear", antialias=True, align_corners=False)
@@ -172,7 +172,7 @@ class PositionTable(nn.Module):
 
 @dataclass(frozen=True)
 class PoolState:
-    """Online softmax over the tokens seen so far: largest logit, its normaliser, and the weighted sum of tokens."""
+    """Online softmax over the tokens seen so far: largest logit, normaliser, and weighted sum of tokens."""
 
     largest_BH: Tensor
     total_BH: Tensor
@@ -180,10 +180,10 @@ class PoolState:
 
 
 class PoolingHead(nn.Module):
-    """SigLIP2's attention pooling: one learned probe attends to all tokens of a sample; no positions.
+    """SigLIP2's attention pooling: one learned probe attends to all tokens of a sample, without positions.
 
-    A probe that is the same for all lets the key projection be folded into the probe and the value projection be
-    applied after the average, so that tokens are read once and tiles can come one after another.
+    Since the probe is the same for all samples, the key projection is folded into the probe, and the value projection
+    is applied after the average. So tokens are read once, and tiles can come one after another.
     """
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
@@ -202,7 +202,7 @@ class PoolingHead(nn.Module):
         return PoolState(zeros - torch.inf, zeros, zeros[..., None].expand(-1, -1, len(self.probe)))
 
     def update(self, state: PoolState, tokens: SparseTokens) -> PoolState:
-        """The state after some more tokens (N, D) of the same samples."""
+        """The state after further tokens (N, D) of the same samples."""
         q_HK = self.q(self.probe).float().unflatten(0, (self.heads, -1))
         key_HKD = self.kv.weight.chunk(2)[0].float().unflatten(0, (self.heads, -1))
         folded_HD = torch.einsum("hk,hkd->hd", q_HK, key_HKD) * q_HK.shape[-1] ** -0.5
@@ -232,15 +232,15 @@ class PoolingHead(nn.Module):
 
 
 class LayerCache:
-    """Keys (before rotation) and values of one layer, of the time steps that the next tile may look back to."""
+    """Keys (before rotation) and values of one layer, of the time steps that the next tile may attend to."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self.keep: Tensor | None = None  # which merged entries stay, set by TileCache for each tile
+        self.keep: Tensor | None = None  # index of the merged entries that stay; set by TileCache for each tile
 
     def extend(self, k_NHK: Tensor, v_NHK: Tensor, merge: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Cached and new entries in sample order; what the next tile needs is kept, detached."""
+        """Cached and new entries in sample order; those that the next tile needs are kept, detached."""
         if self.keys is not None and self.values is not None and merge is not None:
             k_NHK, v_NHK = torch.cat([self.keys, k_NHK])[merge], torch.cat([self.values, v_NHK])[merge]
         self.keys, self.values = k_NHK.detach()[self.keep], v_NHK.detach()[self.keep]
@@ -248,39 +248,39 @@ class LayerCache:
 
 
 class TileCache:
-    """The decoder's memory between tiles: the last ``steps`` time steps of every layer (paper section 3.4).
+    """The decoder's cache between tiles: the last ``steps`` time steps of every layer (paper section 3.4).
 
-    Cached entries stand at t = 0 .. steps - 1 and the next tile starts behind them.
+    Cached entries are at t = 0 .. steps - 1, and the next tile starts after them.
     """
 
     def __init__(self, steps: int, layers: int) -> None:
         self.steps = steps
         self.layers = [LayerCache() for _ in range(layers)]
-        self.places: SparseTokens | None = None  # of the cached entries; feats are empty
+        self.entries: SparseTokens | None = None  # positions of the cached entries; feats are empty
 
-    def enter(self, tokens: SparseTokens, tile_steps: int, head_width: int, base: float | None) -> Places:
-        """Places of a tile behind the cached entries; afterwards the cache is ready to take this tile in."""
+    def enter(self, tokens: SparseTokens, tile_steps: int, head_width: int, base: float | None) -> Positions:
+        """Positions of a tile after the cached entries; then the layers' caches can take this tile."""
         new = tokens.with_feats(tokens.feats[:, :0])
         start, merged, merge = 0, new, None
-        if self.places is not None:
-            start = int(self.places.coords[:, 0].max()) + 1 if len(self.places.coords) else 0
+        if self.entries is not None:
+            start = int(self.entries.coords[:, 0].max()) + 1 if len(self.entries.coords) else 0
             new = SparseTokens(new.feats, new.coords + new.coords.new_tensor([start, 0, 0, 0]), new.lengths)
-            merged, merge = _interleave(self.places, new)
+            merged, merge = _interleave(self.entries, new)
         self._remember(merged, start + tile_steps - self.steps)
-        queries, keys = Places.of(new, head_width, base), Places.of(merged, head_width, base)
-        return Places(queries.bounds, queries.rotation, keys.bounds, keys.rotation, merge)
+        queries, keys = Positions.of(new, head_width, base), Positions.of(merged, head_width, base)
+        return Positions(queries.bounds, queries.rotation, keys.bounds, keys.rotation, merge)
 
     def _remember(self, merged: SparseTokens, first: int) -> None:
         keep = (merged.coords[:, 0] >= first).nonzero()[:, 0]
         lengths = torch.bincount(merged.sample_N[keep], minlength=len(merged.lengths)).tolist()
         shift = merged.coords.new_tensor([max(first, 0), 0, 0, 0])
-        self.places = SparseTokens(merged.feats[keep], merged.coords[keep] - shift, tuple(lengths))
+        self.entries = SparseTokens(merged.feats[keep], merged.coords[keep] - shift, tuple(lengths))
         for layer in self.layers:
             layer.keep = keep
 
 
 def _interleave(first: SparseTokens, second: SparseTokens) -> tuple[SparseTokens, Tensor]:
-    """Two batches of the same samples as one, first parts before second ones, and the index that does it."""
+    """Two batches of the same samples as one, each sample's first part before its second, and the index for it."""
     pairs = zip(first.unpack(), second.unpack(), strict=True)
     joined = [SparseTokens.pack(pair) for pair in pairs]
     merged = SparseTokens.pack(joined)

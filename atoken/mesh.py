@@ -1,4 +1,4 @@
-"""A textured triangle mesh as plain arrays: what a 3D file becomes and what views are rendered from."""
+"""A textured triangle mesh as plain arrays: a 3D file is read as one, and views are rendered from it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from atoken.errors import MediaError
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """V vertices, F triangles, each corner with a colour and a place in a texture. Raises: MediaError.
+    """V vertices and F triangles; each corner has a colour and a position in a texture. Raises: MediaError.
 
-    vertices: (V, 3) float32, finite; of an asset that was read, in [-0.5, 0.5]^3 with z up. faces: (F, 3) int32.
-    colors: (F, 3, 4) uint8 RGBA of the corners, by which the texture is multiplied. uv: (F, 3, 2) float32, (0, 0) is
-    the texture's lower left corner, values beyond [0, 1] repeat. texture: (F,) int32, index into ``textures``, or -1.
-    textures: each (H, W, 4) uint8 RGBA, top row first.
+    vertices: (V, 3) float32, finite; of an asset that was read from a file, in [-0.5, 0.5]^3 with z up. faces: (F, 3)
+    int32. colors: (F, 3, 4) uint8 RGBA of the corners, multiplied with the texture. uv: (F, 3, 2) float32; (0, 0) is
+    the lower left corner of the texture, and values outside [0, 1] repeat it. texture: (F,) int32, an index into
+    ``textures``, or -1. textures: (H, W, 4) uint8 RGBA each, top row first.
     """
 
     vertices: np.ndarray
@@ -36,9 +36,9 @@ class Mesh:
         if not count or not np.isfinite(self.vertices).all() or not np.isfinite(self.uv).all():
             raise MediaError("A mesh must have at least one face, and only finite vertices and texture coordinates.")
         if self.faces.min() < 0 or self.faces.max() >= len(self.vertices):
-            raise MediaError(f"faces must index the {len(self.vertices)} vertices.")
+            raise MediaError(f"A face refers to a missing vertex; there are {len(self.vertices)} vertices.")
         if self.texture.min() < -1 or self.texture.max() >= len(self.textures):
-            raise MediaError(f"texture must be -1 or index the {len(self.textures)} textures.")
+            raise MediaError(f"A face refers to a missing texture; there are {len(self.textures)} textures.")
         for image in self.textures:
             _check("textures", image, np.uint8, (*image.shape[:2], 4))
 
@@ -49,17 +49,16 @@ def _check(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) ->
 
 
 def fitted(vertices: np.ndarray, name: str = "the asset") -> np.ndarray:
-    """Bring points (V, 3) into [-0.5, 0.5]^3: their box centred at the origin, its longest side 1; (V, 3) float32.
+    """Move and scale points (V, 3) into [-0.5, 0.5]^3: their box centred at the origin, its longest side 1; float32.
 
-    ``name`` is for messages. Raises: MediaError (points that are not finite, or all in one place). Source: design,
-    section 6.
+    ``name`` is for messages. Raises: MediaError (points that are not finite, or all at the same position).
     """
     points = vertices.astype(np.float64)
     low, high = points.min(0), points.max(0)
     with np.errstate(over="ignore"):
         longest = float((high - low).max())
     if not np.isfinite(longest):  # also where one point is NaN
-        raise MediaError(f"Cannot use {name}: it has points that are infinite or no numbers; export it again.")
+        raise MediaError(f"Cannot use {name}: some points are infinite or NaN; export it again.")
     if longest <= 1e-12 * float(np.abs([low, high]).max()):
-        raise MediaError(f"Cannot use {name}: all its points are in one place; export it again.")
+        raise MediaError(f"Cannot use {name}: all its points are at the same position; export it again.")
     return ((points - low - (high - low) / 2) / longest).astype(np.float32)

@@ -20,9 +20,9 @@ from atoken.layers import (
     NORM_EPS,
     Block,
     Linear,
-    Places,
     PoolingHead,
     PoolState,
+    Positions,
     PositionTable,
     QKNorm,
     RMSNorm,
@@ -34,7 +34,7 @@ from atoken.tokens import SparseTokens
 class ATokenConfig(PreTrainedConfig):
     """Sizes and switches of an ``ATokenModel``; the defaults are the released continuous model (48 channels).
 
-    A wrong combination raises ValueError with both numbers.
+    Sizes that do not fit together raise ValueError with both numbers.
     """
 
     model_type = "atoken"
@@ -55,10 +55,10 @@ class ATokenConfig(PreTrainedConfig):
     rope: bool = True
     rope_base: float = 10_000.0
     tile_frames: int = 16  # new frames in a tile
-    cache_frames: int = 0  # frames of the tile before that the decoder still sees
-    gaussian_decoder: dict[str, int] | None = None  # the sizes of a GaussianDecoder; None is a model without one
-    text: dict[str, Any] | None = None  # fields of a transformers Siglip2TextConfig; None is a model without text side
-    logit_scale_init: float = 4.8438  # logarithm; of image-text similarities, as in SigLIP2
+    cache_frames: int = 0  # frames of the previous tile that the decoder attends to
+    gaussian_decoder: dict[str, int] | None = None  # sizes of a GaussianDecoder; None: the model has none
+    text: dict[str, Any] | None = None  # fields of a transformers Siglip2TextConfig; None: no text side
+    logit_scale_init: float = 4.8438  # logarithm of the scale of image-text similarities, as in SigLIP2
     logit_bias_init: float = -15.5625
     initializer_range: float = 0.02
 
@@ -82,13 +82,13 @@ class ATokenConfig(PreTrainedConfig):
 
     @property
     def rotary_base(self) -> float | None:
-        """Base of the rotary embedding, None where it is switched off."""
+        """Base of the rotary embedding; None if it is switched off."""
         return self.rope_base if self.rope else None
 
     def steps(self, frames: int) -> int:
-        """Frames as time steps. Raises ValueError where they do not divide."""
+        """The number of time steps of ``frames``. Raises ValueError if they do not divide."""
         if frames % self.patch_size[0]:
-            raise ValueError(f"{frames} frames are no whole number of time steps of {self.patch_size[0]} frames.")
+            raise ValueError(f"{frames} frames are not a whole number of time steps of {self.patch_size[0]} frames.")
         return frames // self.patch_size[0]
 
     def _check(self) -> None:
@@ -100,13 +100,13 @@ class ATokenConfig(PreTrainedConfig):
                 )
         if self.fsq_levels and self.latent_channels % len(self.fsq_levels):
             raise ValueError(
-                f"latent_channels {self.latent_channels} must divide by the {len(self.fsq_levels)} FSQ levels."
+                f"latent_channels {self.latent_channels} must be a multiple of the {len(self.fsq_levels)} FSQ levels."
             )
         self.steps(self.tile_frames), self.steps(self.cache_frames)
         sizes = self.gaussian_decoder
         if sizes is not None and not _are_gaussian_sizes(sizes):
             raise ValueError(
-                "gaussian_decoder must be width (a multiple of heads), layers, heads, mlp and, where wanted, an odd "
+                "gaussian_decoder must have width (a multiple of heads), layers, heads, mlp and, optionally, an odd "
                 f"neighborhood, got {sizes}."
             )
 
@@ -118,21 +118,21 @@ def _are_gaussian_sizes(sizes: dict[str, int]) -> bool:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What ``ATokenModel.encode`` gives, by name."""
+    """The result of ``ATokenModel.encode``."""
 
     latents: SparseTokens  # (N, C) fp32: posterior mean, or the quantised values of a discrete model
     posterior: Posterior  # mean and logvar (N, C) fp32
     codes: Tensor | None  # (N, G) int64; None without a quantiser
     features: SparseTokens  # (N, D) before the bottleneck: what a language model or a probe reads
     pooled: Tensor  # (B, D) fp32, not normalised; zeros for an empty sample
-    pool_state: PoolState  # what ``pooled`` was made of: pass it on to pool over the next tiles, too
+    pool_state: PoolState  # of ``pooled``; pass it to the next call to pool over further tiles
 
 
 class Stack(nn.Module):
-    """An input layer, the learned positions, and the blocks of one side."""
+    """One side of the model: an input layer, the learned positions, and the blocks."""
 
     gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers when it is switched on
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers when checkpointing is enabled
 
     def __init__(self, config: ATokenConfig, side: str, inputs: int) -> None:
         super().__init__()
@@ -147,24 +147,24 @@ class Stack(nn.Module):
         )
         self.norm = RMSNorm(width, eps=NORM_EPS) if decoder else nn.LayerNorm(width, eps=NORM_EPS)
 
-    def forward(self, tokens: SparseTokens, places: Places, cache: TileCache | None = None) -> Tensor:
+    def forward(self, tokens: SparseTokens, positions: Positions, cache: TileCache | None = None) -> Tensor:
         """One tile: (N, inputs) -> (N, D)."""
         x_ND = self.inputs(tokens.feats.to(self.inputs.weight.dtype))
         x_ND = x_ND + self.position(tokens).to(x_ND.dtype)
         for layer, block in enumerate(self.blocks):
             memory = cache.layers[layer] if cache else None
             if self.gradient_checkpointing and self.training:
-                x_ND = self._gradient_checkpointing_func(block.__call__, x_ND, places, memory)
+                x_ND = self._gradient_checkpointing_func(block.__call__, x_ND, positions, memory)
             else:
-                x_ND = block(x_ND, places, memory)
+                x_ND = block(x_ND, positions, memory)
         return self.norm(x_ND)
 
 
 class ATokenModel(PreTrainedModel):
     """Encoder, bottleneck, pooling head and decoder over packed tokens.
 
-    ``gaussian_decoder`` makes Gaussians of the decoded patches of voxels (``atoken/gaussian_decoder.py``) and
-    ``text_tower`` vectors of texts (transformers' ``Siglip2TextModel``); either is None in a model without it.
+    ``gaussian_decoder`` turns the decoded patches of voxels into Gaussians (``atoken/gaussian_decoder.py``), and
+    ``text_tower`` texts into vectors (transformers' ``Siglip2TextModel``); each is None in a model without it.
     """
 
     config_class = ATokenConfig
@@ -194,16 +194,16 @@ class ATokenModel(PreTrainedModel):
     ) -> Encoded:
         """Patches (N, 3072) in [-1, 1] to latents, codes, features and pooled vectors.
 
-        Tiles of ``tile_frames`` frames, counted from each sample's first step, do not see one another; the pooled
-        vector sees them all, and with ``pool_state`` also those of the calls before.
-        Raises ValueError for a tile that is no whole number of time steps.
+        Tiles of ``tile_frames`` frames, counted from the first step of each sample, do not attend to one another. The
+        pooled vector is over all tiles, with ``pool_state`` also over those of earlier calls.
+        Raises ValueError for a tile that is not a whole number of time steps.
         """
         windows = tokens.time_windows(self.config.steps(tile_frames or self.config.tile_frames))
         state = pool_state or self.pool.start(len(tokens.lengths))
         parts = []
         for _, window in windows:
-            places = Places.of(window, self.encoder.head_width, self.config.rotary_base)
-            parts.append(window.with_feats(self.encoder(window, places)))
+            positions = Positions.of(window, self.encoder.head_width, self.config.rotary_base)
+            parts.append(window.with_feats(self.encoder(window, positions)))
             state = self.pool.update(state, parts[-1])
         return self._bottleneck(_scatter(tokens, windows, parts), state)
 
@@ -226,9 +226,9 @@ class ATokenModel(PreTrainedModel):
     ) -> SparseTokens:
         """Latents (N, C) to patches (N, 3072), nominally in [-1, 1].
 
-        ``tile_frames`` new frames a tile; ``cache_frames`` frames of the tile before stay visible through their keys
-        and values. ``cache``: the memory of the calls before (``tile_cache``), to go on with the same videos.
-        Raises ValueError for frames that are no whole number of time steps.
+        tile_frames: new frames of a tile. cache_frames: frames of the previous tile to which a tile attends, through
+        their cached keys and values. cache: a ``tile_cache`` that earlier calls have filled, to continue their videos.
+        Raises ValueError for frames that are not a whole number of time steps.
         """
         steps = self.config.steps(tile_frames or self.config.tile_frames)
         cache = cache or self.tile_cache(cache_frames)
@@ -236,19 +236,19 @@ class ATokenModel(PreTrainedModel):
         return _scatter(latents, windows, [self._decode_tile(window, steps, cache) for _, window in windows])
 
     def tile_cache(self, cache_frames: int | None = None) -> TileCache | None:
-        """An empty memory for ``decode``; None where the decoder looks at no earlier frames."""
+        """An empty cache for ``decode``; None if the decoder attends to no earlier frames."""
         frames = self.config.cache_frames if cache_frames is None else cache_frames
         return TileCache(self.config.steps(frames), len(self.decoder.blocks)) if frames else None
 
     def _decode_tile(self, tile: SparseTokens, steps: int, cache: TileCache | None) -> SparseTokens:
         width, base = self.decoder.head_width, self.config.rotary_base
-        places = Places.of(tile, width, base) if cache is None else cache.enter(tile, steps, width, base)
-        return tile.with_feats(self.to_patch(self.decoder(tile, places, cache)))
+        positions = Positions.of(tile, width, base) if cache is None else cache.enter(tile, steps, width, base)
+        return tile.with_feats(self.to_patch(self.decoder(tile, positions, cache)))
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Ids (T, L) of ``atoken.text.TextTokenizer`` to (T, D) fp32, not normalised, beside ``Encoded.pooled``.
+        """``TextTokenizer`` ids (T, L) to (T, D) fp32, not normalised, comparable with ``Encoded.pooled``.
 
-        Raises ValueError for a model without text side.
+        Raises ValueError for a model without a text side.
         """
         if self.text_tower is None:
             raise ValueError("This model has no text side.")
@@ -256,17 +256,17 @@ class ATokenModel(PreTrainedModel):
 
     @property
     def text_length(self) -> int:
-        """Tokens of a text that the text side reads (L); 0 without one."""
-        default = 64  # transformers' own, where the config does not say
+        """The number of tokens of a text that the text side reads (L); 0 without a text side."""
+        default = 64  # of transformers
         return 0 if self.config.text is None else int(self.config.text.get("max_position_embeddings", default))
 
     def forward(self, tokens: SparseTokens) -> tuple[Encoded, SparseTokens]:
-        """Encode and decode again: what a training step runs."""
+        """Encode and decode, as a training step does."""
         encoded = self.encode(tokens)
         return encoded, self.decode(encoded.latents)
 
     def save_pretrained(self, save_directory: str | Path, max_shard_size: str = "5GB", **options: Any) -> None:
-        """As in transformers: safetensors and config.json, in several files above 5 GB."""
+        """As in transformers, with weights above 5 GB in several files."""
         super().save_pretrained(save_directory, max_shard_size=max_shard_size, **options)
 
     @torch.no_grad()
@@ -276,11 +276,11 @@ class ATokenModel(PreTrainedModel):
         | parameter | start |
         | --- | --- |
         | linear weights, position tables, probe | normal, ``initializer_range`` |
-        | patch weights of frames 1 to 3 | zero, so that an image enters as in SigLIP2 (paper section 3.2) |
+        | patch weights of frames 1 to 3 | zero, so that images are read as in SigLIP2 (paper section 3.2) |
         | linear biases | zero |
         | norms and QK gains | one (biases zero) |
         | logit scale, logit bias | from the config |
-        | output weights of the Gaussian decoder | zero, so that it starts from its spread of small Gaussians |
+        | output weights of the Gaussian decoder | zero, so that it starts with small Gaussians spread over a voxel |
         """
         std = self.config.initializer_range
         match module:
@@ -308,7 +308,7 @@ class ATokenModel(PreTrainedModel):
 
 
 def _text_tower(fields: dict[str, Any], width: int) -> PreTrainedModel:
-    """SigLIP2's text tower, whose vectors share the space of the pooling head's. Raises ValueError for other widths."""
+    """SigLIP2's text tower. Raises ValueError if its vectors are not as wide as those of the pooling head."""
     from transformers import Siglip2TextConfig, Siglip2TextModel
 
     config = Siglip2TextConfig(**fields)
@@ -324,7 +324,7 @@ def _scatter(
     if len(windows) == 1:
         return tokens.with_feats(parts[0].feats)
     order = torch.cat([index for index, _ in windows if isinstance(index, Tensor)])
-    # The way back by its index: copying to indices would keep all that it copies for the gradient.
+    # index_select with the inverse index: index_copy would keep everything it copies for the gradient.
     back = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
     return replace(tokens, feats=torch.cat([part.feats for part in parts]).index_select(0, back))
 

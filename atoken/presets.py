@@ -7,7 +7,7 @@ from typing import Any
 
 from atoken.model import ATokenConfig
 
-FSQ_LEVELS = (4,) * 6  # of one group; 48 channels are 8 groups of 4096 codes (paper section 3.4)
+FSQ_LEVELS = (4,) * 6  # of one group of channels: 48 channels make 8 groups of 4096 codes (paper section 3.4)
 BUNDLED = Path(__file__).parent / "weights"
 
 
@@ -22,14 +22,14 @@ SMALL_TEXT_TOWER = {
     "max_position_embeddings": 32, "projection_size": 192, "pad_token_id": 1, "bos_token_id": None,
     "eos_token_id": None,
 }  # fmt: skip
-# Scale and bias of similarities start as those of SigLIP do (Zhai et al. 2023, section 3.3): 10 and -10.
+# Scale and bias of image-text similarities start at 10 and -10, as in SigLIP (Zhai et al. 2023, section 3.3).
 FROM_SCRATCH = {"logit_scale_init": 2.3026, "logit_bias_init": -10.0}
-# Weights start at the root of one over what they read: at 0.02, which suits a width of 2,500, nano learns no shapes.
+# Weights start with deviation 1 / sqrt(width): from 0.02, which suits a width of 2,500, nano learns no shapes.
 NANO: dict[str, Any] = _sides(192, 6, 4, 768) | FROM_SCRATCH | {"initializer_range": 192**-0.5}
 NANO |= {"gaussian_decoder": SMALL_GAUSSIAN_DECODER, "text": SMALL_TEXT_TOWER}
 BASE = _sides(768, 12, 12, 3072)
 SO400M = _sides(1152, 27, 16, 4304)
-GAUSSIAN_DECODER = {"width": 768, "layers": 12, "heads": 12, "mlp": 3072}  # the published one; comes with weights only
+GAUSSIAN_DECODER = {"width": 768, "layers": 12, "heads": 12, "mlp": 3072}  # as published
 
 PRESETS: dict[str, dict] = {
     "nano": NANO,
@@ -44,7 +44,7 @@ PRESETS: dict[str, dict] = {
 
 
 def folder_of(source: str | Path) -> Path:
-    """The folder of a bundled model by its name; anything else as it is."""
+    """The folder of a bundled model, by name; any other source unchanged, as a path."""
     bundled = {folder.name: folder for folder in BUNDLED.glob("*/")}
     return bundled.get(str(source), Path(source))
 

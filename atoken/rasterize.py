@@ -1,15 +1,15 @@
 """Gaussians to images: a differentiable rasteriser in plain PyTorch for any device, and gsplat on CUDA.
 
 Method: each Gaussian is projected to an ellipse on the image (Zwicker et al. 2001, EWA splatting; Kerbl et al. 2023,
-3D Gaussian splatting), widened by a filter of 0.1 square pixels whose gain in area is taken from its opacity (Yu et al.
-2024, Mip-Splatting), and the ellipses are blended front to back. The renderer that the
-paper's Gaussian decoder was trained with is of this kind (section 3.1, Eq. 3; official settings: near 0.8, far 1.6).
+3D Gaussian splatting) and widened by a filter of 0.1 square pixels, with its opacity lowered by as much as its area
+grows (Yu et al. 2024, Mip-Splatting). The ellipses are blended front to back. The paper's Gaussian decoder was trained
+with a renderer of this kind (section 3.1, Eq. 3; official settings: near 0.8, far 1.6).
 
-The image is cut into tiles of 8 x 8 pixels. Every (tile, Gaussian) pair becomes an entry, sorted by tile and depth;
-32 entries of one tile make a block, and blocks of many tiles are blended by one set of dense operations. Opaque tiles
-drop out. Time is linear in entries. Gaussians are taken in slices of about two million entries, so that memory without
-gradients is bounded by Gaussians and pixels, not entries; with gradients, blocks are computed again on the way back,
-and what is kept grows with entries (``python -m benchmarks.rasterize`` measures time and memory).
+The image is cut into tiles of 8 x 8 pixels. Every (tile, Gaussian) pair is an entry; entries are sorted by tile and
+depth, 32 entries of one tile make a block, and blocks of many tiles are blended by one set of dense operations. Tiles
+that are opaque are skipped. Time is linear in entries. Gaussians are processed in slices of about two million entries,
+so that memory without gradients depends on Gaussians and pixels, not on entries; with gradients, blocks are recomputed
+in the backward pass, and memory grows with entries (``python -m benchmarks.rasterize`` measures time and memory).
 
 Shape letters: see ``atoken/tokens.py``; ``E`` entries, ``T`` tiles or blocks, ``K`` entries of a block, ``P`` the 64
 pixels of a tile. Pixel centres lie at half integers.
@@ -31,19 +31,19 @@ from torch.utils.checkpoint import checkpoint
 from atoken.cameras import Cameras
 
 FILTER = 0.1  # square pixels, added to both variances of an ellipse
-ALPHA_CUT, ALPHA_MAX = 1 / 255, 0.999  # below: not drawn; above: lowered, so that gradients stay finite
-OPAQUE = 1e-4  # what is behind this transmittance is not drawn
-NEAR = 0.2  # the projection is no longer nearly affine closer than this, in units of the asset's longest side
+ALPHA_CUT, ALPHA_MAX = 1 / 255, 0.999  # smaller alphas are not drawn; larger ones are clamped: finite gradients
+OPAQUE = 1e-4  # nothing is drawn behind this transmittance
+NEAR = 0.2  # in units of the asset's longest side; closer, the projection is not nearly affine
 
 _TILE, _BLOCK = 8, 32
-_CHUNK = 512  # blocks blended at once: a million values, so that work outweighs what starting threads costs
+_CHUNK = 512  # blocks blended at once: a million values, which is worth starting threads for
 _SLICE = 2 << 20  # entries held at once
-_SLACK = 1e-3  # pixels, beyond the rounding of a reach
-_SPREAD = 1.3  # means further outside than this times the image's half size are linearised at its border
+_SLACK = 1e-3  # pixels, more than the rounding error of a reach
+_SPREAD = 1.3  # means beyond this times the half size of the image are linearised at that border
 
 
 class Rendering(NamedTuple):
-    """Images of V views: ``rgb`` (V, H, W, 3) with the background, not clamped from above; ``alpha`` (V, H, W)."""
+    """Images of V views: ``rgb`` (V, H, W, 3) on the background, not clamped at 1; ``alpha`` (V, H, W)."""
 
     rgb: Tensor
     alpha: Tensor
@@ -62,13 +62,13 @@ def rasterize(
     near: float = NEAR,
     far: float = inf,
 ) -> Rendering:
-    """Draw Gaussians as V cameras see them; gradients flow to all five tensors and to the background.
+    """Draw Gaussians from V cameras; gradients flow to all five tensors and to the background.
 
     splats: means (M, 3), scales (M, 3) above 0, quats (M, 4) w first of any length, opacities (M,) in 0..1, colors
-    (M, 3), of which values below 0 count as 0. size: (H, W). background: a colour, or anything that fits
-    (V, H, W, 3). near, far: Gaussians whose centres are outside are not drawn, in units of the world.
-    Computed in fp32, or in fp64 where the means are; the order of the Gaussians does not matter, except of those that
-    have one depth. Source: see the head of this file.
+    (M, 3), whose values below 0 count as 0. size: (H, W). background: a colour, or what broadcasts to (V, H, W, 3).
+    near, far: Gaussians with centres outside these depths are not drawn; in units of the world.
+    Computed in fp32, or in fp64 if the means are. The order of the Gaussians matters only between those of equal
+    depth. Source: the top of this file.
     """
     means = splats[0]
     dtype = torch.float64 if means.dtype == torch.float64 else torch.float32
@@ -83,12 +83,12 @@ def rasterize(
 
 @functools.cache
 def backend(device: str, dtype: torch.dtype) -> Backend:
-    """The renderer for a device type: gsplat on CUDA where it can run, else the plain one, its reference."""
+    """The renderer for a device type: gsplat on CUDA if it can run, else the plain one, which is the reference."""
     return gsplat_package if device == "cuda" and dtype == torch.float32 and _gsplat_runs() else tiled
 
 
 def _gsplat_runs() -> bool:
-    """Without a CUDA toolkit gsplat's package of sources installs but cannot draw."""
+    """Whether gsplat can draw: its source package installs without the CUDA toolkit that it needs."""
     if not importlib.util.find_spec("gsplat"):
         return False
     from torch.utils.cpp_extension import CUDA_HOME
@@ -97,7 +97,7 @@ def _gsplat_runs() -> bool:
 
 
 def gsplat_package(splats: Splats, cameras: Cameras, size: tuple[int, int], near: float, far: float) -> Rendering:
-    """The kernels of gsplat, which stop a pixel just before transmittance 1e-4 where ``tiled`` stops at it."""
+    """The kernels of gsplat, which stop a pixel just before transmittance 1e-4; ``tiled`` stops at it."""
     from gsplat import rasterization
 
     means, scales, quats, opacities, colors = splats
@@ -130,7 +130,7 @@ def _pixel_intrinsics(cameras: Cameras, size: tuple[int, int]) -> Tensor:
 
 
 def _rotations(quats: Tensor) -> Tensor:
-    """Unit quaternions (M, 4), w first, to matrices (M, 3, 3)."""
+    """Unit quaternions (M, 4), w first, to rotation matrices (M, 3, 3)."""
     w, x, y, z = quats.unbind(-1)
     rows = [
         torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=-1),
@@ -153,7 +153,7 @@ def _project(
 ) -> tuple[Tensor, Tensor]:
     """Ellipses (M, 6) and the variances of x and y (M, 2), in pixels.
 
-    An ellipse is the x and y of its centre and the a, b, c, d of its log alpha a dx^2 + b dx dy + c dy^2 + d.
+    An ellipse is x and y of its centre, and a, b, c, d of its log alpha a dx^2 + b dx dy + c dy^2 + d.
     """
     focal, centre = intrinsics.diagonal()[:2], intrinsics[:2, 2]
     camera = means @ pose[:3, :3].T + pose[:3, 3]
@@ -164,7 +164,7 @@ def _project(
     jacobian = torch.cat([torch.diag_embed(focal / depth), (-focal * tangent / depth)[..., None]], dim=-1)
     u, v = (jacobian @ pose[:3, :3] @ axes).unbind(1)  # the covariance is [[u.u, u.v], [u.v, v.v]]
     xx, xy, yy = (u * u).sum(-1), (u * v).sum(-1), (v * v).sum(-1)
-    sharp = torch.linalg.cross(u, v).square().sum(-1)  # its determinant, without cancellation
+    sharp = torch.linalg.cross(u, v).square().sum(-1)  # the determinant, computed without cancellation
     wide = sharp + FILTER * (xx + yy) + FILTER**2  # and with the filter
     tiny = torch.finfo(means.dtype).tiny
     peak = opacities.clamp_min(tiny).log() + 0.5 * (sharp.clamp_min(tiny) / wide).log()
@@ -174,7 +174,7 @@ def _project(
 
 
 def _boxes(ellipses: Tensor, variances: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(M, 4) integer: first column and row of tiles with a pixel that an ellipse reaches; how many of each, or 0."""
+    """(M, 4) integer: first column and row of the tiles that an ellipse reaches, and their numbers, or 0."""
     centre, margin = ellipses[:, :2], ellipses[:, 5:] - log(ALPHA_CUT)
     reach = (2 * margin.clamp_min(0) * variances).sqrt() + _SLACK
     limit = centre.new_tensor([grid[1], grid[0]]) * _TILE - 1
@@ -200,7 +200,7 @@ def _draw(ellipses: Tensor, variances: Tensor, colors: Tensor, size: tuple[int, 
 
 
 class _Canvas(NamedTuple):
-    """Tiles of an image, row after row, in the making."""
+    """The tiles of an image, row by row, while they are drawn."""
 
     rgb: Tensor  # (T, P, 3)
     left: Tensor  # (T, P) transmittance
@@ -220,21 +220,21 @@ class _Canvas(NamedTuple):
 
 
 def _entries(boxes: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Every tile of every box: the tile and the index of the box, (E,) each, box after box."""
+    """Every tile of every box: the tile and the index of the box, (E,) each, in order of boxes."""
     count = boxes[:, 2] * boxes[:, 3]
     box = torch.repeat_interleave(count)
-    place = torch.arange(len(box), device=box.device) - (count.cumsum(0) - count)[box]
+    position = torch.arange(len(box), device=box.device) - (count.cumsum(0) - count)[box]
     x, y, width, _ = boxes.unbind(1)
-    row = place.div(width[box], rounding_mode="floor")
-    return (y[box] + row) * columns + x[box] + place - row * width[box], box
+    row = position.div(width[box], rounding_mode="floor")
+    return (y[box] + row) * columns + x[box] + position - row * width[box], box
 
 
 def _blend(canvas: _Canvas, splats: Tensor, tile: Tensor, splat: Tensor) -> None:
-    """Draw the entries (tile, splat), of which each tile's are in order of depth, behind what is there."""
+    """Draw the entries (tile, splat), sorted by depth in each tile, behind what is on the canvas."""
     alive = (canvas.left.detach() > OPAQUE).any(1)[tile]
     tile, order = tile[alive].sort(stable=True)
     tiles, slots, sizes = _blocks(tile, len(canvas.left))
-    nothing = splats.new_tensor([[0, 0, 0, 0, 0, -inf, 0, 0, 0]])  # fills up blocks
+    nothing = splats.new_tensor([[0, 0, 0, 0, 0, -inf, 0, 0, 0]])  # padding of blocks
     index = torch.full((sum(sizes) * _BLOCK,), len(splats), device=tile.device)
     index[slots] = splat[alive][order]
     blocks = torch.cat([splats, nothing]).index_select(0, index).unflatten(0, (-1, _BLOCK))
@@ -245,23 +245,23 @@ def _blend(canvas: _Canvas, splats: Tensor, tile: Tensor, splat: Tensor) -> None
 
 
 def _blocks(tile: Tensor, count: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Cut sorted entries (E,) of ``count`` tiles into blocks: one of each tile, then the next of those that have more.
+    """Cut sorted entries (E,) of ``count`` tiles into layers of blocks: the first block of each tile, the second, ...
 
-    Returns the tiles, those with most entries first, so that each layer of blocks belongs to the first of them; the
-    place of each entry in the blocks (E,); and the number of blocks in each layer.
+    Returns the tiles, sorted by falling number of entries, so that a layer belongs to the first of them; the position
+    of each entry in the blocks (E,); and the number of blocks in each layer.
     """
     entries = torch.bincount(tile, minlength=count)
     tiles = entries.argsort(descending=True)
     rank = torch.empty_like(tiles).index_copy_(0, tiles, torch.arange(count, device=tile.device))
-    place = torch.arange(len(tile), device=tile.device) - (entries.cumsum(0) - entries)[tile]
-    layer = place.div(_BLOCK, rounding_mode="floor")
+    position = torch.arange(len(tile), device=tile.device) - (entries.cumsum(0) - entries)[tile]
+    layer = position.div(_BLOCK, rounding_mode="floor")
     blocks = torch.bincount(-(-entries // _BLOCK))[1:].flip(0).cumsum(0).flip(0)
     first = blocks.cumsum(0) - blocks
-    return tiles, (first[layer] + rank[tile] - layer) * _BLOCK + place, blocks.tolist()
+    return tiles, (first[layer] + rank[tile] - layer) * _BLOCK + position, blocks.tolist()
 
 
 def _blend_blocks(canvas: _Canvas, splats: Tensor, tiles: Tensor) -> None:
-    """Draw blocks (T, K, 9) on tiles (T,); with gradients, blocks are computed again on the way back."""
+    """Draw blocks (T, K, 9) on tiles (T,); with gradients, they are recomputed in the backward pass."""
     inputs = splats, canvas.origins[tiles], canvas.left[tiles]
     if torch.is_grad_enabled() and splats.requires_grad:
         rgb, left = checkpoint(_composite, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -272,7 +272,7 @@ def _blend_blocks(canvas: _Canvas, splats: Tensor, tiles: Tensor) -> None:
 
 
 def _composite(splats: Tensor, origins: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Colours (T, P, 3) that blocks of splats (T, K, 9) add, and what transmittance (T, P) is left behind them."""
+    """The colours (T, P, 3) that blocks of splats (T, K, 9) add, and the transmittance (T, P) behind them."""
     x, y, a, b, c, peak = splats[..., :6].mT.unsqueeze(-2).unbind(1)  # (T, 1, K)
     steps = torch.arange(_TILE, device=splats.device)[:, None] + 0.5
     dx, dy = origins[:, :1, None] + steps - x, origins[:, 1:, None] + steps - y  # (T, 8, K)
@@ -280,5 +280,5 @@ def _composite(splats: Tensor, origins: Tensor, left: Tensor) -> tuple[Tensor, T
     power = power * dx[:, None] + (c * dy * dy + peak)[:, :, None]
     power = F.threshold(power.clamp_max(log(ALPHA_MAX)), log(ALPHA_CUT), -inf).flatten(1, 2)
     passing = torch.cat([left[..., None], 1 - power.exp()], dim=-1).cumprod(-1).clamp_min(OPAQUE)
-    # A copy, because a view would keep the whole of it alive until the way back.
+    # A copy: a view would keep all of ``passing`` alive until the backward pass.
     return (passing[..., :-1] - passing[..., 1:]) @ splats[..., 6:], passing[..., -1].clone()

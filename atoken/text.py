@@ -1,4 +1,4 @@
-"""Texts as a SigLIP2 text tower reads them (arXiv 2502.14786): clean words, numbered, padded to one length."""
+"""Texts as a SigLIP2 text tower reads them (arXiv 2502.14786): cleaned, tokenised, padded to one length."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean(text: str) -> str:
-    """Lower case, no punctuation, single spaces; an underscore parts words (big_vision's canonical form of SigLIP)."""
+    """Lower case, no punctuation, single spaces; an underscore separates words (SigLIP's canonical form)."""
     return re.sub(r"\s+", " ", text.replace("_", " ").translate(_PUNCTUATION)).strip().lower()
 
 
 class TextTokenizer:
-    """A ``transformers`` tokenizer, and how many tokens (L) the tower reads of a text: longer ones are cut."""
+    """A ``transformers`` tokenizer and the number of tokens (L) that the tower reads; longer texts are cut."""
 
     def __init__(self, tokenizer: Any, length: int) -> None:
         self.tokenizer, self.length = tokenizer, length
 
     @staticmethod
     def load(folder: str | Path, length: int) -> TextTokenizer:
-        """The tokenizer files of a folder or hub id; no code of theirs is run. Raises: CheckpointError."""
+        """Load the tokenizer files of a folder or hub id; no code in them is run. Raises: CheckpointError."""
         from transformers import AutoTokenizer
 
         try:
@@ -42,11 +42,11 @@ class TextTokenizer:
         return TextTokenizer(found, length)
 
     def save(self, folder: str | Path) -> None:
-        """Write its files beside a model's."""
+        """Write its files into the folder of a model."""
         self.tokenizer.save_pretrained(folder)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(T, L) int64 ids of cleaned texts; padding counts as text, as in SigLIP2, so there is no mask."""
+        """(T, L) int64 ids of the cleaned texts. There is no mask: padding counts as text, as in SigLIP2."""
         if not texts:
             return torch.zeros(0, self.length, dtype=torch.long)
         cleaned = [clean(text) for text in texts]

@@ -1,4 +1,4 @@
-"""``SparseTokens``: packed features, each with a place (t, x, y, z); the only type that crosses rooms of the model.
+"""``SparseTokens``: packed features, each with a position (t, x, y, z); the one type that modules of the model share.
 
 Shape letters, here and in every file of the model: ``N`` packed tokens, ``B`` samples, ``D`` width, ``H`` heads,
 ``K`` head width, ``C`` latent channels, ``P`` patch values, ``G`` code groups, ``M`` Gaussians, ``V`` views.
@@ -17,10 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparseTokens:
-    """Tokens of several samples, sample after sample.
+    """Tokens of several samples, one sample after another.
 
-    feats: (N, D). coords: (N, 4) integer. lengths: tokens per sample, on the host; a sample may have none.
-    Raises ValueError where the three do not fit.
+    feats: (N, D). coords: (N, 4) integer. lengths: tokens per sample, on the host; 0 is allowed.
+    Raises ValueError if the three do not fit together.
     """
 
     feats: Tensor
@@ -54,7 +54,7 @@ class SparseTokens:
         return [SparseTokens(feats, coords, (length,)) for feats, coords, length in parts]
 
     def with_feats(self, feats: Tensor) -> SparseTokens:
-        """The same places with other features (N, any width)."""
+        """The same positions with other features (N, any width)."""
         return replace(self, feats=feats)
 
     def to(self, device: torch.device | str) -> SparseTokens:
@@ -74,7 +74,7 @@ class SparseTokens:
         return samples.repeat_interleave(lengths, output_size=len(self.feats))
 
     def reduce_coords(self, how: str) -> Tensor:
-        """(B, 4) int64: smallest ("amin") or largest ("amax") coordinates of each sample; zeros where it is empty."""
+        """(B, 4) int64: smallest ("amin") or largest ("amax") coordinates of each sample; zeros for an empty sample."""
         empty = torch.zeros(len(self.lengths), 4, dtype=torch.long, device=self.coords.device)
         index = self.sample_N[:, None].expand(-1, 4)
         return empty.scatter_reduce(0, index, self.coords.long(), how, include_self=False)
@@ -82,8 +82,8 @@ class SparseTokens:
     def time_windows(self, steps: int) -> list[tuple[Tensor | slice, SparseTokens]]:
         """Cut every sample into windows of ``steps`` time steps, counted from the sample's own first step.
 
-        Returns, for each window in order, the tokens' index in this batch and the tokens, t re-based to 0. A sample
-        that is over keeps its place with length 0. Source: paper section 3.4 (tiles), counted per sample.
+        Returns, for each window in order, the index of its tokens in this batch and the tokens, with t starting at 0.
+        A sample that has ended stays in the batch with length 0. Source: paper section 3.4 (tiles), here per sample.
         """
         sample_N = self.sample_N
         time_N = self.coords[:, 0] - self.reduce_coords("amin")[sample_N, 0].to(self.coords.dtype)

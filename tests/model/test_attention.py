@@ -6,12 +6,22 @@ import torch
 from atoken import attention
 from tests.tolerances import BF16_FORWARD, BF16_GRADIENT, FP32
 
-HEAD_WIDTHS = [16, 48, 72]  # 72 is so400m's, no power of two
+HEAD_WIDTHS = [16, 48, 72]  # 72 is so400m's, not a power of two
 LENGTHS = [(7,), (5, 5, 5), (3, 0, 9, 9, 1), (0, 4)]
 PATHS = {
     "chosen": attention.varlen_attention,
     "sdpa_by_sample": lambda q, k, v, b, kb=None: attention.sdpa_by_sample(q, k, v, b, b if kb is None else kb),
 }
+
+
+def masked_attention(q_NHK, k_NHK, v_NHK, bounds, kv_bounds):
+    """The plain twin that defines the result: every logit, a block-diagonal mask, a softmax."""
+    q_sample, k_sample = (
+        torch.arange(len(b) - 1).repeat_interleave(torch.tensor(b).diff()) for b in (bounds, kv_bounds)
+    )
+    logits = torch.einsum("qhk,nhk->hqn", q_NHK, k_NHK) * q_NHK.shape[-1] ** -0.5
+    logits = logits.masked_fill(q_sample[:, None] != k_sample, float("-inf"))
+    return torch.einsum("hqn,nhk->qhk", logits.softmax(-1).nan_to_num(), v_NHK)
 
 
 def bounds(lengths):
@@ -31,13 +41,13 @@ def inputs(q_lengths, kv_lengths, head_width, dtype=torch.float32):
 def test_equals_the_plain_twin_forward_and_gradient(path, head_width, lengths, extra_keys):
     kv_lengths = tuple(n + extra_keys if n else 0 for n in lengths)
     results = []
-    for function in (PATHS[path], attention.masked_attention):
+    for function in (PATHS[path], masked_attention):
         q, k, v = inputs(lengths, kv_lengths, head_width)
         out = function(q, k, v, bounds(lengths), bounds(kv_lengths))
         out.square().sum().backward()
         results.append([out, q.grad, k.grad, v.grad])
-    for ours, twin in zip(*results, strict=True):
-        torch.testing.assert_close(ours, twin, atol=FP32, rtol=FP32)
+    for found, twin in zip(*results, strict=True):
+        torch.testing.assert_close(found, twin, atol=FP32, rtol=FP32)
 
 
 def test_bf16_stays_near_fp32():
@@ -88,6 +98,6 @@ def test_bounds_that_inference_asked_for_first_serve_training_too():
 def test_variable_length_kernel_equals_sdpa(head_width):
     lengths = (128, 7, 300)
     q, k, v = (x.detach().cuda() for x in inputs(lengths, lengths, head_width, torch.bfloat16))
-    ours = attention.varlen_attention(q, k, v, bounds(lengths))
+    found = attention.varlen_attention(q, k, v, bounds(lengths))
     twin = attention.sdpa_by_sample(q, k, v, bounds(lengths), bounds(lengths))
-    assert (ours.float() - twin.float()).norm() / twin.float().norm() <= BF16_FORWARD
+    assert (found.float() - twin.float()).norm() / twin.float().norm() <= BF16_FORWARD

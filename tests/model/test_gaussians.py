@@ -84,7 +84,7 @@ def test_the_file_is_that_of_3d_gaussian_splatting(tmp_path: Path):
     ("up", "turn"),
     [("y", [[1, 0, 0], [0, 0, 1], [0, -1, 0]]), ("-y", [[1, 0, 0], [0, 0, -1], [0, 1, 0]])],
 )
-def test_export_turns_places_and_axes(tmp_path: Path, up, turn):
+def test_export_rotates_positions_and_axes(tmp_path: Path, up, turn):
     before = some()
     before.save(tmp_path / "a.ply", up=up)
     after, turn = Gaussians.load(tmp_path / "a.ply"), torch.tensor(turn, dtype=torch.float32)
@@ -124,7 +124,7 @@ def test_files_of_other_tools(tmp_path: Path):
     torch.testing.assert_close(read.colors, torch.full((3, 3), 0.5 + 0.25 * 0.28209479177387814), atol=FP32, rtol=0)
 
 
-def test_properties_that_are_left_out_are_said(tmp_path: Path):
+def test_properties_that_are_not_read_are_warned_of(tmp_path: Path):
     extra = [(f"f_rest_{index}", "float") for index in range(45)]
     (tmp_path / "a.ply").write_bytes(ply([(name, "float") for name in STORED] + extra))
     with pytest.warns(AtokenWarning, match=r"f_rest_0 to f_rest_44 \(45\)"):
@@ -144,14 +144,14 @@ def with_value(name, value):
 HOSTILE = {
     "empty": (b"", "does not begin with 'ply'"),
     "image": (b"\x89PNG\r\n\x1a\n", "does not begin with 'ply'"),
-    "no end": (b"ply\n" + b"comment a\n" * 100_000, "no end within 65,536 bytes"),
-    "one line": (b"ply\n" + b"x" * 1_000_000, "no end within"),
-    "cut header": (ply()[:60], "no end within"),
-    "no format": (ply().replace(b"format binary_little_endian 1.0\n", b""), "names no format"),
+    "no end": (b"ply\n" + b"comment a\n" * 100_000, "does not end within 65,536 bytes"),
+    "one line": (b"ply\n" + b"x" * 1_000_000, "does not end within"),
+    "cut header": (ply()[:60], "does not end within"),
+    "no format": (ply().replace(b"format binary_little_endian 1.0\n", b""), "has no format"),
     "ascii": (ply(form="ascii"), "only binary little-endian"),
     "big endian": (ply(form="binary_big_endian"), "only binary little-endian"),
-    "cut": (ply(rows=10)[:-1], "declares 10 Gaussians but is truncated"),
-    "absurd count": (ply(count=10**14), "declares 100,000,000,000,000 Gaussians but is truncated"),
+    "cut": (ply(rows=10)[:-1], "declares 10 Gaussians but is shorter"),
+    "absurd count": (ply(count=10**14), "declares 100,000,000,000,000 Gaussians but is shorter"),
     "beyond count": (ply(count=10**400), "has a line"),
     "negative": (ply(count=-1), "has a line"),
     "no number": (ply(count="²"), "has a line"),
@@ -162,12 +162,12 @@ HOSTILE = {
     "other element": (ply().replace(b"element vertex", b"element chunk"), "first element is not 'vertex'"),
     "mesh": (ply([("x", "float"), ("y", "float"), ("z", "float")]), "lacks f_dc_0"),
     "flat": (without("scale_2"), "lacks scale_2"),
-    "twice": (ply([(name, "float") for name in [*STORED, "x"]]), "names a property twice"),
+    "twice": (ply([(name, "float") for name in [*STORED, "x"]]), "has a property twice"),
     "nan": (with_value("y", float("nan")), "y must be finite"),
     "inf": (with_value("opacity", float("inf")), "opacity must be finite"),
     "large double": (ply([(n, "double") for n in STORED], data=struct.pack("<17d", *[1e300] * 17)), "must be finite"),
-    "large scale": (with_value("scale_0", 200.0), "scales beyond fp32"),
-    "no rotation": (ply(data=bytes(17 * 4)), "rotations of no length"),
+    "large scale": (with_value("scale_0", 200.0), "scales are beyond fp32"),
+    "no rotation": (ply(data=bytes(17 * 4)), "rotations have length 0"),
 }  # fmt: skip
 
 
@@ -203,8 +203,8 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path):
     rng, whole, path = np.random.default_rng(0), ply(rows=4), tmp_path / "a.ply"
     for _ in range(300):
         content = bytearray(whole)
-        for place in rng.integers(0, len(content) if rng.random() < 0.3 else 330, rng.integers(1, 6)):
-            content[place] = rng.integers(256)
+        for position in rng.integers(0, len(content) if rng.random() < 0.3 else 330, rng.integers(1, 6)):
+            content[position] = rng.integers(256)
         path.write_bytes(bytes(content[: rng.integers(1, len(content) + 1)] if rng.random() < 0.2 else content))
         with warnings.catch_warnings(), suppress(MediaError):  # any other exception fails
             warnings.simplefilter("ignore", AtokenWarning)
@@ -232,7 +232,7 @@ def test_names_and_folders_that_cannot_be_written(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_image_and_a_turn_are_saved(tmp_path: Path, monkeypatch):
+def test_an_image_and_a_turntable_are_saved(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(module, "_VIEW", 48)
     monkeypatch.setattr(module, "_FRAMES", 4)
     gaussians = some()
@@ -264,26 +264,17 @@ def test_a_video_that_fails_half_way_leaves_no_file(tmp_path: Path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_views_of_a_sheet_stand_row_after_row():
+def test_views_of_an_image_grid_are_in_rows():
     gaussians, views = some(), Cameras.sphere(5)
-    sheet = gaussians.contact_sheet(views, size=20, columns=3).pixels
-    assert sheet.shape == (40, 60, 3)
+    grid = gaussians.image_grid(views, size=20, columns=3).pixels
+    assert grid.shape == (40, 60, 3)
     for view in range(5):
         row, column = divmod(view, 3)
-        tile = sheet[20 * row : 20 * row + 20, 20 * column : 20 * column + 20]
-        expected = gaussians.contact_sheet(views[view : view + 1], size=20).pixels
+        tile = grid[20 * row : 20 * row + 20, 20 * column : 20 * column + 20]
+        expected = gaussians.image_grid(views[view : view + 1], size=20).pixels
         np.testing.assert_array_equal(tile, expected)
-    assert not sheet[20:, 40:].any()
-    assert gaussians.contact_sheet(size=8).pixels.shape == (16, 32, 3)
-
-
-def test_concat_and_to():
-    both = Gaussians.concat([some(3), some(0), some(4, seed=1)])
-    assert len(both) == 7
-    torch.testing.assert_close(both.quats[3:], some(4, seed=1).quats, atol=EXACT, rtol=0)
-    assert both.to(dtype=torch.float64).opacities.dtype == torch.float64
-    with pytest.raises(ValueError, match="at least one"):
-        Gaussians.concat([])
+    assert not grid[20:, 40:].any()
+    assert gaussians.image_grid(size=8).pixels.shape == (16, 32, 3)
 
 
 def test_gradients_reach_what_is_drawn():

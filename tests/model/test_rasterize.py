@@ -1,4 +1,4 @@
-"""The rasteriser against a loop over pixels, closed forms, finite differences and its own invariances."""
+"""The rasteriser against a loop over pixels, closed forms, finite differences and its invariances."""
 
 from math import log, pi, sqrt, tan
 
@@ -11,7 +11,7 @@ from atoken.cameras import Cameras
 from atoken.rasterize import backend, gsplat_package, rasterize, tiled
 from tests.tolerances import EXACT, FP32, GSPLAT
 
-SIZE = (21, 29)  # no multiple of a tile
+SIZE = (21, 29)  # not a multiple of a tile
 
 
 def splats(count, seed=0, dtype=torch.float64, smallest=0.003, largest=0.15):
@@ -35,18 +35,18 @@ def cameras(count=3, dtype=torch.float64):
     return Cameras(views.world_to_camera, shifted)
 
 
-def turned(quat, vector):
-    """A vector turned by a quaternion, by cross products."""
+def rotated(quat, vector):
+    """A vector rotated by a quaternion, with cross products."""
     w, axis = quat[0] / np.linalg.norm(quat), quat[1:] / np.linalg.norm(quat)
     return vector + 2 * np.cross(axis, np.cross(axis, vector) + w * vector)
 
 
 def ellipse(mean, scale, quat, opacity, pose, intrinsics, size):
-    """Centre, inverse covariance and peak of one Gaussian on the image; None where it is behind the near plane."""
+    """Centre, inverse covariance and peak of one Gaussian on the image; None if it is behind the near plane."""
     x, y, z = pose[:3, :3] @ mean + pose[:3, 3]
     if z < module.NEAR:
         return None
-    (height, width), axes = size, np.stack([pose[:3, :3] @ turned(quat, axis) for axis in np.diag(scale)])
+    (height, width), axes = size, np.stack([pose[:3, :3] @ rotated(quat, axis) for axis in np.diag(scale)])
     fx, cx, fy, cy = (
         intrinsics[0, 0] * width,
         intrinsics[0, 2] * width,
@@ -168,7 +168,7 @@ def test_views_are_drawn_as_if_alone():
     assert rasterize(some, views[:0], SIZE).rgb.shape == (0, *SIZE, 3)
 
 
-def test_turning_world_and_cameras_together_changes_nothing():
+def test_rotating_world_and_cameras_together_changes_nothing():
     means, scales, quats, opacities, colors = splats(100)
     views, half = cameras(2), 0.35
     turn = torch.tensor([[np.cos(2 * half), 0, np.sin(2 * half)], [0, 1, 0], [-np.sin(2 * half), 0, np.cos(2 * half)]])
@@ -273,6 +273,6 @@ def test_gsplat_gives_the_same_numbers():
         inputs = [x.clone().requires_grad_() for x in some]
         rgb, alpha = draw(tuple(inputs), views, (128, 160), module.NEAR, float("inf"))
         results.append((rgb, alpha, *torch.autograd.grad(rgb.square().mean() + alpha.mean(), inputs)))
-    for ours, theirs in zip(*results, strict=True):
-        difference = (ours - theirs).abs().mean() / theirs.abs().amax().clamp(max=1)
+    for plain, gsplat in zip(*results, strict=True):
+        difference = (plain - gsplat).abs().mean() / gsplat.abs().amax().clamp(max=1)
         assert float(difference) <= GSPLAT
