@@ -21,7 +21,7 @@ from atoken.errors import AtokenError, MediaError
 from atoken.media.limits import DEFAULT_LIMITS
 from atoken.metrics.frechet import Gaussian
 
-ENDS = {"pooled": "", "spatial": "_s"}  # of the names of a kind's arrays
+ENDS = {"pooled": "", "spatial": "_s"}  # of the names of arrays, by kind of features
 WIDEST = 16_384  # numbers of a feature
 BLOCK = 64 << 20  # bytes that are read at a time
 
@@ -48,14 +48,14 @@ def read_samples(path: str | Path) -> Iterator[np.ndarray]:
 def read_statistics(path: str | Path, weights: str = "") -> dict[str, Gaussian]:
     """The moments in a file by kind of features: "pooled" and, where there are any, "spatial".
 
-    weights: the checksum of the network that they are to be compared with; a file of prediction names its own.
-    Raises: MediaError where they are missing, damaged, no moments, or those of another network.
+    weights: the checksum of the network that they are compared with; ``write_statistics`` stores that of its own.
+    Raises: MediaError where they are missing or damaged, are not moments, or belong to another network.
     """
     with _archive(Path(path)) as archive:
         names = set(archive.namelist())
-        if "weights.npy" in names and weights and (target := str(_numbers(archive, "weights", path))) != weights:
+        if "weights.npy" in names and weights and (stored := str(_numbers(archive, "weights", path))) != weights:
             raise MediaError(
-                f"The statistics in {path} are of the network {target[:8]}…, not {weights[:8]}…: take them anew."
+                f"The statistics in {path} are of the network {stored[:8]}…, not {weights[:8]}…: compute them again."
             )
         items = int(_numbers(archive, "items", path)) if "items.npy" in names else None
         found = {kind: end for kind, end in ENDS.items() if f"mu{end}.npy" in names or kind == "pooled"}
@@ -63,9 +63,9 @@ def read_statistics(path: str | Path, weights: str = "") -> dict[str, Gaussian]:
 
 
 def write_statistics(path: str | Path, moments: Mapping[str, Gaussian], weights: str = "") -> None:
-    """Write moments by kind of features, whole or not at all, as ADM and pytorch-fid read them.
+    """Write moments by kind of features atomically, in the format of ADM and pytorch-fid.
 
-    weights: the checksum of the network; it and the number of items stand beside the moments. Raises: MediaError.
+    weights: the checksum of the network, stored with the moments, as is the number of items. Raises: MediaError.
     """
     arrays: dict[str, np.ndarray] = {"weights": np.array(weights)} if weights else {}
     for kind, one in moments.items():
@@ -77,7 +77,7 @@ def write_statistics(path: str | Path, moments: Mapping[str, Gaussian], weights:
 
 
 def write_samples(path: str | Path, images_NHW3: np.ndarray) -> None:
-    """Write (N, H, W, 3) uint8 as ADM's evaluator reads them, whole or not at all. Raises: MediaError."""
+    """Write (N, H, W, 3) uint8 atomically in the format of ADM's evaluator. Raises: MediaError."""
     if images_NHW3.dtype != np.uint8 or images_NHW3.ndim != 4 or images_NHW3.shape[3] != 3:
         raise MediaError(f"Samples must be uint8 (N, H, W, 3), got {images_NHW3.dtype} {images_NHW3.shape}.")
     with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
@@ -88,7 +88,7 @@ def _gaussian(archive: zipfile.ZipFile, end: str, items: int | None, path: str |
     mean_D, covariance_DD = (_numbers(archive, f"{name}{end}", path) for name in ("mu", "sigma"))
     finite = mean_D.dtype.kind == covariance_DD.dtype.kind == "f" and np.isfinite(mean_D).all()
     if not finite or not np.isfinite(covariance_DD).all() or covariance_DD.shape != mean_D.shape * 2:
-        raise MediaError(f"mu{end} and sigma{end} of {path} are no finite mean (D,) and covariance (D, D).")
+        raise MediaError(f"mu{end} and sigma{end} of {path} are not a finite mean (D,) and covariance (D, D).")
     covariance_DD = covariance_DD.astype(np.float64)
     return Gaussian(mean_D.astype(np.float64), (covariance_DD + covariance_DD.T) / 2, items)
 
@@ -97,7 +97,7 @@ def _numbers(archive: zipfile.ZipFile, name: str, path: str | Path) -> np.ndarra
     """A whole array, no larger than statistics are."""
     with _array(archive, name, path) as (file, shape, dtype):
         if len(shape) > 2 or any(side > WIDEST for side in shape) or dtype.kind not in "fiU" or dtype.itemsize > 1024:
-            raise MediaError(f"{name} of {path} is no statistic: {dtype} {shape}.")
+            raise MediaError(f"{name} of {path} is not a statistic: {dtype} {shape}.")
         return np.frombuffer(_bytes(file, prod(shape) * dtype.itemsize, path), dtype).reshape(shape)
 
 
@@ -113,7 +113,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     except OSError as error:
         raise MediaError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise MediaError(f"Cannot read {path}: it is no .npz file, or damaged ({error}).") from error
+        raise MediaError(f"Cannot read {path}: it is damaged, or not an .npz file ({error}).") from error
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _array(
     archive: zipfile.ZipFile, name: str, path: str | Path
 ) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
     if f"{name}.npy" not in archive.namelist():
-        raise MediaError(f"{path} holds no array {name}; it is another kind of file.")
+        raise MediaError(f"{path} has no array {name}; pass another file.")
     with archive.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -132,7 +132,7 @@ def _array(
 
 
 def _bytes(file: IO[bytes], count: int, path: str | Path) -> bytes:
-    """Exactly so many bytes; memory is taken as they come, not as a header promises."""
+    """Exactly so many bytes; memory is taken as they come, whatever the header says."""
     parts: list[bytes] = []
     while count and (part := file.read(min(count, BLOCK))):
         parts.append(part)

@@ -22,8 +22,8 @@ MOST_NOTES = 5  # warnings about single files that are shown
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     options = parser().parse_args(arguments)
-    # OpenMP reads both when torch loads. One thread, because sums in torch depend on how many there are, and numbers
-    # must not; more cores are for more ranks. Whoever sets the variable has it so.
+    # OpenMP reads both when torch loads. One thread, because sums in torch depend on the number of threads, and results
+    # must not; more cores are for more ranks. A user who sets the variable overrides this.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     notes = _Notes()
@@ -31,41 +31,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from eval.torchvision_step import mend_torchvision
 
         mend_torchvision()  # before transformers, and so AToken, looks for it
-        room = import_module("eval.commands")
+        commands = import_module("eval.commands")
         from atoken.cli.console import silence_transformers
 
         silence_transformers()
         with warnings.catch_warnings():
             warnings.simplefilter("always", AtokenWarning)
             warnings.showwarning = notes.show
-            return int(getattr(room, options.command)(options))
+            return int(getattr(commands, options.command)(options))
     except AtokenError as error:
-        print(f"eval: {error}", file=sys.stderr)  # noqa: T201 - the program's voice
+        print(f"eval: {error}", file=sys.stderr)  # noqa: T201 - the output of the program
         return 1
     except KeyboardInterrupt:
-        print("eval: interrupted; the same command goes on from here.", file=sys.stderr)  # noqa: T201
+        print("eval: interrupted; the same command continues from here.", file=sys.stderr)  # noqa: T201
         return 130
 
 
 class _Notes:
-    """Says warnings that are meant for a person, until there are many."""
+    """Prints the first few warnings that are meant for a user."""
 
     def __init__(self) -> None:
-        self._said = 0
+        self._shown = 0
 
     def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if not issubclass(category, AtokenWarning):
             return
-        self._said += 1
-        if self._said <= MOST_NOTES:
-            more = "" if self._said < MOST_NOTES else " (No more notes are shown.)"
+        self._shown += 1
+        if self._shown <= MOST_NOTES:
+            more = "" if self._shown < MOST_NOTES else " (No more notes are shown.)"
             print(f"eval: note: {message}{more}", file=sys.stderr)  # noqa: T201
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = argparse.ArgumentParser(prog="python -m eval", description="Measure tokenizers, and say how it was done.")
-    top.add_argument("--local_rank", help=argparse.SUPPRESS)  # older launchers say it to every program
+    top = argparse.ArgumentParser(prog="python -m eval", description="Measure tokenizers, and record how.")
+    top.add_argument("--local_rank", help=argparse.SUPPRESS)  # older launchers pass it to every program
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_measuring(commands)
     _add_reading(commands)
@@ -78,12 +78,13 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     reconstruct.add_argument("folder", metavar="FOLDER", help="everything below it that can be read is measured")
     _add_model(reconstruct)
 
-    run = commands.add_parser("run", help="one task of eval/tasks.py")
-    run.add_argument("task", metavar="TASK", help="its name; a wrong one lists all")
+    run = commands.add_parser("run", help="tasks of eval/tasks.py")
+    run.add_argument("task", nargs="+", metavar="TASK", help="a name; a wrong one lists all")
+    run.add_argument("--seed", type=int, help="of synthetic data (default: 1000003, which no training uses)")
     _add_data(run)
     _add_model(run)
 
-    table3 = commands.add_parser("table3", help="the tasks of the paper's table 3, those whose data are there")
+    table3 = commands.add_parser("table3", help="the tasks of the paper's table 3")
     _add_data(table3)
     _add_model(table3)
 
@@ -92,14 +93,14 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     rate.add_argument("folder", metavar="FOLDER", help="of images or videos")
     rate.add_argument(
-        "--model", nargs="+", default=["nano", "nano-d"], help="tokenizers of AToken, and further points KIND:WHICH "
+        "--model", nargs="+", default=["nano", "nano-d"], help="tokenizers of AToken, and further points TYPE:WHICH "
         "(default: nano nano-d)",
     )  # fmt: skip
     _add_loading(rate)
     _add_out(rate)
     _add_networks(rate)
 
-    probes = commands.add_parser("probes", help="what linear readers and neighbours find in vectors and in tokens")
+    probes = commands.add_parser("probes", help="what linear classifiers and neighbours find in vectors and tokens")
     probes.add_argument("--model", default="nano", help="of AToken (default: nano)")
     _add_loading(probes)
     probes.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
@@ -119,20 +120,20 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _add_reading(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What takes result files."""
-    compare = commands.add_parser("compare", help="rows of result files side by side; refuses what does not compare")
+    compare = commands.add_parser("compare", help="rows of result files side by side; refuses what cannot be compared")
     compare.add_argument("results", nargs="+", metavar="RESULT.json")
 
     report = commands.add_parser("report", help="one page, or Markdown, of several result files")
     report.add_argument("results", nargs="+", metavar="RESULT.json")
     report.add_argument("-o", "--out", default="report.html", help=".html or .md (default: report.html)")
-    report.add_argument("--boxes", help="JSON of texts, faces or what else is to be shown in crops, by key")
+    report.add_argument("--boxes", help="JSON of boxes by key (texts, faces, ...) to show as crops")
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="nano",
-        help="of AToken: bundled name, folder, weight file or hub id (default: nano); or of another kind, KIND:WHICH, "
-        "such as jpeg:80, h264:23, diffusers:FOLDER, torchscript:FOLDER@4x8x8; a wrong kind lists all",
+        help="of AToken: bundled name, folder, weight file or hub id (default: nano); or another type, TYPE:WHICH, "
+        "such as jpeg:80, h264:23, diffusers:FOLDER, torchscript:FOLDER@4x8x8; a wrong type lists all",
     )  # fmt: skip
     command.add_argument("--sample", type=int, metavar="SEED", help="draw latents with this seed (default: the mean)")
     _add_loading(command)
@@ -151,21 +152,21 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", default=".", metavar="ROOT", help="folder of data sets, laid out as eval/tasks.py says"
     )
-    command.add_argument("--items", type=_count, help="the first so many only; the row is then called partial")
+    command.add_argument("--items", type=_count, help="only so many, from the first; the row is then partial")
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--out", help="folder for results; what is measured there already is not measured again")
+    command.add_argument("-o", "--out", help="folder for results; rows that are complete there are not measured again")
     command.add_argument("--json", action="store_true", help="print the result file instead of tables")
 
 
 def _add_networks(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", metavar="FOLDER", help="of the published networks of metrics")
-    command.add_argument("--trust", action="store_true", help="allow TorchScript files, which run code of their own")
+    command.add_argument("--trust", action="store_true", help="allow TorchScript files, which run their own code")
     command.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)

@@ -1,4 +1,4 @@
-"""Rows of several result files side by side. Numbers of different fingerprints never stand in one column."""
+"""Rows of several result files side by side. Numbers with different fingerprints never stand in one column."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eval.report.tables import by_task, names, numbers_table
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table for each task; why some numbers got columns of their own; tasks that only one file has."""
+    """A table for each task; why some numbers have columns of their own; tasks that only one file has."""
 
     tables: tuple[Table, ...]
     refused: tuple[str, ...]
@@ -26,7 +26,7 @@ class Comparison:
 def compare(paths: Sequence[str | Path]) -> Comparison:
     """What result files have in common.
 
-    Refused is every number that two rows of a task have under protocols that differ; files without a common task, too.
+    Refused are numbers of a task that two rows have under different protocols, and files without a common task.
     Raises: ReportError.
     """
     tasks = by_task(read_results(paths))
@@ -34,7 +34,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     alone = tuple(f"{task}: only in {rows[0].path}." for task, rows in tasks.items() if rows not in shared)
     refused = [line for rows in tasks.values() for line in _refused(rows)]
     if not shared:
-        refused.append(f"These files have no common task, they differ in task: {', '.join(tasks)}.")
+        refused.append(f"These files have no task in common: {', '.join(tasks)}.")
     return Comparison(tuple(_titled(task, rows) for task, rows in tasks.items()), tuple(refused), alone)
 
 
@@ -47,20 +47,20 @@ def _titled(task: str, rows: Sequence[Row]) -> Table:
 def _refused(rows: Sequence[Row]) -> Iterator[str]:
     """For every row, against the first row that has the same number under another fingerprint: which fields differ."""
     called = [f"{name} in {row.path}" for name, row in zip(names(rows), rows, strict=True)]
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         clashes: dict[tuple[int, str], list[str]] = {}
         for column in row.numbers():
-            if (other := _first_clash(rows[:place], column)) is not None:
+            if (other := _first_clash(rows[:position], column)) is not None:
                 fields = "; ".join(differences(rows[other], row, column.name))
                 clashes.setdefault((other, fields), []).append(column.name)
         for (other, fields), numbers in clashes.items():
-            yield f"{', '.join(numbers)} of {called[place]} cannot be compared with {called[other]}: {fields}."
+            yield f"{', '.join(numbers)} of {called[position]} cannot be compared with {called[other]}: {fields}."
 
 
 def _first_clash(rows: Sequence[Row], column: Column) -> int | None:
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         if any(other.name == column.name and other != column for other in row.numbers()):
-            return place
+            return position
     return None
 
 
@@ -92,5 +92,5 @@ def plain(table: Table) -> str:
 def _line(cells: Iterable[str], widths: Sequence[int], words: int) -> str:
     placed = zip(cells, widths, strict=True)
     return "  ".join(
-        cell.ljust(width) if place < words else cell.rjust(width) for place, (cell, width) in enumerate(placed)
+        cell.ljust(width) if column < words else cell.rjust(width) for column, (cell, width) in enumerate(placed)
     ).rstrip()

@@ -1,4 +1,4 @@
-"""What the rooms of the harness agree on: items go in, a model makes samples of them, metrics measure those.
+"""What the parts of the harness agree on: a model under test gets items and gives outputs, and metrics measure those.
 
 Shape letters: ``T`` frames of a video or views of an asset (1 of an image), ``H`` rows and ``W`` columns of pixels,
 ``N`` tokens, ``G`` groups of codes, ``D`` the width of vectors.
@@ -16,7 +16,7 @@ from atoken.io import Image, Video
 from atoken.media.views import Views
 
 Media = Image | Video | Views
-State = dict[str, np.ndarray]  # what a metric holds of all samples so far: arrays by name, kept in files between runs
+State = dict[str, np.ndarray]  # what a metric keeps of all outputs so far: arrays by name, stored in files between runs
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,27 @@ class Item:
     captions: tuple[str, ...] = ()
 
 
-class Source(Protocol):
-    """A data set by random access. Reading may raise MediaError; the order of keys is part of the protocol."""
+class Dataset(Protocol):
+    """Items by number, in a fixed order that is part of the protocol. Reading an item may raise MediaError."""
 
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
         """The name of an item, without reading it."""
 
+    def line(self, index: int) -> str:
+        """Name, size, label and captions of an item, for the hash of the data, without reading it."""
+
     def __getitem__(self, index: int) -> Item: ...
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What a model made of an item: whatever it can make; the rest is None.
+class Output:
+    """What a model made of an item; what it does not make is None.
 
     target, prediction: the original and the reconstruction, (T, H, W, 3) uint8 of one shape; of an asset, views of both
-    from
-    the cameras of the protocol. mask: (T, H, W) bool, pixels that count; None: all. size: bytes that the tokens or the
-    file take on disk. codes: (N, G) int64. vector: (D,) float32 of length 1.
+    from the cameras of the protocol. mask: (T, H, W) bool, the pixels that count; None: all. size: bytes of the tokens
+    or of the file on disk. codes: (N, G) int64. vector: (D,) float32 of length 1.
     """
 
     item: Item
@@ -60,20 +62,20 @@ class Sample:
 
 
 class Model(Protocol):
-    """A tokenizer, or what stands in for one. What it cannot do raises AtokenError, in one sentence."""
+    """A model under test: a tokenizer, a codec, or another one. What it cannot do raises AtokenError."""
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
 
     @property
     def record(self) -> Mapping[str, str]:
         """For the protocol: fingerprint of weights, dtype, sample or mean, quality of a codec."""
 
-    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
-        """Through the tokens and back; a sample for each item, in order."""
+    def reconstruct(self, items: Sequence[Item]) -> list[Output]:
+        """Encode and decode; one output for each item, in order."""
 
-    def embed(self, items: Sequence[Item]) -> list[Sample]:
+    def embed(self, items: Sequence[Item]) -> list[Output]:
         """The vector of each item, in order."""
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -81,30 +83,30 @@ class Model(Protocol):
 
 
 class Metric(Protocol):
-    """A measure of samples that come in pieces, on several ranks, in several runs.
+    """A measure of outputs that come in pieces, on several ranks, in several runs.
 
-    Results are exact: the samples are cut into fixed shards; within a shard ``add`` folds samples in order into a state
-    of float64, and the states of all shards are merged in order, so that the number of ranks and of interruptions does
-    not matter to the last bit. A number that is not finite is a fault of the sample or of the metric and fails the row:
-    ``finish`` may return it, nothing may hide it.
+    Results are exact: the items are cut into fixed shards; within a shard ``add`` folds outputs in order into a state
+    of float64, and the states of all shards are merged in order. So the result does not depend on the number of ranks
+    or interruptions, to the last bit. A number that is not finite is a fault of an output or of the metric and fails
+    the row: ``finish`` may return it, nothing may hide it.
     """
 
     @property
     def name(self) -> str:
-        """What it is called, also in files."""
+        """Its name, also in files."""
 
     @property
     def record(self) -> Mapping[str, str]:
         """For the protocol: conventions, checksum of the network's weights."""
 
     def start(self) -> State:
-        """The state before any sample."""
+        """The state before any output."""
 
-    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Fold samples into ``state``, in place. Returns the numbers of each sample alone ({} where it has none)."""
+    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
+        """Fold outputs into ``state``, in place. Returns the numbers of each output alone ({} where it has none)."""
 
     def merge(self, first: State, second: State) -> State:
-        """The state of the samples of ``first``, then those of ``second``."""
+        """The state of the outputs of ``first``, then those of ``second``."""
 
     def finish(self, state: State) -> dict[str, float]:
-        """The numbers of all samples, by name."""
+        """The numbers of all outputs, by name."""

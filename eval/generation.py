@@ -1,7 +1,7 @@
 """How good a generator is, from its samples on disk: gFID, sFID, Inception Score, precision and recall (paper 5.2).
 
 Samples are 8-bit images, as the generator's own code rounded them: nothing is resized, cropped or rounded here, and a
-network's own resizing is in the record. Whether labels were balanced over classes, only who drew them knows.
+network's own resizing is in the record. Whether labels were balanced over classes, the files do not tell.
 """
 
 from __future__ import annotations
@@ -16,24 +16,60 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from atoken.data.sources.sample import IMAGES, files_below, printable
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
 from atoken.media.image import read_image
 from atoken.metrics.frechet import Gaussian
+from atoken.tokenizer import load
 from eval.adm import holds, read_samples, read_statistics
-from eval.contract import Item, Sample, State
+from eval.atoken_features import ATokenFeatures
+from eval.code import code_version
+from eval.contract import Item, Output, State
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
-from eval.metrics.features import FeatureMetric, Measure
-from eval.metrics.moments import Frechet, gaussian
-from eval.networks import Network
+from eval.metrics.features import FeatureMetric, Frechet, Measure
+from eval.metrics.moments import gaussian
+from eval.networks import Inception, Network, TorchScriptNetwork
+from eval.prepare import Preparation
+from eval.protocol import EvalProtocol, result_row, settings
 
+NAME = "generation"
 LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".npz"})
 NO_SPATIAL = "the network has no spatial features"
 NO_PROBABILITIES = "the network gives no class probabilities"
 NO_SPATIAL_MOMENTS = "the reference's statistics have none of spatial features (mu_s, sigma_s)"
 NO_IMAGES = "the reference is statistics without images"
+
+
+def generated(samples: Path, reference: Path, network: Network) -> dict[str, Any]:
+    """A row as ``eval/protocol.py`` describes it. Raises: AtokenError."""
+    with tqdm(desc=NAME, unit=" images", delay=1, disable=None, leave=False) as bar:
+        found = evaluate_generation(samples, reference, network, progress=lambda *_: bar.update(64))
+    record, items = found["record"], int(found["record"]["samples items"])
+    data = record.get("statistics sha256") or record["reference sha256"]
+    protocol = EvalProtocol(
+        task=NAME, data=data, items=items, templates="none", code=code_version(), metrics={NAME: record},
+        **Preparation().record(), **settings({}),
+    )  # fmt: skip
+    return result_row(
+        NAME, samples.stem, {"samples": samples.name}, "image", protocol,
+        {name: (NAME, value) for name, value in found["numbers"].items()},
+        skipped=found["left_out"], items={"planned": items, "measured": items, "full": items},
+    )  # fmt: skip
+
+
+def network_of(name: str, weights: str | None, device: str, *, trust: bool) -> Network:
+    """The network of a name: "inception", "nano", or FILE@SHA256, a TorchScript file. Raises: AtokenError."""
+    if name == "inception":
+        return Inception(weights, device)
+    if name == "nano":
+        return ATokenFeatures(load("nano", device="cpu", dtype="float32"))
+    path, at, checksum = name.rpartition("@")
+    if not at:
+        raise AtokenError(f"There is no network {name!r}; take inception, nano, or FILE@SHA256 of a TorchScript file.")
+    return TorchScriptNetwork(path, checksum, trust=trust, device=device)
 
 
 def evaluate_generation(
@@ -50,18 +86,18 @@ def evaluate_generation(
 
     samples: a folder of images, or an ADM ``.npz`` (``arr_0``). reference: one of these, or an ADM ``.npz`` of
     statistics; of a file with both, the distances are to its statistics and precision and recall are to its images,
-    as in ADM's evaluator. progress: told "samples" or "reference" and the images so far.
+    as in ADM's evaluator. progress: called with "samples" or "reference" and the number of images so far.
     Returns "numbers" by name; "left_out": of numbers that cannot be had, why; "record": for the protocol.
     Raises: AtokenError, also where a number is not finite.
     """
     given = _statistics(Path(reference), network)
-    images = not given or _has_images(Path(reference))
+    images = not given or "arr_0" in holds(reference)
     measures, left_out = _measures(network, given, score, crowd, images=images)
-    metric = FeatureMetric("generation", network, measures)
-    state, seen = metric.start(), {"samples": _Seen()}
+    metric = FeatureMetric(NAME, network, measures)
+    state, seen = metric.start(), {"samples": _Images()}
     _fold(metric, state, "samples", Path(samples), seen["samples"], batch, progress)
     if images:
-        seen["reference"] = _Seen()
+        seen["reference"] = _Images()
         _fold(metric, state, "reference", Path(reference), seen["reference"], batch, progress)
     numbers = metric.finish(state)
     if broken := [name for name, number in numbers.items() if not isfinite(number)]:
@@ -80,7 +116,7 @@ def image_statistics(images: str | Path, network: Network, *, batch: int = 64) -
     measures = {kind: Frechet(kind, kind) for kind in ("pooled", "spatial") if kind in network.kinds}
     metric = FeatureMetric("statistics", network, list(measures.values()))
     state = metric.start()
-    _fold(metric, state, "reference", Path(images), _Seen(), batch, None)
+    _fold(metric, state, "reference", Path(images), _Images(), batch, None)
     return {kind: gaussian(state, f"{kind}.target") for kind in measures}
 
 
@@ -90,14 +126,10 @@ def _statistics(reference: Path, network: Network) -> dict[str, Gaussian]:
     return read_statistics(reference, network.checksum)
 
 
-def _has_images(reference: Path) -> bool:
-    return "arr_0" in holds(reference)
-
-
 def _measures(
     network: Network, given: Mapping[str, Gaussian], score: InceptionScore, crowd: PrecisionRecall, *, images: bool
 ) -> tuple[list[Measure], dict[str, str]]:
-    """What can be measured, and of the rest, why not."""
+    """What can be measured, and why the rest cannot."""
     measures: list[Measure] = [Frechet("gfid", reference=given.get("pooled"))]
     left_out = {}
     if "spatial" not in network.kinds:
@@ -118,8 +150,8 @@ def _measures(
 
 
 @dataclass
-class _Seen:
-    """What images went by: the record of a side."""
+class _Images:
+    """The images of a side, for the record."""
 
     items: int = 0
     sizes: Counter[str] = field(default_factory=Counter)
@@ -146,7 +178,7 @@ def _fold(
     state: State,
     side: str,
     path: Path,
-    seen: _Seen,
+    seen: _Images,
     batch: int,
     progress: Callable[[str, int], object] | None,
 ) -> None:
@@ -154,14 +186,14 @@ def _fold(
     while some := list(islice(images, batch)):
         for name, pixels in some:
             seen.add(Path(name).suffix.lower(), pixels)
-        metric.add(state, [_sample(side, name, pixels) for name, pixels in some])
+        metric.add(state, [_output(side, name, pixels) for name, pixels in some])
         if progress is not None:
             progress(side, seen.items)
 
 
-def _sample(side: str, name: str, pixels: np.ndarray) -> Sample:
+def _output(side: str, name: str, pixels: np.ndarray) -> Output:
     item = Item(name, Image(pixels))
-    return Sample(item, prediction=pixels[None]) if side == "samples" else Sample(item, target=pixels[None])
+    return Output(item, prediction=pixels[None]) if side == "samples" else Output(item, target=pixels[None])
 
 
 def _images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -172,11 +204,11 @@ def _images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     for name in files_below(path, IMAGES):
         image = read_image(path / name)
         if image.alpha is not None and image.alpha.min() < 255:
-            raise MediaError(f"{path / name} is transparent in places, and samples have three colours: flatten it.")
+            raise MediaError(f"{path / name} has transparent pixels, and samples have three colours: flatten it.")
         yield printable(name), image.pixels
 
 
-def _described(seen: Mapping[str, _Seen], given: Mapping[str, Gaussian]) -> dict[str, str]:
+def _described(seen: Mapping[str, _Images], given: Mapping[str, Gaussian]) -> dict[str, str]:
     """The record of both sides; of a reference also its SHA-256, over moments or pixels: it must be the same one."""
     record = {"order": "by name, or as in the file"}
     for side, one in seen.items():

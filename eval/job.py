@@ -1,68 +1,93 @@
-"""What makes a row: items, a model, metrics, and how they are cut into shards and batches."""
+"""What makes a row: a task on its data, a model under test, metrics, and how items are cut into shards and batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
-from eval.contract import Metric, Model, Source
-from eval.protocol import Protocol as Record
-from eval.protocol import code_version, data_hash, digest, settings
+from atoken.errors import AtokenError
+from eval.code import code_version
+from eval.contract import Dataset, Metric, Model
+from eval.measures import Build
+from eval.metrics.zero_shot import Templates
+from eval.prepare import Preparation
+from eval.protocol import EvalProtocol, data_hash, digest, settings
+from eval.sources.entry import Listing
+from eval.sources.synthetic import SEED
+
+Modality = Literal["image", "video", "asset"]
 
 
-class Data(Source, Protocol):
-    """A source that says what stands for an item in the hash of the data."""
+@dataclass(frozen=True)
+class Task:
+    """A row of ``eval/tasks.py``.
 
-    def line(self, index: int) -> str:
-        """Name, size, label and captions of an item, without reading it."""
+    open: lists the entries of the folder ``folder`` below the data's root; of a synthetic task, whose ``folder`` is
+    None, those of a seed. metrics: what builds each, by its name. make: what is asked of a model. model: options of
+    ``AToken`` that the task sets. full: how many items the whole data set has. shard: items whose results are kept
+    together; batch: items that the model gets at once, within a shard. table3: it is in the paper's table 3.
+    """
+
+    name: str
+    modality: Modality
+    folder: str | None
+    open: Callable[[Any], Listing]
+    prepare: Preparation
+    metrics: Mapping[str, Build]
+    make: Literal["reconstruct", "embed"] = "reconstruct"
+    full: int | None = None
+    templates: Templates | None = None
+    shard: int = 32
+    batch: int = 4
+    model: Mapping[str, Any] = field(default_factory=dict)
+    table3: bool = False
+
+    def listing(self, root: Path, seed: int | None) -> Listing:
+        """The entries below ``root``, or those of ``seed``. Raises: MediaError; AtokenError for a seed without use."""
+        if self.folder is None:
+            return self.open(SEED if seed is None else seed)
+        if seed is not None:
+            raise AtokenError(f"The task {self.name} reads files and has no seed; leave --seed out.")
+        return self.open(root / self.folder)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What makes a row. prepared, templates: for the protocol. full: members of the whole data set.
+    """A task on its data with a model. skipped: metrics that could not start, and why. full: as in ``Task``."""
 
-    shard: items whose results are kept together; batch: items that the model gets at once, within a shard.
-    skipped: metrics that were asked for and could not start, and why.
-    """
-
-    task: str
-    modality: str
-    make: Literal["reconstruct", "embed"]
-    data: Data
+    task: Task
+    data: Dataset
     model: Model
     metrics: Sequence[Metric]
-    prepared: Mapping[str, str]
-    templates: str = "none"
     skipped: Mapping[str, str] = field(default_factory=dict)
     full: int | None = None
-    shard: int = 32
-    batch: int = 4
 
     @property
     def shards(self) -> int:
-        """How many there are."""
-        return -(-len(self.data) // self.shard)
+        """The number of shards."""
+        return -(-len(self.data) // self.task.shard)
 
     def items_of(self, shard: int) -> range:
         """The numbers of the items of a shard."""
-        return range(shard * self.shard, min((shard + 1) * self.shard, len(self.data)))
+        return range(shard * self.task.shard, min((shard + 1) * self.task.shard, len(self.data)))
 
-    def protocol(self, measured: Sequence[int], metrics: Iterable[Metric]) -> Record:
-        """Of some of the items, by number, and some of the metrics."""
-        return Record(
-            task=self.task,
+    def protocol(self, measured: Sequence[int], metrics: Iterable[Metric]) -> EvalProtocol:
+        """The protocol of some of the items, by number, and some of the metrics."""
+        return EvalProtocol(
+            task=self.task.name,
             data=data_hash(self.data.line(index) for index in measured),
             items=len(measured),
-            templates=self.templates,
+            templates="none" if self.task.templates is None else self.task.templates.name,
             code=code_version(),
             metrics={metric.name: dict(metric.record) for metric in metrics},
-            **self.prepared,
+            **self.task.prepare.record(),
             **settings(self.model.record),
         )
 
     def name(self) -> str:
         """The same for two runs if and only if one may go on with the shards of the other."""
         plan = self.protocol(range(len(self.data)), self.metrics).record()
-        model = [self.model.name, dict(self.model.record)]
-        return digest([plan, model, dict(self.skipped), self.full, self.shard, self.batch, self.make])
+        model, task = [self.model.name, dict(self.model.record)], self.task
+        return digest([plan, model, dict(self.skipped), self.full, task.shard, task.batch, task.make])

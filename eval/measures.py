@@ -9,17 +9,17 @@ from pathlib import Path
 
 from atoken.errors import AtokenError
 from atoken.tokenizer import load
+from eval.atoken_features import ATokenFeatures
 from eval.contract import Metric, Model
 from eval.metrics import perceptual
-from eval.metrics.features import FeatureMetric, rfid, rfvd
-from eval.metrics.moments import Frechet
-from eval.metrics.naming import Templates, ZeroShot, zero_shot
-from eval.metrics.pixels import MsSsim, Psnr, Seams, Ssim
+from eval.metrics.features import FrechetMetric
+from eval.metrics.pixels import BlockingArtefacts, MsSsim, Psnr, Ssim
 from eval.metrics.retrieval import Retrieval
 from eval.metrics.size import Size
 from eval.metrics.usage import CodeUsage
+from eval.metrics.zero_shot import Templates, ZeroShot, class_vectors
 from eval.models.tokenizer import AToken
-from eval.networks import I3D, ATokenFeatures, Inception
+from eval.networks import I3D, Inception
 
 TILE_FRAMES, PATCH = 16, 16  # of AToken: frames of a tile, pixels of a patch
 
@@ -41,42 +41,47 @@ Build = Callable[[Needs], Metric | None]  # None where it does not apply
 
 def _zero_shot(needs: Needs) -> ZeroShot:
     assert needs.templates is not None, "a task of zero-shot classification names its templates"
-    return zero_shot(needs.model, needs.classes, needs.templates)
+    vectors = class_vectors(needs.model, needs.classes, needs.templates)
+    return ZeroShot(vectors, needs.classes, needs.templates)
 
 
 def _usage(needs: Needs) -> CodeUsage | None:
-    """For a tokenizer with codes only."""
+    """Only for a tokenizer with codes."""
     levels = needs.model.tokenizer.model.config.fsq_levels if isinstance(needs.model, AToken) else ()
     return CodeUsage(prod(levels)) if levels else None
 
 
-def _of_nano(name: str, *, videos: bool = False) -> Build:
+def _of_nano(*, videos: bool) -> Build:
     """The Frechet distance between the bundled nano's own vectors: it needs no download."""
 
-    def build(_: Needs) -> FeatureMetric:
+    def build(_: Needs) -> FrechetMetric:
         nano = load("nano", device="cpu", dtype="float32")
-        return FeatureMetric(name, ATokenFeatures(nano, videos=videos), [Frechet(name)])
+        return FrechetMetric("nano frechet", ATokenFeatures(nano, videos=videos))
 
     return build
 
 
+PSNR: dict[str, Build] = {"psnr": lambda _: Psnr()}
+USAGE: dict[str, Build] = {"usage": _usage}
 PIXELS: dict[str, Build] = {
-    "psnr": lambda _: Psnr(),
+    **PSNR,
     "ssim": lambda _: Ssim(),
     "lpips": lambda needs: perceptual.published_lpips(needs.weights, needs.device),
-    "seams": lambda _: Seams(PATCH),
+    "blocking artefacts": lambda _: BlockingArtefacts(PATCH),
     "size": lambda _: Size(),
-    "usage": _usage,
+    **USAGE,
 }
 IMAGES: dict[str, Build] = PIXELS | {"ms-ssim": lambda _: MsSsim()}
-SEAMS_IN_TIME: dict[str, Build] = {"seams in time": lambda _: Seams(TILE_FRAMES, in_time=True)}
-VIEWS: dict[str, Build] = PIXELS | {"psnr": lambda _: Psnr(foreground=True), "size": lambda _: Size(pixels=False)}
-RFID: dict[str, Build] = {"rfid": lambda needs: rfid(Inception(needs.weights, needs.device))}
-RFVD: dict[str, Build] = {
-    "rfvd": lambda needs: rfvd(I3D(needs.weights, trust=needs.trust, frames=None, device=needs.device))
+BLOCKING_IN_TIME: dict[str, Build] = {
+    "blocking artefacts in time": lambda _: BlockingArtefacts(TILE_FRAMES, in_time=True)
 }
-NANO: dict[str, Build] = {"nano frechet": _of_nano("nano frechet")}
-NANO_VIDEOS: dict[str, Build] = {"nano frechet": _of_nano("nano frechet", videos=True)}
+VIEWS: dict[str, Build] = PIXELS | {"psnr": lambda _: Psnr(foreground=True), "size": lambda _: Size(pixels=False)}
+RFID: dict[str, Build] = {"rfid": lambda needs: FrechetMetric("rfid", Inception(needs.weights, needs.device))}
+RFVD: dict[str, Build] = {
+    "rfvd": lambda needs: FrechetMetric("rfvd", I3D(needs.weights, trust=needs.trust, frames=None, device=needs.device))
+}
+NANO: dict[str, Build] = {"nano frechet": _of_nano(videos=False)}
+NANO_VIDEOS: dict[str, Build] = {"nano frechet": _of_nano(videos=True)}
 ZERO_SHOT: dict[str, Build] = {"zero-shot": _zero_shot}
 RETRIEVAL: dict[str, Build] = {"retrieval": lambda needs: Retrieval(needs.model)}
 

@@ -1,4 +1,4 @@
-"""One shard: its items read ahead, through the model, into the metrics."""
+"""One shard: its items are read ahead, go through the model, and are folded into the metrics."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from atoken.errors import AtokenError
-from eval.contract import Item, Sample, Source, State
+from eval.contract import Item, Output, State
 from eval.job import Job
-from eval.shards import Row, Shard
+from eval.shards import ItemLine, Shard
 
 
 def measured(job: Job, number: int, done: Callable[[int], object]) -> Shard:
-    """Measure the items of a shard; batches begin anew in each, so that they are the same however ranks are many."""
+    """Measure the items of a shard; batches start anew in each, so that ranks do not change them."""
     states: dict[str, State] = {metric.name: metric.start() for metric in job.metrics}
-    rows: list[Row] = []
+    lines: list[ItemLine] = []
     faults: dict[str, str] = {}
-    indices = job.items_of(number)
-    found = _ahead(lambda index: _read(job.data, index), indices, job.batch)
-    for first in range(0, len(indices), job.batch):
-        block = indices[first : first + job.batch]
-        rows += _fold(job, [job.data.key(index) for index in block], [next(found) for _ in block], states, faults)
+    indices, batch = job.items_of(number), job.task.batch
+    found = _ahead(lambda index: _read(job, index), indices, batch)
+    for first in range(0, len(indices), batch):
+        block = indices[first : first + batch]
+        lines += _fold(job, block, [next(found) for _ in block], states, faults)
         done(len(block))
-    return Shard(states, rows, faults)
+    return Shard(states, lines, faults)
 
 
 def _ahead(
@@ -44,49 +44,49 @@ def _ahead(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(data: Source, index: int) -> Item | AtokenError:
+def _read(job: Job, index: int) -> Item | AtokenError:
     try:
-        return data[index]
+        return job.data[index]
     except AtokenError as error:
         return error
 
 
 def _fold(
     job: Job,
-    keys: Sequence[str],
+    indices: Sequence[int],
     found: Sequence[Item | AtokenError],
     states: dict[str, State],
     faults: dict[str, str],
-) -> list[Row]:
-    """A row for each item of a batch. A metric that cannot take a sample is out, with its sentence in ``faults``."""
-    made = iter(_samples(job, [item for item in found if isinstance(item, Item)]))
+) -> list[ItemLine]:
+    """A line for each item of a batch. A metric that cannot take an output is left out, and ``faults`` says why."""
+    made = iter(_outputs(job, [item for item in found if isinstance(item, Item)]))
     results = [next(made) if isinstance(item, Item) else item for item in found]
-    samples = [sample for sample in results if isinstance(sample, Sample)]
-    numbers: list[Row] = [{} for _ in samples]
+    outputs = [result for result in results if isinstance(result, Output)]
+    numbers: list[ItemLine] = [{} for _ in outputs]
     for metric in job.metrics:
         if metric.name not in states:
             continue
         try:
-            alone = metric.add(states[metric.name], samples) if samples else []
+            alone = metric.add(states[metric.name], outputs) if outputs else []
         except AtokenError as error:
             faults[metric.name] = str(error)
             del states[metric.name]
             continue
-        for row, more in zip(numbers, alone, strict=True):
-            row |= {name: value if math.isfinite(value) else str(value) for name, value in more.items()}
-    rows = iter(numbers)
+        for line, more in zip(numbers, alone, strict=True):
+            line |= {name: value if math.isfinite(value) else str(value) for name, value in more.items()}
+    lines = iter(numbers)
     return [
-        {"key": key} | (next(rows) if isinstance(result, Sample) else {"failed": str(result)})
-        for key, result in zip(keys, results, strict=True)
+        {"key": job.data.key(index)} | (next(lines) if isinstance(result, Output) else {"failed": str(result)})
+        for index, result in zip(indices, results, strict=True)
     ]
 
 
-def _samples(job: Job, items: Sequence[Item]) -> list[Sample | AtokenError]:
+def _outputs(job: Job, items: Sequence[Item]) -> list[Output | AtokenError]:
     """What the model makes of a batch; where it fails, of each item alone."""
-    make = job.model.reconstruct if job.make == "reconstruct" else job.model.embed
+    make = job.model.reconstruct if job.task.make == "reconstruct" else job.model.embed
     if not items:
         return []
     try:
         return [*make(items)]
     except AtokenError as error:
-        return [error] if len(items) == 1 else [one for item in items for one in _samples(job, [item])]
+        return [error] if len(items) == 1 else [one for item in items for one in _outputs(job, [item])]

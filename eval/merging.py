@@ -15,53 +15,53 @@ from atoken.errors import AtokenError, ReportError
 from atoken.io import Image, write_image
 from eval.contract import State
 from eval.job import Job
-from eval.protocol import MOST_LISTED
+from eval.protocol import MOST_LISTED, result_row
 from eval.report.findings import keep
-from eval.shards import Row, Shard, make_folder
+from eval.shards import ItemLine, Shard, make_folder
 
 IMAGES = 8  # of the worst items and, as many, evenly over all, that are kept for a report
 
 
 @dataclass
-class _Seen:
-    """What goes by while shards are merged: constant in memory but for the numbers of the items that failed."""
+class _Summary:
+    """What is noted of items while shards are merged: constant in memory but for the numbers of those that failed."""
 
     measured: int = 0
     failed: list[int] = field(default_factory=list)
     listed: list[dict[str, str]] = field(default_factory=list)
     broken: dict[str, tuple[int, str]] = field(default_factory=dict)  # numbers that are not finite: how many, one key
-    worst: list[tuple[float, int, Row]] = field(default_factory=list)  # a heap, the best of the worst first
+    worst: list[tuple[float, int, ItemLine]] = field(default_factory=list)  # a heap, the best of the worst first
 
-    def add(self, index: int, row: Row) -> None:
-        if "failed" in row:
+    def add(self, index: int, line: ItemLine) -> None:
+        if "failed" in line:
             self.failed.append(index)
-            self.listed += [{"key": row["key"], "why": row["failed"]}][: MOST_LISTED - len(self.listed)]
+            self.listed += [{"key": line["key"], "why": line["failed"]}][: MOST_LISTED - len(self.listed)]
             return
         self.measured += 1
-        for name, value in row.items():
+        for name, value in line.items():
             if name != "key" and isinstance(value, str):
-                count, key = self.broken.get(name, (0, row["key"]))
+                count, key = self.broken.get(name, (0, line["key"]))
                 self.broken[name] = count + 1, key
-        if "psnr" in row:
-            badness = -float(row["psnr"])
-            entry = (math.inf if math.isnan(badness) else badness, -index, row)
+        if "psnr" in line:
+            badness = -float(line["psnr"])
+            entry = (math.inf if math.isnan(badness) else badness, -index, line)
             (heapq.heappush if len(self.worst) < IMAGES else heapq.heappushpop)(self.worst, entry)
 
     def why(self, name: str, value: float) -> str:
-        """Say of a number that is not finite which items have none either."""
+        """A sentence on a number that is not finite, with the items whose own number is not finite either."""
         count, key = self.broken.get(name, (0, ""))
-        return f"{name} is {value}" + (f"; so it is of {count:,} items, such as {key}." if count else ".")
+        return f"{name} is {value}" + (f"; it is not finite for {count:,} items, such as {key}." if count else ".")
 
 
 def merge(job: Job, folder: Path, shards: Iterable[Shard]) -> dict[str, Any]:
-    """Fold the states of all shards in order, write the files of the run's folder, and make the row.
+    """Fold the states of all shards in order, write the files of the run's folder, and return the row.
 
     Raises: ReportError.
     """
     states: dict[str, State] = {metric.name: metric.start() for metric in job.metrics}
-    skipped, seen = dict(job.skipped), _Seen()
+    skipped, summary = dict(job.skipped), _Summary()
     make_folder(folder)
-    with atomic_path(folder / "items.jsonl", ReportError) as temporary, temporary.open("w") as lines:
+    with atomic_path(folder / "items.jsonl", ReportError) as temporary, temporary.open("w") as file:
         for number, shard in enumerate(shards):
             for name, why in shard.faults.items():
                 skipped.setdefault(name, why)
@@ -69,21 +69,21 @@ def merge(job: Job, folder: Path, shards: Iterable[Shard]) -> dict[str, Any]:
             for metric in job.metrics:
                 if metric.name in states:
                     states[metric.name] = metric.merge(states[metric.name], shard.states.get(metric.name, {}))
-            for index, row in zip(job.items_of(number), shard.rows, strict=True):
-                seen.add(index, row)
-                lines.write(json.dumps(row, allow_nan=False) + "\n")
-    numbers, faults = _numbers(job, states, skipped, seen)
-    return _row(job, folder, seen, numbers, faults, skipped)
+            for index, line in zip(job.items_of(number), shard.lines, strict=True):
+                summary.add(index, line)
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+    numbers, faults = _numbers(job, states, skipped, summary)
+    return _row(job, folder, summary, numbers, faults, skipped)
 
 
 def _numbers(
-    job: Job, states: Mapping[str, State], skipped: dict[str, str], seen: _Seen
+    job: Job, states: Mapping[str, State], skipped: dict[str, str], summary: _Summary
 ) -> tuple[dict[str, tuple[str, float]], dict[str, str]]:
-    """Finite numbers by name, with their metrics; and metrics with a number that is not, with a sentence."""
+    """Finite numbers by name, with their metrics; and, for metrics with a number that is not finite, a sentence."""
     numbers: dict[str, tuple[str, float]] = {}
     faults: dict[str, str] = {}
     for metric in job.metrics:
-        if metric.name not in states or not seen.measured:
+        if metric.name not in states or not summary.measured:
             continue
         try:
             found = metric.finish(states[metric.name])
@@ -92,7 +92,7 @@ def _numbers(
             continue
         assert not found.keys() & numbers.keys(), "two metrics have a number of one name"
         numbers |= {name: (metric.name, value) for name, value in found.items() if math.isfinite(value)}
-        if wrong := [seen.why(name, value) for name, value in found.items() if not math.isfinite(value)]:
+        if wrong := [summary.why(name, value) for name, value in found.items() if not math.isfinite(value)]:
             faults[metric.name] = " ".join(wrong)
     return numbers, faults
 
@@ -100,79 +100,54 @@ def _numbers(
 def _row(
     job: Job,
     folder: Path,
-    seen: _Seen,
+    summary: _Summary,
     numbers: Mapping[str, tuple[str, float]],
     faults: Mapping[str, str],
     skipped: Mapping[str, str],
 ) -> dict[str, Any]:
-    lost = set(seen.failed)
-    kept = [metric for metric in job.metrics if metric.name not in skipped]
-    protocol = job.protocol([index for index in range(len(job.data)) if index not in lost], kept)
-    full = len(job.data) if job.full is None else job.full
-    status, why = _status(seen, len(job.data), full, numbers, faults, skipped)
-    return {
-        "task": job.task,
-        "model": job.model.name,
-        "identity": dict(job.model.record),
-        "modality": job.modality,
-        "status": status,
-        "why": why,
-        "protocol": protocol.record(),
-        "numbers": {
-            name: {"value": value, "metric": metric, "fingerprint": protocol.fingerprint(metric)}
-            for name, (metric, value) in numbers.items()
+    lost, planned = set(summary.failed), len(job.data)
+    full = planned if job.full is None else job.full
+    status, why = "complete", ""
+    if not summary.measured:
+        first = f" ({summary.listed[0]['why'].rstrip('.')})" if summary.listed else ""
+        status, why = "failed", f"None of {planned:,} items could be measured{first}."
+    elif faults:
+        status, why = "failed", f"A number is not finite: {', '.join(faults)}."
+    elif not numbers:
+        status, why = "failed", f"No metric gave a number: {' '.join(skipped.values())}".strip()
+    elif summary.measured != full:
+        status, why = "partial", f"{summary.measured:,} items were measured, and the whole data set has {full:,}."
+    protocol = job.protocol(
+        [index for index in range(planned) if index not in lost],
+        [metric for metric in job.metrics if metric.name not in skipped],
+    )
+    return result_row(
+        job.task.name, job.model.name, job.model.record, job.task.modality, protocol, numbers,
+        status=status, why=why, faults=dict(faults), skipped=dict(skipped), failed=summary.listed,
+        items={
+            "planned": planned, "measured": summary.measured, "full": full, "file": f"{folder.name}/items.jsonl",
         },
-        "faults": dict(faults),
-        "skipped": dict(skipped),
-        "items": {
-            "planned": len(job.data),
-            "measured": seen.measured,
-            "full": full,
-            "file": f"{folder.name}/items.jsonl",
-        },
-        "failed": seen.listed,
-    } | _images(job, folder, seen)
+        **_images(job, folder, summary, lost),
+    )  # fmt: skip
 
 
-def _status(
-    seen: _Seen,
-    planned: int,
-    full: int,
-    numbers: Mapping[str, object],
-    faults: Mapping[str, str],
-    skipped: Mapping[str, str],
-) -> tuple[str, str]:
-    if not seen.measured:
-        first = f" ({seen.listed[0]['why'].rstrip('.')})" if seen.listed else ""
-        return "failed", f"None of {planned:,} items could be measured{first}."
-    if faults:
-        return "failed", f"A number is not finite: {', '.join(faults)}."
-    if not numbers:
-        return "failed", f"No metric gave a number: {' '.join(skipped.values())}".strip()
-    if seen.measured != full:
-        return "partial", f"Measured were {seen.measured:,} items, and the whole data set has {full:,}."
-    return "complete", ""
-
-
-def _images(job: Job, folder: Path, seen: _Seen) -> dict[str, list[dict[str, Any]]]:
+def _images(job: Job, folder: Path, summary: _Summary, lost: set[int]) -> dict[str, list[dict[str, Any]]]:
     """Originals and reconstructions of a few items, made once more; none for tasks without reconstructions."""
-    if job.make != "reconstruct" or not seen.measured:
+    if job.task.make != "reconstruct" or not summary.measured:
         return {}
-    lost, count = set(seen.failed), len(job.data)
+    count = len(job.data)
     even = [number * count // IMAGES for number in range(IMAGES)] if count > IMAGES else range(count)
-    worst = {-place: row for _, place, row in sorted(seen.worst, key=lambda one: (-one[0], -one[1]))}
+    worst = {-place: line for _, place, line in sorted(summary.worst, key=lambda one: (-one[0], -one[1]))}
     wanted = {"worst": worst, "shown": {index: {"key": job.data.key(index)} for index in even if index not in lost}}
     make_folder(folder / "images")
     saved = {index: _saved(job, folder, index) for index in {**wanted["worst"], **wanted["shown"]}}
-    return {
-        block: [row | paths for index, row in rows.items() if (paths := saved[index])] for block, rows in wanted.items()
-    }
+    return {block: [line | saved[index] for index, line in lines.items()] for block, lines in wanted.items()}
 
 
 def _saved(job: Job, folder: Path, index: int) -> dict[str, str]:
-    """The files of one item's two images, relative to where the result file is; none where it has no images."""
-    (sample,) = job.model.reconstruct([job.data[index]])
-    if (pair := keep(sample)) is None:
+    """The files of one item's two images, relative to the folder of the result file; none where it has no images."""
+    (output,) = job.model.reconstruct([job.data[index]])
+    if (pair := keep(output)) is None:
         return {}
     paths = {}
     for side, pixels in zip(("target", "prediction"), pair, strict=True):

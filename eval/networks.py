@@ -1,6 +1,6 @@
-"""The networks whose features are compared: Inception, I3D, any TorchScript file, and AToken itself.
+"""Published networks whose features are compared: Inception, I3D, and any TorchScript file.
 
-Nothing is downloaded: published weights lie in a folder that the user names and must have the pinned SHA-256.
+Nothing is downloaded: published weights are in a folder that the user names and must have the pinned SHA-256.
 
     FOLDER/weights-inception-2015-12-05-6726825d.pth   Inception, for FID, sFID, Inception Score, precision and recall
     FOLDER/i3d_torchscript.pt                          I3D, for FVD
@@ -10,7 +10,6 @@ Letters: ``B`` images or videos, ``T`` frames, ``D`` width of features, ``S`` th
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +26,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError, CheckpointError, MissingExtraError
 from atoken.metrics.pinned import PinnedFile
-from atoken.modalities.pixels import grid, patchify, to_values
-from atoken.tokenizer import Tokenizer
-from atoken.tokens import SparseTokens
+from atoken.modalities.pixels import to_values
 from eval.torchvision_step import mend_torchvision
 
 Features = dict[str, np.ndarray]  # by kind, (B, D): "pooled", and where there are any "spatial" and "probabilities"
@@ -49,27 +46,26 @@ I3D_FILE = PinnedFile(
     "take the file that StyleGAN-V's src/metrics/frechet_video_distance.py names",
 )
 SPATIAL = 7  # channels of a map of features that make spatial features, as in ADM's evaluator
-CELLS = 8  # a side, to which AToken's own map is averaged
 
 
 class Network(Protocol):
-    """A frozen network. ``kinds``: which features it gives. ``videos``: a row is a video, else each frame is one."""
+    """A frozen network. kinds: which features it gives. videos: a row of features is of a video, not of a frame."""
 
     name: str
     checksum: str  # SHA-256 of its weights
-    record: Mapping[str, str]  # for the protocol: what it does to frames before it looks at them
+    record: Mapping[str, str]  # for the protocol: how it prepares frames
     kinds: frozenset[str]
     videos: bool
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
         """Of videos (T, H, W, 3) uint8 of any sizes: a row for each, or for each frame, in order.
 
-        Raises: AtokenError for what it cannot see.
+        Raises: AtokenError for what it cannot take.
         """
 
 
 class Inception:
-    """The Inception of 2015 as TensorFlow computes it, by torch-fidelity: that of published FID values.
+    """The Inception of 2015 as TensorFlow computes it, by torch-fidelity: published FID values use it.
 
     pooled: (B, 2048). spatial: (B, 2023), the first 7 channels of ``mixed_6/conv``, flattened with channels last, as in
     ADM's evaluator. probabilities: (B, 1008), of logits without bias, as there.
@@ -84,7 +80,7 @@ class Inception:
     def __init__(self, folder: str | Path | None, device: str = "cpu") -> None:
         data = INCEPTION.read(folder)
         self.checksum = INCEPTION.sha256
-        clean = io.BytesIO()  # torch-fidelity unpickles what it is given: it is given what we have written
+        clean = io.BytesIO()  # torch-fidelity unpickles its file, so it gets one that was written here
         torch.save(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), clean)
         clean.seek(0)
         extractor = _torch_fidelity().FeatureExtractorInceptionV3
@@ -106,11 +102,11 @@ class Inception:
         return {"pooled": pooled_BD, "spatial": spatial_BD, "probabilities": logits_BD.double().softmax(1)}
 
 
-class TorchScript:
+class TorchScriptNetwork:
     """A TorchScript file that takes (B, 3, H, W) uint8 images and returns (B, D), or a tuple as ``gives`` says.
 
-    sha256: of the file, that the numbers can be made again. trust: TorchScript runs code of the file's, so it is only
-    loaded on purpose. arguments: named ones for every call, such as ``return_features`` of NVIDIA's Inception.
+    sha256: of the file, so that the numbers can be reproduced. trust: TorchScript runs code of the file, so it must be
+    True. arguments: named ones for every call, such as ``return_features`` of NVIDIA's Inception.
     Raises: CheckpointError.
     """
 
@@ -153,17 +149,17 @@ class TorchScript:
 
 
 class I3D:
-    """The I3D of Kinetics-400 that StyleGAN-V brought to TorchScript: (B, 400), before its softmax.
+    """The I3D of Kinetics-400 in TorchScript, from StyleGAN-V: (B, 400), before its softmax.
 
-    Frames: the shorter side to 224, bilinear without antialias, and the middle square, as TokenBench does it.
-    frames: of the start of each video, 16 as usual for FVD; None: all. Raises: CheckpointError.
+    Frames: the shorter side to 224, bilinear without antialias, and the middle square, as in TokenBench.
+    frames: how many of the start of each video, usually 16 for FVD; None: all. Raises: CheckpointError.
     """
 
     name = "i3d-kinetics-400"
     kinds = frozenset({"pooled"})
     videos = True
     side = 224  # pixels
-    fewest = 9  # frames that the network's strides leave something of
+    fewest = 9  # frames: of fewer, the strides of the network leave nothing
 
     def __init__(self, folder: str | Path | None, *, trust: bool, frames: int | None = 16, device: str = "cpu") -> None:
         data = I3D_FILE.read(folder)
@@ -193,45 +189,6 @@ class I3D:
         return found.float().cpu().numpy()
 
 
-class ATokenFeatures:
-    """A loaded tokenizer's own vectors: they need no download, and compare with nothing that is published.
-
-    pooled: (B, D), not normalised. spatial: the first 7 channels of the features before the bottleneck, averaged to 8 x
-    8 cells. labels: texts, whose softmax of similarities is ``probabilities``. videos: see a video whole.
-    Raises: AtokenError for labels with a model without a text side.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, labels: Sequence[str] = (), videos: bool = False) -> None:
-        self.name, self.checksum = f"atoken-{tokenizer.name}", tokenizer.fingerprint
-        self.kinds = frozenset({"pooled", "spatial"} | ({"probabilities"} if labels else set()))
-        self.videos = videos
-        dtype = str(tokenizer.model.dtype).removeprefix("torch.")
-        self.record: Mapping[str, str] = {"resize": "none", "network dtype": dtype}
-        if labels:
-            digest = hashlib.sha256("\n".join(labels).encode()).hexdigest()
-            self.record |= {"labels": f"{len(labels)}, SHA-256 {digest[:16]}"}
-        self._tokenizer = tokenizer
-        self._texts_VD = tokenizer.embed_text(labels) if labels else None
-
-    def features(self, frames: Sequence[np.ndarray]) -> Features:
-        """Of frames, or of whole videos."""
-        seen = list(frames) if self.videos else [frame[None] for video in frames for frame in video]
-        size = 1 if self.videos else BATCH
-        return _joined([self._of_some(seen[first : first + size]) for first in range(0, len(seen), size)])
-
-    @torch.inference_mode()
-    def _of_some(self, videos: Sequence[np.ndarray]) -> Features:
-        packed = SparseTokens.pack([patchify(to_values(video)) for video in videos])
-        encoded = self._tokenizer.model.encode(packed.to(self._tokenizer.device))
-        pooled_BD = encoded.pooled.float().cpu()
-        maps = [_cells(part.feats, video) for part, video in zip(encoded.features.unpack(), videos, strict=True)]
-        found = {"pooled": pooled_BD, "spatial": torch.stack(maps)}
-        if self._texts_VD is not None:
-            logits_BV = self._tokenizer.logits(F.normalize(pooled_BD, dim=1), self._texts_VD)
-            found["probabilities"] = logits_BV.double().softmax(1)
-        return {kind: rows.numpy() for kind, rows in found.items()}
-
-
 def middle_square(video_THW3: np.ndarray, side: int) -> Tensor:
     """(T, 3, S, S) fp32 in [-1, 1]: the shorter side to ``side``, bilinear without antialias, and the middle."""
     height, width = video_THW3.shape[1:3]
@@ -243,32 +200,26 @@ def middle_square(video_THW3: np.ndarray, side: int) -> Tensor:
     return values_T3HW[:, :, top : top + side, left : left + side].contiguous()
 
 
-def _cells(feats_ND: Tensor, video_THW3: np.ndarray) -> Tensor:
-    """(8 * 8 * 7,): the tokens of a video, averaged over time and to cells; channels last, as ADM's are."""
-    steps, rows, columns = grid(*video_THW3.shape[:3])
-    map_HWD = feats_ND[:, :SPATIAL].float().reshape(steps, rows, columns, SPATIAL).mean(0)
-    return F.adaptive_avg_pool2d(map_HWD.movedim(2, 0), CELLS).movedim(0, 2).flatten().cpu()
-
-
 def _by_size(frames: Sequence[np.ndarray], run: Callable[[Tensor], dict[str, Tensor]]) -> Features:
     """Features of single images, in their order; ``run`` sees at most ``BATCH`` of one size."""
     images = [frame for video in frames for frame in video]
     sizes: dict[tuple[int, ...], list[int]] = {}
-    for place, image in enumerate(images):
-        sizes.setdefault(image.shape, []).append(place)
+    for index, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(index)
     order, parts = [], []
-    for places in sizes.values():
-        for first in range(0, len(places), BATCH):
-            some = places[first : first + BATCH]
-            images_B3HW = torch.from_numpy(np.stack([images[place] for place in some])).movedim(3, 1).contiguous()
+    for indices in sizes.values():
+        for first in range(0, len(indices), BATCH):
+            some = indices[first : first + BATCH]
+            images_B3HW = torch.from_numpy(np.stack([images[index] for index in some])).movedim(3, 1).contiguous()
             with torch.inference_mode(), _exact():
                 found = run(images_B3HW)
             parts.append({kind: rows.cpu().numpy() for kind, rows in found.items()})
             order += some
-    return {kind: rows[np.argsort(order)] for kind, rows in _joined(parts).items()}
+    return {kind: rows[np.argsort(order)] for kind, rows in joined(parts).items()}
 
 
-def _joined(parts: Sequence[Features]) -> Features:
+def joined(parts: Sequence[Features]) -> Features:
+    """Rows of features, one part after the other. Raises: AtokenError where their widths differ."""
     try:
         return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
     except ValueError as error:
@@ -276,19 +227,19 @@ def _joined(parts: Sequence[Features]) -> Features:
 
 
 def _exact() -> AbstractContextManager[None]:
-    """Convolutions in full fp32: the ten bits of TF32 would be seen in the numbers."""
+    """Convolutions in full fp32: TF32 has ten bits, which would show in the numbers."""
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def _script(data: bytes, path: Path, *, trust: bool, device: str) -> Any:
     if not trust:
         raise CheckpointError(
-            f"{path.name} is TorchScript, which runs the code in it: pass --trust if you trust where it is from."
+            f"{path.name} is TorchScript, which runs the code in it: pass --trust if you trust its source."
         )
     try:
         return torch.jit.load(io.BytesIO(data), map_location=device).eval()
     except RuntimeError as error:
-        raise CheckpointError(f"{path.name} is no TorchScript file, or one that this torch cannot load.") from error
+        raise CheckpointError(f"{path.name} is not a TorchScript file that this torch can load.") from error
 
 
 def _torch_fidelity() -> ModuleType:

@@ -1,4 +1,4 @@
-"""Items as a protocol wants them: cropped, scaled, cut to frames, seen from cameras.
+"""Items prepared as a protocol says: cropped, scaled, cut to frames, rendered from cameras.
 
 Images are scaled by Pillow on uint8. Alpha is left out: no metric here compares it.
 """
@@ -23,27 +23,27 @@ from atoken.media.views import Views, read_views
 from atoken.modalities.views import render_views
 from eval.contract import Media
 
-PATCH = 16  # pixels a side of what NaFlex counts as one token
+PATCH = 16  # pixels of a side of one token of NaFlex
 FRAME_RATE = Fraction(24)  # of videos that come as folders of frames
 
-Crop = Literal["none", "adm", "centre", "naflex", "at most", "short side at most"]
+Cropping = Literal["none", "adm", "centre", "naflex", "at most", "short side at most"]
 Filter = Literal["bicubic", "bilinear"]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to an item before a model sees it.
+    """What is done to an item before a model gets it.
 
-    crop: "none" leaves it; "adm" and "centre" cut a square of ``size`` pixels a side (``adm_crop``, ``centre_crop``);
-    "naflex" scales it to at most ``size`` tokens at its own shape (``naflex_size``); "at most" scales what has more
-    than ``size`` squared pixels down to that; "short side at most" what is more than ``size`` pixels on both sides.
-    frames: at most so many of a video; the first, or, with ``spread``, evenly over it. fps: taken at this rate. stride:
-    every so-manieth. views, view_size: cameras around a mesh (``Cameras.sphere``), None where items bring their own
-    views, and pixels a side; black background.
+    crop: "none" changes nothing; "adm" and "centre" cut a square of ``size`` pixels a side (``adm_crop``,
+    ``centre_crop``); "naflex" scales to at most ``size`` tokens and keeps the aspect ratio (``naflex_size``); "at most"
+    scales down to ``size`` squared pixels; "short side at most" scales down until one side has ``size`` pixels.
+    frames: at most so many of a video; the first ones, or, with ``spread``, evenly over it. fps: the rate at which they
+    are taken. stride: take every n-th one. views, view_size: cameras around a mesh (``Cameras.sphere``), None where
+    items have their own views, and pixels of a side; black background.
     """
 
-    crop: Crop = "none"
+    crop: Cropping = "none"
     size: int = 0
     filter: Filter = "bicubic"
     frames: int | None = None
@@ -54,7 +54,7 @@ class Preparation:
     view_size: int = 512
 
     def record(self) -> dict[str, str]:
-        """The fields of a ``Protocol`` that this decides."""
+        """The fields of an ``EvalProtocol`` that this decides."""
         frames = "all" if self.frames is None else f"{self.frames} evenly" if self.spread else f"first {self.frames}"
         unit = "tokens" if self.crop == "naflex" else "pixels"
         return {
@@ -74,7 +74,7 @@ class Preparation:
         return f"{self.views} on a Hammersley sphere, radius {RADIUS:g}, {FOV:g} degrees, {self.view_size} pixels"
 
     def read(self, media: Path | Sequence[Path]) -> Media:
-        """A file, a folder of views, a video as a list of images: prepared. Raises: MediaError, MissingExtraError."""
+        """A file, a folder of views, or a video as a list of images: prepared. Raises MediaError, MissingExtraError."""
         if not isinstance(media, Path):
             frames = (read_image(path).pixels for path in self._cut(media[:: self.stride]))
             return self._video(frames, FRAME_RATE, chosen=True)
@@ -93,21 +93,21 @@ class Preparation:
             return Image(self._pixels(media.pixels))
         if isinstance(media, Video):
             return self._video(media.frames, media.fps)
-        return self._seen(media) if isinstance(media, Mesh) else media
+        return self._rendered(media) if isinstance(media, Mesh) else media
 
-    def _seen(self, mesh: Mesh) -> Views:
+    def _rendered(self, mesh: Mesh) -> Views:
         if self.views is None:
-            raise MediaError("A mesh has no views of its own; take a task that renders some.")
+            raise MediaError("A mesh has no views of its own; use a task that renders some.")
         return render_views(mesh, self.views, self.view_size)
 
     def _pixels(self, pixels: np.ndarray) -> np.ndarray:
         if self.crop == "none":
             return pixels
         done = _CROPS[self.crop](PIL.Image.fromarray(pixels), self.size, _FILTERS[self.filter])
-        return np.array(done)  # a copy: Pillow's own pixels are read-only, which torch warns of
+        return np.array(done)  # a copy: Pillow's own pixels are read-only, and torch warns of that
 
     def _video(self, frames: Iterable[np.ndarray], fps: Fraction, *, chosen: bool = False) -> Video:
-        """Frames are cropped as they come, so that only cropped ones are in memory."""
+        """Frames are cropped one by one, so that only cropped ones are in memory."""
         kept: list[np.ndarray] = []
         for number, frame in enumerate(frames):
             if chosen or number % self.stride == 0:
@@ -116,25 +116,25 @@ class Preparation:
         if not kept:
             raise MediaError("The video has no frames; leave it out.")
         if len({frame.shape for frame in kept}) > 1:
-            raise MediaError("The frames of the video differ in size; bring them to one.")
+            raise MediaError("The frames of the video differ in size; bring them to one size.")
         return Video(np.stack(kept if chosen else self._cut(kept)), fps / self.stride)
 
     def _cut(self, frames: Sequence[T]) -> Sequence[T]:
         if self.frames is None or len(frames) <= self.frames:
             return frames
-        places = even_places(len(frames), self.frames) if self.spread else range(self.frames)
-        return [frames[place] for place in places]
+        indices = evenly(len(frames), self.frames) if self.spread else range(self.frames)
+        return [frames[index] for index in indices]
 
 
-def even_places(count: int, wanted: int) -> list[int]:
-    """``wanted`` numbers below ``count``, from the first to the last, evenly, halves down."""
+def evenly(count: int, wanted: int) -> list[int]:
+    """``wanted`` numbers below ``count``, evenly from the first to the last, halves rounded down."""
     return [number * (count - 1) // max(wanted - 1, 1) for number in range(wanted)]
 
 
 def _check_memory(kept: list[np.ndarray]) -> None:
     if len(kept) * kept[0].nbytes > DEFAULT_LIMITS.max_memory:
         raise MediaError(
-            f"The video has over {DEFAULT_LIMITS.max_memory / 2**30:g} GiB of frames; take a task with fewer."
+            f"The video has over {DEFAULT_LIMITS.max_memory / 2**30:g} GiB of frames; use a task with fewer frames."
         )
 
 
@@ -149,7 +149,7 @@ def adm_crop(image: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image
 
 
 def centre_crop(image: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Image.Image:
-    """Scaled so that the shorter side is ``side``, then cut around the centre, odd pixels to the right and below."""
+    """Scaled so that the shorter side is ``side``, then cut around the centre; an odd pixel goes right or below."""
     shorter = min(image.size)
     width, height = (max(round(length * side / shorter), side) for length in image.size)
     image = image.resize((width, height), filter)
@@ -161,11 +161,11 @@ def naflex_size(height: int, width: int, tokens: int) -> tuple[int, int]:
     """Rows and columns of patches at the largest scale of an image that has at most ``tokens`` of them.
 
     A side is rounded up to whole patches (NaFlex, SigLIP 2, arXiv 2502.14786). As the scale grows, a count of patches
-    steps up just after a side is a whole number of them; so the largest scale is one at which a side is.
+    rises just after a side is a whole number of them; so at the largest scale one of the sides is a whole number.
     """
     best = (0, 1, 1)
     for whole in range(1, tokens + 1):
-        # The scale times height times width, by 16, which is a whole number; then rows and columns.
+        # The scale times height times width, over 16, which is a whole number; then rows and columns.
         by_rows = (whole * width, whole, -(-whole * width // height))
         by_columns = (whole * height, -(-whole * height // width), whole)
         fitting = (one for one in (by_rows, by_columns) if one[1] * one[2] <= tokens)
@@ -187,7 +187,7 @@ def _short_side(image: PIL.Image.Image, side: int, filter: Resampling) -> PIL.Im
 
 
 def _scaled(image: PIL.Image.Image, scale: float, filter: Resampling) -> PIL.Image.Image:
-    """Made smaller, never larger."""
+    """Scaled down, never up."""
     if scale >= 1:
         return image
     width, height = (max(round(length * scale), 1) for length in image.size)

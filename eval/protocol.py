@@ -1,25 +1,25 @@
-"""How numbers were made, and whether two of them may stand in one column.
+"""How numbers were measured, and whether two of them may stand in one column.
 
-A result file (``result.json``) is ``{"format": FORMAT, "rows": [...], "run": {...}}``. Rows are the same however many
-ranks and interruptions there were; what is not (time, host, versions, ranks) is in ``run``. A row is::
+A result file (``result.json``) is ``{"format": FORMAT, "rows": [...], "run": {...}}``. Rows are the same for any number
+of ranks and interruptions; what may differ (time, host, versions, ranks) is in ``run``. A row is::
 
     {"task": "coco-256",            a row of eval/tasks.py
-     "model": "nano",             what was measured, and
+     "model": "nano",               the model under test, and
      "identity": {...},             its own record: fingerprint of weights, quality of a codec
      "modality": "image",           or video, or asset
      "status": "complete",          or partial (items are missing), or failed (no numbers, or one that is not finite)
      "why": "",                     a sentence where it is not complete
-     "protocol": {...},             the fields of ``Protocol``
+     "protocol": {...},             the fields of ``EvalProtocol``
      "numbers": {"psnr": {"value": 24.1, "metric": "psnr", "fingerprint": "3f9a12bc"}, ...},
      "faults": {"fid": "..."},      metrics that gave no finite number; such a row has failed
-     "skipped": {"lpips": "..."},   metrics that could not start or not go on, for want of a weight file, say
+     "skipped": {"lpips": "..."},   metrics that could not start or not finish, for want of a weight file, say
      "items": {"planned": 5000, "measured": 4999, "full": 5000, "file": "FOLDER/items.jsonl"},
      "failed": [{"key": "a.jpg", "why": "..."}, ...],   the first MOST_LISTED of them; all are in the file of items
      "worst": [{"key": "b.jpg", "psnr": 18.2, "target": "FOLDER/images/007-target.png", "prediction": "..."}, ...],
      "shown": [...]}                as the worst, but evenly over the data set
 
 Paths are relative to the result file. A line of the file of items is ``{"key": ..., NAME: NUMBER, ...}``, or
-``{"key": ..., "failed": SENTENCE}``; a number that is not finite is there as a text.
+``{"key": ..., "failed": SENTENCE}``; a number that is not finite is written as text.
 """
 
 from __future__ import annotations
@@ -28,40 +28,30 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import atoken
-
-FORMAT = "atoken-eval-1"
+FORMAT = "atoken-eval-2"
 MOST_LISTED = 100
-# What a model's record may say that numbers depend on, and what holds where it says nothing: a codec, for one, has
-# no latents to draw and rounds nothing below fp32. All else in its record tells which model it is.
+# What a model's record may say that numbers depend on, and the value where it says nothing: a codec, for one, has no
+# latents to draw and rounds nothing below fp32. Everything else in its record tells which model it is.
 SETTINGS = {
     "dtype": "float32",
     "latents": "mean",
     "seed": "none",
     "pool": "whole",
     "views": "those that were encoded",
+    "voxels": "all",
 }
-
-_ROOT = Path(__file__).parents[1]
-_MEASURING = (  # code that numbers depend on; what models, reports and commands do is not of it
-    "eval/metrics/*.py", "eval/networks.py", "eval/prepare.py", "eval/sources/*.py", "atoken/metrics/*.py",
-    "atoken/cameras.py", "atoken/modalities/views.py", "atoken/media/image.py", "atoken/media/video*.py",
-    "atoken/data/synthetic/*.py",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvalProtocol:
     """Everything about a row that must agree before its numbers are compared, as text.
 
     data: SHA-256 of the items that were measured, in order: name, bytes on disk, label, captions. crop to background:
-    as ``Preparation.record`` says them. templates: of zero-shot prompts. dtype, latents, seed, pool (of the vector of a
-    video), views (of an asset, that are compared): how the model ran.
-    code: version of AToken and a digest of the code that measures. metrics: the record of each metric by its name.
+    see ``Preparation.record``. templates: of zero-shot prompts. dtype to voxels: how the model ran (pool: of the vector
+    of a video; views: those of an asset that are compared; voxels: how many of an asset it saw). code: version of
+    AToken and a digest of the code that measures. metrics: the record of each metric by its name.
     """
 
     task: str
@@ -82,6 +72,7 @@ class Protocol:
     code: str
     pool: str = SETTINGS["pool"]
     views: str = SETTINGS["views"]
+    voxels: str = SETTINGS["voxels"]
     metrics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -89,17 +80,17 @@ class Protocol:
         return asdict(self)
 
     def fingerprint(self, metric: str) -> str:
-        """Eight hexadecimal digits of what must agree for two numbers of this metric."""
+        """Eight hexadecimal digits over what must agree for two numbers of this metric."""
         return fingerprint(self.record(), metric)
 
 
-SHARED = tuple(part.name for part in fields(Protocol) if part.name != "metrics")
+SHARED = tuple(part.name for part in fields(EvalProtocol) if part.name != "metrics")
 
 
 def binding(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """What must agree for two numbers of a metric, by field; those of the metric as ``psnr.peak``.
+    """What must agree for two numbers of a metric, by field; fields of the metric itself are named ``psnr.peak``.
 
-    A field that a record lacks is None: an older file agrees with none that has it.
+    A field that a record lacks is None: such a record agrees with none that has the field.
     """
     found = {name: record.get(name) for name in SHARED}
     own = record.get("metrics", {}).get(metric)
@@ -108,12 +99,12 @@ def binding(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def fingerprint(record: Mapping[str, Any], metric: str) -> str:
-    """As ``Protocol.fingerprint``, of a record that was read from a file."""
+    """As ``EvalProtocol.fingerprint``, of a record that was read from a file."""
     return digest(binding(record, metric))[:8]
 
 
 def settings(record: Mapping[str, str]) -> dict[str, str]:
-    """How a model ran, of its record."""
+    """How a model ran, from its record."""
     return {name: str(record.get(name, usual)) for name, usual in SETTINGS.items()}
 
 
@@ -130,9 +121,31 @@ def data_hash(lines: Iterable[str]) -> str:
     return found.hexdigest()
 
 
-@cache
-def code_version() -> str:
-    """AToken's version and a digest of the code that numbers depend on."""
-    files = sorted({file for pattern in _MEASURING for file in _ROOT.glob(pattern)})
-    named = [(file.relative_to(_ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
-    return f"{atoken.__version__}+{digest(named)[:12]}"
+def result_row(
+    task: str,
+    model: str,
+    identity: Mapping[str, str],
+    modality: str,
+    protocol: EvalProtocol | None,
+    numbers: Mapping[str, tuple[str, float]],
+    **rest: Any,
+) -> dict[str, Any]:
+    """A row as described above, complete unless ``rest`` says otherwise. numbers: metric and value, by name."""
+    return {
+        "task": task,
+        "model": model,
+        "identity": dict(identity),
+        "modality": modality,
+        "status": "complete",
+        "why": "",
+        "protocol": {} if protocol is None else protocol.record(),
+        "numbers": {
+            name: {"value": value, "metric": metric, "fingerprint": protocol.fingerprint(metric)}
+            for name, (metric, value) in numbers.items()
+            if protocol is not None
+        },
+        "faults": {},
+        "skipped": {},
+        "items": {},
+        "failed": [],
+    } | rest

@@ -1,7 +1,7 @@
 """Quality by bytes: AToken as points beside the curves of codecs, and at the same bytes; PCA at the same dimensions.
 
 Bytes are those of whole files. Bits per pixel are all bits by all pixels (of a video, those of all frames). A point is
-measured as a row of any task is (``eval/measuring.py``), and has its protocol beside it.
+measured as a row of any task is (``eval/measuring.py``), and has its protocol with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from atoken.errors import AtokenError
 from atoken.report.charts import by_number
-from atoken.tokenizer import Tokenizer, load
+from atoken.tokenizer import Tokenizer
 from eval.contract import Model
 from eval.job import Job
 from eval.measuring import measured
@@ -31,9 +31,10 @@ from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from eval.models.video_codecs import VideoCodec
 from eval.prepare import Preparation
 from eval.rate_report import CURVE, Point, write
-from eval.shards import Row
+from eval.shards import ItemLine
 from eval.sources.entry import Prepared
 from eval.sources.folders import local
+from eval.tasks import LOCAL
 
 QUALITIES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
 CRFS = (50, 45, 40, 35, 30, 25, 20, 15)
@@ -45,28 +46,23 @@ def rate(
     source: str | Path | Mapping[str, Prepared],
     out: str | Path,
     *,
-    models: Sequence[str | Tokenizer] = ("nano", "nano-d"),
+    models: Sequence[Tokenizer],
     peers: Sequence[Model] = (),
-    device: str = "auto",
-    dtype: str = "auto",
 ) -> list[Point]:
     """Measure and write ``rate.json``, ``rate.md`` and ``rate.html`` into ``out``.
 
-    source: a folder, of which the images and videos are taken at native size, or sources by modality ("image",
-    "video"). models: tokenizers, which get points on the chart and codecs at their bytes. peers: further points.
-    A file that cannot be read is left out for all, and listed. Raises: AtokenError (no images and no videos, a model
-    that cannot be loaded), ReportError; MissingExtraError without matplotlib.
+    source: a folder, whose images and videos are measured at native size, or sources by modality ("image", "video").
+    models: tokenizers, which get points on the chart and codecs at their bytes. peers: further points. A file that
+    cannot be read is left out for all, and listed. Raises: AtokenError (no images and no videos), ReportError;
+    MissingExtraError without matplotlib.
     """
     sources = media_of(source) if isinstance(source, str | Path) else source
-    tokenizers = [
-        model if isinstance(model, Tokenizer) else load(model, device=device, dtype=dtype) for model in models
-    ]
     by_number("", "", "", {"test": [(1, 1)]})  # fails without matplotlib: before hours of work
     points: list[Point] = []
     failed: dict[str, str] = {}
     for modality, of in sources.items():
         bench = Bench(modality, of)
-        points += [*curves(bench), *own_points(bench, tokenizers)]
+        points += [*curves(bench), *own_points(bench, models)]
         points += [bench.one(partial(_itself, peer))[0] for peer in peers]
         failed |= bench.failed
     write(points, failed, Path(out))
@@ -87,32 +83,27 @@ class Bench:
 
     def __init__(self, modality: str, source: Prepared) -> None:
         self.modality, self.source, self.failed = modality, source, dict[str, str]()
+        self.task = replace(
+            LOCAL[modality], name=f"{modality}-rate", prepare=source.preparation, batch=BATCH[modality], shard=32
+        )
 
     def one(self, build: Callable[[], Model], group: str = CURVE, name: str = "") -> tuple[Point, dict[str, int]]:
         """A model's point, and the bytes of each item by key; a point that says why where it cannot be measured."""
         try:
             model = build()
             name = model.name
-            return self._measured(self._job(model), group)
+            return self._measured(Job(self.task, self.source, model, (Psnr(), Ssim(), Size())), group)
         except AtokenError as error:
             return Point(self.modality, group, name, why=str(error)), {}
-
-    def _job(self, model: Model) -> Job:
-        prepared = self.source.preparation.record()
-        return Job(
-            f"{self.modality}-rate", self.modality, "reconstruct", self.source, model, (Psnr(), Ssim(), Size()),
-            prepared,
-            batch=BATCH[self.modality],
-        )  # fmt: skip
 
     def _measured(self, job: Job, group: str) -> tuple[Point, dict[str, int]]:
         with tqdm(total=len(self.source), desc=job.model.name, unit=self.modality, leave=False, disable=None) as bar:
             shards = [measured(job, number, bar.update) for number in range(job.shards)]
-        rows = [row for shard in shards for row in shard.rows]
-        self._note([index for index, row in enumerate(rows) if "failed" in row], rows)
+        lines = [line for shard in shards for line in shard.lines]
+        self._note([index for index, line in enumerate(lines) if "failed" in line], lines)
         if faults := [why for shard in shards for why in shard.faults.values()]:
             raise AtokenError(faults[0])
-        kept = [index for index, row in enumerate(rows) if "failed" not in row]
+        kept = [index for index, line in enumerate(lines) if "failed" not in line]
         if not kept:
             raise AtokenError(f"No {self.modality} could be read.")
         found: dict[str, float] = {}
@@ -131,17 +122,17 @@ class Bench:
             record=dict(job.model.record),
             protocol=job.protocol(kept, job.metrics).record(),
         )
-        return point, {rows[index]["key"]: int(rows[index]["bytes"]) for index in kept}
+        return point, {lines[index]["key"]: int(lines[index]["bytes"]) for index in kept}
 
-    def _note(self, lost: Sequence[int], rows: Sequence[Row]) -> None:
-        """List the items that cannot be read. Raises: AtokenError for one that can: it is the model that failed."""
+    def _note(self, lost: Sequence[int], lines: Sequence[ItemLine]) -> None:
+        """List the items that cannot be read. Raises: AtokenError for one that can be: then the model has failed."""
         for index in lost:
             try:
                 self.source[index]
             except AtokenError:
-                self.failed[rows[index]["key"]] = rows[index]["failed"]
+                self.failed[lines[index]["key"]] = lines[index]["failed"]
             else:
-                raise AtokenError(rows[index]["failed"])
+                raise AtokenError(lines[index]["failed"])
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured
@@ -149,9 +140,9 @@ class Bench:
 
 def curves(bench: Bench) -> Iterator[Point]:
     """Every codec of the modality, from few bytes to many."""
-    for format, known in formats(bench.modality).items():
+    for format, name in formats(bench.modality).items():
         for quality in QUALITIES if bench.modality == "image" else CRFS:
-            yield bench.one(partial(_codec, bench.modality, format, quality), name=known)[0]
+            yield bench.one(partial(_codec, bench.modality, format, quality), name=name)[0]
 
 
 def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[Point]:
@@ -160,25 +151,25 @@ def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[Point]
     for tokenizer in tokenizers:
         channels = tokenizer.model.config.latent_channels
         if channels not in fitted:
-            make = PCA.of_images if bench.modality == "image" else PCA.of_videos
-            fitted[channels] = make(components=channels)
+            fit = PCA.of_images if bench.modality == "image" else PCA.of_videos
+            fitted[channels] = fit(components=channels)
         for stored in STORED[:1] if tokenizer.model.config.fsq_levels else STORED:
-            yield from _beside(bench, AToken(tokenizer, stored=stored), fitted[channels].stored_as(stored))
+            yield from _at_the_same_bytes(bench, AToken(tokenizer, stored=stored), fitted[channels].stored_as(stored))
     for pca in fitted.values():
         for stored in STORED:
-            yield bench.one(partial(_itself, pca.stored_as(stored)), name=pca.name)[0]
+            yield bench.one(partial(pca.stored_as, stored), name=pca.name)[0]
 
 
-def _beside(bench: Bench, model: AToken, pca: PCA) -> Iterator[Point]:
-    point, sizes = bench.one(partial(_itself, model), name=model.name)
+def _at_the_same_bytes(bench: Bench, model: AToken, pca: PCA) -> Iterator[Point]:
+    point, sizes = bench.one(lambda: model, name=model.name)
     yield point
     if point.why:
         return
     group, target = f"at the bytes of {model.name}", AtMost(sizes, model.name)
     yield replace(point, group=group)
-    for format, known in formats(bench.modality).items():
-        yield bench.one(partial(_codec, bench.modality, format, target), group, known)[0]
-    yield bench.one(partial(_itself, pca), group, pca.name)[0]
+    for format, name in formats(bench.modality).items():
+        yield bench.one(partial(_codec, bench.modality, format, target), group, name)[0]
+    yield bench.one(lambda: pca, group, pca.name)[0]
 
 
 def formats(modality: str) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""One row: items through a model into metrics, shard by shard, on any number of ranks, through any number of kills.
+"""One row: items through a model into metrics, shard by shard, on any number of ranks, across any number of kills.
 
-Rank r of w measures the shards r, r + w, ... and ends; rank 0 waits for the files of the others and merges all in the
-order of shards. So ranks need a common folder and nothing else; where one dies, its launcher ends the rest, and the
-same command goes on with what is missing.
+Rank r of w measures the shards r, r + w, ... and ends; rank 0 waits for the files of the others and merges all shards
+in order. So ranks need a common folder and nothing else; where one dies, its launcher ends the rest, and the same
+command measures what is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from eval.measuring import measured
 from eval.merging import merge
 from eval.shards import Shard, ShardFolder
 
-_PAUSE = 0.2  # seconds between looks at whether another rank's shard is there
+_PAUSE = 0.2  # seconds between two looks for another rank's shard
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def measure(job: Job, out: Path, ranks: Ranks = Ranks()) -> dict[str, Any] | Non
     """
     assert len({metric.name for metric in job.metrics}) == len(job.metrics)
     name = job.name()
-    folder = out / f"{job.task}-{name[:8]}"
+    folder = out / f"{job.task.name}-{name[:8]}"
     shards = ShardFolder(folder / "shards", name)
     row = _finished(folder / "row.json", name)
     if row is None:
@@ -58,7 +58,7 @@ def measure(job: Job, out: Path, ranks: Ranks = Ranks()) -> dict[str, Any] | Non
         write_json(folder / "row.json", {"run": name, "row": row})
     if ranks.rank:
         return None
-    shards.clear()  # a whole row needs them no more, and with large features they are gigabytes
+    shards.clear()  # a finished row does not need them, and with wide features they are gigabytes
     return row
 
 
@@ -71,23 +71,20 @@ def _finished(path: Path, name: str) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain values, all of them finite, whole or not at all. Raises: ReportError."""
+    """Write plain values, all of them finite, atomically. Raises: ReportError."""
     with atomic_path(path, ReportError) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def _measure_own(job: Job, shards: ShardFolder, ranks: Ranks) -> None:
-    own = range(ranks.rank, job.shards, ranks.world)
-    with _bar(job, sum(len(job.items_of(number)) for number in own), quiet=ranks.rank > 0) as bar:
+    own, quiet = range(ranks.rank, job.shards, ranks.world), ranks.rank > 0 or None
+    total = sum(len(job.items_of(number)) for number in own)
+    with tqdm(total=total, desc=job.task.name, unit=" items", delay=1, disable=quiet, leave=False) as bar:
         for number in own:
             if shards.read(number) is None:
                 shards.write(number, measured(job, number, bar.update))
             else:
                 bar.update(len(job.items_of(number)))
-
-
-def _bar(job: Job, total: int, *, quiet: bool = False) -> tqdm[Any]:
-    return tqdm(total=total, desc=job.task, unit=" items", delay=1, disable=quiet or None, leave=False)
 
 
 def _arrived(job: Job, shards: ShardFolder, number: int) -> Shard:

@@ -1,6 +1,6 @@
-"""Results of a run as files, a shard of items each: whole or not there, checked when read, and nothing is unpickled.
+"""Results of a run as files, one for each shard of items: written atomically, checked when read, never unpickled.
 
-A shard holds the state of every metric after its items, and the row of each item. Which items a shard has does not
+A shard holds the state of every metric after its items, and the line of each item. Which items a shard has does not
 depend on who measures it, so that ranks and interruptions change nothing.
 """
 
@@ -21,17 +21,17 @@ from atoken.atomic import atomic_path
 from atoken.errors import ReportError
 from eval.contract import State
 
-Row = dict[str, Any]
+ItemLine = dict[str, Any]  # of the file of items, see eval/protocol.py
 _NOTES = "notes"  # the array of a shard that is JSON
-_SHA256 = 32  # bytes of the digest at the end of a file, behind what NumPy reads
+_SHA256 = 32  # bytes of the digest at the end of a file, after what NumPy reads
 
 
 @dataclass(frozen=True)
 class Shard:
-    """states: by metric. rows: one for each item, in order. faults: why a metric has no state here."""
+    """states: by metric. lines: one for each item, in order. faults: why a metric has no state here."""
 
     states: Mapping[str, State]
-    rows: Sequence[Row]
+    lines: Sequence[ItemLine]
     faults: Mapping[str, str]
 
 
@@ -46,8 +46,8 @@ class ShardFolder:
         return self.folder / f"{number:06d}.npz"
 
     def write(self, number: int, shard: Shard) -> None:
-        """Write a shard whole or not at all. Raises: ReportError."""
-        notes = json.dumps({"run": self.run, "rows": shard.rows, "faults": dict(shard.faults)})
+        """Write a shard atomically. Raises: ReportError."""
+        notes = json.dumps({"run": self.run, "lines": shard.lines, "faults": dict(shard.faults)})
         arrays = {f"{metric}/{name}": array for metric, state in shard.states.items() for name, array in state.items()}
         arrays[_NOTES] = np.frombuffer(notes.encode(), np.uint8)
         assert not any(array.dtype.hasobject for array in arrays.values())  # they would be pickled
@@ -77,18 +77,18 @@ class ShardFolder:
         for name, array in arrays.items():
             metric, _, part = name.partition("/")
             states.setdefault(metric, {})[part] = array
-        return Shard(states, notes["rows"], notes["faults"]) if notes["run"] == self.run else None
+        return Shard(states, notes["lines"], notes["faults"]) if notes["run"] == self.run else None
 
     def clear(self) -> None:
-        """Remove all shards, those left half written by a kill included."""
+        """Remove all shards, also those that a kill left half written."""
         for path in [*self.folder.glob("*.npz"), *self.folder.glob(".*.part")]:
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # another file of the user's may be in it, or it was never made
+        with suppress(OSError):  # it may hold a file of the user's, or was never made
             self.folder.rmdir()
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none. Raises: ReportError."""
+    """Make a folder unless it exists. Raises: ReportError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

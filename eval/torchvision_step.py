@@ -1,7 +1,7 @@
-"""Makes a torchvision importable that was built for CUDA where there is none.
+"""Make a torchvision that was built for CUDA importable without CUDA.
 
-Its kernels do not load there, and not only its own import fails but that of all that looks for it: torch-fidelity,
-lpips, and transformers, so AToken, too. None of these needs the kernels. So this step comes before their import.
+Its kernels do not load there, so that its import fails, and with it that of every package that looks for it:
+torch-fidelity, lpips, and transformers, and so AToken. None of these needs the kernels. This runs before their import.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import sys
 
 import torch
 
-_DECLARED: list[torch.library.Library] = []  # what a library declares is gone with it
+_DECLARED: list[torch.library.Library] = []  # what a library declares lasts as long as the library
 
 
 def mend_torchvision() -> bool:
-    """Import torchvision; where that fails for want of its operators, declare the two it looks for, and try again.
+    """Import torchvision; where its operators are missing, declare the two that it looks for and import it again.
 
-    Returns whether it is installed. Where it works nothing is changed.
+    Returns whether it is installed. Where the import works, nothing is changed.
     """
     try:
         importlib.import_module("torchvision")

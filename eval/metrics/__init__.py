@@ -1,1 +1,1 @@
-"""What is computed of samples: every metric keeps the contract of ``eval/contract.py``."""
+"""The metrics of the harness: each wraps functions of ``atoken/metrics`` and keeps the contract of ``Metric``."""

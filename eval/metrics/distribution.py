@@ -1,4 +1,4 @@
-"""What samples of a generator are like as a crowd: Inception Score, precision and recall.
+"""What the samples of a generator are like as a whole: Inception Score, precision and recall.
 
 Both are measures of ``metrics/features.py``. Letters: ``B``, ``N``, ``M`` rows, ``D`` width, ``K`` classes.
 """
@@ -21,10 +21,9 @@ NOISE = 1e-12  # of the squared lengths of two vectors: a squared distance below
 class InceptionScore:
     """exp of the mean KL divergence of class probabilities from their mean, averaged over splits (Salimans 2016).
 
-    Splits are of ``split`` samples in their order, the last of the rest, as ADM's evaluator has it; of "prediction"
-    alone.
-    Sums are kept for every ``cell`` samples: a split is whole cells, and so is every shard but the last.
-    Raises: ValueError where a split is not.
+    Splits are of ``split`` samples of "prediction" in their order, the last of the rest, as in ADM's evaluator. Sums
+    are kept for every ``cell`` samples, which rounds less than one sum. Raises: ValueError where a split is not whole
+    cells.
     """
 
     split: int = 5000
@@ -38,37 +37,23 @@ class InceptionScore:
 
     @property
     def record(self) -> dict[str, str]:
-        """What the protocol has to say of it."""
+        """For the protocol."""
         return {self.name: f"splits of {self.split}, mean over splits"}
 
     def fold(self, state: State, side: str, rows_BK: np.ndarray, keys: object) -> None:
         """Add the probabilities of samples of "prediction"; the other side has no score."""
         if side != "prediction":
             return
+        items, sums, logs = (f"{self.name}.{part}" for part in ("items", "sums", "logs"))
         for row_K in np.asarray(rows_BK, np.float64):
-            self._fold_one(state, row_K)
-
-    def _fold_one(self, state: State, row_K: np.ndarray) -> None:
-        items, sums, logs = (f"{self.name}.{part}" for part in ("items", "sums", "logs"))
-        if items not in state:
-            state[items], state[sums], state[logs] = np.zeros(1), np.zeros((0, len(row_K))), np.zeros(0)
-        if state[items][0] % self.cell == 0:
-            state[sums] = np.concatenate([state[sums], np.zeros((1, len(row_K)))])
-            state[logs] = np.concatenate([state[logs], np.zeros(1)])
-        state[items] += 1
-        state[sums][-1] += row_K
-        state[logs][-1] += _x_log_x(row_K).sum()
-
-    def merge(self, first: State, second: State) -> State:
-        """The cells of ``first``, then those of ``second``. Raises: ValueError where ``first`` ends within a cell."""
-        items, sums, logs = (f"{self.name}.{part}" for part in ("items", "sums", "logs"))
-        held = [state for state in (first, second) if items in state]
-        if len(held) < 2:
-            return {key: held[0][key] for key in (items, sums, logs)} if held else {}
-        if first[items][0] % self.cell:
-            raise ValueError(f"A shard of {first[items][0]:.0f} samples does not hold whole cells of {self.cell}.")
-        joined = {key: np.concatenate([first[key], second[key]]) for key in (sums, logs)}
-        return {items: first[items] + second[items]} | joined
+            if items not in state:
+                state[items], state[sums], state[logs] = np.zeros(1), np.zeros((0, len(row_K))), np.zeros(0)
+            if state[items][0] % self.cell == 0:
+                state[sums] = np.concatenate([state[sums], np.zeros((1, len(row_K)))])
+                state[logs] = np.concatenate([state[logs], np.zeros(1)])
+            state[items] += 1
+            state[sums][-1] += row_K
+            state[logs][-1] += _x_log_x(row_K).sum()
 
     def finish(self, state: State) -> dict[str, float]:
         """The score, its standard deviation over the splits, and the numbers of splits and items."""
@@ -89,9 +74,8 @@ class PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al. 2019).
 
     Precision is the share of "prediction" within any ball around one of "target" that reaches to its ``neighbour``-th
-    nearest
-    other; recall is the same with sides changed. Where there are more than ``references`` of "target" or ``samples`` of
-    "prediction", those with the smallest SHA-256 of the key count: a choice that depends on neither order nor shards.
+    nearest other; recall is the same with sides exchanged. Where there are more than ``references`` of "target" or
+    ``samples`` of "prediction", those with the smallest SHA-256 of the key count, whatever their order.
     """
 
     neighbour: int = 3
@@ -102,55 +86,42 @@ class PrecisionRecall:
 
     @property
     def record(self) -> dict[str, str]:
-        """What the protocol has to say of it."""
+        """For the protocol."""
         return {self.name: f"k = {self.neighbour}, at most {self.references} references and {self.samples} samples"}
 
     def fold(self, state: State, side: str, rows_BD: np.ndarray, keys: Sequence[str]) -> None:
         """Keep the features of one side, in place."""
-        digests = (hashlib.sha256(key.encode(errors="backslashreplace")).digest() for key in keys)
-        orders_B = np.array([int.from_bytes(digest[:8]) for digest in digests], np.uint64)
-        self._keep(state, side, np.asarray(rows_BD, np.float32), orders_B)
-
-    def _keep(self, state: State, side: str, rows_BD: np.ndarray, orders_B: np.ndarray) -> None:
         limit = self.samples if side == "prediction" else self.references
         items, rows, orders = (f"{self.name}.{side}.{part}" for part in ("items", "rows", "orders"))
+        rows_BD = np.asarray(rows_BD, np.float32)
         if items not in state:
-            state[items], state[rows], state[orders] = np.zeros(1), rows_BD[:0], orders_B[:0]
-        for row_D, order in zip(rows_BD, orders_B, strict=True):
-            place = int(state[items][0])
-            if place < limit:
+            state[items], state[rows], state[orders] = np.zeros(1), rows_BD[:0], np.zeros(0, np.uint64)
+        for row_D, key in zip(rows_BD, keys, strict=True):
+            order = int.from_bytes(hashlib.sha256(key.encode(errors="backslashreplace")).digest()[:8])
+            position = int(state[items][0])
+            if position < limit:
                 state[items] += 1
-                state[rows], state[orders] = _with_room(state[rows], place), _with_room(state[orders], place)
+                state[rows], state[orders] = _grown(state[rows], position), _grown(state[orders], position)
             elif order >= state[orders].max():
                 continue
             else:
-                place = int(state[orders].argmax())
-            state[rows][place], state[orders][place] = row_D, order
+                position = int(state[orders].argmax())
+            state[rows][position], state[orders][position] = row_D, order
 
-    def merge(self, first: State, second: State) -> State:
-        """The kept rows of both, as if they had come one after another."""
-        merged: State = {}
-        for state in (first, second):
-            for side in ("prediction", "target"):
-                if f"{self.name}.{side}.items" in state:
-                    self._keep(merged, side, *self._kept(state, side))
-        return merged
-
-    def _kept(self, state: State, side: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and their orders, sorted by these: the same however they came."""
+    def _kept(self, state: State, side: str) -> np.ndarray:
+        """Rows, sorted by the SHA-256 of their keys: the same in whatever order they came."""
         items = int(state.get(f"{self.name}.{side}.items", np.zeros(1))[0])
         if not items:
-            return np.zeros((0, 1), np.float32), np.zeros(0, np.uint64)
-        orders = state[f"{self.name}.{side}.orders"][:items]
-        sequence = np.argsort(orders, kind="stable")
-        return state[f"{self.name}.{side}.rows"][sequence], orders[sequence]
+            return np.zeros((0, 1), np.float32)
+        sequence = np.argsort(state[f"{self.name}.{side}.orders"][:items], kind="stable")
+        return state[f"{self.name}.{side}.rows"][sequence]
 
     def finish(self, state: State) -> dict[str, float]:
         """precision, recall, and of how many items each is the share.
 
-        Not a number where a side has no ``neighbour`` others, or where a feature is not finite.
+        NaN where a side has no more than ``neighbour`` items, or where a feature is not finite.
         """
-        prediction, target = (self._kept(state, side)[0] for side in ("prediction", "target"))
+        prediction, target = (self._kept(state, side) for side in ("prediction", "target"))
         counts = {"precision items": float(len(prediction)), "recall items": float(len(target))}
         enough = min(len(prediction), len(target)) > self.neighbour
         if not (enough and np.isfinite(prediction).all() and np.isfinite(target).all()):
@@ -163,15 +134,15 @@ class PrecisionRecall:
 
 
 def _x_log_x(values: np.ndarray) -> np.ndarray:
-    """0 at 0, as its limit; not a number stays one."""
+    """0 at 0, its limit; NaN stays NaN."""
     return values * np.log(np.where(values == 0, 1.0, values))
 
 
-def _with_room(array: np.ndarray, place: int) -> np.ndarray:
-    """The array, doubled with zeros where it has no ``place``: so all that is kept is moved only a few times."""
-    if place < len(array):
+def _grown(array: np.ndarray, position: int) -> np.ndarray:
+    """The array, doubled with zeros where ``position`` is beyond its end: so it is copied only a few times."""
+    if position < len(array):
         return array
-    return np.concatenate([array, np.zeros((max(place, 1), *array.shape[1:]), array.dtype)])
+    return np.concatenate([array, np.zeros((max(position, 1), *array.shape[1:]), array.dtype)])
 
 
 def _radii(rows_ND: np.ndarray, neighbour: int) -> np.ndarray:
@@ -181,7 +152,7 @@ def _radii(rows_ND: np.ndarray, neighbour: int) -> np.ndarray:
         nearest = np.zeros((len(part_BD), 0))
         for others_BD in _chunks(rows_ND):
             seen = np.concatenate([nearest, _squared(part_BD, others_BD)], axis=1)
-            nearest = np.partition(seen, neighbour, axis=1)[:, : neighbour + 1]  # the row itself is nearest of all
+            nearest = np.partition(seen, neighbour, axis=1)[:, : neighbour + 1]  # the nearest is the row itself
         radii.append(nearest[:, neighbour])
     return np.concatenate(radii)
 
@@ -198,7 +169,7 @@ def _any_ball(points_BD: np.ndarray, centres_MD: np.ndarray, radii_M: np.ndarray
 
 
 def _squared(first_BD: np.ndarray, second_BD: np.ndarray) -> np.ndarray:
-    """(B, B') squared distances; of equal rows exactly 0, so that copies are within a ball of radius 0."""
+    """(B, B') squared distances; exactly 0 for equal rows, so that copies are within a ball of radius 0."""
     lengths = np.square(first_BD).sum(1)[:, None] + np.square(second_BD).sum(1)
     distances = lengths - 2 * (first_BD @ second_BD.T)
     return np.where(distances > NOISE * lengths, distances, 0.0)

@@ -1,4 +1,4 @@
-"""Sums and products that come out the same to the last bit in whatever order and pieces they are computed.
+"""Sums and products that are the same to the last bit in whatever order and pieces they are computed.
 
 Shape letters: ``Q`` and ``C`` vectors that are compared, ``D`` their width.
 """
@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from atoken.errors import AtokenError
-from eval.contract import Sample, State
+from eval.contract import Output, State
 
 GRID = 2.0**26  # steps in 1 of the values of vectors
 SLACK = 1e-2  # by which the length of a vector may differ from 1
 
 
 class Mean(ABC):
-    """A metric whose numbers are means, over the samples, of numbers that each sample has alone.
+    """A metric whose numbers are means, over the outputs, of numbers that each output has alone.
 
     Means are exact: the sums are kept without rounding (expansions of Shewchuk 1997), so that order, shards and ranks
-    do not matter. A number that is not finite makes its mean not finite; without samples a mean is NaN.
+    do not matter. A number that is not finite makes its mean not finite; without outputs a mean is NaN.
     """
 
     name: str
@@ -30,22 +30,22 @@ class Mean(ABC):
     numbers: tuple[str, ...]  # the names of what ``measure`` may return
 
     @abstractmethod
-    def measure(self, sample: Sample) -> dict[str, float]:
-        """The numbers of one sample; a number that it does not have is in no mean."""
+    def measure(self, output: Output) -> dict[str, float]:
+        """The numbers of one output; one that it does not have is in no mean."""
 
     def start(self) -> State:
         """For each number: how many, the sum of those that are not finite, and the parts of the sum of the others."""
         return {name: np.zeros(2) for name in self.numbers}
 
-    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Fold samples into ``state``, in place. Raises: as ``measure``."""
-        found = [self.measure(sample) for sample in samples]
+    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
+        """Fold outputs into ``state``, in place. Raises: as ``measure``."""
+        found = [self.measure(output) for output in outputs]
         for name, value in (pair for numbers in found for pair in numbers.items()):
             state[name] = _joined(state[name], np.array([1, 0, value] if math.isfinite(value) else [1, value]))
         return found
 
     def merge(self, first: State, second: State) -> State:
-        """The state of the samples of both."""
+        """The state of the outputs of both."""
         return {name: _joined(first[name], second[name]) for name in self.numbers}
 
     def finish(self, state: State) -> dict[str, float]:
@@ -62,14 +62,14 @@ def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _with(parts: list[float], value: float) -> list[float]:
-    """Parts whose exact sum is that of ``parts`` and ``value``: of each addition, the rounding error is kept."""
-    made = []
+    """Parts whose exact sum is that of ``parts`` and ``value``: the rounding error of each addition is kept."""
+    errors = []
     for part in parts:
         large, small = (value, part) if abs(value) > abs(part) else (part, value)
         value = large + small
         if error := small - (value - large):
-            made.append(error)
-    return [*made, value]
+            errors.append(error)
+    return [*errors, value]
 
 
 def _mean(total: np.ndarray) -> float:

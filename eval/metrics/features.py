@@ -1,15 +1,18 @@
-"""Measures of features, as one metric: the network sees every frame once, however many measures read its features."""
+"""Measures of features of one network, which sees every frame once, however many measures read its features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
 from typing import Protocol
 
 import numpy as np
 
 from atoken.errors import AtokenError
-from eval.contract import Sample, State
-from eval.metrics.moments import Frechet
+from atoken.metrics.frechet import Gaussian, check_width, frechet_distance
+from eval.contract import Output, State
+from eval.metrics.moments import add_rows, gaussian, merge_rows
 from eval.networks import Network
 
 SIDES = ("prediction", "target")
@@ -28,24 +31,63 @@ class Measure(Protocol):
 
     @property
     def record(self) -> dict[str, str]:
-        """What the protocol has to say of it."""
+        """For the protocol."""
 
     def fold(self, state: State, side: str, rows: np.ndarray, keys: Sequence[str]) -> None:
         """Add (B, D) features of one side, in order, in place; ``keys`` name them."""
-
-    def merge(self, first: State, second: State) -> State:
-        """Its arrays for the rows of ``first``, then those of ``second``."""
 
     def finish(self, state: State) -> dict[str, float]:
         """Its numbers, by name."""
 
 
-class FeatureMetric:
-    """The metric (``eval/contract.py``) of some measures on one network.
+@dataclass(frozen=True, eq=False)
+class Frechet:
+    """The Frechet distance between the features of two sides, "prediction" and "target".
 
-    A sample may have one side alone: "prediction" of a generator, "target" of its reference. A network of images sees
-    each
-    frame as one. Pixels that do not count are black on both sides.
+    name: of the number: "rfid" and "gfid" of pooled features, "sfid" of spatial ones (Nash et al. 2021), "rfvd" of
+    features of videos (Unterthiner et al. 2018). reference: stands for "target" where it is known beforehand.
+    """
+
+    name: str
+    kind: str = "pooled"
+    reference: Gaussian | None = None
+
+    @property
+    def record(self) -> dict[str, str]:
+        """For the protocol."""
+        return {self.name: f"{self.kind} features, unbiased covariance"}
+
+    def fold(self, state: State, side: str, rows: np.ndarray, keys: object) -> None:
+        """Add the features of one side. Raises: AtokenError where their width differs from before."""
+        if self.reference is not None:
+            if side == "target":
+                return
+            check_width(rows.shape[1], len(self.reference.mean_D))  # before the network has seen all outputs
+        add_rows(state, f"{self.name}.{side}", rows)
+
+    def finish(self, state: State) -> dict[str, float]:
+        """NAME, "NAME mean" and "NAME covariance", its terms, and "NAME items", of the side that has fewer of them.
+
+        "NAME items lacking" is a warning: so many more are needed for covariances of full rank; without them the value
+        depends on the number of items. Raises: AtokenError where a reference has another width.
+        """
+        prediction = gaussian(state, f"{self.name}.prediction")
+        target = gaussian(state, f"{self.name}.target") if self.reference is None else self.reference
+        if prediction.items == 0 or target.items == 0:  # their width is unknown
+            return {self.name: nan, f"{self.name} items": 0.0}
+        found = frechet_distance(prediction, target)
+        items = min(one.items for one in (prediction, target) if one.items is not None)
+        numbers = {"": found.value, " mean": found.mean, " covariance": found.covariance, " items": float(items)}
+        if items <= len(prediction.mean_D):
+            numbers[" items lacking"] = float(len(prediction.mean_D) + 1 - items)
+        return {f"{self.name}{end}": number for end, number in numbers.items()}
+
+
+class FeatureMetric:
+    """Some measures on one network, of outputs that come in one piece, in order.
+
+    An output may have one side alone: "prediction" of a generator, "target" of its reference. A network of images sees
+    each frame as one. Pixels that do not count are black on both sides.
     Raises: AtokenError where the network does not give the features that a measure reads.
     """
 
@@ -67,45 +109,37 @@ class FeatureMetric:
         """No arrays yet: their widths are the network's."""
         return {}
 
-    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Fold the features of all samples. No sample has a number alone. Raises: AtokenError."""
+    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
+        """Fold the features of all outputs. No output has a number alone. Raises: AtokenError."""
         for side in SIDES:
-            held = [sample for sample in samples if getattr(sample, side) is not None]
+            held = [output for output in outputs if getattr(output, side) is not None]
             if held:
                 self._fold(state, side, held)
-        return [{} for _ in samples]
+        return [{} for _ in outputs]
 
-    def _fold(self, state: State, side: str, samples: Sequence[Sample]) -> None:
-        frames = [_blackened(getattr(sample, side), sample.mask) for sample in samples]
+    def _fold(self, state: State, side: str, outputs: Sequence[Output]) -> None:
+        frames = [_blackened(getattr(output, side), output.mask) for output in outputs]
         features = self.network.features(frames)
         rows = [1 if self.network.videos else len(one) for one in frames]
-        keys = [f"{sample.item.key}#{row}" for sample, count in zip(samples, rows, strict=True) for row in range(count)]
+        keys = [f"{output.item.key}#{row}" for output, count in zip(outputs, rows, strict=True) for row in range(count)]
         for measure in self.measures:
             measure.fold(state, side, features[measure.kind], keys)
-
-    def merge(self, first: State, second: State) -> State:
-        """The state of the samples of ``first``, then those of ``second``."""
-        merged: State = {}
-        for measure in self.measures:
-            merged |= measure.merge(first, second)
-        return merged
 
     def finish(self, state: State) -> dict[str, float]:
         """The numbers of all measures. Raises: AtokenError where a reference does not fit the network."""
         return {name: number for measure in self.measures for name, number in measure.finish(state).items()}
 
 
-def rfid(network: Network, *, spatial: bool = False) -> FeatureMetric:
-    """The rFID of reconstructions against originals, and sFID where ``spatial``. Raises: AtokenError, as the metric."""
-    measures = [Frechet("rfid"), Frechet("sfid", "spatial")] if spatial else [Frechet("rfid")]
-    return FeatureMetric("rfid", network, measures)
+class FrechetMetric(FeatureMetric):
+    """The Frechet distance of pooled features of reconstructions and originals, as a ``Metric``: rFID, rFVD."""
 
+    def __init__(self, name: str, network: Network) -> None:
+        super().__init__(name, network, [Frechet(name)])
 
-def rfvd(network: Network) -> FeatureMetric:
-    """The rFVD of reconstructed videos against originals. Raises: AtokenError for a network of single images."""
-    if not network.videos:
-        raise AtokenError(f"rFVD needs a network of videos, and {network.name} is one of images: take another.")
-    return FeatureMetric("rfvd", network, [Frechet("rfvd")])
+    def merge(self, first: State, second: State) -> State:
+        """The sums of the outputs of ``first``, then those of ``second``."""
+        prediction, target = (merge_rows(first, second, f"{self.name}.{side}") for side in SIDES)
+        return prediction | target
 
 
 def _blackened(frames: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from atoken.metrics.vgg import VGG16, Heads, load_vgg, lpips, shared_pass
-from eval.contract import Sample
+from eval.contract import Output
 from eval.metrics.exact import Mean
 from eval.metrics.pixels import large_frames
 
@@ -18,7 +18,7 @@ SMALLEST = 16  # pixels of a side that leave one at the coarsest layer
 
 
 class Lpips(Mean):
-    """LPIPS at the size of the sample, frame by frame: mean over frames, then over samples; 0 is equal.
+    """LPIPS at the size of the output, frame by frame: mean over frames, then over outputs; 0 is equal.
 
     Frames are uint8, so that none can come in another range. checksums: SHA-256 by file, for the record.
     """
@@ -35,14 +35,15 @@ class Lpips(Mean):
         }
         self.record = what | dict(checksums)
 
-    def measure(self, sample: Sample) -> dict[str, float]:
+    def measure(self, output: Output) -> dict[str, float]:
         """``lpips``, from 0. Raises: AtokenError, also where a side is shorter than 16 pixels."""
-        return {"lpips": fmean(self._distance(*frame) for frame in large_frames(sample, SMALLEST, "LPIPS"))}
+        return {"lpips": fmean(self._distance(*frame) for frame in large_frames(output, SMALLEST, "LPIPS"))}
 
     @torch.inference_mode()
     def _distance(self, prediction_HW3: np.ndarray, target_HW3: np.ndarray) -> float:
         pair = (self._values(frame) for frame in (prediction_HW3, target_HW3))
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # the ten bits would show
+        # TF32 has ten bits, which would show.
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             return lpips(*shared_pass(self._vgg, *pair), self._heads).item()
 
     def _values(self, frame_HW3: np.ndarray) -> torch.Tensor:

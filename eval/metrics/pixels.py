@@ -1,7 +1,7 @@
-"""How near the pixels of a reconstruction are to those of its original: PSNR, SSIM, MS-SSIM, and seams between tiles.
+"""How close the pixels of a reconstruction are to the original: PSNR, SSIM, MS-SSIM, and blocking artefacts.
 
-All take uint8 samples of any size, each of its own, and keep float64 sums that are exact. The numbers of a video or an
-asset are those of all its frames or views together (PSNR, seams) or the mean over them (SSIM, MS-SSIM).
+All take uint8 outputs of any size and keep exact float64 sums. The numbers of a video or an asset are those of all its
+frames or views together (PSNR, blocking artefacts) or the mean over them (SSIM, MS-SSIM).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 
 from atoken.errors import AtokenError
 from atoken.metrics.pixels import MS_SSIM_SIDE, ms_ssim, psnr_of, squared_error, ssim
-from eval.contract import Sample, State
+from eval.contract import Output, State
 from eval.metrics.exact import Mean
 
 WINDOWS = "RGB, 11 x 11 and sigma 1.5 where it fits whole, K 0.01 and 0.03, peak 255"  # for the protocol
 
 
-def pixels_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """(T, H, W, 3) uint8: what came back, and the original.
+def pixels_of(output: Output) -> tuple[np.ndarray, np.ndarray]:
+    """(T, H, W, 3) uint8: the reconstruction, and the original.
 
     Raises: AtokenError where one is missing or not uint8, where the shapes differ, or where there are no pixels.
     """
-    prediction, target, key = sample.prediction, sample.target, sample.item.key
+    prediction, target, key = output.prediction, output.target, output.item.key
     if prediction is None or target is None:
         raise AtokenError(f"There is no reconstruction of {key} to measure; let the model reconstruct its items.")
     for pixels in (prediction, target):
@@ -38,12 +38,12 @@ def pixels_of(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return prediction, target
 
 
-def large_frames(sample: Sample, smallest: int, metric: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The pairs of frames of a sample for a metric that needs sides of so many pixels. Raises: AtokenError."""
-    prediction, target = pixels_of(sample)
+def large_frames(output: Output, smallest: int, metric: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of frames of an output for a metric that needs sides of so many pixels. Raises: AtokenError."""
+    prediction, target = pixels_of(output)
     height, width = prediction.shape[1:3]
     if min(height, width) < smallest:
-        reason = f"sides of {smallest} pixels or more, and {sample.item.key} is {width}x{height}"
+        reason = f"sides of {smallest} pixels or more, and {output.item.key} is {width}x{height}"
         raise AtokenError(f"{metric} needs {reason}; prepare larger ones, or leave it out.")
     return zip(prediction, target, strict=True)
 
@@ -51,10 +51,10 @@ def large_frames(sample: Sample, smallest: int, metric: str) -> Iterator[tuple[n
 class Psnr(Mean):
     """PSNR in dB of 8-bit values, in both conventions.
 
-    ``psnr``: mean over samples of the PSNR of each, where that of a video or an asset is of its squared error over all
-    frames or views (as TokenBench). ``psnr of mean error``: of the mean over samples of their mean squared errors. A
-    sample that is perfect has a PSNR of inf, and so has then the mean: it is not capped; the second number is finite
-    unless all are perfect. foreground: also both numbers over the pixels of the mask alone (3D), of the samples that
+    ``psnr``: mean over outputs of the PSNR of each, where that of a video or an asset is of its squared error over all
+    frames or views (as TokenBench). ``psnr of mean error``: of the mean over outputs of their mean squared errors. An
+    output that is perfect has a PSNR of inf, and so has then the mean: it is not capped; the second number is finite
+    unless all are perfect. foreground: also both numbers over the pixels of the mask alone (3D), of the outputs that
     have one; a mask without pixels gives NaN. The other numbers are of the full frame.
     """
 
@@ -70,12 +70,12 @@ class Psnr(Mean):
             "area": "full frame; foreground alone" if foreground else "full frame",
         }
 
-    def measure(self, sample: Sample) -> dict[str, float]:
+    def measure(self, output: Output) -> dict[str, float]:
         """``psnr`` in dB and ``error``, the mean squared error of values in 0..255. Raises: AtokenError."""
-        prediction, target = pixels_of(sample)
+        prediction, target = pixels_of(output)
         errors = {"": squared_error(prediction, target)}
-        if len(self._areas) > 1 and sample.mask is not None:
-            errors[" foreground"] = _error_within(sample.mask, prediction, target, sample.item.key)
+        if len(self._areas) > 1 and output.mask is not None:
+            errors[" foreground"] = _error_within(output.mask, prediction, target, output.item.key)
         psnrs = {f"psnr{area}": psnr_of(error) for area, error in errors.items()}
         return psnrs | {f"error{area}": error for area, error in errors.items()}
 
@@ -89,12 +89,12 @@ class Psnr(Mean):
 def _error_within(mask: np.ndarray, prediction: np.ndarray, target: np.ndarray, key: str) -> float:
     if mask.dtype != bool or mask.shape != prediction.shape[:3]:
         found = f"{mask.dtype} {mask.shape}"
-        raise AtokenError(f"The mask of {key} must be bool of shape {prediction.shape[:3]}, not {found}; make it so.")
+        raise AtokenError(f"The mask of {key} must be bool of shape {prediction.shape[:3]}, not {found}; correct it.")
     return squared_error(prediction[mask], target[mask]) if mask.any() else math.nan
 
 
 class Ssim(Mean):
-    """Structural similarity (Wang et al. 2004, ``atoken.metrics.pixels``): mean over frames, then over samples."""
+    """Structural similarity (Wang et al. 2004, ``atoken.metrics.pixels``): mean over frames, then over outputs."""
 
     name = "ssim"
     numbers = ("ssim",)
@@ -102,14 +102,14 @@ class Ssim(Mean):
     def __init__(self) -> None:
         self.record = {"window": WINDOWS, "mean": "over frames, then over samples"}
 
-    def measure(self, sample: Sample) -> dict[str, float]:
+    def measure(self, output: Output) -> dict[str, float]:
         """``ssim``, from -1 to 1. Raises: AtokenError."""
-        frames = zip(*pixels_of(sample), strict=True)
+        frames = zip(*pixels_of(output), strict=True)
         return {"ssim": fmean(ssim(*frame) for frame in frames)}
 
 
 class MsSsim(Mean):
-    """SSIM over five scales (see ``ms_ssim``): mean over frames, then over samples."""
+    """SSIM over five scales (``atoken.metrics.pixels.ms_ssim``): mean over frames, then over outputs."""
 
     name = "ms-ssim"
     numbers = ("ms-ssim",)
@@ -118,35 +118,35 @@ class MsSsim(Mean):
         scales = "five, means of 2 x 2 pixels, weights of Wang et al. 2003, negative factors as 0"
         self.record = {"window": WINDOWS, "scales": scales, "mean": "over frames, then over samples"}
 
-    def measure(self, sample: Sample) -> dict[str, float]:
+    def measure(self, output: Output) -> dict[str, float]:
         """``ms-ssim``, from 0 to 1. Raises: AtokenError, also where a side is shorter than 176 pixels."""
-        return {"ms-ssim": fmean(ms_ssim(*frame) for frame in large_frames(sample, MS_SSIM_SIDE, "MS-SSIM"))}
+        return {"ms-ssim": fmean(ms_ssim(*frame) for frame in large_frames(output, MS_SSIM_SIDE, "MS-SSIM"))}
 
 
-class Seams(Mean):
-    """How much of the gradient lies at the borders of tiles, against the original: 1 is none too much.
+class BlockingArtefacts(Mean):
+    """How much of the gradient lies at the borders of tiles, relative to the original: 1 is as much as there.
 
     Gradient energy is the sum of squared differences of neighbouring values. The number is its ratio at borders to
-    elsewhere in all that came back, over the same ratio of the originals; samples without a border are in neither.
-    tile: pixels of a side of a tile; in_time: frames of a tile instead, and differences between frames. A single
-    sample has no number where its original is flat. Raises: AtokenError for a tile of fewer than 2.
+    elsewhere in all reconstructions, over the same ratio of the originals; outputs without a border are in neither.
+    tile: pixels of a side of a tile; in_time: frames of a tile instead, and differences between frames. A single output
+    has no number where its original is flat. Raises: AtokenError for a tile of fewer than 2.
     """
 
     numbers = ("prediction at borders", "prediction elsewhere", "target at borders", "target elsewhere")
 
     def __init__(self, tile: int, *, in_time: bool = False) -> None:
         if tile < 2:
-            raise AtokenError(f"Tiles of {tile} have borders only; name the tile of the model, 2 or more.")
-        self.name = "seams in time" if in_time else "seams"
+            raise AtokenError(f"Tiles of {tile} have borders only; give the tile of the model, 2 or more.")
+        self.name = "blocking artefacts in time" if in_time else "blocking artefacts"
         self.record = {
             "tile": f"{tile} {'frames' if in_time else 'pixels'}",
             "energy": "squared differences, all colours",
         }
         self._tile, self._axes = tile, (0,) if in_time else (1, 2)
 
-    def measure(self, sample: Sample) -> dict[str, float]:
-        """The four energies, of a sample with a border. Raises: AtokenError."""
-        pair = pixels_of(sample)
+    def measure(self, output: Output) -> dict[str, float]:
+        """The four energies, of an output with a border. Raises: AtokenError."""
+        pair = pixels_of(output)
         if all(pair[0].shape[axis] <= self._tile for axis in self._axes):
             return {}
         energies = [value for pixels in pair for value in self._energies(pixels)]
@@ -161,9 +161,9 @@ class Seams(Mean):
             total += int(steps.sum(dtype=np.int64))
         return float(borders), float(total - borders)
 
-    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Fold samples into ``state``, in place. Raises: AtokenError."""
-        ratios = [self._ratio(energies) if energies else math.nan for energies in super().add(state, samples)]
+    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
+        """Fold outputs into ``state``, in place. Raises: AtokenError."""
+        ratios = [self._ratio(energies) if energies else math.nan for energies in super().add(state, outputs)]
         return [{} if math.isnan(ratio) else {self.name: ratio} for ratio in ratios]
 
     def finish(self, state: State) -> dict[str, float]:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from atoken.errors import AtokenError
-from atoken.metrics.ranking import ahead_of_own, in_top
-from eval.contract import Model, Sample, State
+from atoken.metrics.ranking import ahead_of_own, in_top, interval
+from eval.contract import Model, Output, State
 from eval.metrics.exact import on_grid
 
 BEST = (1, 5, 10)
@@ -24,9 +24,9 @@ class Retrieval:
 
     text to item: every caption is a query, and its own item a hit among the k nearest. item to text: every item is a
     query, and a hit where any of its own captions is among the k nearest of all. Pessimistic: a candidate that is as
-    near as the own one counts as nearer; a vector that is not finite is never found, finds nothing, and stands in
-    nobody's way. Queries with such ties and vectors are counted beside. The order of items does not matter, nor do
-    shards. model: embeds the captions, once, when their item comes. scores: how many to hold at a time.
+    near as the own one counts as nearer; a vector that is not finite is never found, finds nothing, and does not count
+    as nearer than others. Queries with such ties and vectors are counted. The order of items and shards does not
+    matter. model: embeds the captions, once, when their item comes. scores: how many to hold at a time.
     """
 
     name = "retrieval"
@@ -40,23 +40,23 @@ class Retrieval:
         }
 
     def start(self) -> State:
-        """No vectors, and for each caption the place of its item."""
+        """No vectors, and for each caption the position of its item."""
         return {"items": _NONE, "captions": _NONE, "owners": np.zeros(0, np.int64)}
 
-    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Fold samples into ``state``, in place; none has a number alone.
+    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
+        """Fold outputs into ``state``, in place; none has a number alone.
 
-        Raises: AtokenError for a sample without a vector or captions, or a model without texts.
+        Raises: AtokenError for an output without a vector or captions, or a model without texts.
         """
-        for part in [self._of_one(sample) for sample in samples]:
+        for part in [self._of_one(output) for output in outputs]:
             state.update(self.merge(state, part))
-        return [{} for _ in samples]
+        return [{} for _ in outputs]
 
-    def _of_one(self, sample: Sample) -> State:
-        vector, captions = sample.vector, sample.item.captions
+    def _of_one(self, output: Output) -> State:
+        vector, captions = output.vector, output.item.captions
         if vector is None or not captions:
             what = "vector" if vector is None else "captions"
-            raise AtokenError(f"{sample.item.key} has no {what}; retrieval needs both of every item.")
+            raise AtokenError(f"{output.item.key} has no {what}; retrieval needs both of every item.")
         found = np.asarray(self._model.embed_texts(captions), np.float32)
         return {"items": vector[None], "captions": found, "owners": np.zeros(len(captions), np.int64)}
 
@@ -66,32 +66,32 @@ class Retrieval:
         return {name: _joined(first[name], second[name]) for name in ("items", "captions")} | {"owners": owners}
 
     def finish(self, state: State) -> dict[str, float]:
-        """Shares from 0 to 1 by direction and k, NaN without items; numbers of queries that tie or are not finite."""
+        """Shares from 0 to 1 by direction and k, NaN without items, the 95 % interval of R@1, and the counts."""
         items_ID, captions_KD = (on_grid(state[name], name) for name in ("items", "captions"))
-        places_I, owners_K = np.arange(len(items_ID)), state["owners"]
+        positions_I, owners_K = np.arange(len(items_ID)), state["owners"]
         found = {
-            "text to item": self._ahead(captions_KD, owners_K, items_ID, places_I),
-            "item to text": self._ahead(items_ID, places_I, captions_KD, owners_K),
+            "text to item": self._ahead(captions_KD, owners_K, items_ID, positions_I),
+            "item to text": self._ahead(items_ID, positions_I, captions_KD, owners_K),
         }
         return {f"{way} {name}": value for way, ranks in found.items() for name, value in _recalls(*ranks).items()}
 
     def _ahead(
         self, queries_QD: np.ndarray, groups_Q: np.ndarray, candidates_CD: np.ndarray, groups_C: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """For each query, how many candidates of other groups are ahead of its own (-1: never found), and any tie."""
+        """``ahead_of_own`` of all queries, where a candidate of the same group is an own one."""
         step = max(1, self._scores // max(1, len(candidates_CD)))
         ahead_Q, ties_Q = np.zeros(len(queries_QD), np.int64), np.zeros(len(queries_QD), bool)
         for some in (slice(first, first + step) for first in range(0, len(queries_QD), step)):
-            scores_QC = queries_QD[some] @ candidates_CD.T  # NaN where either is not finite
             own_QC = groups_Q[some, None] == groups_C
-            ahead_Q[some], ties_Q[some] = ahead_of_own(scores_QC, own_QC)
+            ahead_Q[some], ties_Q[some] = ahead_of_own(queries_QD[some] @ candidates_CD.T, own_QC)
         return ahead_Q, ties_Q
 
 
 def _recalls(ahead_Q: np.ndarray, ties_Q: np.ndarray) -> dict[str, float]:
-    hits = {f"R@{best}": in_top(ahead_Q, best) for best in BEST}
-    shares = {name: float(hit_Q.mean()) if len(hit_Q) else np.nan for name, hit_Q in hits.items()}
-    return shares | {"ties": float(ties_Q.sum()), "not finite": float((ahead_Q < 0).sum())}
+    shares = {f"R@{best}": float(in_top(ahead_Q, best).mean()) if len(ahead_Q) else np.nan for best in BEST}
+    low, high = interval(shares["R@1"], len(ahead_Q))
+    counts = {"ties": float(ties_Q.sum()), "not finite": float((ahead_Q < 0).sum())}
+    return shares | {"R@1 low": low, "R@1 high": high} | counts
 
 
 def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,14 +1,14 @@
-"""Bytes on disk of what stands for an item: what quality is to be seen beside."""
+"""Bytes on disk of what stands for an item, without which quality says little."""
 
 from __future__ import annotations
 
 from atoken.errors import AtokenError
-from eval.contract import Sample, State
+from eval.contract import Output, State
 from eval.metrics.exact import Mean
 
 
 class Size(Mean):
-    """``bytes``: the mean over samples. ``bits per pixel``: all bits by all pixels, of videos those of all frames.
+    """``bytes``: the mean over outputs. ``bits per pixel``: all bits by all pixels, of videos those of all frames.
 
     pixels: False for assets, whose views have pixels and whose tokens do not depend on them.
     """
@@ -19,11 +19,11 @@ class Size(Mean):
         self.numbers = ("bytes", "pixels") if pixels else ("bytes",)
         self.record = {"bytes": "as the model's record says", "bits per pixel": "all bits by all pixels"}
 
-    def measure(self, sample: Sample) -> dict[str, float]:
-        """``bytes``, and ``pixels`` of the original. Raises: AtokenError where the model does not say."""
-        if sample.size is None or sample.target is None:
-            raise AtokenError(f"The model does not say how many bytes {sample.item.key} takes; leave sizes out.")
-        found = {"bytes": float(sample.size), "pixels": float(sample.target.size // 3)}
+    def measure(self, output: Output) -> dict[str, float]:
+        """``bytes``, and ``pixels`` of the original. Raises: AtokenError where the model does not tell."""
+        if output.size is None or output.target is None:
+            raise AtokenError(f"The model does not tell how many bytes {output.item.key} takes; leave sizes out.")
+        found = {"bytes": float(output.size), "pixels": float(output.target.size // 3)}
         return {name: found[name] for name in self.numbers}
 
     def finish(self, state: State) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How much of its codes a discrete tokenizer uses: share, perplexity and dead codes of each group."""
+"""How much of its codes a discrete tokenizer uses, by the code of ``atoken/metrics/usage.py``."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import numpy as np
 
 from atoken.errors import AtokenError
 from atoken.metrics.usage import code_counts, code_usage
-from eval.contract import Sample, State
+from eval.contract import Output, State
 
 CODES = 4096  # of a group of six channels of four levels (paper section 3.4)
-_SHOWN = ("codes used", "codes dead", "code perplexity")  # also of each group
+OF_GROUPS = ("codes used", "codes dead", "code perplexity")  # shown of each group, as "codes used/3"
 
 
 class CodeUsage:
-    """Counts of codes by group, over all tokens of all samples.
+    """The numbers of ``code_usage``, over all tokens of all outputs: mean over groups, and some of each group.
 
-    ``codes used``: share of the codes of a group that occur. ``codes dead``: how many do not. ``code perplexity``:
-    exp of the entropy in nats, so 4096 where all are equally frequent. Each is the mean of the groups, and
-    ``codes used/3`` that of group 3. ``codes used at best``: the share that as many even draws would use on average,
-    as few tokens cannot use all codes. ``tokens counted``: in each group. Without tokens all are NaN. Raises:
-    AtokenError (a sample without codes, codes out of range, samples with different numbers of groups).
+    Without tokens all are NaN. Raises: AtokenError (an output without codes, codes out of range, outputs with different
+    numbers of groups).
     """
 
     name = "usage"
@@ -31,16 +28,16 @@ class CodeUsage:
         self.record: Mapping[str, str] = {"codes of a group": str(codes)}
 
     def start(self) -> State:
-        """No groups: the first sample says how many there are."""
+        """No groups: the first output tells how many there are."""
         return {"counts": np.zeros((0, self.codes), np.int64)}
 
-    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Count the codes of samples, in place; no sample has numbers alone."""
+    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
+        """Count the codes of outputs, in place; no output has numbers alone."""
         total = state["counts"]
-        for sample in samples:
-            total = _sum(total, self._counts(sample))
+        for output in outputs:
+            total = _sum(total, self._counts(output))
         state["counts"] = total
-        return [{} for _ in samples]
+        return [{} for _ in outputs]
 
     def merge(self, first: State, second: State) -> State:
         """The counts of both."""
@@ -48,18 +45,17 @@ class CodeUsage:
 
     def finish(self, state: State) -> dict[str, float]:
         """Shares, numbers of codes and perplexities, by name."""
-        groups = code_usage(state["counts"])
-        means = {name: _mean(of) for name, of in groups.items()}
-        single = {f"{name}/{g}": float(of[g]) for name, of in groups.items() if name in _SHOWN for g in range(len(of))}
-        return means | single
+        found = code_usage(state["counts"])
+        means = {name: float(of_G.mean()) if len(of_G) else np.nan for name, of_G in found.items()}
+        return means | {f"{name}/{group}": float(of) for name in OF_GROUPS for group, of in enumerate(found[name])}
 
-    def _counts(self, sample: Sample) -> np.ndarray:
-        codes_NG = sample.codes
+    def _counts(self, output: Output) -> np.ndarray:
+        codes_NG = output.codes
         if codes_NG is None:
             raise AtokenError("This tokenizer has no codes, so their usage cannot be measured; leave that metric out.")
         if codes_NG.size and not (codes_NG.min() >= 0 and codes_NG.max() < self.codes):
             raise AtokenError(
-                f"A code of {sample.item.key} lies outside [0, {self.codes}); say how many codes there are."
+                f"A code of {output.item.key} is outside [0, {self.codes}); state the right number of codes."
             )
         return code_counts(codes_NG, self.codes)
 
@@ -67,10 +63,6 @@ class CodeUsage:
 def _sum(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     if len(first) and len(second) and len(first) != len(second):
         raise AtokenError(
-            f"Samples have {len(first)} and {len(second)} groups of codes; measure one tokenizer at a time."
+            f"Outputs have {len(first)} and {len(second)} groups of codes; measure one tokenizer at a time."
         )
     return first + second if len(first) and len(second) else first if len(first) else second
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")

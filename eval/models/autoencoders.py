@@ -14,17 +14,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from atoken.errors import AtokenError, CheckpointError, MissingExtraError
 from atoken.modalities.pixels import to_uint8, to_values
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.models.pixels import (
     DTYPES,
     Block,
+    PixelModel,
     Stored,
     checksum,
     cut,
@@ -55,7 +55,7 @@ class Shape:
     causal: bool = False
 
 
-class Autoencoder:
+class Autoencoder(PixelModel):
     """A model of diffusers with an encoder and a decoder, or the ``vae`` of a pipeline's folder.
 
     An image is a video of one frame to a video model; a video is a batch of frames to an image model. Sides are padded
@@ -91,9 +91,12 @@ class Autoencoder:
             "bytes": "not counted" if self.quantises else f"latents as {stored}, without header",
         }
 
-    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
+    def reconstruct(self, items: Sequence[Item]) -> list[Output]:
         """Through the latents and back. Raises: AtokenError for an asset, or where the model fails."""
         return [sample for batch in self._batches(items) for sample in self._reconstructed(batch)]
+
+    def _output(self, item: Item) -> Output:
+        return self._reconstructed([item])[0]
 
     def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
         """Images of one size that follow each other; videos alone."""
@@ -102,7 +105,7 @@ class Autoencoder:
             yield from (same[start : start + step] for start in range(0, len(same), step))
 
     @torch.inference_mode()
-    def _reconstructed(self, batch: Sequence[Item]) -> list[Sample]:
+    def _reconstructed(self, batch: Sequence[Item]) -> list[Output]:
         frames = [frames_of(item, self.name) for item in batch]
         whole = [padded(one, self.shape.block, first_alone=self.shape.causal) for one in frames]
         values_BTHW3 = torch.stack([to_values(one) for one in whole]).to(self.device, self.model.dtype)
@@ -111,7 +114,7 @@ class Autoencoder:
         prediction = [cut(to_uint8(one), like, self.name) for one, like in zip(values_BTHW3, frames, strict=True)]
         bytes_of_one = None if self.quantises else size // len(batch)
         return [
-            Sample(item, target, back, size=bytes_of_one)
+            Output(item, target, back, size=bytes_of_one)
             for item, target, back in zip(batch, frames, prediction, strict=True)
         ]
 
@@ -144,14 +147,6 @@ class Autoencoder:
         ]
         values = torch.cat(parts)
         return values if self.shape.video else values.unflatten(0, (batch, frames))
-
-    def embed(self, items: Sequence[Item]) -> list[Sample]:
-        """An autoencoder has no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.name} has no vectors of media; take a tokenizer for this task.")
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """An autoencoder has no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.name} has no vectors of texts; take a tokenizer for this task.")
 
 
 def loaded(folder: Path, dtype: str) -> Any:

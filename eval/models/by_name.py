@@ -1,4 +1,4 @@
-"""What ``--model`` names: a tokenizer of AToken, or KIND:WHICH of another kind of model."""
+"""The model under test that ``--model`` names: a tokenizer of AToken, or TYPE:WHICH of another type of model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import os
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,20 +18,18 @@ from eval.contract import Model
 from eval.models.autoencoders import Autoencoder
 from eval.models.codecs import FORMATS, ImageCodec
 from eval.models.pca import PCA
-from eval.models.tokenizer import AToken, Pool
-from eval.models.torchscript import TorchScript
+from eval.models.tokenizer import AToken
+from eval.models.torchscript import TorchScriptModel
 from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from eval.models.video_codecs import VideoCodec
 
-Choose = Callable[[str, argparse.Namespace], Model]
+
+def _image_codec(format: str, quality: str, _: argparse.Namespace) -> ImageCodec:
+    return ImageCodec(format, int(_number(quality, "quality")))
 
 
-def _image_codec(format: str) -> Choose:
-    return lambda quality, _: ImageCodec(format, int(_number(quality, "quality")))
-
-
-def _video_codec(format: str) -> Choose:
-    return lambda crf, _: VideoCodec(format, crf=_number(crf, "CRF"))
+def _video_codec(format: str, crf: str, _: argparse.Namespace) -> VideoCodec:
+    return VideoCodec(format, crf=_number(crf, "CRF"))
 
 
 def _autoencoder(folder: str, options: argparse.Namespace) -> Autoencoder:
@@ -40,7 +39,7 @@ def _autoencoder(folder: str, options: argparse.Namespace) -> Autoencoder:
     return Autoencoder(folder, device=device, dtype=dtype, sample=options.sample)
 
 
-def _torchscript(which: str, options: argparse.Namespace) -> TorchScript:
+def _torchscript(which: str, options: argparse.Namespace) -> TorchScriptModel:
     """FOLDER@FRAMESxROWSxCOLUMNS: ``encoder.jit`` and ``decoder.jit``, as Cosmos has them, and their block."""
     folder, _, block = which.rpartition("@")
     sides = re.fullmatch(r"(\d+)x(\d+)x(\d+)", block)
@@ -48,33 +47,39 @@ def _torchscript(which: str, options: argparse.Namespace) -> TorchScript:
         raise AtokenError(f"{which!r} is not FOLDER@FRAMESxROWSxCOLUMNS, such as Cosmos-CV4x8x8@4x8x8.")
     frames, rows, columns = map(int, sides.groups())
     files = Path(folder) / "encoder.jit", Path(folder) / "decoder.jit"
-    return TorchScript(
+    return TorchScriptModel(
         *files, trust=options.trust, device=device_of(options), video=frames > 1, block=(frames, rows, columns)
     )
 
 
 def _pca(components: str, _: argparse.Namespace) -> PCA:
-    """NUMBER of components of patches of images."""
+    """NUMBER of components of patches of procedural images."""
     return PCA.of_images(components=int(_number(components, "number of components")))
 
 
-KINDS: dict[str, Choose] = {
-    **{format: _image_codec(format) for format in FORMATS},
-    **{format: _video_codec(format) for format in VIDEO_FORMATS},
+def _oracle(components: str, _: argparse.Namespace) -> PCA:
+    """NUMBER of components of patches of the photographs that are measured."""
+    return PCA.of_photographs(components=int(_number(components, "number of components")))
+
+
+TYPES: dict[str, Callable[[str, argparse.Namespace], Model]] = {
+    **{format: partial(_image_codec, format) for format in FORMATS},
+    **{format: partial(_video_codec, format) for format in VIDEO_FORMATS},
     "diffusers": _autoencoder,
     "torchscript": _torchscript,
     "pca": _pca,
+    "pca-of-photographs": _oracle,
 }
 
 
-def model_of(options: argparse.Namespace, pool: Pool = "whole") -> Model:
-    """The model that the options ask for; ``pool``: as in ``AToken``. Raises: AtokenError."""
-    kind, colon, which = options.model.partition(":")
-    if colon and kind not in KINDS:
-        raise AtokenError(f"There is no kind of model {kind!r}; take one of: {', '.join(KINDS)}.")
+def model_of(options: argparse.Namespace, **settings: Any) -> Model:
+    """The model that the options ask for; ``settings``: further arguments of ``AToken``. Raises: AtokenError."""
+    name, colon, which = options.model.partition(":")
+    if colon and name not in TYPES:
+        raise AtokenError(f"There is no type of model {name!r}; choose one of: {', '.join(TYPES)}.")
     if colon:
-        return KINDS[kind](which, options)
-    return AToken(tokenizer_of(options), sample=options.sample, pool=pool)
+        return TYPES[name](which, options)
+    return AToken(tokenizer_of(options), sample=options.sample, **settings)
 
 
 def tokenizer_of(options: argparse.Namespace) -> Tokenizer:
@@ -91,7 +96,7 @@ def _loaded(model: str, device: str, dtype: str, *files: str | None) -> Tokenize
 
 
 def device_of(options: argparse.Namespace) -> str:
-    """Where networks run; of several ranks on a machine, each on a GPU of its own."""
+    """Where networks run; each of several ranks on a machine has a GPU of its own."""
     if options.device != "auto":
         return str(options.device)
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -106,4 +111,4 @@ def _number(text: str, what: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise AtokenError(f"{text!r} is no {what}; it is a number, such as 30.") from error
+        raise AtokenError(f"{text!r} is not a {what}; write a number, such as 30.") from error

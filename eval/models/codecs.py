@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,9 @@ import PIL.Image
 from PIL import features
 
 from atoken.errors import AtokenError
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.models.matching import AtMost, largest, too_large
-from eval.models.pixels import frames_of
+from eval.models.pixels import PixelModel, frames_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ FORMATS = {
 }
 
 
-class ImageCodec:
+class ImageCodec(PixelModel):
     """A codec of images. ``size`` is the whole file, header included; alpha is left out; chroma is halved (4:2:0).
 
     quality: as Pillow counts it, from 1 (JPEG) or 0 to 100; or ``AtMost``, for each item the highest quality whose file
@@ -62,11 +62,7 @@ class ImageCodec:
             "bytes": "whole file",
         }
 
-    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
-        """Encoded and decoded. Raises: AtokenError for what is no image, or where its smallest file is too large."""
-        return [self._sample(item) for item in items]
-
-    def _sample(self, item: Item) -> Sample:
+    def _output(self, item: Item) -> Output:
         frames = frames_of(item, self.format.name)
         if len(frames) != 1:
             raise AtokenError(f"{self.format.name} stores images and {item.key} is a video; take h264 or h265.")
@@ -76,7 +72,7 @@ class ImageCodec:
         else:
             data = self.encoded(image, self.quality)
         prediction = np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
-        return Sample(item, frames, prediction[None], size=len(data))
+        return Output(item, frames, prediction[None], size=len(data))
 
     def _fitting(self, image: np.ndarray, key: str, most: int) -> bytes:
         encoded: Callable[[int], bytes] = lambda quality: self.encoded(image, quality)  # noqa: E731
@@ -94,11 +90,3 @@ class ImageCodec:
             height, width, _ = image.shape
             raise AtokenError(f"{self.format.name} cannot hold an image of {width}x{height} ({error}).") from error
         return file.getvalue()
-
-    def embed(self, items: Sequence[Item]) -> list[Sample]:
-        """A codec has no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.format.name} has no vectors of images; take a tokenizer for this task.")
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """A codec has no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.format.name} has no vectors of texts; take a tokenizer for this task.")

@@ -1,12 +1,13 @@
-"""Principal components of patches: what a linear tokenizer of as many dimensions does. ``P``: values of a patch.
+"""Principal components of patches: a linear tokenizer of as many dimensions. ``P``: values of a patch.
 
-The components are fitted on media that are held apart from what is measured: procedural ones by default.
+The components are fitted on procedural media that are held apart from what is measured, or, as an upper bound, on the
+very photographs that are measured.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from copy import copy
 
 import numpy as np
@@ -16,19 +17,23 @@ from atoken.data.synthetic.procedural import make_image, make_video
 from atoken.errors import AtokenError
 from atoken.metrics.pca import leading
 from atoken.modalities.pixels import PATCH
-from eval.contract import Item, Sample
-from eval.models.pixels import Block, Stored, cut, frames_of, padded, rounded
+from eval.contract import Item, Output
+from eval.models.pixels import Block, PixelModel, Stored, cut, frames_of, padded, rounded
+from eval.prepare import Preparation
+from eval.sources.entry import Prepared
+from eval.sources.synthetic import photographs
 
 COMPONENTS = 48  # latent channels of nano
-FITTED_SEED = 20_260_917  # a series of procedural media that neither training nor a task draws from
+FITTED_SEED = 20_260_917  # of procedural media that neither training nor a task uses
 IMAGES, VIDEOS, SIDE = 128, 64, 256  # what is fitted on: 32,768 patches, and as many of videos of 8 frames
+OF_EACH = 400  # random patches of each photograph
 
 
-class PCA:
+class PCA(PixelModel):
     """The mean and the first principal components of patches of ``block``: frames, rows, columns.
 
     Sides that are no multiples are padded by their edge and cut again. ``size`` is the plain bytes of the coefficients
-    as ``stored`` floats, no header; the mean and the components, which all items share, are not counted. The
+    as ``stored`` floats, without header; the mean and the components, which all items share, are not counted. The
     coefficients are rounded to what is stored before they are used.
 
     fitted: (T, H, W, 3) uint8 each, of which whole patches are taken. where: says in the record what these are.
@@ -75,37 +80,38 @@ class PCA:
     @classmethod
     def of_images(cls, *, components: int = COMPONENTS, stored: Stored = "float32") -> PCA:
         """Fitted on patches of 16x16 pixels of procedural images."""
-        made = (make_image(FITTED_SEED, index, SIDE, SIDE).frames for index in range(IMAGES))
+        drawn = (make_image(FITTED_SEED, index, SIDE, SIDE).frames for index in range(IMAGES))
         where = f"{IMAGES} procedural images of series {FITTED_SEED}, {SIDE}x{SIDE}"
-        return cls(made, where, components=components, stored=stored)
+        return cls(drawn, where, components=components, stored=stored)
 
     @classmethod
     def of_videos(cls, *, components: int = COMPONENTS, stored: Stored = "float32") -> PCA:
         """Fitted on patches of 4 frames of 16x16 pixels of procedural videos."""
-        made = (make_video(FITTED_SEED, index, 2 * PATCH[0], SIDE, SIDE).frames for index in range(VIDEOS))
+        drawn = (make_video(FITTED_SEED, index, 2 * PATCH[0], SIDE, SIDE).frames for index in range(VIDEOS))
         where = f"{VIDEOS} procedural videos of series {FITTED_SEED}, {2 * PATCH[0]} frames of {SIDE}x{SIDE}"
-        return cls(made, where, components=components, block=PATCH, stored=stored)
+        return cls(drawn, where, components=components, block=PATCH, stored=stored)
 
-    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
-        """Projected on the components, stored, and back. Raises: AtokenError for an asset."""
-        return [self._sample(item) for item in items]
+    @classmethod
+    def of_photographs(cls, *, components: int = COMPONENTS) -> PCA:
+        """Fitted on random patches of the photographs of the task ``photographs``: as good as linear codes get there.
 
-    def _sample(self, item: Item) -> Sample:
+        Raises: MissingExtraError without scikit-image.
+        """
+        rng, fitted = np.random.default_rng(0), []
+        items = Prepared(photographs().entries, Preparation())
+        for frames in (frames_of(items[number], "PCA") for number in range(len(items))):
+            rows, columns = (rng.integers(0, side - PATCH[1] + 1, OF_EACH) for side in frames.shape[1:3])
+            fitted += [frames[:, r : r + PATCH[1], c : c + PATCH[2]] for r, c in zip(rows, columns, strict=True)]
+        return cls(fitted, f"{OF_EACH} patches of each of the photographs", components=components)
+
+    def _output(self, item: Item) -> Output:
         frames = frames_of(item, self.name)
         whole = padded(frames, self.block)
         coefficients = (patches(whole, self.block).astype(np.float64) - self.mean_P) @ self.basis_CP.T
         kept, size = rounded(torch.from_numpy(coefficients).float(), self.stored)
         values = kept.numpy().astype(np.float64) @ self.basis_CP + self.mean_P
         prediction = joined(np.clip(np.rint(values), 0, 255).astype(np.uint8), whole.shape, self.block)
-        return Sample(item, frames, cut(prediction, frames, self.name), size=size)
-
-    def embed(self, items: Sequence[Item]) -> list[Sample]:
-        """PCA has no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.name} has no vectors of media; take a tokenizer for this task.")
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """PCA has no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.name} has no vectors of texts; take a tokenizer for this task.")
+        return Output(item, frames, cut(prediction, frames, self.name), size=size)
 
 
 def patches(frames: np.ndarray, block: Block) -> np.ndarray:

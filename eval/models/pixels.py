@@ -1,9 +1,10 @@
-"""The pixels of items, brought to whole blocks and back; what is stored of them; draws that belong to an item."""
+"""What models under test share: pixels padded to whole blocks and back, what is stored, random draws by item."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -14,11 +15,33 @@ from torch import Tensor
 
 from atoken.errors import AtokenError
 from atoken.io import Image, Video
-from eval.contract import Item
+from eval.contract import Item, Output
 
 Block = tuple[int, int, int]  # frames, rows, columns
 Stored = Literal["float32", "float16"]  # of the numbers that stand for an item
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of networks
+
+
+class PixelModel(ABC):
+    """A model under test that takes images and videos one by one, and has no vectors."""
+
+    name: str
+
+    @abstractmethod
+    def _output(self, item: Item) -> Output:
+        """What comes back of one item. Raises: AtokenError."""
+
+    def reconstruct(self, items: Sequence[Item]) -> list[Output]:
+        """Encode and decode. Raises: AtokenError for an asset, and for what else the model cannot take."""
+        return [self._output(item) for item in items]
+
+    def embed(self, items: Sequence[Item]) -> list[Output]:
+        """Raises: AtokenError."""
+        raise AtokenError(f"{self.name} has no vectors of media; take a tokenizer for this task.")
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Raises: AtokenError."""
+        raise AtokenError(f"{self.name} has no vectors of texts; take a tokenizer for this task.")
 
 
 def frames_of(item: Item, model: str) -> np.ndarray:
@@ -27,13 +50,13 @@ def frames_of(item: Item, model: str) -> np.ndarray:
         return item.media.pixels[None]
     if isinstance(item.media, Video):
         return item.media.frames
-    raise AtokenError(f"{model} has no way to take {item.key}, a 3D asset; give it images or videos.")
+    raise AtokenError(f"{model} cannot take {item.key}, a 3D asset; give it images or videos.")
 
 
 def padded(frames: np.ndarray, block: Block, *, first_alone: bool = False) -> np.ndarray:
     """Frames (T, H, W, 3) with their last frame, row and column repeated up to whole blocks.
 
-    first_alone: blocks of frames count from the second one, as causal video models have it: T becomes 1 + k block[0].
+    first_alone: blocks of frames start at the second one, as in causal video models: T becomes 1 + k block[0].
     """
     alone = int(first_alone)
     sizes = (frames.shape[0] - alone, *frames.shape[1:3])
@@ -48,7 +71,7 @@ def cut(frames: np.ndarray, like: np.ndarray, model: str) -> np.ndarray:
     if kept.shape != like.shape:
         raise AtokenError(
             f"{model} gave {frames.shape[0]} frames of {frames.shape[2]}x{frames.shape[1]} back for {count} of "
-            f"{width}x{height}; its block is another than the one stated."
+            f"{width}x{height}; its block differs from the one stated."
         )
     return np.ascontiguousarray(kept)
 
@@ -79,7 +102,7 @@ def how_drawn(sample: int | None) -> dict[str, str]:
 
 @contextmanager
 def failing(model: str, values: Tensor) -> Iterator[None]:
-    """Make one sentence, an AtokenError, of what a network of others raises on ``values``."""
+    """Turn what a foreign network raises on ``values`` into one sentence, an AtokenError."""
     try:
         yield
     except AtokenError:

@@ -6,7 +6,6 @@ when told that its maker is trusted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from atoken.errors import AtokenError, CheckpointError
 from atoken.modalities.pixels import to_uint8, to_values
-from eval.contract import Item, Sample
-from eval.models.pixels import Block, Stored, checksum, cut, failing, frames_of, padded, rounded
+from eval.contract import Item, Output
+from eval.models.pixels import Block, PixelModel, Stored, checksum, cut, failing, frames_of, padded, rounded
 
 
-class TorchScript:
+class TorchScriptModel(PixelModel):
     """An encoder and a decoder, or one autoencoder, each a TorchScript file; pixels in [-1, 1].
 
     An image model maps (B, 3, H, W), one that takes videos (``video``) maps (B, 3, T, H, W), causally: T is 1 + k times
@@ -68,16 +67,12 @@ class TorchScript:
         }
 
     @torch.inference_mode()
-    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
-        """Through the latents and back. Raises: AtokenError for an asset, or where a module fails."""
-        return [self._sample(item) for item in items]
-
-    def _sample(self, item: Item) -> Sample:
+    def _output(self, item: Item) -> Output:
         frames = frames_of(item, self.name)
         step = self.window if self.video else 1
         windows = [self._through(frames[start : start + step]) for start in range(0, len(frames), step)]
         pixels, sizes, codes = zip(*windows, strict=True)
-        return Sample(
+        return Output(
             item,
             frames,
             np.concatenate(pixels),
@@ -107,14 +102,6 @@ class TorchScript:
             raise AtokenError(f"{self.name} gave indices that are not below {self.codebook:,}; state its codebook.")
         width = (max(self.codebook - 1, 1).bit_length() + 7) // 8
         return latents, latents.numel() * width, latents.long().cpu().numpy().reshape(-1, 1)
-
-    def embed(self, items: Sequence[Item]) -> list[Sample]:
-        """These have no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.name} has no vectors of media; take a tokenizer for this task.")
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """These have no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.name} has no vectors of texts; take a tokenizer for this task.")
 
 
 def _loaded(path: Path, device: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -20,9 +20,9 @@ from av.video.reformatter import ColorRange, Colorspace
 from atoken.errors import AtokenError
 from atoken.io import Video
 from atoken.media.video_writer import X264_OPTIONS
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.models.matching import AtMost, largest, too_large
-from eval.models.pixels import cut, frames_of, padded
+from eval.models.pixels import PixelModel, cut, frames_of, padded
 
 CRFS = [step / 4 for step in range(4 * 51, -1, -1)]  # from worst to best; a quarter is about 3 % of the bytes
 
@@ -49,7 +49,7 @@ FORMATS = {
 }
 
 
-class VideoCodec:
+class VideoCodec(PixelModel):
     """A codec of videos; an image is a video of one frame. ``size`` is the whole MP4 file without encoder's remarks.
 
     Chroma is halved (yuv420p, BT.709), which needs even sides: odd ones, and those below 16 (H.264) or 128 pixels
@@ -83,18 +83,14 @@ class VideoCodec:
             "bytes": "whole MP4 file, without the encoder's remarks",
         }
 
-    def reconstruct(self, items: Sequence[Item]) -> list[Sample]:
-        """Encoded and decoded. Raises: AtokenError for an asset, or where its smallest file is too large."""
-        return [self._sample(item) for item in items]
-
-    def _sample(self, item: Item) -> Sample:
+    def _output(self, item: Item) -> Output:
         frames = frames_of(item, self.format.name)
         rate = item.media.fps if isinstance(item.media, Video) else Fraction(24)
         if self.at_most is None:
             data = self.encoded(frames, rate, self.quality)
         else:
             data = self._fitting(frames, rate, item.key, self.at_most.of(item.key))
-        return Sample(item, frames, cut(decoded(data), frames, self.format.name), size=len(data))
+        return Output(item, frames, cut(decoded(data), frames, self.format.name), size=len(data))
 
     def _fitting(self, frames: np.ndarray, rate: Fraction, key: str, most: int) -> bytes:
         encoded: Callable[[float], bytes] = lambda crf: self.encoded(frames, rate, {"crf": f"{crf:g}"})  # noqa: E731
@@ -122,14 +118,6 @@ class VideoCodec:
         except (OSError, av.FFmpegError, ValueError) as error:
             raise AtokenError(f"{self.format.name} cannot hold {len(frames)} frames of {width}x{height}.") from error
         return file.getvalue()
-
-    def embed(self, items: Sequence[Item]) -> list[Sample]:
-        """A codec has no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.format.name} has no vectors of videos; take a tokenizer for this task.")
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """A codec has no vectors. Raises: AtokenError."""
-        raise AtokenError(f"{self.format.name} has no vectors of texts; take a tokenizer for this task.")
 
 
 def _check_built_in(format: VideoFormat) -> None:

@@ -1,1 +1,1 @@
-"""Whether tokens and vectors serve tasks that nobody trained them for: each probe says its recipe in its docstring."""
+"""Whether tokens and vectors serve tasks that they were not trained for; each probe has its recipe in its docstring."""

@@ -1,4 +1,4 @@
-"""Whether tokens serve dense tasks: a linear reader of single tokens, judged by token and, enlarged, by pixel.
+"""Whether tokens serve dense tasks: a linear classifier of single tokens, scored by token and, enlarged, by pixel.
 
 Letters: ``H`` rows and ``W`` columns of pixels, ``R`` rows and ``K`` columns of tokens, ``D`` the width of features,
 ``C`` classes.
@@ -20,11 +20,11 @@ from eval.probes.figures import IGNORED, SETS, Masked
 from eval.probes.linear import Linear, best, logistic
 
 Dense = Callable[[np.ndarray], np.ndarray]  # pixels (H, W, 3) uint8 to features (R, K, D)
-CHECKED = 4  # of so many learned images, the last chooses the strength
+CHECKED = 4  # of so many training images, the last chooses the strength
 
 
 def tokens_of(tokenizer: Tokenizer, part: Literal["features", "latents"]) -> Dense:
-    """What a probe reads of an image's tokens: the encoder's ``features``, or the ``latents`` that a file keeps."""
+    """What a probe reads of an image's tokens: the encoder's ``features``, or the ``latents`` that a file stores."""
 
     @torch.inference_mode()
     def dense(pixels: np.ndarray) -> np.ndarray:
@@ -43,38 +43,38 @@ def pixels_of(pixels: np.ndarray) -> np.ndarray:
 
 
 def segmentation_probe(
-    dense: Dense, learned: Iterable[Masked], tested: Iterable[Masked], sets: Mapping[str, np.ndarray] = SETS
+    dense: Dense, training: Iterable[Masked], tested: Iterable[Masked], sets: Mapping[str, np.ndarray] = SETS
 ) -> dict[str, float]:
-    """How well single tokens tell what their pixels are, for each class set (answers by class of ``Masked``).
+    """How well single tokens predict the classes of their pixels, for each set of answers by class of ``Masked``.
 
     Recipe: logistic regression (``linear.best``) from the features of each token to the shares that the classes have of
-    its pixels; every fourth learned image chooses the strength. Scores are enlarged to pixels (bilinear), the largest
-    is the answer. Least squares would do for even classes only: it hardly ever gives a rare one the largest score.
+    its pixels; every fourth training image chooses the strength. Scores are enlarged to pixels (bilinear), and the
+    largest is the answer. Least squares fits balanced classes only: it rarely gives a rare one the largest score.
 
-    ``SET/miou``: intersection over union over the pixels of all tested images that count, mean over the classes that
-    occur in them. ``SET/chance``: that of one who knows only how often each class is at each place; ``SET/ceiling``: of
-    one who knows the true shares, about the most that this grid of tokens allows. ``SET/tokens``: share of tokens (of
-    which half the pixels count) whose commonest class is found, and ``SET/tokens-chance``. Memory: the features that
-    are learned. Raises: AtokenError (images of several sizes or of broken tokens, too few to learn from, none to test
-    on, features that are not finite).
+    ``SET/miou``: intersection over union over the pixels of all test images that count, mean over the classes that
+    occur in them. ``SET/chance``: that of a guess from how often each class is at each position; ``SET/ceiling``: that
+    of the true shares, about the most that this grid of tokens allows. ``SET/tokens``: share of tokens (of which half
+    the pixels count) whose commonest class is predicted, and ``SET/tokens-chance``. Memory: the training features.
+    Raises: AtokenError (images of several sizes or with partial tokens, too few to train on, none to test on, features
+    that are not finite).
     """
-    guessers = _learn(dense, learned, sets)
+    guessers = _learn(dense, training, sets)
     boards = {name: _Board(table) for name, table in sets.items()}
     for image in tested:
         features = dense(image.pixels)
-        for name, (reader, places) in guessers.items():
-            truth = _shares(image, features, sets[name], places)
-            boards[name].add(image.classes, {"miou": reader(features), "chance": places, "ceiling": truth})
+        for name, (classifier, frequency) in guessers.items():
+            truth = _shares(image, features, sets[name], frequency)
+            boards[name].add(image.classes, {"miou": classifier(features), "chance": frequency, "ceiling": truth})
     return {f"{name}/{key}": number for name, board in boards.items() for key, number in board.finish().items()}
 
 
 def _learn(
-    dense: Dense, learned: Iterable[Masked], sets: Mapping[str, np.ndarray]
+    dense: Dense, training: Iterable[Masked], sets: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[Linear, np.ndarray]]:
-    """For each set the reader of tokens, and how much there is of each class at each place (R, K, C)."""
+    """For each set the classifier, and how much there is of each class at each position (R, K, C)."""
     features: list[np.ndarray] = []
     shares: dict[str, list[np.ndarray]] = {name: [] for name in sets}
-    for image in learned:
+    for image in training:
         features.append(dense(image.pixels))
         for name, table in sets.items():
             shares[name].append(_shares(image, features[-1], table, features[0]))
@@ -85,7 +85,7 @@ def _learn(
 def _guessers(features: list[np.ndarray], shares: list[np.ndarray], checks_P: np.ndarray) -> tuple[Linear, np.ndarray]:
     """From P images, of which ``checks`` choose the strength. Raises: AtokenError (no pixels that count)."""
     if not all(sum(one.sum() for one, check in zip(shares, checks_P, strict=True) if check == part) for part in (0, 1)):
-        raise AtokenError(f"A segmentation probe learns from {CHECKED} images or more, got {len(shares)}; add some.")
+        raise AtokenError(f"A segmentation probe needs {CHECKED} training images, got {len(shares)}; add some.")
     x, y = (np.concatenate([one.reshape(-1, one.shape[-1]) for one in of]) for of in (features, shares))
     counts, checks = y.sum(1) > 0, np.repeat(checks_P, features[0].shape[0] * features[0].shape[1])
     return best(logistic, x[counts], y[counts], checks[counts]), np.sum(shares, axis=0)
@@ -102,7 +102,7 @@ def _shares(image: Masked, features: np.ndarray, table: np.ndarray, like: np.nda
 
 
 class _Board:
-    """Pixels by true and by answered class, one table a guesser; and tokens hit."""
+    """For each guess, pixels by true and predicted class, and the number of tokens that are right."""
 
     def __init__(self, table: np.ndarray) -> None:
         self.table, self.ways = table, int(table.max()) + 1
@@ -130,13 +130,13 @@ class _Board:
 
 
 def mean_iou(confusion_CC: np.ndarray) -> float:
-    """Intersection over union of pixels by true (row) and answered class, mean over the classes that occur."""
+    """Intersection over union of pixels by true (row) and predicted class, mean over the classes that occur."""
     both, truth, answers = confusion_CC.diagonal(), confusion_CC.sum(1), confusion_CC.sum(0)
     occurs = truth > 0
     return float((both[occurs] / (truth + answers - both)[occurs]).mean())
 
 
 def enlarged(scores_RKC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(R, K, C) to (H, W, C), bilinear between the middles of tokens."""
+    """(R, K, C) to (H, W, C), bilinear between the centres of tokens."""
     scores = torch.from_numpy(np.ascontiguousarray(scores_RKC)).movedim(-1, 0)[None]
     return F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)[0].movedim(0, -1).numpy()

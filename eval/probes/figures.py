@@ -1,4 +1,4 @@
-"""Images of figures with the class of every pixel: what a segmentation probe learns from and is tested on."""
+"""Images of figures with the class of every pixel, for the segmentation probe."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from atoken.data.synthetic.procedural import generator, with_sensor_noise
 from atoken.data.synthetic.textures import Surface
 from atoken.data.synthetic.words import COLOURS
 
-NAMED = [tuple(prompt.split()[-2:]) for prompt in FIGURE_PROMPTS]  # (tint, figure) of each class
-IGNORED = -1  # an answer: the pixel does not count
-SETS = {  # what is asked of a pixel, as answers by class of ``Masked``; of the ground it is asked only what it is
+CLASSES = [tuple(prompt.split()[-2:]) for prompt in FIGURE_PROMPTS]  # (tint, figure) of each class
+IGNORED = -1  # the answer of a pixel that does not count
+SETS = {  # what is asked about a pixel, as answers by class of ``Masked``; shape and colour only of figures
     "figure": np.array([0] + [1] * WAYS),
-    "shape": np.array([IGNORED, *(FIGURES.index(figure) for _, figure in NAMED)]),
-    "colour": np.array([IGNORED, *(TINTS.index(tint) for tint, _ in NAMED)]),
+    "shape": np.array([IGNORED, *(FIGURES.index(figure) for _, figure in CLASSES)]),
+    "colour": np.array([IGNORED, *(TINTS.index(tint) for tint, _ in CLASSES)]),
 }
 
 _MASKED = 7  # keeps the random stream apart from those of ``labelled`` and ``procedural``
@@ -31,7 +31,7 @@ _RADII = 0.2, 0.4  # of a figure, as a share of the shorter side
 
 @dataclass(frozen=True)
 class Masked:
-    """``pixels`` (H, W, 3) uint8 and ``classes`` (H, W) int64: 0 the ground, else 1 + the place in FIGURE_PROMPTS."""
+    """``pixels`` (H, W, 3) uint8 and ``classes`` (H, W) int64: 0 is background, else 1 + index in FIGURE_PROMPTS."""
 
     pixels: np.ndarray
     classes: np.ndarray
@@ -45,30 +45,29 @@ def masked_images(seed: int, count: int, side: int) -> Iterator[Masked]:
 def masked_image(seed: int, index: int, height: int, width: int) -> Masked:
     """Image ``index`` of the series ``seed``: one to three figures of different classes, later ones in front.
 
-    Drawn as ``atoken.data.synthetic.labelled`` draws, so that a pixel belongs to a figure where it covers
-    half of it or more.
+    Drawn as in ``atoken.data.synthetic.labelled``; a pixel belongs to a figure that covers half of it or more.
     """
     rng = generator(seed, index, _MASKED)
     surface, side = Surface(rng, height, width), min(height, width)
     canvas, _ = backdrop(surface)
     classes = np.zeros((height, width), np.int64)
     for label in rng.choice(WAYS, rng.integers(1, _MOST + 1), replace=False):
-        tint, shape = NAMED[label]
+        tint, shape = CLASSES[label]
         radius, turn = rng.uniform(*_RADII) * side, rng.uniform(-np.pi, np.pi)
         centre = radius + rng.random(2) * (np.array((width, height)) - 2 * radius)
         lay = figure_painter(surface, shape, np.array(COLOURS[tint], np.float32))
         classes[opacity(lay, height, width, centre, radius, turn) >= 0.5] = 1 + label
         lay(canvas, centre, radius, turn)
-    developed = np.asarray(scenes.developer(surface)(canvas))  # changes light and sharpness, moves nothing
+    developed = np.asarray(scenes.developer(surface)(canvas))  # changes light and sharpness, not positions
     return Masked(with_sensor_noise(rng, developed[None])[0], classes)
 
 
 def opacity(
     lay: Callable[..., None], height: int, width: int, centre: np.ndarray, radius: float, turn: float
 ) -> np.ndarray:
-    """(H, W): how much of the ground what ``figure_painter`` gave covers there, 0 to 1.
+    """(H, W): how much of the background a figure of ``figure_painter`` covers there, 0 to 1.
 
-    By painting the same figure on black and on white: what differs is ground (Smith & Blinn 1996).
+    The same figure is painted on black and on white: what differs is background (Smith & Blinn 1996).
     """
     painted = []
     for ground in (0, 255):

@@ -1,7 +1,7 @@
-"""Linear readers of features: ridge regression in closed form and logistic regression by L-BFGS, both in float64.
+"""Linear classifiers of features: ridge regression in closed form and logistic regression by L-BFGS, both in float64.
 
-Letters: ``N`` examples, ``D`` the width of features, ``C`` classes. What an example should say is a row of shares (C,):
-one-hot, or, of a token on the border of two classes, how much it has of each; a row whose sum is less counts less.
+Letters: ``N`` examples, ``D`` the width of features, ``C`` classes. The target of an example is a row of shares (C,):
+one-hot, or, of a token on the border of two classes, how much it has of each; a row with a smaller sum counts less.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from atoken.errors import AtokenError
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of a penalty, to choose from
 STEPS = 200  # of L-BFGS, at most
-MEMORY = 10  # steps that L-BFGS looks back
-CONSTANT = 1e-12  # a spread below so much of the mean is rounding
+MEMORY = 10  # steps that L-BFGS remembers
+CONSTANT = 1e-12  # of the mean: a smaller spread is rounding
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def ridge(features_ND: np.ndarray, shares_NC: np.ndarray, strength: float) -> Li
 def logistic(features_ND: np.ndarray, shares_NC: np.ndarray, strength: float) -> Linear:
     """Multinomial: ``cross_entropy`` + ``strength`` / 2 x |weights|^2, of features scaled to variance 1.
 
-    At most ``STEPS`` steps of L-BFGS with strong Wolfe line search, from zero; the bias is free. The same twice, with
-    the same number of threads. Raises: AtokenError (features that are not finite).
+    At most ``STEPS`` steps of L-BFGS with strong Wolfe line search, from zero; the bias is free. Deterministic for a
+    given number of threads. Raises: AtokenError (features that are not finite).
     """
     mean, scale, x = _scaled(features_ND)
     inputs, shares = torch.from_numpy(x), torch.from_numpy(np.asarray(shares_NC, np.float64))
@@ -73,7 +73,7 @@ def logistic(features_ND: np.ndarray, shares_NC: np.ndarray, strength: float) ->
 
 
 def cross_entropy(scores_NC: np.ndarray, shares_NC: np.ndarray) -> float:
-    """Of the softmax of scores against shares, in nats, mean over all that is shared."""
+    """Of the softmax of scores against shares, in nats, mean weighted by shares."""
     return float(_cross_entropy(torch.from_numpy(scores_NC), torch.from_numpy(np.asarray(shares_NC, np.float64))))
 
 
@@ -83,9 +83,10 @@ def squared_error(scores_NC: np.ndarray, shares_NC: np.ndarray) -> float:
 
 
 def best(fit: Fit, features_ND: np.ndarray, shares_NC: np.ndarray, checks_N: np.ndarray) -> Linear:
-    """The reader of all examples, with that strength of ``STRENGTHS`` with which the others tell best of ``checks``.
+    """A classifier fitted on all examples, with the strength of ``STRENGTHS`` that predicts ``checks`` best.
 
-    By cross-entropy, or squared error for ``ridge``; the first of equal ones. Raises: as the fit.
+    To choose it, the other examples are fitted and ``checks`` are predicted; the error is cross-entropy, or squared
+    error for ``ridge``; the first of equal ones is taken. Raises: as the fit.
     """
     error = squared_error if fit is ridge else cross_entropy
     features = finite(features_ND)
@@ -97,10 +98,12 @@ def best(fit: Fit, features_ND: np.ndarray, shares_NC: np.ndarray, checks_N: np.
 
 
 def finite(features: np.ndarray) -> np.ndarray:
-    """As float64. Raises: AtokenError where a number is not finite: it would be hidden in the weights."""
+    """As float64. Raises: AtokenError where a number is not finite, which would be hidden in the weights."""
     features = np.asarray(features, np.float64)
     if not np.isfinite(features).all():
-        raise AtokenError("Some features are NaN or infinite, so nothing can be probed; look for them in the model.")
+        raise AtokenError(
+            "Some features are NaN or infinite, so nothing can be probed; look for the fault in the model."
+        )
     return features
 
 
@@ -109,7 +112,7 @@ def _cross_entropy(scores: Tensor, shares: Tensor) -> Tensor:
 
 
 def _scaled(features_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means (D,), what brings the spread to 1 (0: it does not vary), and the features without both."""
+    """Means (D,), the scale that brings the deviation to 1 (0 for a constant feature), and the scaled features."""
     x = finite(features_ND)
     mean, spread = x.mean(0), x.std(0)
     scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > CONSTANT * np.abs(mean))

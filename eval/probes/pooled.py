@@ -1,6 +1,6 @@
-"""What a reader finds in one vector of an item: k-NN and a linear probe, with the chance of a blind guess beside them.
+"""What the vector of an item says about its class: k-NN and linear classifiers, and the accuracy of a blind guess.
 
-Letters: ``N`` items to learn from, ``M`` items to test on, ``D`` the width of vectors.
+Letters: ``N`` items to train on, ``M`` items to test on, ``D`` the width of vectors.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def vectors_of(model: Model, items: Iterable[Item]) -> tuple[np.ndarray, np.ndar
             vectors.append(sample.vector)
             labels.append(item.label)
     if not labels:
-        raise AtokenError("A probe needs items to learn from, got none; look at the data.")
+        raise AtokenError("A probe needs items to train on, got none; look at the data.")
     return np.stack(vectors).astype(np.float64), np.array(labels, np.int64)
 
 
 def probe_vectors(vectors_ND: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    """What three readers find: ``knn``, ``linear`` (logistic regression) and ``ridge``, shares of the held-out items.
+    """The accuracy of three classifiers on held-out items: ``knn``, ``linear`` (logistic regression) and ``ridge``.
 
-    The last quarter of each class, in order, is held out; every class is in both parts. ``chance``: always saying the
-    commonest class; ``classes``, ``learned``, ``tested``: how many classes and items. Raises: AtokenError (a class of
-    one item to learn, vectors that are not finite or zero).
+    The last quarter of each class, in order, is held out; every class is in both parts. ``chance``: the accuracy of
+    always predicting the commonest class; ``classes``, ``learned``, ``tested``: how many classes and items. Raises:
+    AtokenError (a class of one item to train on, vectors that are not finite or zero).
     """
     _, labels = np.unique(labels_N, return_inverse=True)
     test = held_out(labels)
@@ -75,15 +75,15 @@ def held_out(labels_N: np.ndarray, share: float = SHARE) -> np.ndarray:
     """
     chosen = np.zeros(len(labels_N), bool)
     for label in np.unique(labels_N):
-        (places,) = (labels_N == label).nonzero()
-        if len(places) < 2:
-            raise AtokenError(f"Class {label} has one item only; a probe needs one to learn from and one to test on.")
-        chosen[places[-max(1, min(round(share * len(places)), len(places) - 1)) :]] = True
+        (indices,) = (labels_N == label).nonzero()
+        if len(indices) < 2:
+            raise AtokenError(f"Class {label} has one item only; a probe needs one to train on and one to test on.")
+        chosen[indices[-max(1, min(round(share * len(indices)), len(indices) - 1)) :]] = True
     return chosen
 
 
 def chance(labels_N: np.ndarray, truth_M: np.ndarray) -> float:
-    """Share of right answers of one who always says the class that is commonest among ``labels_N``."""
+    """The accuracy of always predicting the class that is commonest among ``labels_N``."""
     return float((truth_M == np.bincount(labels_N).argmax()).mean())
 
 
@@ -110,14 +110,14 @@ def knn(
 
 
 def linear(fit: Fit, vectors_ND: np.ndarray, labels_N: np.ndarray, tests_MD: np.ndarray, truth_M: np.ndarray) -> float:
-    """Share of tests whose own class a linear reader of the vectors scores strictly highest.
+    """Share of tests whose own class a linear classifier of the vectors scores strictly highest.
 
-    The reader is ``linear.best`` on one-hot classes; the last quarter of each class of the learned items chooses its
-    strength. Raises: AtokenError (a class of one item, vectors that are not finite).
+    The classifier is ``linear.best`` on one-hot classes; the last quarter of each class of the training items chooses
+    its strength. Raises: AtokenError (a class of one item, vectors that are not finite).
     """
     ways = int(max(labels_N.max(), truth_M.max())) + 1
-    reader = best(fit, vectors_ND, np.eye(ways)[labels_N], held_out(labels_N))
-    return wins(reader(finite(tests_MD)), truth_M) / len(truth_M)
+    classifier = best(fit, vectors_ND, np.eye(ways)[labels_N], held_out(labels_N))
+    return wins(classifier(finite(tests_MD)), truth_M) / len(truth_M)
 
 
 def wins(scores_MC: np.ndarray, truth_M: np.ndarray) -> int:
@@ -129,5 +129,5 @@ def wins(scores_MC: np.ndarray, truth_M: np.ndarray) -> int:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(finite(vectors), axis=1, keepdims=True)
     if not lengths.all():
-        raise AtokenError("Some vectors are zero and have no direction, so nothing is near them; look at the model.")
+        raise AtokenError("Some vectors are zero and have no direction; look for the fault in the model.")
     return vectors / lengths

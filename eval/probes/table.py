@@ -1,15 +1,15 @@
-"""Every probe of a tokenizer on procedural images: one table, with chance and what plain pixels give beside it."""
+"""Every probe of a tokenizer on procedural images, with chance and plain pixels for comparison."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from atoken.tokenizer import Tokenizer
+from eval.code import code_version
 from eval.models.tokenizer import AToken
 from eval.probes.dense import pixels_of, segmentation_probe, tokens_of
 from eval.probes.figures import masked_images
 from eval.probes.pooled import SEED, labelled_items, probe_vectors, vectors_of
-from eval.protocol import code_version
 
 EACH, SIDE = 8, 128  # labelled images of each of the 48 classes; pixels of their sides
 LEARNED, TESTED = 96, 48  # images of figures with masks
@@ -17,7 +17,7 @@ READ = ("figure", "shape", "colour")
 
 
 def probed(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The numbers of ``probe_vectors`` and, by what is read, of ``segmentation_probe``; and how they were made."""
+    """The numbers of ``probe_vectors`` and of ``segmentation_probe`` by its input, and how they were measured."""
     model = AToken(tokenizer)
     dense = {"features": tokens_of(tokenizer, "features"), "latents": tokens_of(tokenizer, "latents")}
     return {
@@ -37,7 +37,7 @@ def probed(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Two tables: shares of images named right, and intersection over union of pixels."""
+    """Two tables: accuracy on images, and intersection over union of pixels."""
     pooled, dense = found["pooled"], found["dense"]
     shares = [f"{pooled[name]:.1%}" for name in ("knn", "linear", "ridge", "chance")]
     lines = ["| pooled vectors | k-NN | logistic | ridge | chance |", "|" + " --- |" * 5]

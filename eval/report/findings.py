@@ -13,7 +13,7 @@ import numpy as np
 from atoken.errors import MediaError, ReportError
 from atoken.io import read_image
 from atoken.metrics.pixels import psnr
-from eval.contract import Sample
+from eval.contract import Output
 from eval.report.results import Row
 from eval.report.tables import number_text
 
@@ -32,20 +32,20 @@ class Strip(NamedTuple):
     images: tuple[np.ndarray, ...]
 
 
-def keep(sample: Sample) -> tuple[np.ndarray, np.ndarray] | None:
-    """The target and the prediction that a report shows of a sample, (H, W, 3) uint8 each; None if it has no images.
+def keep(output: Output) -> tuple[np.ndarray, np.ndarray] | None:
+    """The target and the prediction that a report shows of an output, (H, W, 3) uint8 each; None if it has no images.
 
     Of a video or an asset it is the frame or view with the largest squared error in the pixels that count.
     """
-    if sample.target is None or sample.prediction is None or not len(sample.target):
+    if output.target is None or output.prediction is None or not len(output.target):
         return None
-    counts = np.ones(sample.target.shape[:3], bool) if sample.mask is None else sample.mask
+    counts = np.ones(output.target.shape[:3], bool) if output.mask is None else output.mask
     errors = [
         squared_errors(*images)[mask].sum() / max(mask.sum(), 1)
-        for *images, mask in zip(sample.target, sample.prediction, counts, strict=True)
+        for *images, mask in zip(output.target, output.prediction, counts, strict=True)
     ]
     frame = int(np.argmax(errors))
-    return sample.target[frame], sample.prediction[frame]
+    return output.target[frame], output.prediction[frame]
 
 
 def squared_errors(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Data sets with captions: COCO, Flickr30k, MSR-VTT and MSVD, in the files that they are published in."""
+"""Data sets with captions: COCO, Flickr30k, MSR-VTT and MSVD, in their published files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def msr_vtt(root: Path) -> Listing:
     path = root / "MSRVTT_JSFUSION_test.csv"
     rows = list(csv.DictReader(text_of(path).splitlines()))
     if not rows or not {"video_id", "sentence"} <= set(rows[0]):
-        raise MediaError(f"{path} has no rows with the columns video_id and sentence; take the list of the 1k-A split.")
+        raise MediaError(f"{path} has no rows with the columns video_id and sentence; use the list of the 1k-A split.")
     return Listing(
         tuple(
             Entry(row["video_id"], root / "videos" / f"{row['video_id']}.mp4", None, (row["sentence"].strip(),))
@@ -62,7 +62,7 @@ def msr_vtt(root: Path) -> Listing:
 
 
 def msvd(root: Path) -> Listing:
-    """MSVD: names in ``test_list.txt``, files in ``videos/``, captions in one of the two files that go about.
+    """MSVD: names in ``test_list.txt``, files in ``videos/``, captions in one of two published files.
 
     ``raw-captions.pkl`` (of CLIP4Clip) holds a list of words for each caption of a name; ``captions.txt`` has
     "NAME CAPTION" in its lines. Raises: MediaError.
@@ -79,7 +79,7 @@ def _captions_by_line(path: Path) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     for line in lines_of(path):
         name, _, caption = line.partition(" ")
-        if not line.startswith("#"):  # remarks at the head of the published list
+        if not line.startswith("#"):  # comments at the head of the published list
             captions.setdefault(name, []).append(caption.strip())
     return captions
 
@@ -99,7 +99,7 @@ def _pickled_captions(path: Path) -> dict[str, list[str]]:
     except OSError as error:
         raise MediaError(f"Cannot read {path}, which the data set must have: {error.strerror}.") from error
     except Exception as error:  # damaged pickles raise anything
-        raise MediaError(f"{path} is no table of captions, a list of words for each: {error}.") from error
+        raise MediaError(f"{path} is not a table of captions, lists of words by name: {error}.") from error
 
 
 def _texts(numbered: Iterable[tuple[int, str]]) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def _texts(numbered: Iterable[tuple[int, str]]) -> tuple[str, ...]:
 
 
 class _Record:
-    """A JSON file; what is missing in it becomes one sentence, too."""
+    """A JSON file, opened with ``with``: what is missing in it becomes one sentence, a MediaError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,7 +116,7 @@ class _Record:
         try:
             return json.loads(text_of(self.path))
         except (ValueError, RecursionError) as error:
-            raise MediaError(f"{self.path} is damaged: it is no JSON.") from error
+            raise MediaError(f"{self.path} is damaged: it is not JSON.") from error
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (KeyError, TypeError, AttributeError)):

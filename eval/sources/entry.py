@@ -1,4 +1,4 @@
-"""An entry of a data set, not read yet; lists of entries; and the items that a protocol makes of them."""
+"""An entry of a data set that is not read yet, lists of entries, and the items that a preparation makes of them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from atoken.io import Image, Mesh, Video
 from eval.contract import Item
 from eval.prepare import Preparation
 
-Made = Callable[[], Image | Video | Mesh]
+Draw = Callable[[], Image | Video | Mesh]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of a data set, not read yet: a file, a folder of views, a video's frames, or what makes it."""
+    """One member of a data set, not read yet: a file, a folder of views, frames of a video, or what draws it."""
 
     key: str
-    media: Path | tuple[Path, ...] | Made
+    media: Path | tuple[Path, ...] | Draw
     label: int | None = None
     captions: tuple[str, ...] = ()
 
     def line(self) -> str:
-        """What the hash of a data set is over: name, bytes on disk, label, captions."""
+        """For the hash of a data set: name, bytes on disk, label, captions."""
         files = () if callable(self.media) else (self.media,) if isinstance(self.media, Path) else self.media
         return json.dumps([self.key, sum(map(_bytes, files)), self.label, self.captions])
 
@@ -43,7 +43,7 @@ class Listing:
 
 
 class Prepared:
-    """The items of a listing: a ``Source``. Raises: MediaError while reading."""
+    """The items of a listing, as a ``Dataset``. Raises: MediaError while reading."""
 
     def __init__(self, entries: Sequence[Entry], preparation: Preparation) -> None:
         self.entries, self.preparation = entries, preparation
@@ -56,7 +56,7 @@ class Prepared:
         return self.entries[index].key
 
     def line(self, index: int) -> str:
-        """What stands for an item in the hash of the data."""
+        """For the hash of the data."""
         return self.entries[index].line()
 
     def __getitem__(self, index: int) -> Item:
@@ -70,12 +70,12 @@ def _bytes(path: Path) -> int:
     try:
         inside = path.rglob("*") if path.is_dir() else (path,)
         return sum(one.stat().st_size for one in inside if one.is_file() or one == path)
-    except OSError:  # it fails again, with its sentence, when it is read
+    except OSError:  # reading it raises the error that the user sees
         return -1
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, without space around them. Raises: MediaError."""
+    """The lines of a text file that are not empty, stripped. Raises: MediaError."""
     return [line.strip() for line in text_of(path).splitlines() if line.strip()]
 
 

@@ -1,7 +1,7 @@
 """Data sets that are folders: of files, of folders of frames, of one folder for each class.
 
 Nothing is downloaded. Where a folder has a ``list.txt``, only the files whose names (relative to the folder) are lines
-of it are taken.
+of it count.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from atoken.errors import MediaError
 from atoken.media.views import TRANSFORMS
 from eval.sources.entry import Entry, Listing, lines_of
 
-# Names as OpenAI cleaned them for CLIP, which open_clip and most papers evaluate with, behind their synsets. Two names
-# (missile, sunglasses) are those of two classes: these tie, and a tie is a miss.
+# Synsets, each with the name that OpenAI chose for CLIP, which open_clip and most papers use. Two names (missile,
+# sunglasses) belong to two classes each: these tie, and a tie is a miss.
 IMAGENET = Path(__file__).with_name("imagenet_classes.txt")
 
 
@@ -47,9 +47,9 @@ def views(root: Path) -> Listing:
 
 
 def local(root: Path) -> dict[str, Listing]:
-    """A user's folder: what is in it by modality, those that it has. Raises: MediaError where it has none.
+    """What is in a user's folder, by modality. Raises: MediaError where there is nothing.
 
-    What lies in a folder of views is a part of that one asset.
+    Files inside a folder of views are part of that one asset.
     """
     names = _names(root, SUFFIXES | {TRANSFORMS})
     homes = _homes(names)

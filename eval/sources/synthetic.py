@@ -1,14 +1,15 @@
-"""Data sets that are made on the spot, of a seed that training never uses, and the photographs of scikit-image.
+"""Data sets that are drawn from a seed, and the photographs of scikit-image.
 
-Names hold seed, number and size, so that they are all that the hash of the data needs.
+Keys hold seed, number and size, so that the hash of the data needs nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,71 +22,62 @@ from atoken.data.synthetic.labelled import (
     labelled_video,
     scene,
 )
-from atoken.data.synthetic.procedural import SyntheticAsset, SyntheticFrames, make_asset, make_image, make_video
+from atoken.data.synthetic.procedural import make_asset, make_image, make_video
 from atoken.errors import MissingExtraError
 from atoken.io import Image, Mesh, Video
 from eval.sources.entry import Entry, Listing
 
-SEED = 1_000_003
+SEED = 1_000_003  # unless --seed says otherwise; no training uses it
 IMAGES, VIDEOS, ASSETS = 256, 48, 24  # to be reconstructed
 SIDE, VIDEO_SIDE, FRAMES = 256, 128, 16
-NAMED_IMAGES, NAMED_VIDEOS, NAMED_ASSETS, TEXTS = 384, 192, 48, 200  # whole rounds of the 48 classes
+LABELLED_IMAGES, LABELLED_VIDEOS, LABELLED_ASSETS, TEXTS = 384, 192, 48, 200  # whole rounds of the 48 classes
 SIDES, LENGTHS, TEXT_SIDE = (64, 80, 96, 112, 128), (8, 12, 16), 128  # of labelled ones, in turn
+CODED_IMAGES = 327  # which, with the photographs, have 100,000 tokens
 
-MadeImage = Callable[[int, int, int, int], SyntheticFrames]
 
-
-def made_images(_: Path, many: int = IMAGES) -> Listing:
+def images(seed: int, many: int = IMAGES) -> Listing:
     """Procedural images of 256x256."""
-    return Listing(tuple(_image("image", make_image, number, SIDE) for number in range(many)))
+    return Listing(tuple(_entry("image", make_image, seed, number, SIDE, SIDE) for number in range(many)))
 
 
-def made_videos(_: Path) -> Listing:
+def videos(seed: int) -> Listing:
     """Procedural videos of 16 frames of 128x128."""
-    return Listing(tuple(_video("video", make_video, number, FRAMES, VIDEO_SIDE) for number in range(VIDEOS)))
+    size = FRAMES, VIDEO_SIDE, VIDEO_SIDE
+    return Listing(tuple(_entry("video", make_video, seed, number, *size) for number in range(VIDEOS)))
 
 
-def made_assets(_: Path) -> Listing:
+def assets(seed: int) -> Listing:
     """Procedural meshes."""
-    return Listing(tuple(_asset("asset", make_asset, number) for number in range(ASSETS)))
+    return Listing(tuple(_entry("asset", make_asset, seed, number) for number in range(ASSETS)))
 
 
-def named_images(_: Path) -> Listing:
+def labelled_images(seed: int) -> Listing:
     """Labelled images of five sizes."""
-    sides = [(number, SIDES[number % len(SIDES)]) for number in range(NAMED_IMAGES)]
-    entries = [_image("labelled-image", labelled_image, number, side, class_of(number)) for number, side in sides]
-    return Listing(tuple(entries), FIGURE_PROMPTS)
+    return _labelled("labelled-image", labelled_image, seed, [(side, side) for side in SIDES], LABELLED_IMAGES)
 
 
-def named_videos(_: Path) -> Listing:
+def labelled_videos(seed: int) -> Listing:
     """Labelled videos of five sizes and three lengths."""
-    entries = [
-        _video(
-            "labelled-video", labelled_video, number, LENGTHS[number % len(LENGTHS)], SIDES[number % len(SIDES)],
-            class_of(number),
-        )
-        for number in range(NAMED_VIDEOS)
-    ]  # fmt: skip
-    return Listing(tuple(entries), FIGURE_PROMPTS)
+    sizes = [(frames, side, side) for frames, side in zip(LENGTHS * len(SIDES), SIDES * len(LENGTHS), strict=True)]
+    return _labelled("labelled-video", labelled_video, seed, sizes, LABELLED_VIDEOS)
 
 
-def named_assets(_: Path, many: int = NAMED_ASSETS) -> Listing:
+def labelled_assets(seed: int, many: int = LABELLED_ASSETS) -> Listing:
     """Labelled meshes: few, since with all its voxels one takes a CPU half a minute."""
-    entries = [_asset("labelled-asset", labelled_asset, number, class_of(number)) for number in range(many)]
-    return Listing(tuple(entries), SOLID_PROMPTS)
+    return _labelled("labelled-asset", labelled_asset, seed, [()], many, SOLID_PROMPTS)
 
 
-def captioned_images(_: Path) -> Listing:
+def captioned_images(seed: int) -> Listing:
     """Labelled images whose captions say more than the prompt, and differ."""
-    return _different("labelled-image", labelled_image, FIGURE_PROMPTS)
+    return _different("labelled-image", labelled_image, seed, FIGURE_PROMPTS)
 
 
-def scenes(_: Path) -> Listing:
-    """Images of several figures, with captions that differ; no training had such."""
-    return _different("scene", scene)
+def scenes(seed: int) -> Listing:
+    """Images of several figures, with captions that differ; no training uses such images."""
+    return _different("scene", scene, seed)
 
 
-def photographs(_: Path) -> Listing:
+def photographs(_: object = None) -> Listing:
     """The seven photographs that scikit-image bundles. Raises: MissingExtraError."""
     try:
         from skimage import data
@@ -97,46 +89,53 @@ def photographs(_: Path) -> Listing:
     return Listing(tuple(Entry(f"scikit-image/{name}", partial(_read, get)) for name, get in sorted(found.items())))
 
 
-def _image(kind: str, make: MadeImage, number: int, side: int, label: int | None = None) -> Entry:
-    return Entry(f"{kind}/{SEED}/{number:05d}/{side}x{side}", partial(_still, make, number, side), label)
+def coded_images(seed: int) -> Listing:
+    """The photographs and procedural images, for the usage of codes. Raises: MissingExtraError."""
+    return Listing(photographs().entries + images(seed, CODED_IMAGES).entries)
 
 
-def _video(
-    kind: str, make: Callable[..., SyntheticFrames], number: int, frames: int, side: int, label: int | None = None
+def _entry(
+    series: str, make: Callable[..., Any], seed: int, number: int, *size: int, label: int | None = None
 ) -> Entry:
-    return Entry(
-        f"{kind}/{SEED}/{number:05d}/{frames}x{side}x{side}", partial(_moving, make, number, frames, side), label
+    key = f"{series}/{seed}/{number:05d}/{'x'.join(map(str, size))}".rstrip("/")
+    return Entry(key, partial(_drawn, make, seed, number, *size), label)
+
+
+def _drawn(make: Callable[..., Any], seed: int, number: int, *size: int) -> Image | Video | Mesh:
+    """An image of (H, W), a video of (T, H, W), or a mesh, which has no size."""
+    drawn = make(seed, number, *size)
+    if not size:
+        return drawn.mesh
+    return Image(drawn.frames[0]) if len(size) == 2 else Video(drawn.frames)
+
+
+def _labelled(
+    series: str,
+    make: Callable[..., Any],
+    seed: int,
+    sizes: Sequence[tuple[int, ...]],
+    many: int,
+    classes: Sequence[str] = FIGURE_PROMPTS,
+) -> Listing:
+    """Entries of the sizes and of the classes in turn."""
+    entries = (
+        _entry(series, make, seed, number, *sizes[number % len(sizes)], label=class_of(number))
+        for number in range(many)
     )
+    return Listing(tuple(entries), tuple(classes))
 
 
-def _asset(kind: str, make: Callable[[int, int], SyntheticAsset], number: int, label: int | None = None) -> Entry:
-    return Entry(f"{kind}/{SEED}/{number:05d}", partial(_mesh, make, number), label)
-
-
-def _different(kind: str, make: MadeImage, without: Iterable[str] = ()) -> Listing:
+def _different(series: str, make: Callable[..., Any], seed: int, without: Sequence[str] = ()) -> Listing:
     """The first images of a series whose captions differ from each other and from those of ``without``."""
-    seen, entries = set(without), []
-    for number in count():
-        caption = make(SEED, number, TEXT_SIDE, TEXT_SIDE).caption
-        if caption not in seen:
-            seen.add(caption)
-            plain = _image(kind, make, number, TEXT_SIDE)
-            entries.append(Entry(plain.key, plain.media, None, (caption,)))
-        if len(entries) == TEXTS:
-            break
-    return Listing(tuple(entries))
-
-
-def _still(make: MadeImage, number: int, side: int) -> Image:
-    return Image(make(SEED, number, side, side).frames[0])
-
-
-def _moving(make: Callable[..., SyntheticFrames], number: int, frames: int, side: int) -> Video:
-    return Video(make(SEED, number, frames, side, side).frames)
-
-
-def _mesh(make: Callable[[int, int], SyntheticAsset], number: int) -> Mesh:
-    return make(SEED, number).mesh
+    first: dict[str, int] = {}
+    numbers = count()
+    while len(first) < TEXTS:
+        number = next(numbers)
+        caption = make(seed, number, TEXT_SIDE, TEXT_SIDE).caption
+        if caption not in without:
+            first.setdefault(caption, number)
+    plain = {caption: _entry(series, make, seed, number, TEXT_SIDE, TEXT_SIDE) for caption, number in first.items()}
+    return Listing(tuple(replace(entry, captions=(caption,)) for caption, entry in plain.items()))
 
 
 def _read(get: Callable[[], np.ndarray]) -> Image:

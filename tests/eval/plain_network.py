@@ -3,7 +3,7 @@
 import numpy as np
 
 from atoken.io import Image
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 
 
 class PlainNetwork:
@@ -44,7 +44,7 @@ def samples(prediction=None, target=None):
     """A sample of each image; a side may be missing."""
     present = prediction if prediction is not None else target
     return [
-        Sample(
+        Output(
             Item(f"{index:04}.png", Image(present[index])),
             prediction=None if prediction is None else prediction[index][None],
             target=None if target is None else target[index][None],

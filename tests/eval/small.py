@@ -10,10 +10,11 @@ import numpy as np
 
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
-from eval.contract import Sample
-from eval.job import Job
+from eval.contract import Output
+from eval.job import Job, Task
 from eval.metrics.pixels import Psnr
 from eval.prepare import Preparation
+from eval.sources import folders
 from eval.sources.entry import Entry, Prepared
 
 
@@ -61,7 +62,7 @@ class Copy:
         theirs = item.media.pixels[None]
         seed = int.from_bytes(hashlib.sha256(item.key.encode()).digest()[:4], "little")
         noise = np.random.default_rng(seed).integers(-self._noise, self._noise + 1, theirs.shape)
-        return Sample(item, theirs, np.clip(theirs.astype(int) + noise, 0, 255).astype(np.uint8))
+        return Output(item, theirs, np.clip(theirs.astype(int) + noise, 0, 255).astype(np.uint8))
 
     def embed(self, items):
         raise AtokenError("It has no vectors.")
@@ -86,20 +87,9 @@ def entries(count, **broken):
 
 
 def job(count=36, *, model=None, metrics=None, shard=8, batch=3, full=None, skipped=None, **broken):
-    preparation = Preparation()
-    return Job(
-        "small",
-        "image",
-        "reconstruct",
-        Prepared(entries(count, **broken), preparation),
-        model or Copy(),
-        metrics or [Psnr(), MeanDifference()],
-        preparation.record(),
-        skipped=skipped or {},
-        full=full,
-        shard=shard,
-        batch=batch,
-    )
+    task = Task("small", "image", "", folders.images, Preparation(), {}, shard=shard, batch=batch)
+    data = Prepared(entries(count, **broken), task.prepare)
+    return Job(task, data, model or Copy(), metrics or [Psnr(), MeanDifference()], skipped or {}, full)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

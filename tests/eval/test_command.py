@@ -39,7 +39,7 @@ def test_a_folder_to_a_report_without_any_configuration(photographs, tmp_path, c
     assert main(["reconstruct", str(photographs), "--model", "jpeg:80", "-o", str(out)]) == 0
     (row,) = result(out)["rows"]
     assert (row["task"], row["status"], row["items"]["measured"]) == ("local-images", "complete", 3)
-    assert {"psnr", "ssim", "seams"} <= set(row["numbers"])
+    assert {"psnr", "ssim", "blocking artefacts"} <= set(row["numbers"])
     assert set(row["skipped"]) == {"lpips", "ms-ssim"}
     lines = [json.loads(line) for line in (out / row["items"]["file"]).read_text().splitlines()]
     bits = 8 * sum(line["bytes"] for line in lines) / sum(line["pixels"] for line in lines)
@@ -181,7 +181,7 @@ def test_rate_of_a_folder(photographs, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("jpeg:high", "'high' is no quality"),
+        ("jpeg:high", "'high' is not a quality"),
         ("h264:99", "CRF from 0 to 51"),
         ("torchscript:folder", "FOLDER@FRAMESxROWSxCOLUMNS"),
         ("torchscript:folder@4x8x8", "--trust"),

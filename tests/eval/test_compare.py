@@ -95,7 +95,7 @@ def test_identities_may_differ(row, tmp_path):
 def test_files_without_a_common_task_are_refused_and_others_say_what_is_alone(row, tmp_path):
     other = copy.deepcopy(row)
     other["task"] = other["protocol"]["task"] = "another"
-    assert "differ in task: small, another" in pair(tmp_path, row, other).refused[0]
+    assert "no task in common: small, another" in pair(tmp_path, row, other).refused[0]
     both = compare([written(tmp_path / "a.json", row), written(tmp_path / "b.json", row, other)])
     assert both.refused == ()
     assert both.alone == (f"another: only in {tmp_path / 'b.json'}.",)

@@ -8,7 +8,7 @@ import pytest
 
 from atoken.errors import AtokenError
 from atoken.io import Image
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.metrics.exact import GRID, Mean, on_grid
 from tests.tolerances import EXACT
 
@@ -25,7 +25,7 @@ class Told(Mean):
 
 def told(values):
     media = Image(np.zeros((1, 1, 3), np.uint8))
-    return [Sample(Item(repr(float(value)), media)) for value in values]
+    return [Output(Item(repr(float(value)), media)) for value in values]
 
 
 def wild(seed, count=300):

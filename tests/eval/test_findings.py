@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from atoken.io import Image
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.report import findings
 
 
@@ -49,9 +49,9 @@ def test_the_frame_that_is_kept_is_the_worst_where_pixels_count():
     ours, mask = theirs.copy(), np.ones((4, 6, 8), bool)
     ours[1, 0, 0], ours[2, 3, 3] = theirs[1, 0, 0] + 50, theirs[2, 3, 3] + 20
     item = Item("video", Image(theirs[0]))
-    assert (findings.keep(Sample(item, theirs, ours))[1] == ours[1]).all()
+    assert (findings.keep(Output(item, theirs, ours))[1] == ours[1]).all()
     mask[1, 0, 0] = False
-    kept = findings.keep(Sample(item, theirs, ours, mask))
+    kept = findings.keep(Output(item, theirs, ours, mask))
     assert (kept[0] == theirs[2]).all()
     assert (kept[1] == ours[2]).all()
-    assert findings.keep(Sample(item)) is None
+    assert findings.keep(Output(item)) is None

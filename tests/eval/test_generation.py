@@ -136,7 +136,7 @@ def test_errors_are_one_sentence(made):
     with pytest.raises(AtokenError, match="not finite"):
         evaluate_generation(folder(made / "one", images(1, 1)), made / "target", network)
     np.savez(made / "other.npz", x=np.zeros(3))
-    with pytest.raises(MediaError, match="holds no array arr_0"):
+    with pytest.raises(MediaError, match="has no array arr_0"):
         evaluate_generation(made / "other.npz", made / "target", network)
     with pytest.raises(MediaError, match="no such file"):
         evaluate_generation(made / "prediction", made / "missing.npz", network)

@@ -9,8 +9,8 @@ import torch
 
 from atoken.errors import AtokenError
 from atoken.metrics.frechet import Gaussian, frechet_distance
-from eval.metrics.features import FeatureMetric, rfid, rfvd
-from eval.metrics.moments import Frechet, add_rows, gaussian, merge_rows
+from eval.metrics.features import FeatureMetric, Frechet, FrechetMetric
+from eval.metrics.moments import add_rows, gaussian, merge_rows
 from tests.eval.plain_network import PlainNetwork, images, samples
 from tests.tolerances import MOMENTS, SHARDS
 
@@ -167,7 +167,7 @@ def test_rfid_and_sfid_of_reconstructions():
     theirs = images(1, 40)
     ours = np.clip(theirs + np.random.default_rng(2).normal(4, 30, theirs.shape), 0, 255).astype(np.uint8)
     network = PlainNetwork()
-    metric = rfid(network, spatial=True)
+    metric = FeatureMetric("rfid", network, [Frechet("rfid"), Frechet("sfid", "spatial")])
     state = metric.start()
     assert metric.add(state, samples(ours, theirs)) == [{}] * 40
     numbers, features = metric.finish(state), [network.features(side[:, None]) for side in (ours, theirs)]
@@ -181,7 +181,7 @@ def test_rfid_and_sfid_of_reconstructions():
 
 
 def test_few_items_are_warned_of_and_equal_ones_have_no_distance():
-    metric = rfid(PlainNetwork())
+    metric = FrechetMetric("rfid", PlainNetwork())
     state = metric.start()
     metric.add(state, samples(images(1, 10), images(1, 10)))
     numbers = metric.finish(state)
@@ -190,7 +190,7 @@ def test_few_items_are_warned_of_and_equal_ones_have_no_distance():
 
 
 def test_shards_of_a_metric_merge_in_order():
-    metric = rfid(PlainNetwork(), spatial=True)
+    metric = FrechetMetric("rfid", PlainNetwork())
     every = samples(images(1, 30), images(2, 30))
     whole, states = metric.start(), []
     metric.add(whole, every)
@@ -203,14 +203,14 @@ def test_shards_of_a_metric_merge_in_order():
 
 
 def test_no_items_are_not_a_number():
-    metric = rfid(PlainNetwork())
+    metric = FrechetMetric("rfid", PlainNetwork())
     assert math.isnan(metric.finish(metric.start())["rfid"])
 
 
 def test_pixels_that_do_not_count_are_black_on_both_sides():
     theirs, ours = images(1, 20), images(1, 20)
     ours[:, :6] = 255 - ours[:, :6]
-    metric = rfid(PlainNetwork())
+    metric = FrechetMetric("rfid", PlainNetwork())
     state, seen = metric.start(), samples(ours, theirs)
     mask = np.ones((1, 12, 12), bool)
     mask[:, :6] = False
@@ -220,9 +220,7 @@ def test_pixels_that_do_not_count_are_black_on_both_sides():
 
 def test_a_network_that_cannot_serve_is_refused_at_once():
     with pytest.raises(AtokenError, match="sfid reads spatial features"):
-        rfid(PlainNetwork(kinds=["pooled"]), spatial=True)
-    with pytest.raises(AtokenError, match="rFVD needs a network of videos"):
-        rfvd(PlainNetwork())
+        FeatureMetric("generation", PlainNetwork(kinds=["pooled"]), [Frechet("sfid", "spatial")])
 
 
 def test_videos_have_one_row_each():
@@ -232,11 +230,10 @@ def test_videos_have_one_row_each():
         def features(self, frames):
             return {"pooled": np.array([super(OfVideos, self).features([video])["pooled"].mean(0) for video in frames])}
 
-    metric = rfvd(OfVideos(kinds=["pooled"]))
+    metric = FrechetMetric("rfvd", OfVideos(kinds=["pooled"]))
     state = metric.start()
     videos = [one.reshape(4, 12, 12, 3) for one in np.split(images(5, 80), 20)]
     made = [type(one)(one.item, video, video) for one, video in zip(samples(images(1, 20)), videos, strict=True)]
     metric.add(state, made)
     assert metric.finish(state)["rfvd items"] == 20
     assert metric.finish(state)["rfvd"] <= MOMENTS
-    assert isinstance(metric, FeatureMetric)

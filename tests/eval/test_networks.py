@@ -15,7 +15,8 @@ from atoken.errors import AtokenError, CheckpointError, MissingExtraError
 from atoken.modalities.pixels import patchify, to_values
 from atoken.tokenizer import Tokenizer
 from eval import networks
-from eval.networks import I3D, ATokenFeatures, Inception, TorchScript, middle_square
+from eval.atoken_features import ATokenFeatures
+from eval.networks import I3D, Inception, TorchScriptNetwork, middle_square
 from tests.eval.plain_network import images
 from tests.tokenizer.small import small_tokenizer
 from tests.tokenizer.texts import small_texts_model, words
@@ -69,7 +70,7 @@ def saved(module, path):
 def small(tmp_path):
     digest = saved(Small(), tmp_path / "small.pt")
     gives = ("pooled", "spatial", "probabilities")
-    return TorchScript(tmp_path / "small.pt", digest, trust=True, gives=gives, arguments={"scale": 2.0})
+    return TorchScriptNetwork(tmp_path / "small.pt", digest, trust=True, gives=gives, arguments={"scale": 2.0})
 
 
 def test_a_script_sees_every_frame_in_order_whatever_the_sizes(small):
@@ -91,23 +92,23 @@ def test_a_script_runs_only_on_purpose_and_only_if_it_is_the_file(tmp_path):
     path = tmp_path / "small.pt"
     digest = saved(Small(), path)
     with pytest.raises(CheckpointError, match="runs the code in it: pass --trust"):
-        TorchScript(path, digest, trust=False)
+        TorchScriptNetwork(path, digest, trust=False)
     with pytest.raises(CheckpointError, match="instead of 00000000…"):
-        TorchScript(path, "0" * 64, trust=True)
+        TorchScriptNetwork(path, "0" * 64, trust=True)
     with pytest.raises(CheckpointError, match=r"Cannot read .*No such file"):
-        TorchScript(tmp_path / "other.pt", digest, trust=True)
+        TorchScriptNetwork(tmp_path / "other.pt", digest, trust=True)
     path.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="no TorchScript file"):
-        TorchScript(path, hashlib.sha256(b"nothing").hexdigest(), trust=True)
+    with pytest.raises(CheckpointError, match="not a TorchScript file"):
+        TorchScriptNetwork(path, hashlib.sha256(b"nothing").hexdigest(), trust=True)
 
 
 def test_a_script_that_does_not_do_as_said_is_one_sentence(tmp_path, small):
     digest = saved(Small(), tmp_path / "small.pt")
     with pytest.raises(CheckpointError, match=r"does not return \(B, D\) of pooled\."):
-        TorchScript(tmp_path / "small.pt", digest, trust=True).features([images(1, 1)])
+        TorchScriptNetwork(tmp_path / "small.pt", digest, trust=True).features([images(1, 1)])
     with pytest.raises(CheckpointError, match="fails on images of 2x1"):
         small.features([np.zeros((1, 1, 2, 3), np.uint8)])
-    flat = TorchScript(tmp_path / "flat.pt", saved(Flat(), tmp_path / "flat.pt"), trust=True)
+    flat = TorchScriptNetwork(tmp_path / "flat.pt", saved(Flat(), tmp_path / "flat.pt"), trust=True)
     with pytest.raises(AtokenError, match="differ in width"):
         flat.features([images(1, 1), images(1, 1, 24)])
 

@@ -12,7 +12,7 @@ from atoken.errors import AtokenError, CheckpointError
 from atoken.io import Video
 from eval.contract import Item
 from eval.models.autoencoders import Autoencoder, Shape
-from eval.models.torchscript import TorchScript
+from eval.models.torchscript import TorchScriptModel
 from tests.eval.media import greatest_difference, made_image, made_video, pixels
 from tests.tolerances import PIXEL
 
@@ -247,7 +247,9 @@ def scripts(tmp_path_factory):
 @pytest.mark.parametrize("size", [(16, 20), (1, 1), (17, 33)])
 def test_an_identity_gives_every_pixel_back(scripts, size):
     items = [made_image(*size), made_video(3, *size)]
-    model = TorchScript(scripts / "Unshuffle.jit", scripts / "Shuffle.jit", trust=True, device="cpu", block=(1, 4, 4))
+    model = TorchScriptModel(
+        scripts / "Unshuffle.jit", scripts / "Shuffle.jit", trust=True, device="cpu", block=(1, 4, 4)
+    )
     for item, sample in zip(items, model.reconstruct(items), strict=True):
         assert np.array_equal(sample.prediction, pixels(item))
         assert sample.size == len(pixels(item)) * -(-size[0] // 4) * -(-size[1] // 4) * 48 * 4
@@ -256,7 +258,7 @@ def test_an_identity_gives_every_pixel_back(scripts, size):
 
 
 def test_one_autoencoder_does_not_say_its_bytes(scripts):
-    [sample] = TorchScript(scripts / "Identity.jit", trust=True, device="cpu").reconstruct([made_image(17, 33)])
+    [sample] = TorchScriptModel(scripts / "Identity.jit", trust=True, device="cpu").reconstruct([made_image(17, 33)])
     assert np.array_equal(sample.prediction, sample.target)
     assert sample.size is None
 
@@ -265,7 +267,9 @@ def test_one_autoencoder_does_not_say_its_bytes(scripts):
 def test_indices_are_codes_in_the_fewest_whole_bytes(scripts, codebook, width):
     paths = scripts / "Index.jit", scripts / "LookUp.jit"
     item = made_image(17, 20)
-    [sample] = TorchScript(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=codebook).reconstruct([item])
+    [sample] = TorchScriptModel(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=codebook).reconstruct(
+        [item]
+    )
     assert sample.codes.shape == (25, 1)
     assert sample.size == 25 * width
     greys = sample.codes.reshape(5, 5).repeat(4, 0).repeat(4, 1)[:17]
@@ -275,13 +279,13 @@ def test_indices_are_codes_in_the_fewest_whole_bytes(scripts, codebook, width):
 def test_indices_beyond_the_codebook_are_an_error(scripts):
     paths = scripts / "Index.jit", scripts / "LookUp.jit"
     with pytest.raises(AtokenError, match="not below 3; state its codebook"):
-        TorchScript(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=3).reconstruct([made_image()])
+        TorchScriptModel(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=3).reconstruct([made_image()])
 
 
 @pytest.mark.parametrize("window", [1, 5, 49])
 def test_windows_of_a_video_do_not_know_each_other(scripts, window):
     item = made_video(12, 16, 16)
-    model = TorchScript(
+    model = TorchScriptModel(
         scripts / "FirstFrame.jit", trust=True, device="cpu", video=True, block=(4, 16, 16), window=window
     )
     [sample] = model.reconstruct([item])
@@ -290,19 +294,19 @@ def test_windows_of_a_video_do_not_know_each_other(scripts, window):
 
 def test_nothing_is_loaded_without_trust(scripts, tmp_path):
     with pytest.raises(AtokenError, match="pass --trust if you trust its maker"):
-        TorchScript(tmp_path / "missing.jit")
+        TorchScriptModel(tmp_path / "missing.jit")
     (tmp_path / "damaged.jit").write_bytes(b"PK\x03\x04 no program")
     for name in ("missing.jit", "damaged.jit"):
         with pytest.raises(CheckpointError, match="cannot be loaded as TorchScript"):
-            TorchScript(tmp_path / name, trust=True, device="cpu")
+            TorchScriptModel(tmp_path / name, trust=True, device="cpu")
 
 
 def test_a_module_that_fails_or_gives_too_little_is_one_sentence(scripts):
     with pytest.raises(AtokenError, match=r"Small-CI4x4 failed on torch\.float32 of shape \(1, 3, 17, 17\)"):
-        TorchScript(
+        TorchScriptModel(
             scripts / "Unshuffle.jit", scripts / "Shuffle.jit", trust=True, device="cpu", block=(1, 1, 1)
         ).reconstruct([made_image(17, 17)])
     with pytest.raises(AtokenError, match="gave 1 frames of 8x8 back for 1 of 17x17"):
-        TorchScript(scripts / "Unshuffle.jit", scripts / "Identity.jit", trust=True, device="cpu").reconstruct(
+        TorchScriptModel(scripts / "Unshuffle.jit", scripts / "Identity.jit", trust=True, device="cpu").reconstruct(
             [Item("video", Video(np.zeros((1, 17, 17, 3), np.uint8)))]
         )

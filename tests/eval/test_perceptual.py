@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from atoken.errors import AtokenError, CheckpointError
 from atoken.io import Image
 from atoken.metrics import vgg as vgg_module
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.metrics.perceptual import Lpips, published_lpips
 from tests.pretrain.small_teachers import small_heads, small_vgg
 from tests.tolerances import EXACT, FP32
@@ -36,7 +36,7 @@ def pixels(seed, *shape):
 
 
 def measured(metric, ours, theirs):
-    return metric.measure(Sample(Item("a", MEDIA), prediction=ours, target=theirs))["lpips"]
+    return metric.measure(Output(Item("a", MEDIA), prediction=ours, target=theirs))["lpips"]
 
 
 def written_out(network, heads, *frames_HW3):
@@ -83,7 +83,7 @@ def test_a_video_is_the_mean_of_its_frames_and_shards_do_not_matter(metric):
     assert measured(metric, ours, theirs) == pytest.approx(np.mean(alone), rel=1e-12)
 
     samples = [
-        Sample(
+        Output(
             Item(str(seed), MEDIA),
             prediction=pixels(seed, 1 + seed % 2, 18, 20),
             target=pixels(9, 1 + seed % 2, 18, 20),
@@ -158,7 +158,7 @@ assert mend_torchvision()
 import lpips
 from atoken.io import Image
 from atoken.metrics.vgg import published_heads, published_vgg
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.metrics.perceptual import Lpips
 
 torch.manual_seed(0)
@@ -172,7 +172,7 @@ rng, found = np.random.default_rng(0), []
 for size in ((1, 16, 16, 3), (1, 33, 47, 3), (2, 48, 32, 3)):
     y = rng.integers(0, 256, size, dtype=np.uint8)
     x = np.clip(y + rng.normal(0, 30, size), 0, 255).astype(np.uint8)
-    sample = Sample(Item("a", Image(y[0])), prediction=x, target=y)
+    sample = Output(Item("a", Image(y[0])), prediction=x, target=y)
     tensors = (torch.from_numpy(side).movedim(-1, 1) / 255 for side in (x, y))
     with torch.no_grad():
         expected = theirs(*tensors, normalize=True).mean().item()

@@ -15,19 +15,20 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from atoken.errors import AtokenError
 from atoken.io import Image
 from atoken.metrics.pixels import MS_SSIM_SIDE, SCALES, ms_ssim, similarity
-from eval.contract import Item, Sample
-from eval.metrics.pixels import MsSsim, Psnr, Seams, Ssim
+from eval.contract import Item, Output
+from eval.metrics.pixels import BlockingArtefacts, MsSsim, Psnr, Ssim
 from tests.tolerances import EXACT, FP32
 
 MEDIA = Image(np.zeros((1, 1, 3), np.uint8))
 PAIRS = 200
+ARTEFACTS, IN_TIME = "blocking artefacts", "blocking artefacts in time"
 
 
 def sample(ours, theirs, key="a", mask=None):
     ours, theirs = (
         None if pixels is None else pixels[None] if pixels.ndim == 3 else pixels for pixels in (ours, theirs)
     )
-    return Sample(Item(key, MEDIA), target=theirs, prediction=ours, mask=mask)
+    return Output(Item(key, MEDIA), target=theirs, prediction=ours, mask=mask)
 
 
 def blocks(rng, height, width):
@@ -198,7 +199,7 @@ def test_full_frame_and_foreground_are_numbers_of_their_own():
         finished(Psnr(foreground=True), [sample(ours, theirs, mask=mask[..., 0])])
 
 
-METRICS = (Psnr(foreground=True), Ssim(), MsSsim(), Seams(16), Seams(2, in_time=True))
+METRICS = (Psnr(foreground=True), Ssim(), MsSsim(), BlockingArtefacts(16), BlockingArtefacts(2, in_time=True))
 
 
 def several(large):
@@ -230,32 +231,41 @@ def test_shards_and_order_do_not_matter_to_the_last_bit(metric):
         assert metric.finish(state) == whole
 
 
-def test_seams_in_closed_form():
+def test_blocking_artefacts_in_closed_form():
     theirs = np.broadcast_to(np.arange(0, 96, 2, dtype=np.uint8)[:, None], (48, 48, 3))  # steps of 2 between columns
     ours = theirs + (np.arange(48) // 16).astype(np.uint8)[:, None]  # tiles of 16, each one brighter than the last
-    assert finished(Seams(16), [sample(theirs, theirs)]) == ({"seams": 1}, [{"seams": 1}])
-    assert finished(Seams(16), [sample(ours, theirs)])[0]["seams"] == pytest.approx((3 / 2) ** 2, rel=1e-12)
+    assert finished(BlockingArtefacts(16), [sample(theirs, theirs)]) == (
+        {ARTEFACTS: 1},
+        [{ARTEFACTS: 1}],
+    )
+    assert finished(BlockingArtefacts(16), [sample(ours, theirs)])[0][ARTEFACTS] == pytest.approx(
+        (3 / 2) ** 2, rel=1e-12
+    )
     turned = sample(*(np.ascontiguousarray(pixels.swapaxes(0, 1)) for pixels in (ours, theirs)))
-    assert finished(Seams(16), [turned])[0]["seams"] == pytest.approx((3 / 2) ** 2, rel=1e-12)
-    assert finished(Seams(12), [sample(ours, theirs)])[0]["seams"] < 1  # seams elsewhere are none at the borders
+    assert finished(BlockingArtefacts(16), [turned])[0][ARTEFACTS] == pytest.approx((3 / 2) ** 2, rel=1e-12)
+    assert (
+        finished(BlockingArtefacts(12), [sample(ours, theirs)])[0][ARTEFACTS] < 1
+    )  # steps elsewhere do not count as steps at the borders
 
     steps = np.arange(0, 24, 2, dtype=np.uint8)[:, None, None, None] + np.zeros((12, 3, 3, 3), np.uint8)
-    seamed = steps + (np.arange(12) // 4).astype(np.uint8)[:, None, None, None]
-    assert finished(Seams(4, in_time=True), [sample(seamed, steps)])[0]["seams in time"] == pytest.approx((3 / 2) ** 2)
+    blocky = steps + (np.arange(12) // 4).astype(np.uint8)[:, None, None, None]
+    assert finished(BlockingArtefacts(4, in_time=True), [sample(blocky, steps)])[0][IN_TIME] == pytest.approx(
+        (3 / 2) ** 2
+    )
 
 
-def test_seams_are_of_all_samples_with_borders_together():
+def test_blocking_artefacts_are_of_all_samples_with_borders_together():
     near, far = sample(*pair(0, 40, 50)), sample(*pair(4, 33, 20))
     flat, small = sample(*grey(1, 40, 40)), sample(*pair(3, 16, 16))
-    means, alone = finished(Seams(16), [near, small, far, flat])
+    means, alone = finished(BlockingArtefacts(16), [near, small, far, flat])
     assert [bool(numbers) for numbers in alone] == [True, False, True, False]
-    assert means["seams"] == pytest.approx(finished(Seams(16), [far, near])[0]["seams"], rel=1e-12)
-    assert math.isnan(finished(Seams(16), [small, flat])[0]["seams"])
-    seam = np.zeros((4, 32, 3), np.uint8)
-    seam[:, 16:] = 9
-    assert finished(Seams(16), [sample(seam, pair(1, 4, 32)[1])])[0]["seams"] == math.inf
+    assert means[ARTEFACTS] == pytest.approx(finished(BlockingArtefacts(16), [far, near])[0][ARTEFACTS], rel=1e-12)
+    assert math.isnan(finished(BlockingArtefacts(16), [small, flat])[0][ARTEFACTS])
+    step = np.zeros((4, 32, 3), np.uint8)
+    step[:, 16:] = 9
+    assert finished(BlockingArtefacts(16), [sample(step, pair(1, 4, 32)[1])])[0][ARTEFACTS] == math.inf
     with pytest.raises(AtokenError, match="Tiles of 1 have borders only"):
-        Seams(1)
+        BlockingArtefacts(1)
 
 
 def test_five_scales_need_176_pixels():

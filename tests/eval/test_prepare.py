@@ -11,7 +11,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_s
 from atoken.errors import MediaError
 from atoken.io import Image, Video, write_image, write_video
 from eval import prepare
-from eval.prepare import Preparation, adm_crop, even_places, naflex_size
+from eval.prepare import Preparation, adm_crop, evenly, naflex_size
 from tests.folder_of_views import write_views
 from tests.tolerances import EXACT
 
@@ -121,11 +121,11 @@ def test_frames_are_chosen_as_the_record_says():
     assert Preparation(frames=4, stride=2).record()["stride"] == "2"
 
 
-def test_even_places_are_those_of_numpy():
+def test_evenly_are_those_of_numpy():
     for count in (2, 5, 13, 100):
         for wanted in range(1, count):
             places = np.linspace(0, count - 1, wanted).astype(int) if wanted > 1 else [0]
-            assert even_places(count, wanted) == list(places)
+            assert evenly(count, wanted) == list(places)
 
 
 def test_a_video_on_disk_is_prepared_as_one_in_memory(tmp_path):

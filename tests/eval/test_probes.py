@@ -11,7 +11,7 @@ from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS
 from atoken.data.synthetic.procedural import generator
 from atoken.data.synthetic.textures import Surface
 from atoken.errors import AtokenError
-from eval.contract import Sample
+from eval.contract import Output
 from eval.probes import dense, figures, linear, pooled
 from tests.tolerances import EXACT, LBFGS, LEAST_SQUARES
 
@@ -167,7 +167,7 @@ class MeanColour:
         found = []
         for item in items:
             middle = item.media.pixels[8:-8, 8:-8].reshape(-1, 3).astype(np.float64)
-            found.append(Sample(item, vector=np.r_[np.median(middle, 0), middle.std(0), 1].astype(np.float32)))
+            found.append(Output(item, vector=np.r_[np.median(middle, 0), middle.std(0), 1].astype(np.float32)))
         return found
 
 
@@ -247,7 +247,7 @@ SETS = {"three": np.array([0, 1, 2]), "two": np.array([figures.IGNORED, 0, 1])} 
 
 
 def test_features_that_know_all_reach_the_ceiling_and_noise_stays_at_chance():
-    images = {kind: list(squares(24, np.random.default_rng(seed))) for seed, kind in enumerate(("learned", "tested"))}
+    images = {kind: list(squares(24, np.random.default_rng(seed))) for seed, kind in enumerate(("training", "tested"))}
     known = {image.pixels.tobytes(): image.classes[::8, ::8] for of in images.values() for image in of}
     knows = dense.segmentation_probe(lambda pixels: np.eye(3)[known[pixels.tobytes()]], **images, sets=SETS)
     for name in SETS:
@@ -303,7 +303,7 @@ def test_what_cannot_be_probed_is_refused():
     def read(pixels):
         return np.zeros((4, 4, 2))
 
-    with pytest.raises(AtokenError, match="learns from 4 images or more, got 3"):
+    with pytest.raises(AtokenError, match="needs 4 training images, got 3"):
         dense.segmentation_probe(read, squares(3, rng), squares(1, rng), SETS)
     with pytest.raises(AtokenError, match="no image to test on"):
         dense.segmentation_probe(read, squares(4, rng), [], SETS)

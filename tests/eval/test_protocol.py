@@ -5,16 +5,15 @@ import json
 
 import pytest
 
-from eval import protocol
 from eval.prepare import Preparation
-from eval.protocol import SETTINGS, SHARED, Protocol, code_version, data_hash, fingerprint, settings
+from eval.protocol import SETTINGS, SHARED, EvalProtocol, data_hash, fingerprint, settings
 
 PSNR = {"peak": "255", "mean": "over samples"}
 
 
 def made(**changes):
     fields = {"task": "t", "data": "ab", "items": 3, "templates": "none", "code": "1+2", **Preparation().record()}
-    return Protocol(**fields | settings({}) | {"metrics": {"psnr": PSNR, "ssim": {"window": "11"}}} | changes)
+    return EvalProtocol(**fields | settings({}) | {"metrics": {"psnr": PSNR, "ssim": {"window": "11"}}} | changes)
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -48,7 +47,7 @@ def test_a_field_that_an_older_file_lacks_does_not_agree():
 
 
 def test_all_fields_are_text_or_counts():
-    kinds = {field.name: field.type for field in dataclasses.fields(Protocol)}
+    kinds = {field.name: field.type for field in dataclasses.fields(EvalProtocol)}
     assert {kind for name, kind in kinds.items() if name != "metrics"} == {"str", "int"}
 
 
@@ -63,22 +62,3 @@ def test_the_hash_of_data_is_of_its_lines_in_order():
     assert data_hash(["a", "b"]) != data_hash(["b", "a"])
     assert data_hash(["a", "b"]) != data_hash(["ab"])
     assert data_hash(iter(["a\udc80", "b"])) == data_hash(["a\udc80", "b"])
-
-
-def test_the_version_of_the_code_is_of_the_files_that_measure(tmp_path, monkeypatch):
-    assert code_version.__wrapped__() == code_version()
-    home = tmp_path / "eval" / "metrics"
-    home.mkdir(parents=True)
-    monkeypatch.setattr(protocol, "_ROOT", tmp_path)
-    versions = set()
-    for text in ("x = 1\n", "x = 2\n"):
-        (home / "a.py").write_text(text)
-        versions.add(code_version.__wrapped__())
-    (home / "a.py").write_bytes(b"x = 2\r\n")  # as git checks it out on Windows
-    versions.add(code_version.__wrapped__())
-    assert len(versions) == 2
-
-
-def test_every_pattern_of_files_that_measure_finds_some():
-    for pattern in protocol._MEASURING:
-        assert list(protocol._ROOT.glob(pattern)), pattern

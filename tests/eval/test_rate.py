@@ -11,7 +11,7 @@ import pytest
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image, Video
 from atoken.metrics.pixels import psnr_of, squared_error, ssim
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.models.codecs import FORMATS, ImageCodec
 from eval.models.matching import AtMost
 from eval.models.pca import PCA
@@ -50,7 +50,7 @@ class Same:
     name, record = "same", {"model": "none"}
 
     def reconstruct(self, items):
-        return [Sample(item, item.media.pixels[None], item.media.pixels[None]) for item in items]
+        return [Output(item, item.media.pixels[None], item.media.pixels[None]) for item in items]
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_what_cannot_be_read_is_left_out_and_what_cannot_be_measured_says_why():
     point, sizes = bench.one(lambda: ImageCodec("jpeg", 0), name="JPEG")
     assert (point.model, point.items, sizes) == ("JPEG", 0, {})
     assert point.why.startswith("The quality of JPEG is from 1 to 100")
-    assert "does not say how many bytes" in bench.one(Same)[0].why
+    assert "does not tell how many bytes" in bench.one(Same)[0].why
     small = bench.one(lambda: ImageCodec("jpeg", AtMost(10)))[0]  # an item that only this model cannot do
     assert "over the 10 asked for" in small.why
     assert len(bench.failed) == 1

@@ -12,7 +12,7 @@ from atoken.io import Image
 from atoken.metrics.pixels import psnr
 from eval import run
 from eval.metrics.pixels import Psnr, Ssim
-from eval.protocol import FORMAT, Protocol
+from eval.protocol import FORMAT, EvalProtocol
 from eval.report import findings, page, tables
 from eval.report.page import report
 from eval.report.results import Column, read_results
@@ -20,7 +20,7 @@ from tests.eval import small
 from tests.report.pages import Page
 
 NUMBERS = "Numbers [fingerprint of their protocol]"
-PROTOCOL = Protocol(
+PROTOCOL = EvalProtocol(
     task="folder", data="d0", items=3, crop="none", filter="none", size="native", frames="all", fps="native",
     stride="1", cameras="none", background="black", templates="none", dtype="float32", latents="mean", seed="none",
     code="0.1+abc", metrics={"psnr": {"peak": "255"}, "usage": {"codes of a group": "4096"}, "size": {"unit": "bits"}},
@@ -58,7 +58,7 @@ def written(folder, *rows, run=None, name="result.json"):
 
 
 def changed(**fields):
-    return Protocol(**{name: getattr(PROTOCOL, name) for name in PROTOCOL.__dataclass_fields__} | fields)
+    return EvalProtocol(**{name: getattr(PROTOCOL, name) for name in PROTOCOL.__dataclass_fields__} | fields)
 
 
 # ----------------------------------------------------------------------------------------------------------- tables

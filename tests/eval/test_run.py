@@ -168,7 +168,7 @@ def test_a_damaged_shard_is_measured_again(tmp_path):
 def test_items_that_cannot_be_measured_are_listed_and_the_row_is_partial(tmp_path):
     row = measure(job(count=20, unreadable=[3], refused=[7, 19]), tmp_path)
     assert row["status"] == "partial"
-    assert row["why"] == "Measured were 17 items, and the whole data set has 20."
+    assert row["why"] == "17 items were measured, and the whole data set has 20."
     assert row["failed"] == [
         {"key": "00003", "why": "This image is damaged."},
         {"key": "refused-00007", "why": "This model does not take refused-00007."},
@@ -199,7 +199,7 @@ def test_no_item_at_all_is_a_failed_row_with_the_reason(tmp_path):
 def test_a_number_that_is_not_finite_fails_the_row(tmp_path):
     row = measure(job(count=5, model=Copy(noise=0)), tmp_path)
     assert row["status"] == "failed"
-    assert "psnr is inf; so it is of 5 items, such as 00000." in row["faults"]["psnr"]
+    assert "psnr is inf; it is not finite for 5 items, such as 00000." in row["faults"]["psnr"]
     assert set(row["numbers"]) == {"mean error"}
     line = json.loads((tmp_path / row["items"]["file"]).read_text().splitlines()[0])
     assert line["psnr"] == "inf"

@@ -21,7 +21,7 @@ def test_a_shard_comes_back_bit_for_bit(tmp_path):
     folder = ShardFolder(tmp_path / "new" / "shards", "run")
     folder.write(3, SHARD)
     back = folder.read(3)
-    assert (back.rows, back.faults) == (SHARD.rows, SHARD.faults)
+    assert (back.lines, back.faults) == (SHARD.lines, SHARD.faults)
     assert {m: {k: (a.dtype, a.tobytes()) for k, a in s.items()} for m, s in back.states.items()} == {
         m: {k: (a.dtype, a.tobytes()) for k, a in s.items()} for m, s in SHARD.states.items()
     }

@@ -202,7 +202,7 @@ def test_msr_vtt_and_msvd_lists(tmp_path):
 )
 def test_a_pickle_of_captions_runs_nothing(tmp_path, what):
     (tmp_path / "raw-captions.pkl").write_bytes(what)
-    with pytest.raises(MediaError, match="is no table of captions"):
+    with pytest.raises(MediaError, match="is not a table of captions"):
         captions.msvd(tmp_path)
 
 
@@ -231,22 +231,24 @@ def test_the_line_of_an_entry_changes_with_everything_that_counts(tmp_path):
     assert "\n" not in Entry("a\nb", tmp_path / "a.png").line()
 
 
-def test_made_data_is_that_of_the_generators(tmp_path):
-    images, videos = synthetic.made_images(tmp_path, 3), synthetic.made_videos(tmp_path)
+def test_synthetic_data_is_that_of_the_generators(tmp_path):
+    images, videos = synthetic.images(synthetic.SEED, 3), synthetic.videos(synthetic.SEED)
     wanted = procedural.make_image(synthetic.SEED, 2, 256, 256).frames[0]
     assert np.array_equal(Prepared(images.entries, Preparation())[2].media.pixels, wanted)
     assert Prepared(videos.entries, Preparation())[1].media.frames.shape == (16, 128, 128, 3)
-    named = synthetic.named_images(tmp_path)
+    named = synthetic.labelled_images(synthetic.SEED)
     item = Prepared(named.entries, Preparation())[50]
     assert (item.label, named.classes[item.label]) == (2, labelled.FIGURE_PROMPTS[2])
     assert np.array_equal(item.media.pixels, labelled.labelled_image(synthetic.SEED, 50, 64, 64).frames[0])
-    assert synthetic.named_videos(tmp_path).entries[4].key == f"labelled-video/{synthetic.SEED}/00004/12x128x128"
-    assert synthetic.named_assets(tmp_path).classes == labelled.SOLID_PROMPTS
+    assert (
+        synthetic.labelled_videos(synthetic.SEED).entries[4].key == f"labelled-video/{synthetic.SEED}/00004/12x128x128"
+    )
+    assert synthetic.labelled_assets(synthetic.SEED).classes == labelled.SOLID_PROMPTS
 
 
-def test_made_captions_all_differ(tmp_path, monkeypatch):
+def test_synthetic_captions_all_differ(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "TEXTS", 12)
-    for listing in (synthetic.captioned_images(tmp_path), synthetic.scenes(tmp_path)):
+    for listing in (synthetic.captioned_images(synthetic.SEED), synthetic.scenes(synthetic.SEED)):
         texts = [entry.captions[0] for entry in listing.entries]
         assert len(set(texts)) == len(texts) == 12
         assert not set(texts) & set(labelled.FIGURE_PROMPTS)
@@ -255,13 +257,13 @@ def test_made_captions_all_differ(tmp_path, monkeypatch):
 
 
 def test_a_listing_is_cut_from_its_start(tmp_path):
-    listing = synthetic.named_images(tmp_path)
+    listing = synthetic.labelled_images(synthetic.SEED)
     assert keys(listing.first(3)) == keys(listing)[:3]
     assert listing.first(None) == listing
 
 
 def test_the_photographs(tmp_path):
     pytest.importorskip("skimage")
-    source = Prepared(synthetic.photographs(tmp_path).entries, Preparation())
+    source = Prepared(synthetic.photographs().entries, Preparation())
     assert len(source) == 7
     assert source[0].media.pixels.shape == (512, 512, 3)

@@ -5,14 +5,14 @@ import pytest
 
 from atoken.errors import AtokenError
 from atoken.io import Image
-from eval.contract import Item, Sample
+from eval.contract import Item, Output
 from eval.metrics.usage import CodeUsage
 from tests.tolerances import EXACT, LEAST_SQUARES
 
 
 def samples_of(codes):
     item = Item("a", Image(np.zeros((1, 1, 3), np.uint8)))
-    return [Sample(item, codes=part) for part in codes]
+    return [Output(item, codes=part) for part in codes]
 
 
 def test_usage_is_that_of_a_count():

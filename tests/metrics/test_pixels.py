@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from atoken.metrics.pixels import psnr, psnr_of, squared_error, ssim
+from atoken.metrics.pixels import MS_SSIM_SIDE, SCALES, psnr, psnr_of, squared_error, ssim
 from tests.tokenizer.small import random_frames
 from tests.tolerances import FP32
 
@@ -77,3 +77,10 @@ def test_both_are_symmetric_and_do_not_care_for_turning_or_memory_order():
 def test_other_shapes_are_refused(figure):
     with pytest.raises(ValueError, match=r"\(4, 5, 3\) and \(5, 4, 3\)"):
         figure(np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4, 3), np.uint8))
+
+
+def test_the_weights_of_ms_ssim_are_those_of_its_paper():
+    """Wang, Simoncelli and Bovik 2003, section 3.2: they sum to one."""
+    assert SCALES == (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    assert sum(SCALES) == pytest.approx(1, abs=2e-4)
+    assert MS_SSIM_SIDE == 176

@@ -9,11 +9,12 @@ import pytest
 
 from atoken.errors import AtokenError
 from atoken.io import Image
-from eval.contract import Item, Sample
-from eval.metrics.naming import CLASS_NAME_ONLY, OPENAI, Templates, ZeroShot, class_vectors, zero_shot
+from eval.contract import Item, Output
+from eval.metrics.zero_shot import CLASS_NAME_ONLY, OPENAI, Templates, ZeroShot, class_vectors
 from tests.tolerances import EXACT
 
 MEDIA = Image(np.zeros((1, 1, 3), np.uint8))
+EPS = 1e-12
 NEITHER = {"zero-shot ties": 0, "zero-shot not finite": 0}
 
 
@@ -40,7 +41,7 @@ def units(values):
 
 def samples(vectors, labels):
     return [
-        Sample(Item(str(place), MEDIA, label=label), vector=vector)
+        Output(Item(str(place), MEDIA, label=label), vector=vector)
         for place, (vector, label) in enumerate(zip(vectors, labels, strict=True))
     ]
 
@@ -50,9 +51,13 @@ def metric_of(vectors):
 
 
 def finished(metric, some):
+    """The numbers but for the interval, and those of each output."""
     state = metric.start()
     alone = metric.add(state, some)
-    return metric.finish(state), alone
+    found = metric.finish(state)
+    low, high = (found.pop(f"zero-shot top-1 {end}") for end in ("low", "high"))
+    assert not some or low <= found["zero-shot top-1"] <= high + EPS
+    return found, alone
 
 
 def random_case(seed, count=200, classes=12, width=6):
@@ -70,7 +75,7 @@ def test_the_80_templates_are_pinned():
     assert OPENAI.prompts("tench")[-1] == "a tattoo of the tench."
     assert CLASS_NAME_ONLY.prompts("a {} of {0}") == ["a {} of {0}"]
     for sentences in ((), ("a photo.",), ("{} and {}",)):
-        with pytest.raises(AtokenError, match=r"Each template of mine needs one \{\} where the class is named"):
+        with pytest.raises(AtokenError, match=r"Each template of mine needs one \{\} for the name of the class"):
             Templates("mine", sentences)
 
 
@@ -85,15 +90,14 @@ def test_the_vector_of_a_class_is_the_normalised_mean_of_normalised_vectors():
     assert np.array_equal(class_vectors(Words(), labels[::-1], OPENAI), found[::-1])
     only = class_vectors(Words(), labels, CLASS_NAME_ONLY)
     assert only[1] == pytest.approx(units(Words().vector("goldfish").astype(float)), abs=1e-7)
-    with pytest.raises(AtokenError, match="There are no classes to name"):
+    with pytest.raises(AtokenError, match="There are no classes"):
         class_vectors(Words(), [], OPENAI)
 
 
 def test_the_record_tells_templates_and_classes_apart():
     model = Words()
     pairs = (["a", "b"], OPENAI), (["a", "c"], OPENAI), (["b", "a"], OPENAI), (["a", "b"], CLASS_NAME_ONLY)
-    records = [zero_shot(model, *pair).record for pair in pairs]
-    assert records[0] == zero_shot(model, ["a", "b"]).record
+    records = [ZeroShot(class_vectors(model, *pair), *pair).record for pair in pairs]
     assert len({record["classes"] for record in records}) == 3
     assert len({record["templates"] for record in records}) == 2
     assert records[0]["templates"] == "80 of OpenAI, SHA-256 e30aa9d7fb289e07"  # compared with open_clip's, in order
@@ -147,8 +151,9 @@ def test_order_of_items_and_classes_and_shards_do_not_matter_to_the_last_bit():
             shard = metric.start()
             metric.add(shard, [some[place] for place in part])
             merged = metric.merge(merged, shard)
-        for name, value in metric.finish(merged).items():
-            assert value - whole[name] == EXACT
+        numbers = metric.finish(merged)
+        for name, value in whole.items():
+            assert numbers[name] - value == EXACT
 
 
 def test_a_tie_is_a_miss_and_is_told():
@@ -176,7 +181,7 @@ def test_a_vector_that_is_not_finite_is_a_miss_and_is_told(broken):
 def test_what_does_not_fit_is_refused():
     vectors = np.eye(3, dtype=np.float32)
     for vector, label, match in (
-        (None, 0, "0 has no vector; embed items"),
+        (None, 0, "0 has no vector; zero-shot"),
         (vectors[0], None, "0 has no label below 3"),
         (vectors[0], 3, "0 has no label below 3"),
         (vectors[0], -1, "0 has no label below 3"),
@@ -184,7 +189,7 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(AtokenError, match=match):
             finished(metric_of(vectors), samples([vector], [label]))
-    with pytest.raises(AtokenError, match="There are 3 vectors for 2 classes; make one for each"):
+    with pytest.raises(AtokenError, match="There are 3 vectors for 2 classes; give one for each"):
         ZeroShot(vectors, ["a", "b"], OPENAI)
     for wrong in (0.0, np.nan):
         with pytest.raises(AtokenError, match="The vector of a class is zero or not finite"):

@@ -15,10 +15,11 @@ from atoken.io.tokens_record import Tokens
 from atoken.media.views import Views
 from atoken.modalities.views import render_views
 from atoken.tokenizer import Tokenizer
+from eval.assets import mask_of
 from eval.contract import Item
 from eval.models.pca import PCA, joined, patches
 from eval.models.pixels import cut, padded, rounded
-from eval.models.tokenizer import AToken, mask_of
+from eval.models.tokenizer import AToken
 from tests.eval.media import greatest_difference, made_image, made_video, pixels
 from tests.model.sizes import small_model
 from tests.tokenizer.small import small_tokenizer
@@ -211,7 +212,7 @@ def test_a_mask_has_the_size_of_the_images(height, offset):
 def test_an_asset_without_a_gaussian_decoder_is_one_sentence():
     with pytest.raises(AtokenError, match="no Gaussian decoder"):
         AToken(small_tokenizer()).reconstruct([seen()])
-    with pytest.raises(AtokenError, match="no way to take asset"):
+    with pytest.raises(AtokenError, match="cannot take asset"):
         PCA([make_image(0, 0, 64, 64).frames], "one image", components=2).reconstruct([seen()])
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoken.errors import AtokenError
-from atoken.metrics.ranking import ahead_of_own, in_top
-from eval.contract import Model, Sample, State
+from atoken.metrics.ranking import ahead_of_own, in_top, interval
+from eval.contract import Model, Output, State
 from eval.metrics.exact import on_grid
 
 HITS = {"zero-shot top-1": 1, "zero-shot top-5": 5}
@@ -23,14 +23,14 @@ COUNTS = ("zero-shot ties", "zero-shot not finite")
 
 @dataclass(frozen=True)
 class Templates:
-    """Sentences with a place ``{}`` for the name of a class, and what this set of them is called."""
+    """Sentences with ``{}`` where the name of a class goes, and the name of this set of sentences."""
 
     name: str
     sentences: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not self.sentences or any(sentence.count("{}") != 1 for sentence in self.sentences):
-            raise AtokenError(f"Each template of {self.name} needs one {{}} where the class is named; write it there.")
+            raise AtokenError(f"Each template of {self.name} needs one {{}} for the name of the class; add it.")
 
     def prompts(self, label: str) -> list[str]:
         """The sentences about one class; a brace in its name stays."""
@@ -39,7 +39,7 @@ class Templates:
 
 CLASS_NAME_ONLY = Templates("class name only", ("{}",))
 OPENAI = Templates(
-    "80 of OpenAI",  # of CLIP on ImageNet, which open_clip and most papers evaluate with; "a origami" is target
+    "80 of OpenAI",  # of CLIP on ImageNet, which open_clip and most papers use; "a origami" is OpenAI's
     (
         "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
         "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
@@ -69,16 +69,16 @@ class ZeroShot:
     """The share of items whose own class is the nearest, and of those where it is among the nearest five.
 
     Pessimistic: a class that is as near as the own one counts as nearer, and a vector that is not finite is a miss;
-    both are counted beside. The order of neither items nor classes matters. vectors_CD: as ``class_vectors`` makes
-    them. labels: the names of the C classes, and templates: what made vectors of them, for the record.
-    Raises: AtokenError for vectors that do not fit the labels, or are no unit vectors.
+    both are counted. The order of items and classes does not matter. vectors_CD: from ``class_vectors``. labels: the
+    names of the C classes, and templates: what their vectors were made from, for the record.
+    Raises: AtokenError for vectors that do not fit the labels, or are not unit vectors.
     """
 
     name = "zero-shot"
 
     def __init__(self, vectors_CD: np.ndarray, labels: Sequence[str], templates: Templates) -> None:
         if len(vectors_CD) != len(labels):
-            raise AtokenError(f"There are {len(vectors_CD)} vectors for {len(labels)} classes; make one for each.")
+            raise AtokenError(f"There are {len(vectors_CD)} vectors for {len(labels)} classes; give one for each.")
         self._classes_CD = on_grid(vectors_CD, "a class")
         if not self._classes_CD.any(axis=1).all() or np.isnan(self._classes_CD).any():
             raise AtokenError("The vector of a class is zero or not finite; look for the fault in the model.")
@@ -92,19 +92,19 @@ class ZeroShot:
         """Counts of items, of hits, of ties and of vectors that are not finite."""
         return {name: np.zeros(1) for name in ("items", *HITS, *COUNTS)}
 
-    def add(self, state: State, samples: Sequence[Sample]) -> list[dict[str, float]]:
-        """Fold samples into ``state``, in place. Raises: AtokenError for one without a vector or a label."""
-        found = [self._of_one(sample) for sample in samples]
+    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
+        """Fold outputs into ``state``, in place. Raises: AtokenError for one without a vector or a label."""
+        found = [self._of_one(output) for output in outputs]
         for name, value in (pair for numbers in found for pair in numbers.items()):
             state[name] += value
         return [{name: numbers[name] for name in HITS} for numbers in found]
 
-    def _of_one(self, sample: Sample) -> dict[str, float]:
-        vector, label = sample.vector, sample.item.label
+    def _of_one(self, output: Output) -> dict[str, float]:
+        vector, label = output.vector, output.item.label
         if vector is None or label is None or not 0 <= label < len(self._classes_CD):
             what = "vector" if vector is None else f"label below {len(self._classes_CD)}"
-            raise AtokenError(f"{sample.item.key} has no {what}; embed items of the classes that are named.")
-        scores_C = self._classes_CD @ on_grid(vector[None], sample.item.key)[0]
+            raise AtokenError(f"{output.item.key} has no {what}; zero-shot classification needs both of every item.")
+        scores_C = self._classes_CD @ on_grid(vector[None], output.item.key)[0]
         ahead, ties = ahead_of_own(scores_C[None], np.arange(len(scores_C))[None] == label)
         hits = {name: float(in_top(ahead, best)[0]) for name, best in HITS.items()}
         return hits | {"items": 1.0, "zero-shot ties": float(ties[0]), "zero-shot not finite": float(ahead[0] < 0)}
@@ -114,10 +114,12 @@ class ZeroShot:
         return {name: first[name] + second[name] for name in first}
 
     def finish(self, state: State) -> dict[str, float]:
-        """Shares from 0 to 1, NaN without items; numbers of items that tie and that are not finite."""
+        """Shares from 0 to 1, NaN without items, the 95 % interval of top-1, and the counts."""
         items = float(state["items"][0])
         shares = {name: float(state[name][0]) / items if items else np.nan for name in HITS}
-        return shares | {name: float(state[name][0]) for name in COUNTS}
+        low, high = interval(shares["zero-shot top-1"], int(items))
+        counts = {name: float(state[name][0]) for name in COUNTS}
+        return shares | {"zero-shot top-1 low": low, "zero-shot top-1 high": high} | counts
 
 
 def class_vectors(model: Model, labels: Sequence[str], templates: Templates) -> np.ndarray:
@@ -127,14 +129,9 @@ def class_vectors(model: Model, labels: Sequence[str], templates: Templates) -> 
     Raises: AtokenError without classes, or for a model without a text side.
     """
     if not labels:
-        raise AtokenError("There are no classes to name; give the names of some.")
+        raise AtokenError("There are no classes; give the names of some.")
     means_CD = np.stack([_units(model.embed_texts(templates.prompts(label))).mean(axis=0) for label in labels])
     return _units(means_CD)
-
-
-def zero_shot(model: Model, labels: Sequence[str], templates: Templates = OPENAI) -> ZeroShot:
-    """The metric of a model and the names of classes. Raises: AtokenError, as ``class_vectors`` and ``ZeroShot``."""
-    return ZeroShot(class_vectors(model, labels, templates), labels, templates)
 
 
 def _units(vectors_TD: np.ndarray) -> np.ndarray:

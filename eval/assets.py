@@ -1,0 +1,45 @@
+"""What is compared of 3D assets: views of Gaussians against those of the asset, or patches of voxels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from atoken.errors import AtokenError
+from atoken.gaussians import Gaussians
+from atoken.modalities.views import Views
+from atoken.modalities.voxels import voxelize
+from atoken.tokens import SparseTokens
+
+
+def views_between(views: Views, start: int, stop: int, key: str) -> Views:
+    """Views ``start`` to ``stop`` of an asset. Raises: AtokenError where there are none."""
+    if not 0 <= start < stop <= len(views):
+        raise AtokenError(f"{key} has {len(views)} views, too few to hold some out; render it from more cameras.")
+    part = slice(start, stop)
+    return Views(views.rgb[part], views.depth[part], views.cameras[part], views.pixel_offset)
+
+
+@torch.inference_mode()
+def rendered(gaussians: Gaussians, views: Views) -> np.ndarray:
+    """(V, H, W, 3) uint8: Gaussians on black, from the cameras and at the size of ``views``."""
+    pixels = np.empty_like(views.rgb)
+    for view in range(len(views)):  # one at a time, to save memory
+        rgb = gaussians.render(views.cameras[view : view + 1], views.rgb.shape[1:3])[0]
+        pixels[view] = rgb.mul(255).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    return pixels
+
+
+def mask_of(views: Views) -> np.ndarray:
+    """(V, H, W) bool: pixels of ``rgb`` that show a surface, by the depth nearest to their centre."""
+    height, width = views.rgb.shape[1:3]
+    rows, columns = (
+        np.clip(np.ceil((np.arange(side) + 0.5) / side * there - views.pixel_offset - 0.5), 0, there - 1).astype(int)
+        for side, there in zip((height, width), views.depth.shape[1:], strict=True)
+    )
+    return views.mask[:, rows[:, None], columns]
+
+
+def voxel_tokens(views: Views, most: int | None) -> SparseTokens:
+    """An asset's voxels as tokens; coarsened, with an AtokenWarning, until at most ``most``. Raises: MediaError."""
+    return (voxelize(views) if most is None else voxelize(views, max_tokens=most, over="coarsen")).tokens
