@@ -97,11 +97,8 @@ class PCA(PixelModel):
 
         Raises: MissingExtraError without scikit-image.
         """
-        rng, fitted = np.random.default_rng(0), []
         items = Prepared(photographs().entries, Preparation())
-        for frames in (frames_of(items[number], "PCA") for number in range(len(items))):
-            rows, columns = (rng.integers(0, side - PATCH[1] + 1, OF_EACH) for side in frames.shape[1:3])
-            fitted += [frames[:, r : r + PATCH[1], c : c + PATCH[2]] for r, c in zip(rows, columns, strict=True)]
+        fitted = random_patches(frames_of(items[number], "PCA") for number in range(len(items)))
         return cls(fitted, f"{OF_EACH} patches of each of the photographs", components=components)
 
     def _output(self, item: Item) -> Output:
@@ -112,6 +109,14 @@ class PCA(PixelModel):
         values = kept.numpy().astype(np.float64) @ self.basis_CP + self.mean_P
         prediction = joined(np.clip(np.rint(values), 0, 255).astype(np.uint8), whole.shape, self.block)
         return Output(item, frames, cut(prediction, frames, self.name), size=size)
+
+
+def random_patches(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """``OF_EACH`` patches (1, 16, 16, 3) of each image (1, H, W, 3), always the same ones."""
+    rng = np.random.default_rng(0)
+    for frames in images:
+        rows, columns = (rng.integers(0, side - PATCH[1] + 1, OF_EACH) for side in frames.shape[1:3])
+        yield from (frames[:, r : r + PATCH[1], c : c + PATCH[2]] for r, c in zip(rows, columns, strict=True))
 
 
 def patches(frames: np.ndarray, block: Block) -> np.ndarray:
