@@ -22,7 +22,7 @@ from atoken.data.synthetic.procedural import make_asset, make_image, make_video
 from atoken.errors import MissingExtraError, TokenFileError
 from atoken.gaussians import Gaussians
 from atoken.io import Image, Video
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import Tokens
 from atoken.metrics.pixels import psnr
 from atoken.modalities.views import render_views
 from atoken.presets import BUNDLED

@@ -18,7 +18,9 @@ from atoken import checkpoint
 from atoken.errors import AtokenError, CheckpointError, MediaError
 from atoken.gaussians import Gaussians
 from atoken.io import Image, Video, VideoReader, from_pil, load_media
-from atoken.io.tokens_record import TILE, Tokens, check_follows, check_model
+from atoken.io.contents import TILE
+from atoken.io.token_checks import check_follows, check_model
+from atoken.io.token_file import Tokens
 from atoken.layers import PoolState
 from atoken.media.clock import exact_fps
 from atoken.media.views import Views

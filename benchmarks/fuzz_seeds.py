@@ -15,8 +15,7 @@ import PIL.Image
 import torch
 
 from atoken.io import Image, Video
-from atoken.io.token_file import TokenFileWriter
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import TokenFileWriter, Tokens
 from atoken.media.video_writer import X264_OPTIONS
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.tokenizer import Tokenizer

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
+from msgspec import msgpack
 
 from benchmarks.fuzz_seeds import Case, not_files
 
@@ -29,7 +29,7 @@ Table = dict[str, Any]
 def resealed(data: bytes, rng: np.random.Generator, mutate: Mutate) -> bytes:
     """Damage the table of contents, one value of it, or the array of one chunk, and make all check sums right."""
     body, toc = _parts(data)
-    table = msgpack.unpackb(toc)
+    table = msgpack.decode(toc)
     way = rng.integers(3)
     if way == 0:
         return sealed(body, mutate(toc, rng))
@@ -37,7 +37,7 @@ def resealed(data: bytes, rng: np.random.Generator, mutate: Mutate) -> bytes:
         places = list(_places(table))
         owner, key = places[rng.integers(len(places))]
         owner[key] = ODD[rng.integers(len(ODD))]
-        return sealed(body, msgpack.packb(table))
+        return sealed(body, msgpack.encode(table))
     return _with_damaged_array(body, table, rng, mutate)
 
 
@@ -71,7 +71,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def sealed(body: bytes, toc: bytes) -> bytes:
     """A token file of these chunks and this table of contents, whose own check sum is right."""
-    start = b"ATOK\x01\0\0\0"
+    start = b"ATOK\x02\0\0\0"
     footer = _FOOTER.pack(_START + len(body), len(toc), hashlib.sha256(start + toc).digest(), b"KOTA")
     return start + body + toc + footer
 
@@ -81,14 +81,14 @@ def hostile_token_files(folder: Path, seeds: Path) -> Iterator[Case]:
     data = (seeds / "continuous-image.atok").read_bytes()
     video = (seeds / "discrete-video.atok").read_bytes()
     hostile = {
-        "version-2": data[:4] + b"\x02\0" + data[6:],
+        "version-3": data[:4] + b"\x03\0" + data[6:],
         "footer-only": data[-_FOOTER.size :],
         "head-and-footer": data[:_START] + data[-_FOOTER.size :],
         "twice": data + data,
         "png": (seeds / "rgb.png").read_bytes(),
         "endless-list": sealed(b"", b"\x81\xa5items\xdd\xff\xff\xff\xff"),
         "deep-list": sealed(b"", b"\x91" * 100_000 + b"\xc0"),
-        "no-items": sealed(b"", msgpack.packb({"items": []})),
+        "no-items": sealed(b"", msgpack.encode({"items": []})),
         "huge-image": _changed(data, size=[1 << 20, 1 << 20]),
         "huge-channels": _changed(data, channels=1 << 16),
         "huge-video": _changed(video, frames=1 << 31),
@@ -112,14 +112,14 @@ def _parts(data: bytes) -> tuple[bytes, bytes]:
 def _changed(data: bytes, **fields: Any) -> bytes:
     """Change fields of the first item, and the shapes and lengths of its chunks as far as that is possible."""
     body, toc = _parts(data)
-    table = msgpack.unpackb(toc)
+    table = msgpack.decode(toc)
     table["items"][0].update(fields)
-    return sealed(body, msgpack.packb(table))
+    return sealed(body, msgpack.encode(table))
 
 
 def _bomb(data: bytes, codec: str, payload: bytes) -> bytes:
     """An image of 4096x4096 whose tokens are this stream; it expands to more than they take."""
-    table = msgpack.unpackb(_parts(data)[1])
+    table = msgpack.decode(_parts(data)[1])
     item = table["items"][0]
     tile = [_START, len(payload), codec, [65_536, item["channels"]], b""]
     item.update(size=[4096, 4096], tiles=[[tile, None]], alpha=None, pooled=None)
@@ -130,7 +130,7 @@ def _summed(body: bytes, table: Table) -> bytes:
     """The table of contents with the check sums of what lies in the file."""
     for chunk in _chunks(table):
         chunk[4] = hashlib.sha256(body[chunk[0] - _START :][: chunk[1]]).digest()
-    return msgpack.packb(table)
+    return msgpack.encode(table)
 
 
 def _chunks(table: Table) -> Iterator[list[Any]]:

@@ -20,8 +20,8 @@ from atoken.cli.compare import Comparison, Originals
 from atoken.errors import AtokenError, CheckpointError
 from atoken.gaussians import Gaussians
 from atoken.io import Image, Video, load_media, sniff
-from atoken.io.token_file import Item, TokenFile, TokenFileWriter, read_items
-from atoken.io.tokens_record import TILE, Tokens
+from atoken.io.contents import TILE, Item
+from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens, read_items
 from atoken.media.clock import clock_slack
 from atoken.metrics.pixels import psnr_of
 from atoken.modalities import MODALITIES

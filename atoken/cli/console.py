@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Limits, VideoReader
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import Tokens
 from atoken.tokenizer import Tokenizer, load
 
 T = TypeVar("T")

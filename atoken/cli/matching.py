@@ -13,8 +13,8 @@ from atoken.atomic import atomic_path
 from atoken.cli import console
 from atoken.errors import AtokenError, MediaError
 from atoken.io import load_media, sniff
+from atoken.io.token_checks import check_model
 from atoken.io.token_file import TokenFile
-from atoken.io.tokens_record import check_model
 from atoken.modalities import MODALITIES
 from atoken.tokenizer import Tokenizer
 

@@ -10,31 +10,32 @@ import hashlib
 import lzma
 import math
 import zlib
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from atoken.errors import TokenFileError
 
 MAX_RAW = 256 << 20  # bytes of one chunk before its codec
-CODECS = ("raw", "deflate", "lzma")
+MAX_BYTES = 1 << 62  # of a file
 DIGITS = "digits"  # the dtype of codes: the digits of each code, one dimension after the other
 Levels = tuple[int, ...]
+Codec = Literal["raw", "deflate", "lzma"]
 
 # A decoder needs these numbers, so they belong to the format. Contexts of literals only hurt: every byte of a plane
 # already holds four digits of one dimension, or one byte of one channel.
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}]
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Where an array lies in the file: ``stored`` bytes at ``offset``, its codec, its shape, its SHA-256 as stored."""
 
-    offset: int
-    stored: int
-    codec: str
-    shape: tuple[int, ...]
-    sha256: bytes
+    offset: Annotated[int, Meta(ge=0, le=MAX_BYTES)]
+    stored: Annotated[int, Meta(ge=0, le=MAX_RAW)]
+    codec: Codec
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0, le=MAX_BYTES)], ...], Meta(min_length=1, max_length=2)]
+    sha256: Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 def raw_size(shape: tuple[int, ...], dtype: str, levels: Levels | None) -> int:
@@ -56,12 +57,12 @@ def encode(array: np.ndarray, dtype: str, levels: Levels | None, offset: int) ->
         )
     raw = _to_digits(array, levels or ()) if dtype == DIGITS else _shuffle(_rounded(array, dtype))
     deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    candidates = (
-        raw,
-        deflate.compress(raw) + deflate.flush(),
-        lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_LZMA),
-    )
-    codec, data = min(zip(CODECS, candidates, strict=True), key=lambda pair: len(pair[1]))
+    candidates: dict[Codec, bytes] = {
+        "raw": raw,
+        "deflate": deflate.compress(raw) + deflate.flush(),
+        "lzma": lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_LZMA),
+    }
+    codec, data = min(candidates.items(), key=lambda pair: len(pair[1]))
     return Chunk(offset, len(data), codec, tuple(array.shape), hashlib.sha256(data).digest()), data
 
 

@@ -1,72 +1,126 @@
-"""Token files (``.atok``): items written one after another in constant memory, and read in any order, tile by tile.
+"""Tokens and their files (``.atok``): items written one after another in constant memory, and read in any order.
 
-``docs/token-file.md`` describes the bytes. Everything that comes from a file is untrusted and checked before use.
+``docs/token-file.md`` describes the bytes. ``Tokens``, its writer and its reader are one file because each needs the
+others: tokens save and load themselves.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import struct
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Literal
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
-from atoken.atomic import atomic_path
 from atoken.bottleneck import FSQ
 from atoken.errors import TokenFileError
-from atoken.io.chunks import DIGITS, Chunk, Levels, decode, encode
-from atoken.io.token_toc import MAX_TOC, Item, pack_toc, unpack_toc
-from atoken.io.tokens_record import TILE, Dtype, Tokens, check_follows, full_coords
+from atoken.io.archive import Archive, ArchiveWriter
+from atoken.io.chunks import DIGITS, Chunk
+from atoken.io.contents import TILE, Description, Item, Tile, described, plain_name
+from atoken.io.token_checks import check_arrays, check_follows
 from atoken.media.clock import varying
-from atoken.modalities import MODALITIES
+from atoken.modalities import MODALITIES, Modality
 from atoken.modalities.pixels import PATCH
 
-__all__ = ["Item", "TokenFile", "TokenFileWriter", "Tokens", "read_items"]
-
-VERSION = 1
-_PREFIX = struct.Struct("<4sHH")  # magic, version, reserved
-_FOOTER = struct.Struct("<QQ32s4s")  # offset and length of the table of contents, SHA-256 of prefix and table, magic
-_START = _PREFIX.pack(b"ATOK", VERSION, 0)
+Dtype = Literal["float32", "float16"]
 
 
-class TokenFileWriter:
-    """Write a token file item by item; it appears at ``path`` when the ``with`` block ends well, whole or not at all.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tokens:
+    """An image, a video, a piece of a video, or a 3D asset, as N tokens ordered by t, x (row), y (column), z.
+
+    Tensors are on the CPU. H and W are the original size; padding to whole patches and groups of 4 frames is implied.
+    The ``size`` of an asset is the side of its voxel grid, twice.
+    A piece of a video (``first_frame`` > 0, or fewer frames than the video has) starts at a whole tile of 16 frames,
+    and its ``coords`` and ``timestamps`` count from the start of the video.
+
+    Raises: TokenFileError where the fields do not fit together.
+    """
+
+    latents: Tensor  # (N, C) float32: posterior mean, or the quantised values of a discrete model
+    codes: Tensor | None  # (N, G) int64 in [0, prod(levels)), None if the model has no quantiser
+    coords: Tensor  # (N, 4) int32: t (groups of 4 frames), x (row), y (column), z
+    modality: str  # a name of MODALITIES
+    size: tuple[int, int]  # H, W in pixels; of an asset voxels
+    frames: int = 1  # T, 1 for an image or an asset
+    fps: Fraction | None = None
+    timestamps: np.ndarray | None = None  # (T,) float64 seconds, strictly rising; None = constant rate
+    alpha: np.ndarray | None = None  # (H, W) uint8, images only
+    pooled: Tensor | None  # (D,) float32, not normalised; of a video in pieces only the last has it
+    model: str
+    fingerprint: str  # 64 hex digits: SHA-256 of the model's config and weights
+    name: str  # a plain file name; separators and control characters become "_"
+    levels: tuple[int, ...] | None  # FSQ levels of the dimensions of one group, None for a continuous model
+    first_frame: int = 0  # of the whole video
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", plain_name(self.name))
+        self.description()
+        check_arrays(self)
+
+    def description(self) -> Description:
+        """What a file says of these tokens without their arrays. Raises: TokenFileError."""
+        try:
+            sha256 = bytes.fromhex(self.fingerprint)
+        except ValueError:
+            sha256 = b""
+        if len(sha256) != 32 or sha256.hex() != self.fingerprint:
+            raise TokenFileError("fingerprint must be the 64 lower-case hex digits of a SHA-256.")
+        names = ("modality", "size", "frames", "first_frame", "model", "name", "levels")
+        rate = None if self.fps is None else self.fps.as_integer_ratio()
+        return described({name: getattr(self, name) for name in names} | {"fps": rate, "fingerprint": sha256})
+
+    def save(self, path: str | Path, *, dtype: Dtype = "float32") -> None:
+        """Write a token file of this one item, atomically; float16 rounds the latents of a continuous model.
+
+        Raises: TokenFileError.
+        """
+        with TokenFileWriter(path) as writer:
+            writer.add(self, dtype=dtype)
+
+    @classmethod
+    def load(cls, path: str | Path, *, item: int | None = None) -> Tokens:
+        """Read one item of a token file; None means the only one. Raises: TokenFileError, also if there are several."""
+        with TokenFile(path) as file:
+            if item is None and len(file) > 1:
+                raise TokenFileError(f"{path} holds {len(file)} items; say which with item=0 to item={len(file) - 1}.")
+            return file.read(item or 0)
+
+    @classmethod
+    def join(cls, pieces: Iterable[Tokens]) -> Tokens:
+        """Put the pieces of one video, given in order, together. Raises: TokenFileError if they do not follow."""
+        parts = list(pieces)
+        if not parts:
+            raise TokenFileError("There are no pieces to join; give at least one.")
+        for before, after in pairwise(parts):
+            check_follows(before, after)
+        stamps = [part.timestamps for part in parts if part.timestamps is not None]
+        codes = [part.codes for part in parts if part.codes is not None]
+        return replace(
+            parts[0],
+            latents=torch.cat([part.latents for part in parts]),
+            codes=torch.cat(codes) if codes else None,
+            coords=torch.cat([part.coords for part in parts]),
+            frames=sum(part.frames for part in parts),
+            timestamps=np.concatenate(stamps) if stamps else None,
+            pooled=parts[-1].pooled,
+        )
+
+
+class TokenFileWriter(ArchiveWriter):
+    """Write a token file item by item; it appears at ``path`` when the ``with`` block ends well, and not otherwise.
 
     The same tokens give the same bytes. Memory does not grow with what is written but for the table of contents, about
     1 kB a tile of 16 frames, and 8 bytes a frame for the timestamps of the video being written.
 
     Raises: TokenFileError, also when the block ends without an item.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._items: list[Item] = []
-        self._end = len(_START)  # of the last complete item
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_path(self.path, TokenFileError))
-            self._file = stack.enter_context(temporary.open("xb"))
-            self._file.write(_START)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        if kind is not None:
-            return self._stack.__exit__(kind, error, trace)
-        with self._stack:  # so that a failure here, too, removes the temporary file
-            self._finish()
-        return None
 
     def add(self, tokens: Tokens | Iterable[Tokens], *, dtype: Dtype = "float32", clock_slack: float = 0.0) -> None:
         """Append one item: whole, or as the pieces of one video in order, of which only one is held at a time.
@@ -79,8 +133,8 @@ class TokenFileWriter:
         """
         if dtype not in ("float32", "float16"):
             raise TokenFileError(f"dtype must be float32 or float16, got {dtype!r}.")
-        self._file.seek(self._end)  # over the remains of an item that failed
-        tiles: list[tuple[Chunk, Chunk | None]] = []
+        self.begin()
+        tiles: list[Tile] = []
         stamps: list[np.ndarray] = []
         first = last = None
         for piece in (tokens,) if isinstance(tokens, Tokens) else tokens:
@@ -94,99 +148,54 @@ class TokenFileWriter:
         times = np.concatenate(stamps) if stamps else None
         if times is not None and first.fps is not None and not first.first_frame:
             times = varying(times, first.fps, clock_slack)
-        self._items.append(self._complete(first, last, dtype, tiles, times))
-        self._end = self._file.tell()
+        self.complete(self._item(first, last, dtype, tuple(tiles), times))
 
-    def _put_tiles(self, piece: Tokens, dtype: str) -> Iterator[tuple[Chunk, Chunk | None]]:
+    def _put_tiles(self, piece: Tokens, dtype: str) -> Iterator[Tile]:
         if piece.codes is not None and piece.levels is not None:
             if not torch.equal(piece.latents, FSQ(piece.levels).from_codes(piece.codes)):
                 raise TokenFileError("The latents are not what the codes stand for; encode the input again.")
             values, dtype = piece.codes.numpy(), DIGITS
         else:
             values = piece.latents.detach().numpy()
-        coords, end = piece.coords.numpy(), piece.first_frame + piece.frames
+        modality, coords, end = MODALITIES[piece.modality], piece.coords.numpy(), piece.first_frame + piece.frames
         firsts = np.arange(piece.first_frame, end, TILE)
         bounds = np.searchsorted(coords[:, 0], np.append(firsts, end + TILE) // PATCH[0]).tolist()
-        modality = MODALITIES[piece.modality]
         for first, start, stop in zip(firsts.tolist(), bounds, bounds[1:], strict=False):
-            places = coords[start:stop]
-            cells = modality.cells(piece.size, min(TILE, end - first))
-            full = not modality.sparse and np.array_equal(places, full_coords(cells, first))
-            chunk = self._put(values[start:stop], dtype, piece.levels)
-            yield chunk, None if full else self._put(places, "int32")
+            positions = coords[start:stop]
+            full = not modality.sparse and np.array_equal(
+                positions, full_coords(modality, piece.size, min(TILE, end - first), first)
+            )
+            chunk = self.put(values[start:stop], dtype, piece.levels)
+            yield chunk, None if full else self.put(positions, "int32")
 
-    def _complete(
-        self,
-        first: Tokens,
-        last: Tokens,
-        dtype: str,
-        tiles: list[tuple[Chunk, Chunk | None]],
-        times: np.ndarray | None,
+    def _item(
+        self, first: Tokens, last: Tokens, dtype: Dtype, tiles: tuple[Tile, ...], times: np.ndarray | None
     ) -> Item:
+        put, frames = self.put, last.first_frame + last.frames - first.first_frame
         return Item(
-            modality=first.modality,
-            size=first.size,
-            frames=last.first_frame + last.frames - first.first_frame,
-            first_frame=first.first_frame,
-            fps=first.fps,
-            model=first.model,
-            fingerprint=first.fingerprint,
-            name=first.name,
-            dtype=dtype if first.levels is None else DIGITS,
+            **structs.asdict(first.description()) | {"frames": frames},
+            dtype=dtype if first.levels is None else "digits",
             channels=first.latents.shape[1],
-            levels=first.levels,
-            tiles=tuple(tiles),
-            timestamps=None if times is None else self._put(times, "float64"),
-            alpha=None if first.alpha is None else self._put(first.alpha, "uint8"),
-            pooled=None if last.pooled is None else self._put(last.pooled.detach().numpy(), "float32"),
+            tiles=tiles,
+            timestamps=None if times is None else put(times, "float64"),
+            alpha=None if first.alpha is None else put(first.alpha, "uint8"),
+            pooled=None if last.pooled is None else put(last.pooled.detach().numpy(), "float32"),
         )
 
-    def _put(self, array: np.ndarray, dtype: str, levels: Levels | None = None) -> Chunk:
-        chunk, data = encode(array, dtype, levels, self._file.tell())
-        self._file.write(data)
-        return chunk
 
-    def _finish(self) -> None:
-        if not self._items:
-            raise TokenFileError(f"{self.path} would hold no item; a token file needs at least one.")
-        toc = pack_toc(self._items)
-        digest = hashlib.sha256(_START + toc).digest()
-        self._file.seek(self._end)
-        self._file.write(toc + _FOOTER.pack(self._end, len(toc), digest, b"KOTA"))
-        self._file.truncate()
-
-
-class TokenFile:
+class TokenFile(Archive):
     """Read a token file: ``items`` says what it holds; ``read`` and ``stream`` read no more than they need of it.
 
-    Raises: TokenFileError for a file that is missing, damaged, changed, or newer than this program; also for reading
-    more than ``max_memory`` bytes of tokens at once.
+    Raises: TokenFileError for a file that is missing, damaged, changed, or of another version; also for reading more
+    than ``max_memory`` bytes of tokens at once.
     """
 
-    items: tuple[Item, ...]
-
     def __init__(self, path: str | Path, *, max_memory: int = 4 << 30) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self._max_memory = max_memory
-        with ExitStack() as stack, _faults_of(self.path):
-            if not self.path.is_file():  # a pipe would block, a device would never end
-                raise _UnreadableError(f"There is no token file {self.path}; check the path.")
-            self._file = stack.enter_context(self.path.open("rb"))
-            self.items = _read_toc(self._file, self.path)
-            self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return len(self.items)
-
-    def close(self) -> None:
-        """Close the file; ``items`` stays readable."""
-        self._stack.close()
 
     def read(self, index: int = 0, frames: tuple[int, int] | None = None) -> Tokens:
         """Read one item, or of a video the tiles of 16 frames that hold the frames from ``start`` to before ``stop``.
@@ -203,14 +212,14 @@ class TokenFile:
                 raise TokenFileError(f"Frames {frames[0]} to {frames[1]} are not in {item.first_frame} to {last}.")
             tiles = range(start // TILE, -(-stop // TILE))
         self._check_memory(item, tiles)
-        with self._reading():
+        with self.reading():
             whole = len(tiles) == len(item.tiles)
             return self._tokens(item, tiles, self._get(item.timestamps, "float64"), pooled=whole)
 
     def vector(self, index: int = 0) -> Tensor:
         """(D,) fp32 unit vector of one item; nothing else of it is read. Raises: TokenFileError (a piece has none)."""
         item = self._item(index)
-        with self._reading():
+        with self.reading():
             pooled = self._get(item.pooled, "float32")
         if pooled is None:
             raise TokenFileError(
@@ -221,21 +230,14 @@ class TokenFile:
     def stream(self, index: int = 0) -> Iterator[Tokens]:
         """Read one item in pieces of one tile, in constant memory; the last has ``pooled``. Raises: TokenFileError."""
         item = self._item(index)
-        with self._reading():
+        with self.reading():
             stamps = self._get(item.timestamps, "float64")
         for tile in range(len(item.tiles)):
             tiles = range(tile, tile + 1)
             self._check_memory(item, tiles)
-            with self._reading():
+            with self.reading():
                 piece = self._tokens(item, tiles, stamps, pooled=tile == len(item.tiles) - 1)
             yield piece
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        if self._file.closed:
-            raise TokenFileError(f"{self.path} was closed; open it again to read it.")
-        with _faults_of(self.path):
-            yield
 
     def _item(self, index: int) -> Item:
         if not 0 <= index < len(self.items):
@@ -253,7 +255,7 @@ class TokenFile:
 
     def _tokens(self, item: Item, tiles: range, stamps: np.ndarray | None, *, pooled: bool) -> Tokens:
         first, stop = tiles[0] * TILE, min(item.frames, (tiles[-1] + 1) * TILE)
-        values = np.concatenate([self._must(item.tiles[tile][0], item.dtype, item.levels) for tile in tiles])
+        values = np.concatenate([self.get(item.tiles[tile][0], item.dtype, item.levels) for tile in tiles])
         latents, codes = torch.from_numpy(values), None
         if item.levels is not None:
             latents, codes = FSQ(item.levels).from_codes(latents), latents
@@ -277,73 +279,25 @@ class TokenFile:
         )
 
     def _coords(self, item: Item, tile: int) -> np.ndarray:
-        coords = self._get(item.tiles[tile][1], "int32")
+        coords, first_frame = self._get(item.tiles[tile][1], "int32"), item.first_frame + tile * TILE
         if coords is None:
-            cells = MODALITIES[item.modality].cells(item.size, item.tile_frames(tile))
-            return full_coords(cells, item.first_frame + tile * TILE)
-        t = coords[:, 0] - (item.first_frame + tile * TILE) // PATCH[0]
+            return full_coords(MODALITIES[item.modality], item.size, item.tile_frames(tile), first_frame)
+        t = coords[:, 0] - first_frame // PATCH[0]
         if ((t < 0) | (t >= TILE // PATCH[0])).any():
             raise TokenFileError("a token lies outside the time of its tile.")
         return coords
 
     def _get(self, chunk: Chunk | None, dtype: str) -> np.ndarray | None:
-        return None if chunk is None else self._must(chunk, dtype)
-
-    def _must(self, chunk: Chunk, dtype: str, levels: Levels | None = None) -> np.ndarray:
-        return decode(chunk, _bytes(self._file, chunk.offset, chunk.stored), dtype, levels)
+        return None if chunk is None else self.get(chunk, dtype)
 
 
 def read_items(path: str | Path) -> tuple[Item, ...]:
     """Say what a token file holds, reading only its table of contents. Raises: TokenFileError."""
-    with TokenFile(path) as file:
+    with Archive(path) as file:
         return file.items
 
 
-def _read_toc(file: BinaryIO, path: Path) -> tuple[Item, ...]:
-    size = file.seek(0, os.SEEK_END)
-    _check_start(_bytes(file, 0, min(size, len(_START))), path)
-    end = size - _FOOTER.size
-    offset, length, digest, magic = _FOOTER.unpack(_bytes(file, max(end, 0), _FOOTER.size))
-    if magic != b"KOTA" or offset < len(_START) or length > MAX_TOC or offset + length != end:
-        raise TokenFileError("it was cut short or something was added to it.")
-    toc = _bytes(file, offset, length)
-    if hashlib.sha256(_START + toc).digest() != digest:
-        raise TokenFileError("the check sum of its table of contents is wrong.")
-    return unpack_toc(toc, len(_START), offset)
-
-
-def _check_start(start: bytes, path: Path) -> None:
-    magic, version, reserved = _PREFIX.unpack(start.ljust(len(_START), b"\0"))
-    if magic != b"ATOK":
-        raise _UnreadableError(f"{path} is not a token file; give one that AToken wrote.")
-    if version > VERSION:
-        raise _UnreadableError(f"{path} has format version {version}, newer than {VERSION}; update AToken to read it.")
-    if version != VERSION or reserved:
-        raise TokenFileError("its first bytes are wrong.")
-
-
-def _bytes(file: BinaryIO, offset: int, length: int) -> bytes:
-    file.seek(offset)
-    data = file.read(length)
-    if len(data) != length:
-        raise TokenFileError("it ends too early.")
-    return data
-
-
-class _UnreadableError(TokenFileError):
-    """Already a whole sentence with the path in it."""
-
-
-@contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
-    """Make one sentence with the path in it of whatever is wrong with a file."""
-    try:
-        yield
-    except _UnreadableError as error:
-        raise TokenFileError(str(error)) from error
-    except TokenFileError as error:
-        raise TokenFileError(
-            f"{path} is damaged, {str(error).rstrip('.')}; make it again or get another copy."
-        ) from error
-    except OSError as error:
-        raise TokenFileError(f"Cannot read {path}: {error.strerror or error}.") from error
+def full_coords(modality: Modality, size: tuple[int, int], frames: int, first_frame: int = 0) -> np.ndarray:
+    """(N, 4) int32: t, x (row), y (column), z of every cell of the grid, in the order of tokens."""
+    cells = np.indices(modality.cells(size, frames), np.int32).reshape(4, -1).T
+    return np.ascontiguousarray(cells) + np.array([first_frame // PATCH[0], 0, 0, 0], np.int32)

@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 from atoken.errors import AtokenError
 from atoken.gaussians import Gaussians
 from atoken.io import Image, Video
-from atoken.io.token_file import TokenFile
-from atoken.io.tokens_record import TILE, Tokens
+from atoken.io.contents import TILE
+from atoken.io.token_file import TokenFile, Tokens
 from atoken.media.views import Views
 from atoken.modalities.pixels import grid
 from atoken.modalities.voxels import unvoxelize

@@ -14,8 +14,7 @@ import torch
 import atoken
 from atoken.cli import main
 from atoken.io import Image, Video, load_media, read_video, write_video
-from atoken.io.token_file import read_items
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import Tokens, read_items
 from atoken.metrics.pixels import psnr, ssim
 from tests.cli.cases import files_in, film, image, pixels_of, says_one_sentence
 from tests.model.sizes import small_model

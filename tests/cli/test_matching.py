@@ -11,7 +11,7 @@ from transformers import Siglip2TextConfig, Siglip2TextModel
 import atoken
 from atoken.checkpoint import load_official
 from atoken.io import Image, Video, read_video
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import Tokens
 from tests.cli.cases import film, image, published_yaml, says_one_sentence
 from tests.model.sizes import small_model
 from tests.model.test_checkpoint import ARCH, OFFICIAL

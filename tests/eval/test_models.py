@@ -11,7 +11,7 @@ from atoken.cameras import Cameras
 from atoken.data.synthetic.procedural import make_asset, make_image, make_video
 from atoken.errors import AtokenError
 from atoken.io import Image, Video
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import Tokens
 from atoken.media.views import Views
 from atoken.modalities.views import render_views
 from atoken.tokenizer import Tokenizer

@@ -11,17 +11,18 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import msgpack
 
 from atoken.errors import TokenFileError
 from atoken.io.chunks import MAX_RAW, decode, encode, raw_size
+from atoken.io.contents import plain_name
+from atoken.io.token_checks import check_model
 from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens, read_items
-from atoken.io.tokens_record import check_model, plain_name
 from atoken.media.clock import varying
 from atoken.modalities.pixels import grid
 from tests.io.token_cases import FINGERPRINT, LEVELS, assert_same, frame_tokens, make, read_all, take
@@ -103,10 +104,10 @@ def test_bytes_follow_the_description(tmp_path: Path) -> None:
     make((5, 7), latents=latents, pooled=None).save(tmp_path / "a.atok")
     columns = np.array([1.0, -2.0], "<f4").view(np.uint8).reshape(2, 4).T.tobytes()
     item = {"modality": "image", "size": [5, 7], "frames": 1, "first_frame": 0, "fps": None, "model": "nano"}
-    item |= {"fingerprint": bytes.fromhex(FINGERPRINT), "name": "photo.jpg", "dtype": "float32", "channels": 2}
-    item |= {"levels": None, "tiles": [[[8, 8, "raw", [1, 2], hashlib.sha256(columns).digest()], None]]}
-    toc = msgpack.packb({"items": [item | {"timestamps": None, "alpha": None, "pooled": None}]})
-    start = b"ATOK\x01\x00\x00\x00"
+    item |= {"fingerprint": bytes.fromhex(FINGERPRINT), "name": "photo.jpg", "levels": None, "dtype": "float32"}
+    item |= {"channels": 2, "tiles": [[[8, 8, "raw", [1, 2], hashlib.sha256(columns).digest()], None]]}
+    toc = msgpack.encode({"items": [item | {"timestamps": None, "alpha": None, "pooled": None}]})
+    start = b"ATOK\x02\x00\x00\x00"
     footer = struct.pack("<QQ", 16, len(toc)) + hashlib.sha256(start + toc).digest() + b"KOTA"
     assert (tmp_path / "a.atok").read_bytes() == start + columns + toc + footer
 
@@ -240,14 +241,14 @@ BAD_TOKENS: dict[str, dict[str, Any]] = {
     "coords must be ordered": {"coords": torch.zeros(4, 4, dtype=torch.int32)},
     "coords must lie": {"coords": torch.full((4, 4), 9, dtype=torch.int32)},
     "codes and levels": {"levels": LEVELS},
-    "modality must": {"modality": "voxels"},
-    "size of an item .image. must": {"size": (0, 3)},
-    "there must be at least one frame": {"frames": 0},
-    "Only a video has": {"fps": Fraction(24)},
+    "modality must be one of image, video, asset": {"modality": "voxels"},
+    "size.* expected `int` >= 1": {"size": (0, 3)},
+    "frames: expected `int` >= 1": {"frames": 0},
+    "only a video has": {"fps": Fraction(24)},
     "alpha must": {"alpha": np.zeros((4, 4), np.uint8)},
     "pooled must": {"pooled": torch.zeros(0)},
     "fingerprint must": {"fingerprint": "abc"},
-    "model must": {"model": "a/b"},
+    "model: expected": {"model": "a/b"},
 }
 
 
@@ -283,7 +284,7 @@ def test_a_writer_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(RuntimeError, match="camera"), TokenFileWriter(target) as writer:
         writer.add(broken())
     with monkeypatch.context() as patch:
-        patch.setattr(TokenFileWriter, "_put", full)
+        patch.setattr(TokenFileWriter, "put", full)
         with pytest.raises(TokenFileError, match=r"Cannot write .*: No space left"):
             make().save(target)
     with monkeypatch.context() as patch:
@@ -413,7 +414,7 @@ def test_items_of_all_modalities_lie_in_one_file(tmp_path: Path) -> None:
 ODD_ASSETS: dict[str, dict[str, Any]] = {
     "voxels a side, twice": {"size": (64, 63)},
     "from 1 to 1,024": {"size": (2048, 2048)},
-    "Only a video": {"frames": 2},
+    "only a video": {"frames": 2},
     "lie in the grid of 1 steps, 8 rows": {"size": (8, 8)},
 }
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from atoken.bottleneck import FSQ
-from atoken.io.token_file import TokenFile, Tokens
-from atoken.io.tokens_record import full_coords
+from atoken.io.token_file import TokenFile, Tokens, full_coords
 from atoken.modalities import IMAGE
 
 LEVELS = (4,) * 6
@@ -21,7 +20,7 @@ def make(
     size: tuple[int, int] = (30, 17), frames: int = 1, *, discrete: bool = False, seed: int = 0, **fields: Any
 ) -> Tokens:
     rng = np.random.default_rng(seed)
-    coords = full_coords(IMAGE.cells(size, frames))
+    coords = full_coords(IMAGE, size, frames)
     levels = fields.setdefault("levels", LEVELS if discrete else None)
     codes = torch.from_numpy(rng.integers(0, int(np.prod(levels)), (len(coords), 2))) if levels else None
     latents = torch.from_numpy(rng.normal(size=(len(coords), 12)).astype(np.float32))

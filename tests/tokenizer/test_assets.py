@@ -15,7 +15,7 @@ from atoken.data.synthetic.procedural import make_asset
 from atoken.doctor import assets
 from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.gaussians import Gaussians
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import Tokens
 from atoken.modalities import voxels
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import occupied, voxelize

@@ -13,7 +13,7 @@ import torch
 from atoken.data.synthetic.procedural import make_asset
 from atoken.errors import AtokenError, TokenFileError
 from atoken.io import Image, Video
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import Tokens
 from atoken.modalities.pixels import grid
 from atoken.modalities.views import render_views
 from atoken.tokenizer import Tokenizer

@@ -17,8 +17,8 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
-import msgpack
 import numpy as np
+from msgspec import MsgspecError, msgpack
 
 from atoken.atomic import atomic_path
 from atoken.data.sources.sample import (
@@ -84,7 +84,7 @@ class _Index:
 
     def packed(self, stamp: tuple[int, int]) -> bytes:
         """Bytes of the file beside a shard: SHA-256 of the rest, then msgpack."""
-        body: bytes = msgpack.packb([_VERSION, stamp, self.names, self.spans.astype("<i8").tobytes()])
+        body = msgpack.encode([_VERSION, stamp, self.names, self.spans.astype("<i8").tobytes()])
         return hashlib.sha256(body).digest() + body
 
     @staticmethod
@@ -92,10 +92,10 @@ class _Index:
         """None where the bytes are damaged, of another version, or of a shard as it was before."""
         if hashlib.sha256(data[32:]).digest() != data[:32]:
             return None
-        with suppress(ValueError, TypeError):  # the index may come from whoever made the shard
-            version, of, names, spans = msgpack.unpackb(data[32:])
-            index = _Index([str(name) for name in names], np.frombuffer(spans, "<i8").reshape(-1, 3, 2))
-            if version == _VERSION and tuple(of) == stamp and len(index.names) == len(index.spans) > 0:
+        with suppress(ValueError, MsgspecError):  # the index may come from whoever made the shard
+            version, of, names, spans = msgpack.decode(data[32:], type=tuple[int, tuple[int, int], list[str], bytes])
+            index = _Index(names, np.frombuffer(spans, "<i8").reshape(-1, 3, 2))
+            if version == _VERSION and of == stamp and len(index.names) == len(index.spans) > 0:
                 return index
         return None
 
