@@ -1,13 +1,14 @@
-"""What ties visual vectors to texts: the pairwise sigmoid loss and the distillation of similarities, over all ranks.
+"""Losses that align visual vectors with texts: the pairwise sigmoid loss and the distillation of similarities.
 
-Sources: AToken, section 3.3 (videos and assets by the sigmoid loss, images by distillation); the sigmoid loss is of
-Zhai et al. 2023 (arXiv 2303.15343). Shape letters: ``B`` samples of this rank, ``T`` texts of all ranks, ``E`` width
-of the common space.
+Sources: AToken, section 3.3 (sigmoid loss for videos and assets, distillation for images); Zhai et al. 2023 (arXiv
+2303.15343) for the sigmoid loss. Shape letters: ``B`` samples of this rank, ``T`` texts of all ranks, ``E`` width of
+the common space.
 
-Every rank calls a loss at the same moment, also one that holds no sample, and then goes backward. The loss of the
-whole batch is the **mean over ranks** of what the ranks return, because an engine averages gradients over ranks: a
-rank returns its rows' share times the number of ranks, and the averaged gradient of every parameter is that of one
-process with the whole matrix. Texts must require a gradient on all ranks or on none.
+Both are over the samples of all ranks. Every rank, even one without samples, calls a loss at the same time and then
+its backward pass. The loss of the whole batch is the **mean over ranks** of what the ranks return, because an engine
+averages gradients over ranks: a rank returns the share of its rows times the number of ranks, so that the averaged
+gradient of every parameter is that of one process with the whole matrix. Texts must require a gradient on all ranks or
+on none.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def sigmoid_loss(
 ) -> Tensor:
     """Sum over all pairs of ``-log sigmoid(z * (exp(log_scale) * visual . text + bias))``, over the number of samples.
 
-    z is 1 for a sample and its own text, else -1, also where two texts are the same. Vectors have length 1.
-    captioned_B: bool, which samples have a text; one without is as good as absent, it does not count as a sample and
-    its vectors may be anything. chunk: texts taken at a time; memory holds (B, chunk) logits, in the backward pass too.
-    Returns this rank's share, fp32 also under autocast (0 where no rank has a sample), see the head of the file.
-    Raises: ValueError where the numbers of samples and texts differ.
+    z is 1 for a sample and its own text, else -1, even if two texts are the same. Vectors have length 1.
+    captioned_B: bool, which samples have a text; one without does not count as a sample, and its vectors may have any
+    values. chunk: texts at a time; (B, chunk) logits are in memory, also in the backward pass.
+    Returns this rank's share (see the head of this file), fp32 also under autocast; 0 if no rank has a sample.
+    Raises: ValueError if the numbers of samples and texts differ.
     """
     if len(visual_BE) != len(text_BE):
-        raise ValueError(f"Each sample has a text: got {len(visual_BE)} samples and {len(text_BE)} texts.")
+        raise ValueError(f"Each sample needs a text: got {len(visual_BE)} samples and {len(text_BE)} texts.")
     if captioned_B is not None:
         visual_BE, text_BE = visual_BE[captioned_B], text_BE[captioned_B]
     with torch.autocast(visual_BE.device.type, enabled=False):
@@ -64,10 +65,10 @@ def distillation(
 ) -> Tensor:
     """KL divergence of the student's softmax over texts from the teacher's, mean over images.
 
-    Scores are ``exp(log_scale) * visual . text / temperature``, with the frozen teacher's scale; its bias is the same
-    for all texts and cancels in the softmax. Vectors have length 1; the texts of a rank may be more or fewer than its
+    Scores are ``exp(log_scale) * visual . text / temperature`` with the scale of the frozen teacher, whose bias is the
+    same for all texts and cancels in the softmax. Vectors have length 1; a rank may have more or fewer texts than
     images. Only the student gets a gradient.
-    Returns this rank's share, fp32 also under autocast (0 where no rank has an image), see the head of the file.
+    Returns this rank's share (see the head of this file), fp32 also under autocast; 0 if no rank has an image.
     """
     with torch.autocast(student_BE.device.type, enabled=False):
         text_TE, _ = _gathered(_exact(text_BE.detach()), _counts(text_BE, group), group)
@@ -78,7 +79,7 @@ def distillation(
 
 
 def _pairs(scaled_BE: Tensor, text_CE: Tensor, bias: Tensor, own_B1: Tensor) -> Tensor:
-    """The sum over B samples and C texts; ``own_B1`` is where among the texts a sample's own is, if it is there."""
+    """The sum over B samples and C texts; ``own_B1``: index of a sample's own text among these, if it is there."""
     logits_BC = scaled_BE @ text_CE.T + bias
     is_own_BC = own_B1 == torch.arange(len(text_CE), device=own_B1.device)
     return -F.logsigmoid(torch.where(is_own_BC, logits_BC, -logits_BC)).sum()
@@ -90,12 +91,12 @@ def _exact(x: Tensor) -> Tensor:
 
 
 def _share(total: Tensor, counts: list[int]) -> Tensor:
-    """What this rank returns: ``total`` of its rows over the rows of an average rank."""
+    """The share that this rank returns: ``total`` of its rows over the mean number of rows of a rank."""
     return total * (len(counts) / max(sum(counts), 1))
 
 
 def _counts(rows: Tensor, group: dist.ProcessGroup | None) -> list[int]:
-    """How many rows each rank has."""
+    """Number of rows of each rank."""
     if not dist.is_initialized():
         return [len(rows)]
     counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=rows.device)
@@ -105,12 +106,13 @@ def _counts(rows: Tensor, group: dist.ProcessGroup | None) -> list[int]:
 
 
 def _gathered(rows: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> tuple[Tensor, int]:
-    """The rows of all ranks, rank after rank, and where this rank's begin."""
+    """The rows of all ranks, rank after rank, and the index of this rank's first one."""
     if not dist.is_initialized():
         return rows, 0
-    # Whole rather than round a ring: what grows is the logits, and those come in chunks, while 32,768 texts of width
-    # 1152 are 0.15 GB. As a sum of what each rank has amid zeros (exact), uneven ranks need no padding to one length,
-    # and the way back, where the gradients that all ranks have of a text meet, is the same sum.
+    # All texts at once rather than round a ring: 32,768 texts of width 1152 are 0.15 GB, and the logits, which grow
+    # faster, come in chunks. Each rank pads its rows with zeros to the whole length and all ranks are summed (exact),
+    # so ranks may have different numbers of rows, and the backward pass, which adds the gradients of all ranks, is the
+    # same sum.
     rank = dist.get_rank(group)
     before, after = sum(counts[:rank]), sum(counts[rank + 1 :])
     return _Sum.apply(F.pad(rows, (0, 0, before, after)), group), before

@@ -1,17 +1,17 @@
 """The frozen networks that a tokenizer learns from: loaded once, checked, and outside of every module.
 
-``Teachers`` is no ``nn.Module``, so a module that holds one neither registers, shards nor saves what is in it. Nothing
-is downloaded: files come from a folder that the user names, or, for whole models, from the Hugging Face cache, and
-what the program takes from there must have the pinned SHA-256. Shape letters: ``B`` samples, ``E`` width of a tower's
-vectors, ``S`` the pixels of a side, ``L`` ids of a text.
+``Teachers`` is not an ``nn.Module``, so that a module that holds one does not register, shard or save its networks.
+Nothing is downloaded: files come from a folder that the user names; whole models may also come from the Hugging Face
+cache, and must then have the pinned SHA-256. Shape letters: ``B`` samples, ``E`` width of a tower's vectors, ``S``
+pixels of a side, ``L`` ids of a text.
 
     FOLDER/vgg16-397923af.pth   VGG-16, for LPIPS and the Gram loss
     FOLDER/vgg.pth              the linear heads of LPIPS
     FOLDER/clip/                the image tower of the CLIP-perceptual loss, if not from the cache
     FOLDER/siglip2/             the teacher of image-text similarities, if not from the cache
 
-A whole model in the folder may be another one than the published (a SigLIP2 of another size): it is taken as it is, and
-its SHA-256 is in ``Teachers.record`` all the same.
+A whole model in the folder may differ from the published one (a SigLIP2 of another size, for example): it is not
+checked, and ``Teachers.record`` has its SHA-256.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ WITHOUT = "or train with --teachers none"
 
 
 @dataclass(frozen=True)
-class Model:
-    """A published model of the Hugging Face hub, pinned, and the subfolder of the user's that stands in for it."""
+class PinnedModel:
+    """A published model on the Hugging Face hub, and the subfolder of the user's folder that replaces it."""
 
     subfolder: str
     repository: str
@@ -51,14 +51,14 @@ class Model:
     purpose: str
 
 
-CLIP = Model(
+CLIP = PinnedModel(
     "clip",
     "openai/clip-vit-large-patch14",
     "32bd64288804d66eefd0ccbe215aa642df71cc41",
     "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
     "the image tower of the CLIP-perceptual loss",
 )
-SIGLIP2 = Model(
+SIGLIP2 = PinnedModel(
     "siglip2",
     "google/siglip2-so400m-patch16-naflex",
     "cc24074f717b612951c2dead130904ab9b65a81e",
@@ -69,7 +69,7 @@ SIGLIP2 = Model(
 
 @dataclass(frozen=True)
 class ImageTower:
-    """A transformers image tower with a pooled output, and the mean and deviation, in 0..1, of what it takes."""
+    """A transformers image tower with a pooled output, and mean and deviation, in 0..1, that normalise its inputs."""
 
     model: PreTrainedModel
     mean: tuple[float, ...]
@@ -78,7 +78,7 @@ class ImageTower:
 
 @dataclass(frozen=True)
 class Teachers:
-    """What a run has of them; ``NO_TEACHERS`` is to train without. record: SHA-256 by file, for the run's own."""
+    """The teachers of a run; ``NO_TEACHERS`` has none. record: SHA-256 by file, for the record of the run."""
 
     vgg: VGG16 | None = None
     heads: Heads | None = None
@@ -95,7 +95,7 @@ class Teachers:
 
     @property
     def names(self) -> set[str]:
-        """Which there are, as ``load_teachers`` names them."""
+        """The names of those that are loaded, as in ``load_teachers``."""
         return {name for name in get_args(Name) if getattr(self, name) is not None}
 
 
@@ -103,10 +103,10 @@ NO_TEACHERS = Teachers()
 
 
 def load_teachers(names: Collection[Name], folder: str | Path | None = None) -> Teachers:
-    """The teachers of these names, frozen, fp32, on the CPU; to be called outside of an engine's sharded construction.
+    """Load teachers, frozen, fp32, on the CPU; not to be called while an engine constructs a sharded model.
 
-    names: "vgg" (with the heads of LPIPS), "clip", "siglip". folder: see the head of the file.
-    Raises: CheckpointError for a file that is missing, damaged or another one, with what it is for and how to get it.
+    names: "vgg" (with the heads of LPIPS), "clip", "siglip". folder: see the head of this file.
+    Raises: CheckpointError (a file is missing, damaged or not the published one), with its purpose and how to get it.
     """
     folder = None if folder is None else Path(folder)
     record: dict[str, str] = {}
@@ -121,23 +121,23 @@ def load_teachers(names: Collection[Name], folder: str | Path | None = None) -> 
 
 
 def image_features(tower: ImageTower, images_B3SS: Tensor) -> Tensor:
-    """Images in [-1, 1], of any size that the tower takes, to its (B, E) projected, else pooled, features."""
+    """(B, E) projected, else pooled, features of images in [-1, 1], of any size that the tower accepts."""
     mean, std = (images_B3SS.new_tensor(each, dtype=torch.float32)[:, None, None] for each in (tower.mean, tower.std))
     values_B3SS = ((images_B3SS.float() + 1) / 2 - mean) / std
     found = tower.model(pixel_values=values_B3SS, interpolate_pos_encoding=True)
     return found.image_embeds if "image_embeds" in found else found.pooler_output
 
 
-def cosine_distance(ours_BE: Tensor, theirs_BE: Tensor) -> Tensor:
+def cosine_distance(prediction_BE: Tensor, target_BE: Tensor) -> Tensor:
     """(B,) fp32: 1 - cosine. Our choice for the CLIP-perceptual loss: the paper names neither network nor distance."""
-    return 1 - F.cosine_similarity(ours_BE.float(), theirs_BE.float())
+    return 1 - F.cosine_similarity(prediction_BE.float(), target_BE.float())
 
 
 @torch.no_grad()
 def siglip_images(siglip: Siglip2Model, tokens: SparseTokens) -> Tensor:
     """(B, E) unit vectors of images: tokens of one time step, on full grids, row by row.
 
-    A token's first frame is a patch as SigLIP2 wants it, values and their order (paper section 3.2).
+    The first frame of a token has the values of a patch of SigLIP2, in its order (paper section 3.2).
     """
     frame_ND = tokens.feats[:, : 3 * siglip.config.vision_config.patch_size**2]
     lengths = torch.tensor(tokens.lengths, device=frame_ND.device)
@@ -151,12 +151,12 @@ def siglip_images(siglip: Siglip2Model, tokens: SparseTokens) -> Tensor:
 
 @torch.no_grad()
 def siglip_texts(siglip: Siglip2Model, ids_BL: Tensor) -> Tensor:
-    """(B, E) unit vectors of texts, ids padded to SigLIP2's length; padding is not masked, as in its training."""
+    """(B, E) unit vectors of texts, as ids padded to SigLIP2's length; padding is not masked, as in its training."""
     return F.normalize(siglip.get_text_features(input_ids=ids_BL).pooler_output.float(), dim=1)
 
 
-def _folder_of(model: Model, folder: Path | None, record: dict[str, str]) -> Path:
-    """Where a model is: the user's subfolder, else the cache's with the pinned weights. Raises: CheckpointError."""
+def _folder_of(model: PinnedModel, folder: Path | None, record: dict[str, str]) -> Path:
+    """The folder of a model: the user's subfolder, else the cache with the pinned weights. Raises: CheckpointError."""
     if folder is not None and (own := folder / model.subfolder).is_dir():
         record |= {f"{model.subfolder}/{file.name}": sha256_of(file) for file in sorted(own.glob("*.safetensors"))}
         return own
@@ -167,20 +167,20 @@ def _folder_of(model: Model, folder: Path | None, record: dict[str, str]) -> Pat
     return cached.parent
 
 
-def _cached(model: Model) -> Path:
+def _cached(model: PinnedModel) -> Path:
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(
-            model.repository, "model.safetensors", revision=model.revision, local_files_only=True,
-        )  # fmt: skip
+        found = cached_file(model.repository, "model.safetensors", revision=model.revision, local_files_only=True)
     except OSError as error:
-        where = f"neither a subfolder {model.subfolder} of the folder of teachers nor the Hugging Face cache has it"
+        where = (
+            f"it is neither in a subfolder {model.subfolder} of the folder of teachers nor in the Hugging Face cache"
+        )
         raise CheckpointError(f"No {model.repository} ({model.purpose}; {where}): {_how(model)}, {WITHOUT}.") from error
     return Path(found)
 
 
-def _how(model: Model) -> str:
+def _how(model: PinnedModel) -> str:
     return f'get it by hf download {model.repository} --revision {model.revision} --include "*.json" "*.safetensors"'
 
 
@@ -188,14 +188,14 @@ def _image_tower(folder: Path) -> ImageTower:
     from transformers import CLIPVisionModelWithProjection, SiglipVisionModel
 
     clip, siglip = CLIPVisionModelWithProjection, SiglipVisionModel
-    kinds = {"clip": clip, "clip_vision_model": clip, "siglip": siglip, "siglip_vision_model": siglip}
-    model = _load(kinds, folder)
+    classes = {"clip": clip, "clip_vision_model": clip, "siglip": siglip, "siglip_vision_model": siglip}
+    model = _load(classes, folder)
     try:
         values = json.loads((folder / "preprocessor_config.json").read_text())
         return ImageTower(model, tuple(values["image_mean"]), tuple(values["image_std"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = "a preprocessor_config.json with image_mean and image_std"
-        raise CheckpointError(f"{folder} lacks {what}: put the model's there, {WITHOUT}.") from error
+        missing = "a preprocessor_config.json with image_mean and image_std"
+        raise CheckpointError(f"{folder} lacks {missing}: put that of the model there, {WITHOUT}.") from error
 
 
 def _siglip(folder: Path) -> Siglip2Model:
@@ -204,10 +204,10 @@ def _siglip(folder: Path) -> Siglip2Model:
     return _load({"siglip2": Siglip2Model}, folder)
 
 
-def _load(kinds: Mapping[str, Any], folder: Path) -> Any:
+def _load(classes: Mapping[str, Any], folder: Path) -> Any:
     """The model of a folder, frozen. Raises: CheckpointError."""
     try:
-        model = load_transformers(folder, kinds)
+        model = load_transformers(folder, classes)
     except CheckpointError as error:
         raise CheckpointError(f"No teacher in {folder} ({error}): put the published model there, {WITHOUT}.") from error
     return model.eval().requires_grad_(False)
