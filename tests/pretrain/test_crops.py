@@ -79,7 +79,7 @@ def test_surface_colours_are_those_of_the_faces(surface):
     assert torch.equal(surface.colors[plain], expected)
 
 
-def test_voxels_count_that_have_all_their_neighbors_in_the_part():
+def test_voxels_count_that_have_all_their_neighbors_in_the_crop():
     cut, whole = crops.crop(0, 1, 600), crops.crop(0, 1, 10**6)
     missing = {tuple(c) for c in whole.tokens.coords[:, 1:].tolist()} - {
         tuple(c) for c in cut.tokens.coords[:, 1:].tolist()
