@@ -1,6 +1,6 @@
-"""``atoken doctor``: the promises, run on this machine and on this model, each with its figure.
+"""``atoken doctor``: the guarantees, checked on this machine and this model, each with its figure.
 
-Inputs are made here from a fixed seed. A limit is an absolute difference of latents or of [-1, 1] pixels unless the
+Inputs are synthetic, from a fixed seed. A limit is an absolute difference of latents or of [-1, 1] pixels unless the
 line says otherwise; bf16 and accelerators are judged by the PSNR between two reconstructions.
 """
 
@@ -34,15 +34,15 @@ BF16 = 2e-2  # of latents, relative to their largest, where the model itself run
 
 @dataclass(frozen=True)
 class Finding:
-    """One promise, what was measured, what was allowed."""
+    """One guarantee, what was measured, what is allowed."""
 
-    promise: str
+    guarantee: str
     figure: str
     passed: bool
 
     def line(self) -> str:
         """For a person."""
-        return f"{'ok  ' if self.passed else 'FAIL'}  {self.promise:<58} {self.figure}"
+        return f"{'ok  ' if self.passed else 'FAIL'}  {self.guarantee:<58} {self.figure}"
 
 
 def examine(tokenizer: Tokenizer) -> Iterator[Finding]:
@@ -54,14 +54,14 @@ def examine(tokenizer: Tokenizer) -> Iterator[Finding]:
     for check in checks:
         try:
             finding = check(tokenizer)
-        except Exception as error:  # noqa: BLE001 - whatever it raises, the promise is broken and the others go on
+        except Exception as error:  # noqa: BLE001 - whatever it raises, the guarantee is broken
             finding = Finding(str(check.__doc__).splitlines()[0], f"{type(error).__name__}: {error}", False)
         if finding is not None:
             yield finding
 
 
 def weights(tokenizer: Tokenizer) -> Finding:
-    """Bundled weights are those that were published; others at least hold no NaN."""
+    """Bundled weights are the published ones; no weights hold NaN or infinity."""
     known = BUNDLED / "fingerprints.txt"
     expected = dict(line.split() for line in known.read_text().splitlines()) if known.exists() else {}
     finite = all(bool(torch.isfinite(value).all()) for value in tokenizer.model.state_dict().values())
@@ -101,7 +101,7 @@ def twice(tokenizer: Tokenizer) -> Finding:
     image = _image()
     tokens = [tokenizer.encode(image) for _ in range(2)]
     pixels = [_pixels(tokenizer.decode(one)) for one in tokens]
-    difference = _difference(*tokens) + float(np.abs(pixels[0].astype(int) - pixels[1]).max())
+    difference = _difference(tokens[0].latents, tokens[1].latents) + np.abs(pixels[0].astype(int) - pixels[1]).max()
     return Finding("twice = the same", f"max difference {difference:.1e}", difference == 0)
 
 
@@ -110,7 +110,8 @@ def batch(tokenizer: Tokenizer) -> Finding:
     tokenizer = _before_the_quantiser(tokenizer)
     media = [_image(), _video(), Image(make_image(0, 3, 9, 50).frames[0])]
     together = tokenizer.encode_batch(media)
-    difference = max(_difference(tokenizer.encode(one), many) for one, many in zip(media, together, strict=True))
+    pairs = zip(media, together, strict=True)
+    difference = max(_difference(tokenizer.encode(one).latents, many.latents) for one, many in pairs)
     return _numeric("alone = in a batch (latents)", difference, tokenizer)
 
 
@@ -118,16 +119,16 @@ def streaming(tokenizer: Tokenizer) -> Finding:
     """A video tile by tile gives what the whole call gives."""
     tokenizer = _before_the_quantiser(tokenizer)
     whole, pieces = tokenizer.encode(_video()), list(tokenizer.encode_stream(_video()))
-    difference = _difference(whole, Tokens.join(pieces))
-    difference = max(difference, _largest(whole.pooled, pieces[-1].pooled))
+    joined = Tokens.join(pieces)
+    difference = max(_difference(whole.latents, joined.latents), _difference(whole.pooled, joined.pooled))
     frames = np.concatenate([piece.frames for piece in tokenizer.decode_stream(pieces)])
     off = int(np.abs(frames.astype(int) - _pixels(tokenizer.decode(whole))).max())
     finding = _numeric("streaming = whole (latents, pooled; pixels)", difference, tokenizer)
-    return Finding(finding.promise, f"{finding.figure}; {off} of 255", finding.passed and off <= 1)
+    return Finding(finding.guarantee, f"{finding.figure}; {off} of 255", finding.passed and off <= 1)
 
 
 def strided(tokenizer: Tokenizer) -> Finding:
-    """How an array lies in memory does not matter."""
+    """The memory layout of an array does not matter."""
     pixels = _image().pixels
     views = [
         pixels.swapaxes(0, 1).copy().swapaxes(0, 1),
@@ -135,12 +136,12 @@ def strided(tokenizer: Tokenizer) -> Finding:
         np.flip(np.flip(pixels, 0).copy(), 0),
     ]
     plain = tokenizer.encode(Image(pixels))
-    difference = max(_difference(plain, tokenizer.encode(Image(view))) for view in views)
+    difference = max(_difference(plain.latents, tokenizer.encode(Image(view)).latents) for view in views)
     return Finding("contiguous = strided input", f"max difference {difference:.1e}", difference == 0)
 
 
 def files(tokenizer: Tokenizer) -> Finding:
-    """Decoding a saved file gives the very pixels that decoding the tokens gives."""
+    """Decoding a saved file gives the same pixels as decoding the tokens."""
     tokens = tokenizer.encode(_image())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.atok"
@@ -152,7 +153,7 @@ def files(tokenizer: Tokenizer) -> Finding:
 def assets(tokenizer: Tokenizer) -> Finding | None:
     """Tokens of an asset survive a file, and its Gaussians stay at their voxels.
 
-    No line where the model has no Gaussian decoder, or the machine nothing to see a mesh with (the extra 3d).
+    No line where the model has no Gaussian decoder, or where the extra 3d is not installed.
     """
     if tokenizer.model.gaussian_decoder is None:
         return None
@@ -162,12 +163,12 @@ def assets(tokenizer: Tokenizer) -> Finding | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         tokens.save(path := Path(folder) / "check.atok")
-        ours, theirs = tokenizer.decode(tokens), tokenizer.decode(Tokens.load(path))
-    assert isinstance(ours, Gaussians)
-    assert isinstance(theirs, Gaussians)
+        direct, saved = tokenizer.decode(tokens), tokenizer.decode(Tokens.load(path))
+    assert isinstance(direct, Gaussians)
+    assert isinstance(saved, Gaussians)
     centres = (tokens.coords[:, 1:] + 0.5) / tokens.size[0] - 0.5
-    reach = (ours.means.unflatten(0, (len(centres), -1)) - centres[:, None]).abs().max() * tokens.size[0]
-    same = all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in ("means", "scales", "colors"))
+    reach = (direct.means.unflatten(0, (len(centres), -1)) - centres[:, None]).abs().max() * tokens.size[0]
+    same = all(torch.equal(getattr(direct, name), getattr(saved, name)) for name in ("means", "scales", "colors"))
     figure = f"{'equal' if same else 'changed'}; at most {float(reach):.2f} voxels from the centre"
     return Finding("assets: decode(load(save(tokens))), Gaussians at their voxels", figure, same and reach <= 0.75)
 
@@ -185,7 +186,7 @@ def other_model(tokenizer: Tokenizer) -> Finding:
 
 
 def bfloat16(tokenizer: Tokenizer) -> Finding | None:
-    """The reconstruction in bf16 is that of fp32 but for rounding."""
+    """The reconstruction in bf16 is that in fp32 except for rounding."""
     twins = [
         Tokenizer(copy.deepcopy(tokenizer.model).to(dtype), tokenizer.name) for dtype in (torch.float32, torch.bfloat16)
     ]
@@ -202,7 +203,7 @@ def accelerator(tokenizer: Tokenizer) -> Finding | None:
 
 
 def _before_the_quantiser(tokenizer: Tokenizer) -> Tokenizer:
-    """The same model without rounding: a value on a rounding boundary may fall on either side of it, rightly."""
+    """The same model without rounding: a value on a rounding boundary may rightly fall on either side of it."""
     if tokenizer.model.quantiser is None:
         return tokenizer
     model = copy.deepcopy(tokenizer.model)
@@ -210,27 +211,23 @@ def _before_the_quantiser(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer(model, tokenizer.name)
 
 
-def _same_image(promise: str, twins: list[Tokenizer], least: float) -> Finding:
+def _same_image(guarantee: str, twins: list[Tokenizer], least: float) -> Finding:
     first, second = (_pixels(twin.decode(twin.encode(_image()))) for twin in twins)
     figure = psnr(first, second)
-    return Finding(promise, f"{figure:.1f} dB, at least {least:.0f}", figure >= least)
+    return Finding(guarantee, f"{figure:.1f} dB, at least {least:.0f}", figure >= least)
 
 
-def _numeric(promise: str, difference: float, tokenizer: Tokenizer) -> Finding:
+def _numeric(guarantee: str, difference: float, tokenizer: Tokenizer) -> Finding:
     limit = FP32 if tokenizer.model.dtype == torch.float32 else BF16
-    return Finding(promise, f"max difference {difference:.1e}, at most {limit:.0e}", difference <= limit)
+    return Finding(guarantee, f"max difference {difference:.1e}, at most {limit:.0e}", difference <= limit)
 
 
-def _difference(ours: Tokens, theirs: Tokens) -> float:
-    """Largest difference of latents, relative to their size where that is above 1."""
-    return _largest(ours.latents, theirs.latents)
-
-
-def _largest(ours: torch.Tensor | None, theirs: torch.Tensor | None) -> float:
-    if ours is None or theirs is None:
+def _difference(first: torch.Tensor | None, second: torch.Tensor | None) -> float:
+    """The largest difference, relative to the largest of the second where that is above 1."""
+    if first is None or second is None:
         return float("inf")
-    difference = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
-    return float("inf") if math.isnan(difference) else difference  # max() may pass a NaN over
+    difference = float((first - second).abs().max()) / max(1.0, float(second.abs().max()))
+    return float("inf") if math.isnan(difference) else difference  # max() skips a NaN
 
 
 def _image() -> Image:

@@ -63,7 +63,7 @@ def commands(folder: Path, frames: int, model: str) -> dict[str, Used]:
     """Each command on a video of so many frames."""
     video, tokens, back = (str(folder / f"{frames}{suffix}") for suffix in (".mp4", ".atok", "-back.mp4"))
     used("-c", MAKE_VIDEO, video, str(frames))
-    atoken = ("-m", "atoken.cli")
+    atoken = ("-m", "atoken")
     return {
         "encode": used(*atoken, "encode", video, "-o", tokens, "--model", model),
         "decode": used(*atoken, "decode", tokens, "-o", back, "--model", model),

@@ -34,7 +34,7 @@ def reconstruction(runs: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         photograph = Path(folder) / "astronaut.png"
         PIL.Image.fromarray(astronaut()).save(photograph)
-        return seconds(runs, "-m", "atoken.cli", "reconstruct", str(photograph), "-o", str(Path(folder) / "out"))
+        return seconds(runs, "-m", "atoken", "reconstruct", str(photograph), "-o", str(Path(folder) / "out"))
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     bare = seconds(runs, "-c", "pass")
     print(f"| python -c pass | {bare:.3f} | |")
     print(f"| import atoken, above that | {seconds(runs, '-c', 'import atoken') - bare:.3f} | 0.3 |")
-    print(f"| atoken --help | {seconds(runs, '-m', 'atoken.cli', '--help'):.3f} | 0.5 |")
+    print(f"| atoken --help | {seconds(runs, '-m', 'atoken', '--help'):.3f} | 0.5 |")
     missing = [] if NANO.is_dir() else ["the weights of nano are not in the package yet"]
     missing += [] if importlib.util.find_spec("skimage") else ["scikit-image is not installed"]
     if missing:

@@ -61,7 +61,7 @@ def test_the_tree_is_the_tree():
 
 
 def test_every_guarantee_is_a_test():
-    tests = (ROOT / "tests/tokenizer/test_promises.py").read_text()
+    tests = (ROOT / "tests/tokenizer/test_guarantees.py").read_text()
     named = re.findall(r"\| `(test_\w+)` \|", README)
     assert len(named) >= 10
     assert [name for name in named if f"def {name}(" not in tests] == []
@@ -102,7 +102,7 @@ def parsed(words):
     if words[:2] == ["python", "-m"] and words[2] == "atoken":
         return parsed(words[2:])
     if words[0] == "atoken" and len(words) > 1:
-        from atoken.cli import parser
+        from atoken.cli.parser import parser
 
         return parser().parse_args(words[1:])
     if words[:3] == ["python", "-m", "eval"]:
@@ -150,7 +150,7 @@ def check_names(options, words):
 
 
 def test_the_readme_shows_every_command():
-    from atoken.cli import parser
+    from atoken.cli.parser import parser
 
     shown = {words[1] for text in blocks("sh") for words in commands(f"```sh\n{text}```") if words[0] == "atoken"}
     assert shown == set(parser()._subparsers._group_actions[0].choices)

@@ -5,19 +5,15 @@ Exit codes: 0 done, 1 some inputs failed (listed, the others done), 2 usage. Onl
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from fractions import Fraction
 from importlib import import_module
 from typing import Any
 
-from atoken import __version__
+from atoken.cli.parser import parser
 from atoken.errors import AtokenError, AtokenWarning
-
-MATCHING = ("embed", "classify", "search")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,15 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # the batches, and a training step then takes several times as long (docs/results.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        from atoken.cli import console
-
-        # What the command is called is a function of its module.
-        module = import_module("atoken.cli.matching" if options.command in MATCHING else "atoken.cli.commands")
+        console = import_module("atoken.cli.console")
+        command = getattr(import_module(f"atoken.cli.{options.module}"), options.command)
         with warnings.catch_warnings():
             warnings.simplefilter("always", AtokenWarning)
-            warnings.showwarning = _say_warning
+            warnings.showwarning = _show_warning
             console.silence_transformers()
-            return int(getattr(module, options.command)(options))
+            return int(command(options))
     except AtokenError as error:
         print(f"atoken: {error}", file=sys.stderr)  # noqa: T201 - the program's voice
         return 1
@@ -44,192 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _say_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Say warnings that are meant for a person; those of libraries about themselves are not."""
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print warnings that are meant for a person, and none that libraries give about themselves."""
     if issubclass(category, AtokenWarning):
         print(f"atoken: note: {message}", file=sys.stderr)  # noqa: T201
-
-
-def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
-    top = argparse.ArgumentParser(prog="atoken", description="Images, videos and 3D assets to tokens and back.")
-    top.add_argument("--version", action="version", version=f"atoken {__version__}")
-    # DeepSpeed's launcher says it to every program, and again in the environment, which is where it is read.
-    top.add_argument("--local_rank", help=argparse.SUPPRESS)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_tokenizing(commands)
-    _add_matching(commands)
-    _add_upkeep(commands)
-    return top
-
-
-def _add_tokenizing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Media to tokens and back."""
-    reconstruct = commands.add_parser("reconstruct", help="through the tokenizer and back, with a table of figures")
-    reconstruct.add_argument("files", nargs="+", metavar="FILE")
-    reconstruct.add_argument("-o", "--out", default="out", help="folder for the results (default: out)")
-    _add_model(reconstruct)
-    _add_media(reconstruct)
-    _add_dtype_of_latents(reconstruct)
-
-    encode = commands.add_parser("encode", help="images, videos and 3D assets to one token file")
-    encode.add_argument("files", nargs="+", metavar="FILE")
-    encode.add_argument("-o", "--out", help="token file (default, for one input: its name with .atok)")
-    _add_model(encode)
-    _add_media(encode)
-    _add_dtype_of_latents(encode)
-
-    decode = commands.add_parser("decode", help="a token file back to images, videos and Gaussians")
-    decode.add_argument("file", metavar="FILE.atok")
-    decode.add_argument(
-        "-o", "--out", default="out", help="folder, or a .png, .mp4 or .ply name for one item (default: out)"
-    )
-    decode.add_argument("--item", type=int, action="append", help="number of an item, from 0; may be given again")
-    decode.add_argument("--frames", type=_frame_range, help="of a video: FIRST:LAST, from 0, LAST not included")
-    _add_model(decode, default=None, shown="the bundled one that the file names, else nano")
-
-    info = commands.add_parser("info", help="what a token file holds")
-    info.add_argument("file", metavar="FILE.atok")
-    info.add_argument("--json", action="store_true", help="machine-readable results")
-
-
-def _add_matching(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Media and texts; what these do is in ``matching``."""
-    embed = commands.add_parser("embed", help="one vector for each image, video, asset, item of a token file, or text")
-    _add_found(embed)
-    embed.add_argument("--text", action="append", default=[], help="a text to embed, too; may be given again")
-    embed.add_argument(
-        "-o", "--out", default="vectors.npz", help="NumPy file of names and vectors (default: vectors.npz)"
-    )
-
-    classify = commands.add_parser("classify", help="which label fits each file best")
-    _add_found(classify)
-    classify.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="texts to choose from")
-
-    search = commands.add_parser("search", help="the files that fit a text best")
-    search.add_argument("query", metavar="QUERY")
-    _add_found(search)
-    search.add_argument("--top", type=int, default=10, help="how many to show (default: 10)")
-
-
-def _add_upkeep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Runs, models, this machine."""
-    _add_train(commands)
-
-    doctor = commands.add_parser("doctor", help="check the promises on this machine and this model")
-    _add_model(doctor)
-
-    convert = commands.add_parser("convert", help="foreign weights to a folder that atoken loads")
-    convert.add_argument("source", help="a published .pt or .safetensors file, or a SigLIP2 folder of transformers")
-    convert.add_argument("-o", "--out", required=True, help="folder to write")
-    convert.add_argument("--config", help="the published YAML (default: the name of the file, with .yaml)")
-    convert.add_argument("--gaussians", metavar="FILE", help="the published Gaussian decoder's weights, for 3D")
-    convert.add_argument("--gaussian-config", metavar="YAML", help="its YAML (default: the name of FILE, with .yaml)")
-    convert.add_argument("--text", metavar="FOLDER", help="a SigLIP2 folder with its text tokenizer, for the text side")
-    convert.add_argument("--preset", default="so400m-c", help="for SigLIP2: the size to build around it")
-
-
-def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Nothing that is imported late is known here: names of presets, stages and fields are checked by the command."""
-    train = commands.add_parser(
-        "train", help="a model, stage by stage; or the report of a run",
-        description="Train stages of a curriculum, or resume them; launched by torchrun or deepspeed, on many GPUs.",
-    )  # fmt: skip
-    train.add_argument("--preset", default="nano", help="nano, base or so400m-c (default: nano)")
-    train.add_argument("--stage", default="all", help="name of one, all (default), or tune: on your own images")
-    train.add_argument(
-        "--data", help="folder of media, TOML file of sources, or procedural (default, but for the stage tune)"
-    )
-    train.add_argument("-o", "--out", default="runs", help="folder of runs, one for each stage (default: runs)")
-    train.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
-        help="change the stages: steps=100 tasks.image.micro_batches=8 mixture.clip=4 tasks.image.terms.l1=0.5",
-    )  # fmt: skip
-    train.add_argument(
-        "--start", metavar="MODEL", help="folder or bundled name to start from (default: what the stage before left)"
-    )
-    train.add_argument(
-        "--teachers", metavar="FOLDER", help="of the frozen networks, or none (default: the hub's cache)"
-    )
-    train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
-    train.add_argument(
-        "--zero", type=int, choices=range(4),
-        help="stage of DeepSpeed's ZeRO (default: 1 on several processes, and no DeepSpeed in one)",
-    )  # fmt: skip
-    train.add_argument("--workers", type=_count, default=1, help="processes a rank that make batches (default: 1)")
-    train.add_argument(
-        "--evaluate-every", type=_count, default=0, metavar="STEPS", help="between evaluations (default: none)"
-    )
-    train.add_argument("--plan", action="store_true", help="say what the stages take, and train nothing")
-    train.add_argument("--gpus", type=int, default=1, help="of the plan (default: 1)")
-    train.add_argument("--gpu", default="H100", help="of the plan: their name (default: H100)")
-    train.add_argument("--mfu", type=float, default=0.45, help="of the plan: share of their peak (default: 0.45)")
-    train.set_defaults(json=False)  # its tables are for people
-    tasks = train.add_subparsers(dest="task", metavar="report")
-    report = tasks.add_parser("report", help="one page of the curves and images of a run, to look at or to mail")
-    report.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a run; of several, each goes on from the last"
-    )
-    report.add_argument(
-        "-o", "--out", help=".html, or .svg for the loss alone (default: report.html in the last folder)"
-    )
-
-
-def _add_found(command: argparse.ArgumentParser) -> None:
-    command.add_argument("files", nargs="+", metavar="FILE", help="media, or token files, whose vectors are in them")
-    command.add_argument(
-        "--pool", choices=["whole", "frames"], default="whole",
-        help="of videos: one vector of all tokens, or the mean of the frames' vectors (default: whole)",
-    )  # fmt: skip
-    _add_model(command)
-    _add_media(command)
-
-
-def _add_model(command: argparse.ArgumentParser, default: str | None = "nano", shown: str = "nano") -> None:
-    command.add_argument(
-        "--model", default=default, help=f"bundled name, folder, weight file or hub id (default: {shown})"
-    )
-    command.add_argument("--config", help="of a published weight file: its YAML")
-    command.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
-    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the model")
-    command.add_argument("--json", action="store_true", help="machine-readable results")
-
-
-def _add_media(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--frames", type=_frame_range, help="of videos: FIRST:LAST, from 0, LAST not included")
-    command.add_argument("--fps", type=_fps, help="of videos: take so many frames a second")
-    command.add_argument("--coarsen", action="store_true", help="pack assets of too many voxels at a lower resolution")
-    command.add_argument("--max-pixels", type=int, help="of an image or frame (default: 64 million)")
-    command.add_argument("--max-side", type=int, help="in pixels (default: 16384)")
-    command.add_argument("--max-seconds", type=float, help="of a video (default: 3600)")
-    command.add_argument("--max-frames", type=int, help="of a video (default: 216000)")
-
-
-def _add_dtype_of_latents(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--latents", default="float32", choices=["float32", "float16"],
-        help="how a continuous model's latents are stored; float16 is half the size and rounds them",
-    )  # fmt: skip
-
-
-def _frame_range(text: str) -> tuple[int | None, int | None]:
-    first, colon, last = text.partition(":")
-    try:
-        if not colon:
-            raise ValueError
-        return int(first) if first else None, int(last) if last else None
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, such as 0:48 or 16:") from None
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
-
-
-def _fps(text: str) -> Fraction:
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number, such as 8 or 30000/1001") from None

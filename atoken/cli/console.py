@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from atoken.errors import AtokenError, MediaError
-from atoken.io import Limits, VideoReader
+from atoken.io import Image, Limits, Mesh, Video, VideoReader, Views, load_media, sniff
 from atoken.io.token_file import Tokens
 from atoken.tokenizer import Tokenizer, load
 
@@ -34,15 +34,14 @@ def tokenizer(options: argparse.Namespace) -> Tokenizer:
     return load(options.model, device=options.device, dtype=options.dtype, config=options.config)
 
 
-def limits(options: argparse.Namespace) -> Limits:
-    """The default limits of media, with those that the options raise or lower."""
+def media(file: str, options: argparse.Namespace) -> Image | Video | Mesh | Views | VideoReader:
+    """What a file holds; of a video a reader, to be closed, of what the options select. Raises: AtokenError."""
     names = ("max_pixels", "max_side", "max_seconds", "max_frames")
-    return replace(Limits(), **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
-
-
-def reader(file: str, options: argparse.Namespace) -> VideoReader:
-    """A video, opened as the options ask."""
-    return VideoReader(file, frames=options.frames, fps=options.fps, limits=limits(options))
+    limits = replace(Limits(), **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+    read_frames = sniff(file).modality.read_frames
+    if read_frames:
+        return read_frames(file, frames=options.frames, fps=options.fps, limits=limits)
+    return load_media(file, limits=limits)
 
 
 def folder(path: str) -> Path:

@@ -1,4 +1,4 @@
-"""``atoken doctor``: a sound model passes, and each broken promise is named."""
+"""``atoken doctor``: a sound model passes, and each broken guarantee is named."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def test_doctor_passes_a_discrete_model(dtype, run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "discrete"
     small_model(fsq_levels=presets.FSQ_LEVELS).save_pretrained(folder)
     code, out, _ = run("doctor", "--dtype", dtype, "--json", model=folder)
-    assert [finding["promise"] for finding in json.loads(out) if not finding["passed"]] == []
+    assert [finding["guarantee"] for finding in json.loads(out) if not finding["passed"]] == []
     assert code == 0
 
 
@@ -75,15 +75,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(
-    ("promise", "fault"),
-    [(promise, fault) for promise, faults in FAULTS.items() for fault in faults],
+    ("guarantee", "fault"),
+    [(guarantee, fault) for guarantee, faults in FAULTS.items() for fault in faults],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_doctor_names_the_promise_that_is_broken(promise, fault, run, monkeypatch):
+def test_doctor_names_the_guarantee_that_is_broken(guarantee, fault, run, monkeypatch):
     fault(monkeypatch)
     code, out, _ = run("doctor")
     assert code == 1
-    assert any(line.startswith("FAIL") and promise in line for line in out.splitlines()), out
+    assert any(line.startswith("FAIL") and guarantee in line for line in out.splitlines()), out
     assert any(line.startswith("ok") and "weights" in line for line in out.splitlines())
 
 
@@ -93,5 +93,5 @@ def test_doctor_finds_a_weight_that_is_not_a_number(run, tmp_path_factory):
         model.to_patch.weight[7, 7] = math.nan
     model.save_pretrained(folder)
     code, out, _ = run("doctor", "--json", model=folder)
-    failed = [finding["promise"] for finding in json.loads(out) if not finding["passed"]]
+    failed = [finding["guarantee"] for finding in json.loads(out) if not finding["passed"]]
     assert (code, failed[0]) == (1, "weights: finite")

@@ -74,7 +74,7 @@ def test_several_items_may_share_a_name_and_are_read_in_any_order(tmp_path: Path
         Tokens.load(path, item=3)
 
 
-def test_float16_promises_exactly_the_rounded_latents(tmp_path: Path) -> None:
+def test_float16_gives_exactly_the_rounded_latents(tmp_path: Path) -> None:
     tokens = make((40, 40), 20)
     tokens.save(tmp_path / "half.atok", dtype="float16")
     tokens.save(tmp_path / "whole.atok")

@@ -1,4 +1,4 @@
-"""The promises of design section 5; one test each, named as in the README."""
+"""The guarantees of the README; one test each, named as in the README."""
 
 import gc
 import itertools

@@ -12,7 +12,7 @@ from torch import Tensor
 from atoken.atomic import atomic_path
 from atoken.cli import console
 from atoken.errors import AtokenError, MediaError
-from atoken.io import load_media, sniff
+from atoken.io import VideoReader
 from atoken.io.token_checks import check_model
 from atoken.io.token_file import TokenFile
 from atoken.modalities import MODALITIES
@@ -78,10 +78,10 @@ def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> li
     """The vector of a file, or those of a token file's items."""
     if Path(file).suffix == ".atok":
         return _stored(tokenizer, file, options)
-    if not sniff(file).modality.read_frames:
-        tokens = tokenizer.encode(load_media(file, limits=console.limits(options)), coarsen=options.coarsen)
-        return [(file, tokenizer.embed(tokens))]
-    with console.reader(file, options) as reader:
+    media = console.media(file, options)
+    if not isinstance(media, VideoReader):
+        return [(file, tokenizer.embed(tokenizer.encode(media, coarsen=options.coarsen)))]
+    with media as reader:
         if options.pool == "frames":
             return [(file, tokenizer.embed_frames(reader))]
         *_, last = console.progress(tokenizer.encode_stream(reader), reader.expected_frames, "encode")
@@ -101,6 +101,6 @@ def _stored(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> lis
 
 
 def _write(path: Path, names: list[str], vectors: np.ndarray) -> None:
-    """Whole or not at all. Raises: MediaError."""
+    """Write the file atomically. Raises: MediaError."""
     with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
         np.savez(file, names=np.array(names), vectors=vectors)

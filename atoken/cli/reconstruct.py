@@ -1,0 +1,157 @@
+"""``atoken reconstruct``: through the tokenizer and back, and what came back against what went in.
+
+Images are compared by their pixels, videos frame by frame, assets by views of them on black.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from atoken.cameras import Cameras
+from atoken.cli import console
+from atoken.cli.coding import add, result_path, write_item
+from atoken.gaussians import Gaussians
+from atoken.io import Image, Mesh, Video, VideoReader, Views
+from atoken.io.token_file import TokenFile, TokenFileWriter
+from atoken.metrics.pixels import psnr_of, squared_error, ssim
+from atoken.modalities import MODALITIES
+from atoken.modalities.views import render_views
+from atoken.tokenizer import Tokenizer
+
+VIEWS, VIEW_SIZE = 8, 256  # of an asset: once around, pixels a side
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of ``reconstruct``'s table.
+
+    PSNR is of the mean squared error over all frames, SSIM the mean of them; of an asset over views from all around, on
+    black. Bits per pixel are None for an asset.
+    ``bytes`` is the whole token file. Encode seconds: reading, encoding and writing tokens; decode seconds: reading
+    tokens, decoding and writing the result.
+    """
+
+    file: str
+    size: str
+    tokens: int
+    bytes: int
+    bits_per_pixel: float | None
+    psnr: float
+    ssim: float
+    encode_seconds: float
+    decode_seconds: float
+
+    def cells(self) -> list[str]:
+        """For a person."""
+        bits = "-" if self.bits_per_pixel is None else f"{self.bits_per_pixel:.3f}"
+        quality = [bits, f"{self.psnr:.2f}", f"{self.ssim:.4f}"]
+        seconds = [f"{self.encode_seconds:.2f}", f"{self.decode_seconds:.2f}"]
+        return [self.file, self.size, f"{self.tokens:,}", f"{self.bytes:,}", *quality, *seconds]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it: an infinite PSNR is null."""
+        return asdict(self) | {"psnr": self.psnr if math.isfinite(self.psnr) else None}
+
+
+HEAD = ["file", "size", "tokens", "bytes", "bits/pixel", "PSNR dB", "SSIM", "encode s", "decode s"]
+
+
+def reconstruct(options: argparse.Namespace) -> int:
+    """Every file to a token file and back; a table of figures, the results, and side-by-side images."""
+    tokenizer, out = console.tokenizer(options), console.folder(options.out)
+    jobs = list(zip(options.files, console.unique(Path(file).name for file in options.files), strict=True))
+    rows, failed = console.each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options))
+    console.say(rows, [HEAD, *(row.cells() for row in rows)], options, [row.plain() for row in rows])
+    return failed
+
+
+def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argparse.Namespace) -> Row:
+    token_file = target.with_name(f"{target.name}.atok")
+    start = perf_counter()
+    with TokenFileWriter(token_file) as writer:
+        add(tokenizer, writer, file, options)
+    encoded = perf_counter()
+    with ExitStack() as opened:
+        source = console.media(file, options)
+        if isinstance(source, VideoReader):
+            opened.enter_context(source)
+        tokens = opened.enter_context(TokenFile(token_file))
+        item, comparison = tokens.items[0], Comparison(source)
+        write_item(tokenizer, tokens, 0, result_path(target, item), seen=comparison.add)
+    decode_seconds = perf_counter() - encoded - comparison.seconds
+    Image(comparison.side_by_side).save(target.with_name(f"{target.name}.compare.png"))
+    stored, modality = token_file.stat().st_size, MODALITIES[item.modality]
+    return Row(
+        file=file,
+        size=modality.shown(item.size, item.frames),
+        tokens=item.tokens,
+        bytes=stored,
+        bits_per_pixel=None if modality.sparse else 8 * stored / (item.size[0] * item.size[1] * item.frames),
+        psnr=psnr_of(comparison.error),
+        ssim=comparison.similarity,
+        encode_seconds=encoded - start,
+        decode_seconds=decode_seconds,
+    )
+
+
+class Comparison:
+    """Sums over frames or views, and the first ones side by side: the original left.
+
+    An asset that came as views is seen as those views show it, a mesh from ``VIEWS`` cameras around it, which are none
+    of those that it was encoded from.
+    """
+
+    def __init__(self, source: Image | Mesh | Video | VideoReader | Views) -> None:
+        views = render_views(source, Cameras.turntable(VIEWS), VIEW_SIZE) if isinstance(source, Mesh) else source
+        self._cameras = views.cameras if isinstance(views, Views) else None
+        self._originals = self._frames(views)
+        self._error = self._similarity = self.seconds = 0.0
+        self._count = 0
+        self.side_by_side = np.zeros((1, 1, 3), np.uint8)
+
+    @property
+    def error(self) -> float:
+        """Mean squared error over all frames, of pixels in 0..255."""
+        return self._error / max(self._count, 1)
+
+    @property
+    def similarity(self) -> float:
+        """Mean SSIM over all frames."""
+        return self._similarity / max(self._count, 1)
+
+    def add(self, piece: Image | Video | Gaussians) -> None:
+        """Compare one decoded piece with the originals that are next."""
+        start = perf_counter()
+        for prediction in self._frames(piece):
+            target = next(self._originals)
+            if not self._count:
+                self.side_by_side = np.concatenate([target, prediction], axis=1)
+            self._error += squared_error(prediction, target)
+            self._similarity += ssim(prediction, target)
+            self._count += 1
+        self.seconds += perf_counter() - start
+
+    def _frames(self, media: Image | Video | VideoReader | Views | Gaussians) -> Iterator[np.ndarray]:
+        if isinstance(media, Image):
+            yield media.pixels
+        elif isinstance(media, Video):
+            yield from media.frames
+        elif isinstance(media, VideoReader):
+            yield from (frame for _, frame in media)
+        elif isinstance(media, Views):
+            yield from media.rgb
+        elif self._cameras is not None:
+            for view in range(len(self._cameras)):
+                with torch.inference_mode():
+                    rgb = media.render(self._cameras[view : view + 1], VIEW_SIZE)[0]
+                yield rgb.mul(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
