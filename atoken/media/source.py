@@ -72,6 +72,6 @@ def translated(failed: str) -> Iterator[None]:
     except MemoryError as error:
         raise MediaError(f"{failed}: there is not enough memory for it.") from error
     except Exception as error:  # parsers raise nearly any type on damaged input
-        reason = str(error).strip().rstrip(".") or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         damage = "it is damaged, truncated, malformed or of an unsupported variant"
         raise MediaError(f"{failed}: {damage} ({reason}).") from error

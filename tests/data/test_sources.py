@@ -135,6 +135,14 @@ def test_shards_are_joined_in_the_order_of_their_names(tmp_path: Path) -> None:
     ]
 
 
+def test_links_to_files_are_followed_and_those_to_folders_are_not(tmp_path: Path) -> None:
+    write_folder(tmp_path / "real", written(2))
+    (tmp_path / "data/below").mkdir(parents=True)
+    (tmp_path / "data/below/a.png").symlink_to(tmp_path / "real/part0/0000.png")
+    (tmp_path / "data/below/loop.png").symlink_to(tmp_path / "data")
+    assert [sample.key for sample in FolderSource(tmp_path / "data")] == ["below/a.png"]
+
+
 def test_a_folder_of_assets_can_leave_their_textures_out(tmp_path: Path) -> None:
     write_folder(tmp_path, written(8))
     assert [sample.suffix for sample in FolderSource(tmp_path, MESHES)] == [".glb", ".glb"]

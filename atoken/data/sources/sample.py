@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -89,17 +89,14 @@ def files_below(folder: Path, suffixes: Iterable[str]) -> list[str]:
     return found
 
 
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    found = []
-    for top, folders, files in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        kept = [name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
-        found += [(Path(top) / name).relative_to(folder).as_posix() for name in kept]
-    return found
-
-
-def _raise(error: OSError) -> None:
-    raise error
+def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from (f"{entry.name}/{name}" for name in _walk(Path(entry), suffixes))
+        elif entry.name.lower().endswith(suffixes) and not entry.is_dir():
+            yield entry.name
 
 
 def files_at(path: Path, suffixes: Iterable[str]) -> list[tuple[str, Path]]:
@@ -114,6 +111,11 @@ def files_at(path: Path, suffixes: Iterable[str]) -> list[tuple[str, Path]]:
     if whole_folder:
         return [(printable(name), path / name) for name in files_below(path, suffixes)]
     return [(printable(path.name), path)]
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, int]:
+    """Size and time of change of a file, by which a change is noticed."""
+    return status.st_size, status.st_mtime_ns
 
 
 def printable(name: str) -> str:

@@ -32,6 +32,7 @@ from atoken.data.sources.sample import (
     captions_in,
     files_at,
     located,
+    stamp_of,
 )
 from atoken.data.sources.tar import FILES, FOLDER, entries
 from atoken.errors import AtokenWarning, MediaError
@@ -114,7 +115,7 @@ class _Opened:
             os.close(self._descriptor)
 
     def _check_unchanged(self) -> None:
-        if _stamp(self._descriptor) != self._shard.stamp:
+        if stamp_of(os.fstat(self._descriptor)) != self._shard.stamp:
             raise MediaError(f"The shard {self._shard.path} has changed since the run began; start the run again.")
 
     def sample(self, row: int) -> Sample:
@@ -147,17 +148,14 @@ def _described(path: Path, name: str) -> _Shard:
     with _translated(path):
         if not path.is_file():
             raise MediaError(f"There is no shard {path}; name a .tar file, or a folder of them.")
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            index, kept = _indexed(descriptor, path)
-            return _Shard(name, path, _stamp(descriptor), len(index.names), None if kept else index)
-        finally:
-            os.close(descriptor)
+        with path.open("rb") as file:
+            index, kept = _indexed(file.fileno(), path)
+            return _Shard(name, path, stamp_of(os.fstat(file.fileno())), len(index.names), None if kept else index)
 
 
 def _indexed(descriptor: int, path: Path) -> tuple[_Index, bool]:
     """The index of an open shard, and whether the file beside it holds it now."""
-    stamp, beside = _stamp(descriptor), path.with_name(path.name + ".index")
+    stamp, beside = stamp_of(os.fstat(descriptor)), path.with_name(path.name + ".index")
     with suppress(OSError):
         index = _Index.unpacked(beside.read_bytes(), stamp)
         if index is not None:
@@ -206,11 +204,6 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     stem, dot, rest = file.partition(".")
     return (folder + slash + stem, (dot + rest).lower()) if stem else (name, "")
-
-
-def _stamp(descriptor: int) -> tuple[int, int]:
-    found = os.fstat(descriptor)
-    return found.st_size, found.st_mtime_ns
 
 
 @contextmanager

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from atoken.data.sources.sample import MOST_MEDIA, SUFFIXES, Sample, clean_captions, files_at, located
-from atoken.errors import AtokenError, MediaError, MissingExtraError
+from atoken.data.sources.sample import MOST_MEDIA, SUFFIXES, Sample, clean_captions, files_at, located, stamp_of
+from atoken.errors import MediaError, MissingExtraError
 from atoken.io import sniff
+from atoken.media.source import translated
 
 TABLES = (".parquet", ".arrow", ".feather")
 MEDIA = ("glb", "mesh", "mp4", "video", "image", "jpg", "jpeg", "png", "webp", "bytes")  # usual names of columns
@@ -70,7 +70,7 @@ class _Reader:
 def _described(path: Path, name: str, media: str | None, captions: str | None) -> _Table:
     if not path.is_file() or path.suffix.lower() not in TABLES:
         raise MediaError(f"There is no table {path}; name a {', '.join(TABLES)} file, or a folder of them.")
-    with _translated(f"the table {path}"):
+    with translated(f"Cannot read the table {path}"):
         reader = _open(path)
         ends = tuple(accumulate(reader.counts()))
         if not ends or ends[-1] < 1:
@@ -79,7 +79,9 @@ def _described(path: Path, name: str, media: str | None, captions: str | None) -
         if media is None:
             names = ", ".join(reader.schema.names)
             raise MediaError(f"The table {path} has no column of media bytes with a usual name; name one of: {names}.")
-        return _Table(name, path, _stamp(path), media, _column(reader.schema, captions, CAPTIONS, _is_text, path), ends)
+        return _Table(
+            name, path, stamp_of(path.stat()), media, _column(reader.schema, captions, CAPTIONS, _is_text, path), ends
+        )
 
 
 def _column(
@@ -155,7 +157,7 @@ def _arrow(path: Path) -> _Reader:
 
 @lru_cache(maxsize=8)
 def _opened(table: _Table) -> _Reader:
-    if _stamp(table.path) != table.stamp:
+    if stamp_of(table.path.stat()) != table.stamp:
         raise MediaError(f"The table {table.path} has changed since the run began; start the run again.")
     return _open(table.path)
 
@@ -173,7 +175,7 @@ def _group(table: _Table, number: int) -> Any:
 
 def _sample(table: _Table, row: int) -> Sample:
     what = f"{table.name}/{row}"
-    with _translated(what):
+    with translated(f"Cannot read {what}"):
         number, position = located(table.ends, row)
         group = _group(table, number)
         cell = group.column(table.media)[position].as_py()
@@ -190,19 +192,3 @@ def _suffix(media: bytes, path: object, what: str) -> str:
     if stated in SUFFIXES:
         return stated
     return sniff(media, name=what).format.suffixes[0]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except AtokenError:
-        raise
-    except Exception as error:  # pyarrow raises nearly any type on damaged input, with texts of several lines
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise MediaError(f"Cannot read {what}, it is damaged or of an unsupported variant: {reason}.") from error
