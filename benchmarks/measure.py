@@ -1,4 +1,4 @@
-"""What the benchmarks share: the matrix-product rate of this run, a model's operations, the best of several runs."""
+"""What benchmarks measure: the matrix-product rate of this run, a model's operations, the best of several runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atoken.tokens import SparseTokens
 
 
 def best_of(runs: int, work: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of the fastest of ``runs`` runs, after one that does not count."""
+    """Seconds of the fastest of ``runs`` runs, after a first one that does not count."""
     times = []
     for _ in range(runs + 1):
         start = time.perf_counter()
@@ -25,7 +25,7 @@ def best_of(runs: int, work: Callable[[], object], device: str = "cpu") -> float
 
 
 def matrix_rate(dtype: torch.dtype, device: str = "cpu", size: int = 4096, runs: int = 3) -> float:
-    """Operations a second of the best 4096^3 ``torch.mm`` of this run."""
+    """Operations a second of the fastest of several 4096^3 ``torch.mm``."""
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return 2 * size**3 / best_of(runs, lambda: torch.mm(left, right), device)
 

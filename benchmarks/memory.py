@@ -1,15 +1,13 @@
 """Memory of the commands: peak resident set of ``encode``, ``decode`` and ``reconstruct``, short video and long video.
 
-``python -m benchmarks.memory`` makes videos of 200 and 2000 frames of 64x64, runs each command on each in a process of
-its own, and prints its peak (``ru_maxrss`` as ``wait4`` gives it: of that process, not of its decoder) and its time.
-The target: memory on the long video within 10 % of the short one. The time must not grow faster than the frames; what a
-command takes to start is part of it. The videos are made in a child, because a process starts with the peak of the one
-that starts it; for the same reason nothing large is imported here.
+``python -m benchmarks.memory`` generates videos of 200 and 2000 frames of 64x64, runs each command with ``nano`` in its
+own process, and prints the peak of that process (``ru_maxrss`` of ``wait4``) and its time. Target: the peak on the
+long video within 10 % of the short one. The time, which includes starting, must not grow faster than the frames.
+A process starts with the peak of its parent: so a child generates the videos, and nothing large is imported here.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,11 +16,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
+from benchmarks.tables import head, row
+
 LENGTHS = (200, 2000)
 TARGET = 1.10
-BUNDLED = Path(__file__).parents[1] / "atoken" / "weights"
-
-MAKE_VIDEO = """
+GENERATE_VIDEO = """
 import sys
 from atoken.data.synthetic.procedural import make_video
 from atoken.io import VideoWriter
@@ -31,25 +29,17 @@ with VideoWriter(path, 24, size=(64, 64)) as writer:
     for first in range(0, frames, 40):
         writer.write(make_video(0, first, min(40, frames - first), 64, 64).frames)
 """
-MAKE_MODEL = """
-import sys, torch
-from atoken.model import ATokenConfig, ATokenModel
-torch.manual_seed(0)
-size = {"width": 96, "layers": 2, "heads": 2, "mlp": 128}
-sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in size.items()}
-ATokenModel(ATokenConfig(**sides)).save_pretrained(sys.argv[1])
-"""
 
 
 class Used(NamedTuple):
-    """What a process took."""
+    """What a process used."""
 
     peak_mb: float
     seconds: float
 
 
 def used(*arguments: str) -> Used:
-    """Run a Python process to its end; an error in it ends this one."""
+    """Run a Python process to its end; if it fails, the benchmark ends."""
     start = perf_counter()
     child = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -59,40 +49,28 @@ def used(*arguments: str) -> Used:
     return Used(usage.ru_maxrss / 1024, perf_counter() - start)
 
 
-def commands(folder: Path, frames: int, model: str) -> dict[str, Used]:
-    """Each command on a video of so many frames."""
+def commands(folder: Path, frames: int) -> dict[str, Used]:
+    """Each command on a video of ``frames`` frames."""
     video, tokens, back = (str(folder / f"{frames}{suffix}") for suffix in (".mp4", ".atok", "-back.mp4"))
-    used("-c", MAKE_VIDEO, video, str(frames))
-    atoken = ("-m", "atoken")
-    return {
-        "encode": used(*atoken, "encode", video, "-o", tokens, "--model", model),
-        "decode": used(*atoken, "decode", tokens, "-o", back, "--model", model),
-        "reconstruct": used(*atoken, "reconstruct", video, "-o", str(folder / f"{frames}-out"), "--model", model),
+    used("-c", GENERATE_VIDEO, video, str(frames))
+    ends = {
+        "encode": [video, "-o", tokens],
+        "decode": [tokens, "-o", back],
+        "reconstruct": [video, "-o", f"{back}-out"],
     }
+    return {name: used("-m", "atoken", name, *end) for name, end in ends.items()}
 
 
 def main() -> int:
-    """Print the table; exit code 1 where the target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", default="nano", help="as the commands take it; a small random one where it is missing"
-    )
-    model = parser.parse_args().model
+    """Print the table; exit code 1 if the target is missed."""
     with tempfile.TemporaryDirectory() as folder:
-        if not ((BUNDLED / model).is_dir() or Path(model).exists()):
-            print(f"There is no model {model} yet; these are figures of a small one with random weights.\n")
-            model = str(Path(folder) / "small")
-            used("-c", MAKE_MODEL, model)
-        short, long = (commands(Path(folder), frames, model) for frames in LENGTHS)
-    print(
-        f"| command | {LENGTHS[0]} frames MB | {LENGTHS[1]} frames MB | ratio (target {TARGET:.2f}) | seconds |\n|"
-        + " --- |" * 5
-    )
+        short, long = (commands(Path(folder), frames) for frames in LENGTHS)
+    ratios = {name: long[name].peak_mb / peak for name, (peak, _) in short.items()}
+    head("command", *(f"{frames} frames MB" for frames in LENGTHS), f"ratio (target {TARGET:.2f})", "seconds")
     for name, (peak, seconds) in short.items():
-        ratio = long[name].peak_mb / peak
-        figures = f"{peak:.0f} | {long[name].peak_mb:.0f} | {ratio:.3f} | {seconds:.1f}, {long[name].seconds:.1f}"
-        print(f"| {name} | {figures} |")
-    return int(any(long[name].peak_mb > TARGET * peak for name, (peak, _) in short.items()))
+        times = f"{seconds:.1f}, {long[name].seconds:.1f}"
+        row(name, f"{peak:.0f}", f"{long[name].peak_mb:.0f}", f"{ratios[name]:.3f}", times)
+    return int(max(ratios.values()) > TARGET)
 
 
 if __name__ == "__main__":

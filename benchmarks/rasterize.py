@@ -1,14 +1,13 @@
-"""The plain rasteriser on this CPU: time and memory by Gaussians, without and with gradients.
+"""The plain rasteriser on this CPU: time and memory by number of Gaussians, without and with gradients.
 
 ``python -m benchmarks.rasterize`` prints two tables; the machine should be otherwise idle. The scene is a shell of
-radius 0.45 of Gaussians of scale 0.004 and random opacity, seen at 40 degrees from distance 2. Each row runs in a
-process of its own; memory is by how much its peak (``ru_maxrss``) rises while it draws. Targets on 2 cores: 500,000
-Gaussians at 512x512 in 12 s, and 20,000 at 128x128 forward and backward in 1 s.
+radius 0.45 of Gaussians of scale 0.004 and random opacity, seen at 40 degrees from distance 2. Each row has its own
+process; its memory is the rise of the peak (``ru_maxrss``) while it draws. Targets on 2 cores: 500,000 Gaussians at
+512x512 in 12 s, and 20,000 at 128x128 forward and backward in 1 s.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from atoken.cameras import Cameras
 from atoken.gaussians import Gaussians
 from benchmarks.measure import best_of
+from benchmarks.tables import head, options, row
 
 FORWARD = [(count, 512, None) for count in (10_000, 20_000, 50_000, 100_000, 200_000, 500_000)]
 FORWARD += [(500_000, 512, 0.02), (500_000, 1024, None), (1_000_000, 512, None)]
@@ -25,7 +25,7 @@ BACKWARD = [(count, 128, None) for count in (10_000, 20_000, 50_000, 100_000)] +
 
 
 def shell(count: int, opacity: float | None) -> Gaussians:
-    """Gaussians on a sphere of radius 0.45; without ``opacity`` it is uniform in 0..1."""
+    """Gaussians on a sphere of radius 0.45; opacities are uniform in 0..1 unless ``opacity`` is given."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     quats = torch.nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=-1)
@@ -35,7 +35,7 @@ def shell(count: int, opacity: float | None) -> Gaussians:
 
 
 def draw(gaussians: Gaussians, side: int, backward: bool) -> None:
-    """One view; with ``backward`` also the gradient of its mean square to all parameters."""
+    """Draw one view; with ``backward``, also the gradient of its mean square with respect to all parameters."""
     with torch.set_grad_enabled(backward):
         rgb = gaussians.render(Cameras.turntable(1), side)
         if backward:
@@ -45,7 +45,7 @@ def draw(gaussians: Gaussians, side: int, backward: bool) -> None:
 def measured(
     count: int, side: int, opacity: float | None, backward: bool, threads: int, runs: int
 ) -> tuple[float, float]:
-    """Best seconds and MiB more than before."""
+    """Seconds of the best run, and MiB by which the peak rises."""
     torch.set_num_threads(threads)
     gaussians = shell(count, opacity)
     for tensor in vars(gaussians).values():
@@ -58,26 +58,22 @@ def measured(
 
 def table(cases: list[tuple[int, int, float | None]], backward: bool, threads: int, runs: int) -> None:
     """Print a row for each (Gaussians, side, opacity)."""
-    print("| Gaussians | image | opacity | seconds | microseconds a Gaussian | MiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    head("Gaussians", "image", "opacity", "seconds", "microseconds a Gaussian", "MiB")
     for count, side, opacity in cases:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seconds, memory = pool.apply(measured, (count, side, opacity, backward, threads, runs))
         shown = "0 to 1" if opacity is None else f"{opacity:g}"
-        each = seconds / count * 1e6
-        print(f"| {count:,} | {side}x{side} | {shown} | {seconds:.2f} | {each:.1f} | {memory:.0f} |", flush=True)
+        each = f"{seconds / count * 1e6:.1f}"
+        row(f"{count:,}", f"{side}x{side}", shown, f"{seconds:.2f}", each, f"{memory:.0f}")
 
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
-    print(f"One view, {options.threads} threads, best of {options.runs}\n\nForward")
-    table(FORWARD, False, options.threads, options.runs)
-    print("\nForward and backward")
-    table(BACKWARD, True, options.threads, options.runs)
+    chosen = options(__doc__, threads=torch.get_num_threads(), runs=3)
+    print(f"One view, {chosen.threads} threads, best of {chosen.runs}\n\nForward\n")
+    table(FORWARD, False, chosen.threads, chosen.runs)
+    print("\nForward and backward\n")
+    table(BACKWARD, True, chosen.threads, chosen.runs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How far the rotary embedding moves a freshly initialised SigLIP2 tower: ``python -m benchmarks.rope_shift``.
+"""How much the rotary embedding changes a newly initialised SigLIP2 tower: ``python -m benchmarks.rope_shift``.
 
-A random ``Siglip2VisionModel`` (transformers' own initialisation) is loaded with the rotary embedding off, which gives
-its features exactly, and on. Prints relative L2 distance and cosine of features and pooled vectors.
+A ``Siglip2VisionModel`` with transformers' random initialisation is loaded with the rotary embedding off, which gives
+exactly its features, and on. Prints relative L2 distance and cosine of features and pooled vectors.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from atoken.checkpoint import from_siglip2
 from atoken.model import ATokenConfig
 from atoken.presets import PRESETS
 from benchmarks.measure import random_tokens
+from benchmarks.tables import head, row
 
 SHAPES = {"256x256": (1, 16, 16), "512x256": (1, 32, 16), "64x64": (1, 4, 4)}
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Print the table for the two sizes of tower."""
+    """Print the table for two sizes of the tower."""
     torch.manual_seed(0)
-    print("| tower | image | features, relative L2 | features, cosine | pooled, relative L2 | pooled, cosine |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    head("tower", "image", "features, relative L2", "features, cosine", "pooled, relative L2", "pooled, cosine")
     for name in ("base", "so400m-c"):
         sizes = PRESETS[name] | {"decoder_layers": 1}
         tower = Siglip2VisionModel(
@@ -37,11 +37,8 @@ def main() -> None:
             tokens = random_tokens(plain.config, [shape])
             found, reference = rotated.encode(tokens), plain.encode(tokens)
             pairs = ((found.features.feats, reference.features.feats), (found.pooled, reference.pooled))
-            figures = [
-                f"{float((a - b).norm() / b.norm()):.3f} | {float(cosine_similarity(a, b).mean()):.4f}"
-                for a, b in pairs
-            ]
-            print(f"| {name} | {shape_name} | {' | '.join(figures)} |")
+            distances = [(float((a - b).norm() / b.norm()), float(cosine_similarity(a, b).mean())) for a, b in pairs]
+            row(name, shape_name, *(cell for far, cosine in distances for cell in (f"{far:.3f}", f"{cosine:.4f}")))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Views and voxels of an asset: seconds of ray casting and of packing, and the memory of packing, by number of views.
+"""Views and voxels of an asset: time of ray casting and of packing, and memory of packing, by number of views.
 
-``python -m benchmarks.voxels`` makes a bumpy ball of 50,176 faces with a 1024x1024 texture and, for 8 to 128 views of
-256x256, casts the rays and packs them into 64^3, each number of views in a process of its own. Targets for 16 views on
+``python -m benchmarks.voxels`` generates a bumpy ball of 50,176 faces with a 1024x1024 texture and, for 8 to 128 views
+of 256x256, casts the rays and packs them into 64^3; each number of views has its own process. Targets for 16 views on
 2 cores: ray casting 1.5 s, packing 0.5 s and 500 MB; from 8 to 128 views, time grows at most linearly. A second table
 has ray casting alone, by number of faces. Linux only (``/proc``).
 """
@@ -19,6 +19,7 @@ from atoken.mesh import Mesh
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from benchmarks.measure import best_of
+from benchmarks.tables import head, row
 
 VIEWS = (8, 16, 32, 64, 128)
 RINGS = (36, 112, 354)  # 4 x rings x rings faces: 5,184, 50,176, 501,264
@@ -44,43 +45,41 @@ def ball(rings: int = 112) -> Mesh:
 
 
 def memory(field: str) -> float:
-    """MB of this process: VmRSS now, VmHWM at its peak."""
+    """MB of this process: VmRSS is the current size, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) / 1e3 for line in lines if line.startswith(field))
 
 
 def figures(count: int) -> dict[str, float]:
-    """Seconds, tokens and MB for so many views."""
+    """Seconds, tokens and MB for ``count`` views."""
     mesh = ball()
     cast = best_of(RUNS, lambda: render_views(mesh, count))
     views = render_views(mesh, count)
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     tokens = len(voxelize(views).tokens.feats)
     rise, peak = memory("VmHWM") - before, memory("VmHWM")
     return {"cast": cast, "pack": best_of(RUNS, lambda: voxelize(views)), "tokens": tokens, "rise": rise, "peak": peak}
 
 
 def main() -> int:
-    """Print both tables; exit code 1 where a target is missed."""
+    """Print both tables; exit code 1 if a target is missed."""
     rows = {}
-    print(
-        "| views | ray casting s | packing s | packing ms a view | voxels | packing takes MB | process MB |\n|"
-        + " --- |" * 7
-    )
+    head("views", "ray casting s", "packing s", "packing ms a view", "voxels", "packing adds MB", "process MB")
     for count in VIEWS:
         command = [sys.executable, "-m", "benchmarks.voxels", str(count)]
-        row = rows[count] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-        seconds = f"{row['cast']:.2f} | {row['pack']:.3f} | {1e3 * row['pack'] / count:.1f}"
-        print(f"| {count} | {seconds} | {row['tokens']:,} | {row['rise']:.0f} | {row['peak']:.0f} |", flush=True)
-    print("\n| faces | ray casting of 16 views s | million rays a second |\n|" + " --- |" * 3)
+        one = rows[count] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        seconds = f"{one['cast']:.2f}", f"{one['pack']:.3f}", f"{1e3 * one['pack'] / count:.1f}"
+        row(count, *seconds, f"{one['tokens']:,}", f"{one['rise']:.0f}", f"{one['peak']:.0f}")
+    print()
+    head("faces", "ray casting of 16 views s", "million rays a second")
     for rings in RINGS:
         mesh = ball(rings)
-        seconds = best_of(RUNS, lambda mesh=mesh: render_views(mesh))
-        print(f"| {len(mesh.faces):,} | {seconds:.2f} | {16 * 256**2 / seconds / 1e6:.2f} |")
+        taken = best_of(RUNS, lambda mesh=mesh: render_views(mesh))
+        row(f"{len(mesh.faces):,}", f"{taken:.2f}", f"{16 * 256**2 / taken / 1e6:.2f}")
     few, usual, many = rows[VIEWS[0]], rows[16], rows[VIEWS[-1]]
     growth = many["pack"] / few["pack"] * VIEWS[0] / VIEWS[-1]
-    print(f"\nPacking {VIEWS[-1]} views takes {growth:.2f} times as long a view as packing {VIEWS[0]}.")
+    print(f"\nFrom {VIEWS[0]} to {VIEWS[-1]} views, the time of packing one view grows {growth:.2f}-fold.")
     missed = usual["cast"] > CAST_TARGET or usual["pack"] > PACK_TARGET or usual["rise"] > MEMORY_TARGET or growth > 1.0
     return int(missed)
 

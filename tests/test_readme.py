@@ -113,7 +113,8 @@ def parsed(words):
         found = importlib.util.find_spec(words[2])
         assert found, f"there is no {words[2]}"
         source = Path(found.origin).read_text()
-        assert all(f'"{word}"' in source for word in words[3:] if word.startswith("-")), words
+        flags = [word for word in words[3:] if word.startswith("--")]
+        assert all(f'"{flag}"' in source or f"{flag[2:]}=" in source for flag in flags), words
         return source
     if words[0] == "make" and len(words) > 1:
         target = words[1]

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +15,10 @@ from atoken.errors import CheckpointError
 from atoken.modalities.pixels import patchify
 from atoken.presets import preset
 from atoken.tokens import SparseTokens
+from tests.model.golden import GOLDEN
 from tests.model.sizes import small_config, small_model
 from tests.tolerances import FP32
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 OFFICIAL = GOLDEN / "soc-tiny.weights.safetensors"
 ARCH = json.loads((GOLDEN / "soc-tiny.config.json").read_text())
 SIZES = [(16, 16), (64, 48), (48, 16), (16, 96), (160, 32), (320, 304)]

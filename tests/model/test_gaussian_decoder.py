@@ -27,15 +27,15 @@ from atoken.gaussian_decoder import (
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.presets import GAUSSIAN_DECODER
 from atoken.tokens import SparseTokens
-from benchmarks.golden import POCKET
+from tests.model.golden import GOLDEN
 from tests.model.sizes import small_config, small_model
 from tests.tolerances import BF16_FORWARD, BF16_GRADIENT, EXACT, FP32
 
 SIZES = {"width": 48, "layers": 3, "heads": 2, "mlp": 64}
 SMALL = SIZES | {"neighborhood": 3}
 FIELDS = ("means", "scales", "quats", "opacities", "colors")
-OFFICIAL = POCKET / "soc-tiny.weights.safetensors", json.loads((POCKET / "soc-tiny.config.json").read_text())
-ARCH = json.loads((POCKET / "gs-tiny.config.json").read_text())
+OFFICIAL = GOLDEN / "soc-tiny.weights.safetensors", json.loads((GOLDEN / "soc-tiny.config.json").read_text())
+ARCH = json.loads((GOLDEN / "gs-tiny.config.json").read_text())
 
 
 def voxels(*counts, side=40, seed=0, width=768):
@@ -317,7 +317,7 @@ def test_wrong_sizes_are_refused(sizes):
 
 
 def published(**changes):
-    return load_file(POCKET / "gs-tiny.weights.safetensors") | changes
+    return load_file(GOLDEN / "gs-tiny.weights.safetensors") | changes
 
 
 def test_published_files_load_without_the_training_loss(tmp_path):

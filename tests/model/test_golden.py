@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 
 from atoken.modalities.pixels import patchify
 from atoken.tokens import SparseTokens
-from benchmarks.golden import INPUTS, POCKET, VARIANTS, gaussian_pairs, indices, pairs, relative_error
+from tests.model.golden import GOLDEN, INPUTS, VARIANTS, gaussian_pairs, indices, pairs, relative_error
 from tests.tolerances import RELEASED
 
 THOROUGH = Path(__file__).parents[3] / "shared" / "golden"
 FOLDERS = [
-    pytest.param(POCKET, id="pocket"),
+    pytest.param(GOLDEN, id="pocket"),
     pytest.param(
         THOROUGH,
         id="thorough",
@@ -49,7 +49,7 @@ def test_fsq_indices_away_from_rounding_boundaries(folder, tag):
 
 
 def test_patches_are_those_of_the_published_code():
-    io = load_file(POCKET / "soc-tiny.io.safetensors")
+    io = load_file(GOLDEN / "soc-tiny.io.safetensors")
     tokens = SparseTokens.pack([patchify(io[f"images.pixels.{i}"][None]) for i in range(2)])
     assert torch.equal(tokens.feats, io["images.patches"])
     assert torch.equal(tokens.coords, io["images.coords"][:, 1:])

@@ -10,7 +10,7 @@ from atoken.modalities.pixels import grid_coords
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.presets import PRESETS, preset
 from atoken.tokens import SparseTokens
-from benchmarks.golden import distance
+from tests.model.golden import distance
 from tests.model.sizes import small_config, small_model
 from tests.tolerances import EXACT, FP32, ROUNDING_MARGIN
 

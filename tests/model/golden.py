@@ -1,8 +1,8 @@
-"""Parity with the published inference code, tensor by tensor: ``python -m benchmarks.golden [--folder DIR]``.
+"""Parity with the published inference code, tensor by tensor: ``python -m tests.model.golden [--folder DIR]``.
 
-The folder holds weights, inputs and results that the published code computed at a small size (default:
-``tests/data/golden``; its README says what is in it). Prints the largest absolute difference of each tensor, relative
-to the tensor's largest absolute value; of FSQ indices, how many of those away from a rounding boundary differ.
+The folder has weights, inputs and results of the published code at a small size (default: ``tests/data/golden``, with a
+README). Prints the largest absolute difference of each tensor, relative to its largest absolute value; of FSQ indices
+away from a rounding boundary, how many differ.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from atoken.checkpoint import load_official
 from atoken.modalities.pixels import patchify
 from atoken.model import ATokenModel
 from atoken.tokens import SparseTokens
+from benchmarks.tables import head, row
 
-POCKET = Path(__file__).parents[1] / "tests" / "data" / "golden"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 VARIANTS = ("soc-tiny", "sod-tiny")
 INPUTS = ("images", "videos", "video_single", "voxels")
 TARGET, MARGIN = 1e-4, 1e-4  # relative error; distance to a rounding boundary
 
 
 def released(folder: Path, variant: str) -> tuple[ATokenModel, dict[str, Tensor]]:
-    """Our model with the published weights, and what the published code computed."""
+    """Our model with the published weights, and the results of the published code."""
     config, gaussians = (json.loads((folder / f"{name}.config.json").read_text()) for name in (variant, "gs-tiny"))
     weights, gaussian_weights = (folder / f"{name}.weights.safetensors" for name in ("soc-tiny", "gs-tiny"))
     model = load_official(weights, config, gaussian_weights, gaussians)
@@ -72,7 +73,7 @@ def pairs(folder: Path, variant: str, tag: str) -> Iterator[tuple[str, Tensor, T
 
 @torch.inference_mode()
 def gaussian_pairs(folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """As ``pairs``, of every tensor of the Gaussian decoder: raw, in the published layout, and activated."""
+    """As ``pairs``, for the tensors of the Gaussian decoder: raw, in the published layout, and activated."""
     model, (voxels, io) = released(folder, "soc-tiny")[0], voxels_and_results(folder)
     decoder = model.gaussian_decoder
     assert decoder is not None
@@ -92,7 +93,7 @@ def gaussian_pairs(folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def voxels_and_results(folder: Path) -> tuple[SparseTokens, dict[str, Tensor]]:
-    """The Gaussian decoder's input at t = 0 (published: columns batch, x, y, z), and what the published code gave."""
+    """The Gaussian decoder's input at t = 0 (published: columns batch, x, y, z), and the published results."""
     io = load_file(folder / "gs-tiny.io.safetensors")
     sample, positions = io["coords"][:, 0], io["coords"][:, 1:]
     coords = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
@@ -101,7 +102,7 @@ def voxels_and_results(folder: Path) -> tuple[SparseTokens, dict[str, Tensor]]:
 
 @torch.inference_mode()
 def indices(folder: Path, tag: str) -> tuple[Tensor, Tensor]:
-    """FSQ indices and their reference, where every value of the group is away from a rounding boundary."""
+    """FSQ indices and their reference, of groups whose values are all away from a rounding boundary."""
     model, io = released(folder, "sod-tiny")
     encoded = model.encode(packed(io, tag))
     away = (distance(model.quantiser, encoded.posterior.mean) > MARGIN).unflatten(1, (-1, 6)).all(-1)
@@ -110,14 +111,14 @@ def indices(folder: Path, tag: str) -> tuple[Tensor, Tensor]:
 
 
 def distance(quantiser: FSQ | None, values: Tensor) -> Tensor:
-    """How far values (..., C) stand from a rounding boundary, in steps."""
+    """Distance of values (..., C) from the nearest rounding boundary, in steps."""
     assert quantiser is not None
     bounded = quantiser.bound(values)
     return (bounded - bounded.floor() - 0.5).abs()
 
 
 def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Largest difference over the largest value. Raises ValueError where the shapes differ."""
+    """Largest difference over the largest value. Raises ValueError if the shapes differ."""
     if found.shape != reference.shape:
         raise ValueError(f"The shapes differ: {tuple(found.shape)}, and {tuple(reference.shape)} in the reference.")
     return float((found - reference).abs().max() / reference.abs().max())
@@ -126,18 +127,18 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=POCKET)
+    parser.add_argument("--folder", type=Path, default=GOLDEN)
     folder = parser.parse_args().folder
-    print(f"| model | input | tensor | relative error (target {TARGET:.0e}) |\n| --- | --- | --- | --- |")
+    head("model", "input", "tensor", f"relative error (target {TARGET:.0e})")
     for variant in VARIANTS:
         for tag in INPUTS:
             for name, found, reference in pairs(folder, variant, tag):
-                print(f"| {variant} | {tag} | {name} | {relative_error(found, reference):.1e} |")
+                row(variant, tag, name, f"{relative_error(found, reference):.1e}")
     for name, found, reference in gaussian_pairs(folder):
-        print(f"| gs-tiny | voxels | {name} | {relative_error(found, reference):.1e} |")
+        row("gs-tiny", "voxels", name, f"{relative_error(found, reference):.1e}")
     for tag in INPUTS:
         found, reference = indices(folder, tag)
-        print(f"| sod-tiny | {tag} | indices | {int((found != reference).sum())} of {found.numel()} differ |")
+        row("sod-tiny", tag, "indices", f"{int((found != reference).sum())} of {found.numel()} differ")
 
 
 if __name__ == "__main__":
