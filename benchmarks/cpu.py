@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from atoken.io import Image
-from atoken.io.tokens_record import Tokens
+from atoken.io.token_file import Tokens
 from atoken.modalities.pixels import patchify, to_uint8, to_values, unpatchify
 from atoken.model import ATokenModel
 from atoken.presets import preset
