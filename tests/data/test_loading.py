@@ -172,8 +172,8 @@ def test_a_short_video_is_taken_closer_and_then_its_last_frame_repeated(
 def test_frames_are_scaled_as_images_are(tmp_path: Path) -> None:
     path = encoded(tmp_path / "a.mkv", "ffv1", moving(8, 100, 150), pix_fmt="bgr0")
     frames = load_video(sample(path), 2, 6, np.random.default_rng(0))
-    for ours, whole in zip(frames, moving(8, 100, 150), strict=True):
-        assert np.array_equal(ours, load_image(sample(png(whole), ".png"), 6)[0])
+    for result, whole in zip(frames, moving(8, 100, 150), strict=True):
+        assert np.array_equal(result, load_image(sample(png(whole), ".png"), 6)[0])
 
 
 # Assets
@@ -213,9 +213,9 @@ def test_bytes_and_a_file_give_the_same(tmp_path: Path) -> None:
 def test_an_asset_of_bytes_is_that_of_its_file(tmp_path: Path) -> None:
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
     of_file = square(tmp_path / "a.ply")
-    ours, theirs = load_asset(of_file, 500), load_asset(sample((tmp_path / "a.ply").read_bytes(), ".ply"), 500)
-    assert np.array_equal(ours.feats, theirs.feats)
-    assert np.array_equal(ours.coords, theirs.coords)
+    result, expected = load_asset(of_file, 500), load_asset(sample((tmp_path / "a.ply").read_bytes(), ".ply"), 500)
+    assert np.array_equal(result.feats, expected.feats)
+    assert np.array_equal(result.coords, expected.coords)
 
 
 def loaders(one: Sample) -> list:

@@ -83,11 +83,11 @@ def test_another_process_has_the_same_order() -> None:
     code = "import json, test_mixing; print(json.dumps(test_mixing.order()))"
     here = Path(__file__).parent
     other = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
-    assert [tuple(place) for place in json.loads(other.stdout)] == order()
+    assert [tuple(position) for position in json.loads(other.stdout)] == order()
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
-    """A run that resumes after an update goes on where it was."""
+    """A run that resumes after an update continues where it stopped."""
     assert [item for name, item in order(45) if name == "b"] == [5, 3, 6, 4, 1]
 
 
@@ -95,8 +95,8 @@ def test_the_order_of_a_seed_never_changes() -> None:
 def test_ranks_share_one_global_order(world: int) -> None:
     drawn = {}
     for rank in range(world):
-        mine = mixture()
-        drawn |= {g: mine.draw(g, lambda sample: sample.media) for g in range(rank, 300, world)}
+        mixed = mixture()
+        drawn |= {g: mixed.draw(g, lambda sample: sample.media) for g in range(rank, 300, world)}
     assert [(drawn[g].source, int(drawn[g].value)) for g in range(300)] == order()
 
 
@@ -116,10 +116,10 @@ def test_broken_samples_are_skipped_and_listed_exactly() -> None:
     for g in range(400):
         drawn = mixed.draw(g, load)
         broken += drawn.broken
-        places = [mixed.position(g, attempt) for attempt in range(len(drawn.broken) + 1)]
-        assert {name for name, _ in places} == {drawn.source}  # a broken sample does not shift the ratio
-        assert drawn.value == places[-1][1]
-        tried += [(g, name, item) for name, item in places]
+        positions = [mixed.position(g, attempt) for attempt in range(len(drawn.broken) + 1)]
+        assert {name for name, _ in positions} == {drawn.source}  # a broken sample does not shift the ratio
+        assert drawn.value == positions[-1][1]
+        tried += [(g, name, item) for name, item in positions]
     bad = [(g, name, item) for g, name, item in tried if item in BAD or (name, item) in (("a", 20), ("a", 21))]
     assert len(tried) == 400 + len(bad)
     assert {item for _, _, item in bad} == BAD | {20, 21}

@@ -1,4 +1,4 @@
-"""Solids: closed, wound outwards, of the volume that geometry says, and assets that fit their box and their caption."""
+"""Solids: closed, wound outwards, of the right volume, and assets that fit their box and their caption."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ def volume(solid):
 
 
 def is_closed(solid):
-    """Whether every edge is used once in each direction, vertices at one place counting as one."""
+    """Whether every edge is used once in each direction, vertices at one position counting as one."""
     _, same = np.unique(solid.vertices.round(9), axis=0, return_inverse=True)
     faces = same.reshape(-1)[solid.faces]
     edges = Counter(map(tuple, np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])))
@@ -59,15 +59,15 @@ def test_every_shape_is_closed_and_wound_outwards():
 
 def test_assets_fill_their_box_and_differ():
     assets = [make_asset(0, index) for index in range(40)]
-    for made in assets:
-        low, high = made.mesh.vertices.min(0), made.mesh.vertices.max(0)
+    for asset in assets:
+        low, high = asset.mesh.vertices.min(0), asset.mesh.vertices.max(0)
         assert (high - low).max() == pytest.approx(1.0, abs=1e-5)
         np.testing.assert_allclose(low + high, 0, atol=1e-5)
-        assert made.caption == made.caption.lower()
-    assert len({made.caption for made in assets}) > 30
-    textured = [made for made in assets if made.mesh.textures]
+        assert asset.caption == asset.caption.lower()
+    assert len({asset.caption for asset in assets}) > 30
+    textured = [asset for asset in assets if asset.mesh.textures]
     assert 0 < len(textured) < len(assets)
-    assert all((made.mesh.texture >= 0).any() for made in textured)
+    assert all((asset.mesh.texture >= 0).any() for asset in textured)
 
 
 def test_the_same_arguments_give_the_same_asset():
@@ -81,10 +81,10 @@ def test_the_same_arguments_give_the_same_asset():
 def test_a_plain_asset_has_the_colour_of_its_caption():
     found = 0
     for index in range(60):
-        made = make_asset(1, index)
-        colours = np.unique(made.mesh.colors[..., :3].reshape(-1, 3), axis=0)
-        word = made.caption.split()[1]
-        if not made.mesh.textures and len(colours) == 1 and tuple(colours[0]) in COLOURS.values():
+        asset = make_asset(1, index)
+        colours = np.unique(asset.mesh.colors[..., :3].reshape(-1, 3), axis=0)
+        word = asset.caption.split()[1]
+        if not asset.mesh.textures and len(colours) == 1 and tuple(colours[0]) in COLOURS.values():
             assert COLOURS[word] == tuple(colours[0])
             found += 1
     assert found

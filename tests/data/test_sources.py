@@ -23,7 +23,7 @@ Wanted = tuple[str, bytes, str, tuple[str, ...]]  # key, bytes, suffix, captions
 
 
 def written(count: int = 24) -> list[Wanted]:
-    """Samples of four kinds with none to three captions, in the order of their names."""
+    """Samples of four formats with none to three captions, in the order of their names."""
     rng, suffixes = np.random.default_rng(0), list(MAGIC)
     captions = [tuple(f"ein Bild, Nr. {n}.{k}: \u00e4\u6f22\U0001f600" for k in range(n % 4)) for n in range(count)]
     media = [MAGIC[suffixes[n % 4]] + rng.bytes(int(rng.integers(1, 2000))) for n in range(count)]

@@ -94,11 +94,11 @@ def test_the_same_media_give_the_same_batches_wherever_they_are(write: Callable,
     captions = set()
     for name in ("image", "captioned"):
         for number in range(3):
-            ours, theirs = (batch(stage, one, name, number) for one in datasets)
-            assert torch.equal(ours.tokens.feats, theirs.tokens.feats)
-            assert torch.equal(ours.tokens.coords, theirs.tokens.coords)
-            assert ours.captions == theirs.captions
-            captions |= set(ours.captions)
+            result, expected = (batch(stage, one, name, number) for one in datasets)
+            assert torch.equal(result.tokens.feats, expected.tokens.feats)
+            assert torch.equal(result.tokens.coords, expected.tokens.coords)
+            assert result.captions == expected.captions
+            captions |= set(result.captions)
     assert captions <= {caption for *_, both in images() for caption in both}
     assert {caption.split()[0] for caption in captions} == {"number", "Nummer"}
 
@@ -144,12 +144,12 @@ def test_the_word_procedural_generates_all_tasks_but_crops() -> None:
     assert list(datasets) == ["image", "captioned", "video"]
     budget = Budget(5, 2, 9, (3, 1, 2, 5))
     drawn, (rows, columns) = datasets["video"].draw(budget).value, shape(TASKS["video"], budget)
-    made = make_video(datasets["video"].seed, 5, 8, rows * 16, columns * 16)
-    assert torch.equal(drawn.tokens.feats, patchify(to_values(made.frames)).feats)
-    assert drawn.caption == made.caption
-    made = make_image(8, 5, rows * 16, columns * 16)
+    sample = make_video(datasets["video"].seed, 5, 8, rows * 16, columns * 16)
+    assert torch.equal(drawn.tokens.feats, patchify(to_values(sample.frames)).feats)
+    assert drawn.caption == sample.caption
+    sample = make_image(8, 5, rows * 16, columns * 16)
     assert torch.equal(
-        generated(TASKS["image"], budget, 8, "mixed").tokens.feats, patchify(to_values(made.frames)).feats
+        generated(TASKS["image"], budget, 8, "mixed").tokens.feats, patchify(to_values(sample.frames)).feats
     )
     assert len({dataset.seed for dataset in datasets.values()}) == 3
 
@@ -170,11 +170,11 @@ def test_a_series_that_a_modality_lacks_is_refused_by_name(tmp_path: Path) -> No
 
 
 def test_the_generator_is_a_source_among_others(tmp_path: Path) -> None:
-    mine, made = write_folder(tmp_path, images()), "procedural = 'mixed'\nweight = 2"
-    dataset = datasets_of(tmp_path, f"[image.mine]\n{mine}\n[image.made]\n{made}")["image"]
+    mine, generated_ = write_folder(tmp_path, images()), "procedural = 'mixed'\nweight = 2"
+    dataset = datasets_of(tmp_path, f"[image.mine]\n{mine}\n[image.generated]\n{generated_}")["image"]
     found = [dataset.draw(budget) for number in range(3) for budget in budgets(TASKS["image"], 3, "image", number)]
     assert len(found) % 3 == 0
-    assert [one.source for one in found].count("made") == len(found) * 2 // 3
+    assert [one.source for one in found].count("generated") == len(found) * 2 // 3
     assert all(one.value.tokens.lengths[0] <= 16 for one in found)
 
 
@@ -199,8 +199,8 @@ def test_datasets_are_pickled_small(tmp_path: Path) -> None:
     assert len(data) < 5000
     copy = pickle.loads(data)  # noqa: S301 - our own, made in this line
     assert copy.data == datasets.data
-    ours, theirs = (batch(IMAGES, one, "image", 0) for one in (datasets, copy))
-    assert torch.equal(ours.tokens.feats, theirs.tokens.feats)
+    result, expected = (batch(IMAGES, one, "image", 0) for one in (datasets, copy))
+    assert torch.equal(result.tokens.feats, expected.tokens.feats)
 
 
 # The file
@@ -230,7 +230,7 @@ def test_paths_are_relative_to_the_file_or_absolute(tmp_path: Path, monkeypatch:
 def test_one_file_may_serve_all_stages_of_the_curricula(tmp_path: Path) -> None:
     names = {name for stages in CURRICULA.values() for stage in stages.values() for name in stage.used}
     names -= {"crop", "surface"}
-    (tmp_path / "all.toml").write_text("".join(f"[{name}.made]\nprocedural = 'mixed'\n" for name in sorted(names)))
+    (tmp_path / "all.toml").write_text("".join(f"[{name}.any]\nprocedural = 'mixed'\n" for name in sorted(names)))
     for stages in CURRICULA.values():
         for stage in stages.values():
             datasets = load_datasets(tmp_path / "all.toml", stage)
@@ -291,11 +291,11 @@ def test_a_file_that_cannot_be_read_gets_one_sentence(tmp_path: Path) -> None:
 
 def test_a_folder_stands_for_the_file_that_names_it(tmp_path: Path) -> None:
     named = datasets_of(tmp_path, f"[image.files]\n{write_folder(tmp_path, images())}\n")
-    ours, theirs = (
+    result, expected = (
         batch(IMAGES, datasets, "image", 0) for datasets in (load_datasets(tmp_path / "photos", IMAGES), named)
     )
-    assert torch.equal(ours.tokens.feats, theirs.tokens.feats)
-    assert ours.captions == theirs.captions
+    assert torch.equal(result.tokens.feats, expected.tokens.feats)
+    assert result.captions == expected.captions
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"a = " + b"[" * 100_000, b"\0"])

@@ -78,9 +78,9 @@ def at_224(images):
 
 def test_l1_counts_real_values_only():
     inputs = SparseTokens(torch.zeros(5, 3072), torch.zeros(5, 4, dtype=torch.int32), (5,))
-    ours = torch.full((5, 3072), 100.0)
-    ours[:, :768] = torch.tensor([0.5, -0.25]).repeat(384)
-    step = SimpleNamespace(inputs=inputs, decoded=inputs.with_feats(ours), values=768)
+    result = torch.full((5, 3072), 100.0)
+    result[:, :768] = torch.tensor([0.5, -0.25]).repeat(384)
+    step = SimpleNamespace(inputs=inputs, decoded=inputs.with_feats(result), values=768)
     assert losses.l1(step).item() == 0.375
     step.values = 3072
     assert losses.l1(step).item() == pytest.approx((0.375 + 300) / 4, rel=FP32)
@@ -89,9 +89,9 @@ def test_l1_counts_real_values_only():
 def test_kl_is_the_divergence_to_the_unit_gaussian_summed_over_channels():
     generator = torch.Generator().manual_seed(0)
     mean, logvar = torch.randn(2, 7, 48, generator=generator)
-    theirs = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1).mean()
-    ours = losses.kl(SimpleNamespace(encoded=SimpleNamespace(posterior=Posterior(mean, logvar))))
-    torch.testing.assert_close(ours, theirs, rtol=FP32, atol=0)
+    expected = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1).mean()
+    result = losses.kl(SimpleNamespace(encoded=SimpleNamespace(posterior=Posterior(mean, logvar))))
+    torch.testing.assert_close(result, expected, rtol=FP32, atol=0)
     zeros = Posterior(torch.zeros(3, 48), torch.zeros(3, 48))
     assert losses.kl(SimpleNamespace(encoded=SimpleNamespace(posterior=zeros))) == 0
 
@@ -105,11 +105,11 @@ def test_a_step_encodes_and_decodes_as_the_model_does(make):
 
 def test_perceptual_networks_see_images_of_any_size_on_224_pixels(make):
     step = make()
-    ours, theirs = step.images
-    assert torch.equal(theirs, at_224([image[0].permute(2, 0, 1) for image in frames()]))
-    assert torch.equal(ours, at_224(by_hand(step.decoded)))
-    assert ours.shape == (3, 3, 224, 224)
-    assert (ours.requires_grad, theirs.requires_grad) == (True, False)
+    result, expected = step.images
+    assert torch.equal(expected, at_224([image[0].permute(2, 0, 1) for image in frames()]))
+    assert torch.equal(result, at_224(by_hand(step.decoded)))
+    assert result.shape == (3, 3, 224, 224)
+    assert (result.requires_grad, expected.requires_grad) == (True, False)
 
 
 def test_lpips_and_gram_are_those_of_images_put_together_by_hand(make, teachers):
@@ -124,8 +124,8 @@ def test_clip_is_the_angle_between_features_of_its_tower(make, teachers):
     step = make()
     mean, std = (torch.tensor(each)[:, None, None] for each in (MEAN, STD))
     shown = [(at_224(by_hand(tokens)) + 1) / 2 for tokens in (step.decoded, step.inputs)]
-    ours, theirs = (teachers.clip.model(pixel_values=(x - mean) / std).image_embeds for x in shown)
-    cosines = torch.linalg.vecdot(ours, theirs) / (ours.norm(dim=1) * theirs.norm(dim=1))
+    result, expected = (teachers.clip.model(pixel_values=(x - mean) / std).image_embeds for x in shown)
+    cosines = torch.linalg.vecdot(result, expected) / (result.norm(dim=1) * expected.norm(dim=1))
     assert cosines.max() < 1 - 100 * FP32
     torch.testing.assert_close(losses.clip(step), 1 - cosines.mean(), rtol=0, atol=FP32)
 
@@ -137,14 +137,14 @@ def test_a_batch_of_several_sizes_is_the_mean_of_its_images(make):
 
 
 def test_a_perfect_reconstruction_costs_nothing_and_is_left_alone(make):
-    ours = packed(frames())
-    ours.feats[:, 768:] = 5.0  # frames that images do not have
-    ours.feats.requires_grad_()
-    step = make(prediction=ours)
+    result = packed(frames())
+    result.feats[:, 768:] = 5.0  # frames that images do not have
+    result.feats.requires_grad_()
+    step = make(prediction=result)
     values = [term(step) for term in (losses.l1, *PERCEPTUAL)]
     assert max(values) < FP32
     sum(values).backward()
-    assert ours.feats.grad.abs().max() < FP32
+    assert result.feats.grad.abs().max() < FP32
 
 
 def test_only_real_frames_count(make):
@@ -170,8 +170,8 @@ def divergence(step, kept):
     text = siglip_texts(siglip, words()([step.captions[i] for i in kept]))
     visual = siglip_images(siglip, step.inputs), step.encoded.pooled
     scores = (similarities(x, text, siglip.logit_scale) for x in visual)
-    theirs, ours = (score.div(2.0).softmax(1) for score in scores)
-    return (theirs * (theirs / ours).log()).sum(1).mean().float()
+    expected, result = (score.div(2.0).softmax(1) for score in scores)
+    return (expected * (expected / result).log()).sum(1).mean().float()
 
 
 @pytest.mark.parametrize("captions", [CAPTIONS, ("", *CAPTIONS[:2])])

@@ -39,12 +39,12 @@ def test_linear_start_is_near_the_best_linear_code():
     config = one_layer()
     model = linear_start(config, seen)
     with torch.no_grad():
-        ours = model(held_out)[1].feats[:, :768]
+        found = model(held_out)[1].feats[:, :768]
     values, wanted = (torch.cat([part.feats[:, :768] for part in parts]).double() for parts in (seen, [held_out]))
     mean = values.mean(0)
     basis = torch.linalg.svd(values - mean, full_matrices=False).Vh[: config.latent_channels]
     best = (wanted - mean) @ basis.T @ basis + mean
-    decibels = [psnr_of(float((255 / 2) ** 2 * (result - wanted).square().mean())) for result in (ours, best)]
+    decibels = [psnr_of(float((255 / 2) ** 2 * (result - wanted).square().mean())) for result in (found, best)]
     assert decibels[1] - decibels[0] < 0.6
     assert decibels[1] > psnr_of(float((255 / 2) ** 2 * (mean - wanted).square().mean())) + 3  # PCA says something
 
@@ -80,9 +80,9 @@ def test_discrete_start_reads_the_latents_off_its_codes():
         discrete = discrete_start(model, one_layer(**ONE_LAYER_MORE, fsq_levels=presets.FSQ_LEVELS), tokens)
         error = signal = 0.0
         for part in tokens:
-            ours, theirs = discrete(part)[1].feats[:, :768], model(part)[1].feats[:, :768]
-            error += float((ours - theirs).square().sum())
-            signal += float((theirs - theirs.mean(0)).square().sum())
+            result, expected = discrete(part)[1].feats[:, :768], model(part)[1].feats[:, :768]
+            error += float((result - expected).square().sum())
+            signal += float((expected - expected.mean(0)).square().sum())
     # 48 digits of two bits for some 48 coefficients: plain two bits each would be 9.3 dB for Gaussians.
     assert 10 * np.log10(signal / error) > 15
 
@@ -113,10 +113,10 @@ def test_a_start_with_more_channels_or_a_quantiser_does_what_the_model_before_it
     narrow, tokens = small_model(latent_channels=32), batch(TINY, 0).tokens
     wide = continued(narrow, small_config(latent_channels=48), ())
     with torch.no_grad():
-        (ours, ours_out), (theirs, theirs_out) = wide(tokens), narrow(tokens)
-    assert torch.equal(ours.latents.feats[:, :32], theirs.latents.feats)
-    assert ours.latents.feats[:, 32:].any()
-    torch.testing.assert_close(ours_out.feats, theirs_out.feats, atol=FP32, rtol=0)
+        (result, result_out), (expected, expected_out) = wide(tokens), narrow(tokens)
+    assert torch.equal(result.latents.feats[:, :32], expected.latents.feats)
+    assert result.latents.feats[:, 32:].any()
+    torch.testing.assert_close(result_out.feats, expected_out.feats, atol=FP32, rtol=0)
     discrete = continued(wide, small_config(fsq_levels=presets.FSQ_LEVELS), ())
     assert torch.equal(discrete.encode(tokens).posterior.mean, wide.encode(tokens).posterior.mean)
     with pytest.raises(CheckpointError, match="do not fit"):

@@ -131,9 +131,9 @@ def test_what_is_loaded_is_what_was_saved_and_its_checksums_are_told(loaded, fol
     assert all(torch.equal(value, saved[name]) for name, value in loaded.vgg.state_dict().items())
     saved = torch.load(folder / HEADS_FILE.name, weights_only=True)
     assert all(torch.equal(head, saved[f"lin{i}.model.1.weight"].flatten()) for i, head in enumerate(loaded.heads))
-    for ours, theirs in ((loaded.clip.model, clip), (loaded.siglip, siglip)):
-        saved = theirs.state_dict()
-        assert all(torch.equal(value, saved[name]) for name, value in ours.state_dict().items())
+    for result, reference in ((loaded.clip.model, clip), (loaded.siglip, siglip)):
+        saved = reference.state_dict()
+        assert all(torch.equal(value, saved[name]) for name, value in result.state_dict().items())
     x, ids = images(0, 1, 3, SIDE, SIDE), torch.arange(8)[None]  # what is computed rather than loaded is there, too
     expected = clip.get_image_features(pixel_values=x).pooler_output
     torch.testing.assert_close(loaded.clip.model(pixel_values=x).image_embeds, expected, rtol=FP32, atol=FP32)
@@ -306,16 +306,16 @@ def test_a_tower_sees_images_by_its_mean_and_deviation(kind):
     values = ((x + 1) / 2 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     found = model(pixel_values=values)
     expected = found.image_embeds if kind.endswith("Projection") else found.pooler_output
-    ours = image_features(ImageTower(model, tuple(MEAN), tuple(STD)), x)
-    torch.testing.assert_close(ours, expected, rtol=FP32, atol=FP32)
+    result = image_features(ImageTower(model, tuple(MEAN), tuple(STD)), x)
+    torch.testing.assert_close(result, expected, rtol=FP32, atol=FP32)
 
 
 def test_cosine_distance_in_closed_form():
-    ours = torch.tensor([[3.0, 0.0], [1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
-    theirs = torch.tensor([[1.0, 0.0], [0.0, 5.0], [1.0, 0.0], [-1.0, 0.0]])
+    result = torch.tensor([[3.0, 0.0], [1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+    reference = torch.tensor([[1.0, 0.0], [0.0, 5.0], [1.0, 0.0], [-1.0, 0.0]])
     expected = torch.tensor([0.0, 1.0, 1 - 0.5**0.5, 2.0])
-    torch.testing.assert_close(cosine_distance(ours, theirs), expected, rtol=0, atol=FP32)
-    torch.testing.assert_close(cosine_distance(theirs.bfloat16(), ours), expected, rtol=0, atol=FP32)
+    torch.testing.assert_close(cosine_distance(result, reference), expected, rtol=0, atol=FP32)
+    torch.testing.assert_close(cosine_distance(reference.bfloat16(), result), expected, rtol=0, atol=FP32)
 
 
 def test_a_image_is_at_no_distance_from_itself_with_finite_gradient(loaded):

@@ -48,8 +48,8 @@ def vectors(sums):
 
 
 def test_the_order_of_words_does_not_matter_yet(vectors):
-    ours, theirs = vectors("red circle left of blue star", "star of circle blue left red")
-    assert ours @ theirs > 1 - BAG
+    result, expected = vectors("red circle left of blue star", "star of circle blue left red")
+    assert result @ expected > 1 - BAG
 
 
 def test_a_text_is_the_sum_of_its_words(vectors):
