@@ -24,6 +24,7 @@ from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import voxelize_mesh
 from atoken.tokens import SparseTokens
 
+TIMEOUT = 120.0  # seconds without progress: long, so that a sample does not depend on how busy the machine is
 _REDUCING_GAP = 3.0  # of Pillow: larger images are first reduced by a whole number, to about this many times the size
 
 
@@ -57,7 +58,7 @@ def load_video(
     """
     low, high = strides[int(rng.integers(len(strides)))]
     stride, chosen, count = Fraction(int(rng.integers(low, high, endpoint=True))), rng.random(), length * PATCH[0]
-    with _reading(sample), VideoReader(sample.media, name=sample.name) as video:
+    with _reading(sample), VideoReader(sample.media, name=sample.name, timeout=TIMEOUT) as video:
         info = video.info
         stride = stride if fps is None else info.fps / exact_fps(fps)
         start, stride = _start(info.declared_frames or 1, count, stride, chosen)  # 1: its length is not declared
@@ -73,7 +74,7 @@ def load_video(
 def load_asset(sample: Sample, most: int) -> SparseTokens:
     """A 3D asset as at most ``most`` voxels, if necessary on a coarser grid. Raises: AtokenError."""
     with _reading(sample):
-        return voxels_of(read_mesh(sample.media, name=sample.name), most)
+        return voxels_of(read_mesh(sample.media, name=sample.name, timeout=TIMEOUT), most)
 
 
 def voxels_of(mesh: Mesh, most: int) -> SparseTokens:
