@@ -163,16 +163,15 @@ def generation(options: argparse.Namespace) -> int:
 
 
 def rate(options: argparse.Namespace) -> int:
-    """Tokenizers and codecs by bytes; exit code 1 where files could not be read."""
+    """Tokenizers and codecs by bytes; exit code 1 if files could not be read."""
     if Ranks.launched().rank:
         return 0
-    folder = Path(options.out or Path(OUT) / "rate")
+    start, folder = time.time(), Path(options.out or Path(OUT) / "rate")
     each = [argparse.Namespace(**vars(options) | {"model": model, "sample": None}) for model in options.model]
     models = [tokenizer_of(one) for one in each if ":" not in one.model]
-    measured_rate(options.folder, folder, models=models, peers=[model_of(one) for one in each if ":" in one.model])
-    found = (folder / "rate.json").read_text()
-    say(found.rstrip() if options.json else f"{(folder / 'rate.md').read_text()}\n{folder}")
-    return int(bool(json.loads(found)["failed"]))
+    rows = measured_rate(options.folder, models=models, peers=[model_of(one) for one in each if ":" in one.model])
+    _written(folder, rows, _run(start, Ranks(), device_of(options)), options)
+    return int(any(row["failed"] for row in rows))
 
 
 def probes(options: argparse.Namespace) -> int:

@@ -1,11 +1,13 @@
 """Quality by bytes: AToken as points beside the curves of codecs, and at the same bytes; PCA at the same dimensions.
 
 Bytes are those of whole files. Bits per pixel are all bits by all pixels (of a video, those of all frames). A point is
-measured as a row of any task is (``eval/measuring.py``), and has its protocol with it.
+a row of a result file, measured as the row of any task (``eval/measuring.py``); the rows of ``image-rate`` and
+``video-rate`` are the curves of a report.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
@@ -15,7 +17,6 @@ from typing import Any
 from tqdm import tqdm
 
 from atoken.errors import AtokenError
-from atoken.report.charts import by_number
 from atoken.tokenizer import Tokenizer
 from eval.contract import Model
 from eval.job import Job
@@ -30,7 +31,7 @@ from eval.models.tokenizer import AToken
 from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from eval.models.video_codecs import VideoCodec
 from eval.prepare import Preparation
-from eval.rate_report import CURVE, Point, write
+from eval.protocol import result_row
 from eval.shards import ItemLine
 from eval.sources.entry import Prepared
 from eval.sources.folders import local
@@ -41,32 +42,25 @@ CRFS = (50, 45, 40, 35, 30, 25, 20, 15)
 BATCH = {"image": 8, "video": 1}
 STORED: tuple[Stored, ...] = ("float32", "float16")
 
+ResultRow = dict[str, Any]
+
 
 def rate(
-    source: str | Path | Mapping[str, Prepared],
-    out: str | Path,
-    *,
-    models: Sequence[Tokenizer],
-    peers: Sequence[Model] = (),
-) -> list[Point]:
-    """Measure and write ``rate.json``, ``rate.md`` and ``rate.html`` into ``out``.
+    source: str | Path | Mapping[str, Prepared], *, models: Sequence[Tokenizer], peers: Sequence[Model] = ()
+) -> list[ResultRow]:
+    """The rows of all points, as ``eval/protocol.py`` describes them.
 
     source: a folder, whose images and videos are measured at native size, or sources by modality ("image", "video").
     models: tokenizers, which get points on the chart and codecs at their bytes. peers: further points. A file that
-    cannot be read is left out for all, and listed. Raises: AtokenError (no images and no videos), ReportError;
-    MissingExtraError without matplotlib.
+    cannot be read is left out for all, and listed in each row. Raises: AtokenError (no images and no videos).
     """
     sources = media_of(source) if isinstance(source, str | Path) else source
-    by_number("", "", "", {"test": [(1, 1)]})  # fails without matplotlib: before hours of work
-    points: list[Point] = []
-    failed: dict[str, str] = {}
+    rows: list[ResultRow] = []
     for modality, of in sources.items():
         bench = Bench(modality, of)
-        points += [*curves(bench), *own_points(bench, models)]
-        points += [bench.one(partial(_itself, peer))[0] for peer in peers]
-        failed |= bench.failed
-    write(points, failed, Path(out))
-    return points
+        rows += [*curves(bench), *own_points(bench, models)]
+        rows += [bench.one(partial(_itself, peer))[0] for peer in peers]
+    return rows
 
 
 def media_of(folder: str | Path) -> dict[str, Prepared]:
@@ -79,73 +73,78 @@ def media_of(folder: str | Path) -> dict[str, Prepared]:
 
 
 class Bench:
-    """Measures models on the items of a source. ``failed``: why items could not be read, by key."""
+    """Measures models on the items of a source."""
 
     def __init__(self, modality: str, source: Prepared) -> None:
-        self.modality, self.source, self.failed = modality, source, dict[str, str]()
+        self.modality, self.source = modality, source
         self.task = replace(
             LOCAL[modality], name=f"{modality}-rate", prepare=source.preparation, batch=BATCH[modality], shard=32
         )
 
-    def one(self, build: Callable[[], Model], group: str = CURVE, name: str = "") -> tuple[Point, dict[str, int]]:
-        """A model's point, and the bytes of each item by key; a point that says why where it cannot be measured."""
+    def one(self, build: Callable[[], Model], name: str = "") -> tuple[ResultRow, dict[str, int]]:
+        """The row of a model, failed if it cannot be measured, and the bytes of each item by key.
+
+        name: of the row where there is no model.
+        """
         try:
             model = build()
             name = model.name
-            return self._measured(Job(self.task, self.source, model, (Psnr(), Ssim(), Size())), group)
+            return self._measured(Job(self.task, self.source, model, (Psnr(), Ssim(), Size())))
         except AtokenError as error:
-            return Point(self.modality, group, name, why=str(error)), {}
+            items = {"planned": len(self.source), "measured": 0, "full": len(self.source)}
+            row = result_row(
+                self.task.name, name, {}, self.modality, None, {}, status="failed", why=str(error), items=items
+            )
+            return row, {}
 
-    def _measured(self, job: Job, group: str) -> tuple[Point, dict[str, int]]:
-        with tqdm(total=len(self.source), desc=job.model.name, unit=self.modality, leave=False, disable=None) as bar:
+    def _measured(self, job: Job) -> tuple[ResultRow, dict[str, int]]:
+        planned = len(self.source)
+        with tqdm(total=planned, desc=job.model.name, unit=self.modality, leave=False, disable=None) as bar:
             shards = [measured(job, number, bar.update) for number in range(job.shards)]
-        lines = [line for shard in shards for line in shard.lines]
-        self._note([index for index, line in enumerate(lines) if "failed" in line], lines)
+        lines = dict(enumerate(line for shard in shards for line in shard.lines))
+        failed = {index: line for index, line in lines.items() if "failed" in line}
+        self._check_unreadable(failed)
         if faults := [why for shard in shards for why in shard.faults.values()]:
             raise AtokenError(faults[0])
-        kept = [index for index, line in enumerate(lines) if "failed" not in line]
+        kept = [index for index in lines if index not in failed]
         if not kept:
             raise AtokenError(f"No {self.modality} could be read.")
-        found: dict[str, float] = {}
+        found: dict[str, tuple[str, float]] = {}
         for metric in job.metrics:
-            found |= metric.finish(reduce(metric.merge, (shard.states[metric.name] for shard in shards)))
-        point = Point(
-            modality=self.modality,
-            group=group,
-            model=job.model.name,
-            items=len(kept),
-            size=found["bytes"],
-            bits_per_pixel=found["bits per pixel"],
-            psnr=found["psnr"],
-            psnr_of_mean=found["psnr of mean error"],
-            ssim=found["ssim"],
-            record=dict(job.model.record),
-            protocol=job.protocol(kept, job.metrics).record(),
-        )
-        return point, {lines[index]["key"]: int(lines[index]["bytes"]) for index in kept}
+            state = reduce(metric.merge, (shard.states[metric.name] for shard in shards))
+            found |= {name: (metric.name, value) for name, value in metric.finish(state).items()}
+        row = result_row(
+            self.task.name, job.model.name, job.model.record, self.modality, job.protocol(kept, job.metrics),
+            {name: number for name, number in found.items() if math.isfinite(number[1])},
+            status="partial" if failed else "complete",
+            why=f"{len(failed):,} of {planned:,} items could not be read." if failed else "",
+            skipped={name: f"It is {value}." for name, (_, value) in found.items() if not math.isfinite(value)},
+            items={"planned": planned, "measured": len(kept), "full": planned},
+            failed=[{"key": line["key"], "why": line["failed"]} for line in failed.values()],
+        )  # fmt: skip
+        return row, {lines[index]["key"]: int(lines[index]["bytes"]) for index in kept}
 
-    def _note(self, lost: Sequence[int], lines: Sequence[ItemLine]) -> None:
-        """List the items that cannot be read. Raises: AtokenError for one that can be: then the model has failed."""
-        for index in lost:
+    def _check_unreadable(self, failed: Mapping[int, ItemLine]) -> None:
+        """Raises: AtokenError for an item that can be read: then the model has failed."""
+        for index, line in failed.items():
             try:
                 self.source[index]
             except AtokenError:
-                self.failed[lines[index]["key"]] = lines[index]["failed"]
-            else:
-                raise AtokenError(lines[index]["failed"])
+                continue
+            raise AtokenError(line["failed"])
 
 
 # ----------------------------------------------------------------------------------------------------- what is measured
 
 
-def curves(bench: Bench) -> Iterator[Point]:
+def curves(bench: Bench) -> Iterator[ResultRow]:
     """Every codec of the modality, from few bytes to many."""
     for format, name in formats(bench.modality).items():
         for quality in QUALITIES if bench.modality == "image" else CRFS:
             yield bench.one(partial(_codec, bench.modality, format, quality), name=name)[0]
 
 
-def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[Point]:
+def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[ResultRow]:
     """Each tokenizer, as it stores its tokens; codecs at its bytes; PCA with as many dimensions."""
     fitted: dict[int, PCA] = {}
     for tokenizer in tokenizers:
@@ -160,16 +159,18 @@ def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[Point]
             yield bench.one(partial(pca.stored_as, stored), name=pca.name)[0]
 
 
-def _at_the_same_bytes(bench: Bench, model: AToken, pca: PCA) -> Iterator[Point]:
-    point, sizes = bench.one(lambda: model, name=model.name)
-    yield point
-    if point.why:
+def _at_the_same_bytes(bench: Bench, model: AToken, pca: PCA) -> Iterator[ResultRow]:
+    row, sizes = bench.one(lambda: model, name=model.name)
+    yield row
+    if row["status"] == "failed":
         return
-    group, target = f"at the bytes of {model.name}", AtMost(sizes, model.name)
-    yield replace(point, group=group)
-    for format, name in formats(bench.modality).items():
-        yield bench.one(partial(_codec, bench.modality, format, target), group, name)[0]
-    yield bench.one(lambda: pca, group, pca.name)[0]
+    target = AtMost(sizes, model.name)
+    same = [
+        bench.one(partial(_codec, bench.modality, format, target), name)[0]
+        for format, name in formats(bench.modality).items()
+    ]
+    for other in (row, *same, bench.one(lambda: pca, pca.name)[0]):
+        yield other | {"task": f"{other['task']}, at the bytes of {model.name}"}
 
 
 def formats(modality: str) -> dict[str, str]:

@@ -172,10 +172,11 @@ def test_rate_of_a_folder(photographs, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert main(["rate", str(photographs), "--model", "pca:12", "-o", str(out)]) == 0
     assert "PCA, 12 numbers a patch" in capsys.readouterr().out
-    assert (out / "rate.html").is_file()
+    assert "psnr by bits per pixel" in (out / "report.html").read_text()
     (photographs / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert main(["rate", str(photographs), "--model", "jpeg:50", "-o", str(out), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["failed"].keys() == {"broken.png"}
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [one["key"] for one in rows[0]["failed"]] == ["broken.png"]
 
 
 @pytest.mark.parametrize(
