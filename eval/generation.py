@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from atoken.data.sources.sample import IMAGES, files_below, printable
+from atoken.data.sources.sample import files_below, printable
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
 from atoken.media.image import read_image
 from atoken.metrics.frechet import Gaussian
+from atoken.modalities import IMAGE
 from atoken.tokenizer import load
 from eval.adm import holds, read_samples, read_statistics
 from eval.atoken_features import ATokenFeatures
@@ -201,7 +202,7 @@ def _images(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     if not path.is_dir():
         yield from ((f"{index}.npz", pixels) for index, pixels in enumerate(read_samples(path)))
         return
-    for name in files_below(path, IMAGES):
+    for name in files_below(path, IMAGE.suffixes):
         image = read_image(path / name)
         if image.alpha is not None and image.alpha.min() < 255:
             raise MediaError(f"{path / name} has transparent pixels, and samples have three colours: flatten it.")

@@ -36,11 +36,11 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta
 
 from atoken.errors import MediaError
+from atoken.modalities import MODALITIES
 from atoken.pretrain.curriculum import CURRICULA
 from atoken.train.overrides import known, typed
 from atoken.train.recipe import Count
 
-MEDIA = ("image", "video", "asset")  # modalities that sources give; crops of assets are always generated
 SETTINGS = {"seed": Annotated[int, Meta(ge=0)], "most_broken": Annotated[float, Meta(ge=0, le=1)]}
 WANTED = "name a TOML file or a folder of media, or write procedural"
 KINDS = ("folder", "shards", "table", "procedural")
@@ -89,7 +89,7 @@ def read_data(path: Path, tasks: Iterable[str]) -> Data:
     file, table, key, and what is allowed).
     """
     if path.is_dir():
-        return Data(str(path), {modality: {"files": Origin(folder=str(path))} for modality in MEDIA})
+        return Data(str(path), {modality: {"files": Origin(folder=str(path))} for modality in MODALITIES})
     try:
         stated = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -99,7 +99,7 @@ def read_data(path: Path, tasks: Iterable[str]) -> Data:
     except (ValueError, RecursionError) as error:
         raise MediaError(f"Cannot read {path}: it is not valid TOML ({str(error).rstrip('.')}).") from error
     settings = {key: typed(stated.pop(key), kind, f"{path}, {key}") for key, kind in SETTINGS.items() if key in stated}
-    names = dict.fromkeys([*MEDIA, *tasks, *_planned()])
+    names = dict.fromkeys([*MODALITIES, *tasks, *_planned()])
     for name in stated:
         known(name, names, "table or setting", str(path), f", {', '.join(SETTINGS)}")
     return Data(str(path), {name: _sources(path, name, table) for name, table in stated.items()}, **settings)
@@ -108,7 +108,7 @@ def read_data(path: Path, tasks: Iterable[str]) -> Data:
 def _planned() -> list[str]:
     """Tasks of all curricula: one file may serve all stages."""
     stages = [stage for stages in CURRICULA.values() for stage in stages.values()]
-    return [name for stage in stages for name, task in stage.tasks.items() if task.modality in MEDIA]
+    return [name for stage in stages for name, task in stage.tasks.items() if task.modality in MODALITIES]
 
 
 def _sources(path: Path, name: str, table: Any) -> Mapping[str, Origin]:

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 from atoken.data.loading import fitting, load_asset, load_image, load_video, voxels_of
 from atoken.data.mixing import Drawn, Mixture, hashed
-from atoken.data.sources import IMAGES, MESHES, VIDEOS, FolderSource, Sample, ShardSource, Source, TableSource
+from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource
 from atoken.data.synthetic import labelled, procedural
 from atoken.errors import AtokenError, MediaError
+from atoken.modalities import MODALITIES
 from atoken.modalities.pixels import PATCH, patchify, to_values
-from atoken.pretrain.data_file import MEDIA, Data, Origin, read_data
+from atoken.pretrain.data_file import Data, Origin, read_data
 from atoken.pretrain.packing import Budget, stream
 from atoken.pretrain.stages import Stage, Task
 from atoken.tokens import SparseTokens
 
-SUFFIXES = {"image": IMAGES, "video": VIDEOS, "asset": MESHES}  # of the files of a folder, by modality
 PROCEDURAL = ".procedural"  # suffix of a sample that is to be generated; its key is the series
 ENDLESS = 1 << 40  # number of samples of a series
 MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # modality -> series -> function of (seed, index, sizes)
@@ -129,8 +129,8 @@ def load_datasets(data: str | Path, stage: Stage) -> Datasets:
     if str(data) == "procedural":
         found = Data("procedural", {name: _generated(task) for name, task in stage.used.items()})
     else:
-        found = read_data(Path(data), [name for name, task in stage.tasks.items() if task.modality in MEDIA])
-    tasks = {name: task for name, task in stage.used.items() if task.modality in MEDIA}
+        found = read_data(Path(data), [name for name, task in stage.tasks.items() if task.modality in MODALITIES])
+    tasks = {name: task for name, task in stage.used.items() if task.modality in MODALITIES}
     return Datasets({name: _dataset(found, name, task, stage.recipe.seed) for name, task in tasks.items()}, found)
 
 
@@ -162,7 +162,7 @@ def _opened(origin: Origin, task: Task) -> Source:
             raise MediaError(f"the generator has no {series} for the modality {task.modality}; it has {known}.")
         return Procedural(origin.procedural)
     if origin.folder:
-        source = FolderSource(origin.folder, SUFFIXES[task.modality])
+        source = FolderSource(origin.folder, MODALITIES[task.modality].suffixes)
     elif origin.shards:
         source = ShardSource(origin.shards)
     else:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from atoken.data.sources import IMAGES, MESHES, SUFFIXES, VIDEOS
-from atoken.data.sources.sample import files_below, printable
+from atoken.data.sources.sample import SUFFIXES, files_below, printable
 from atoken.errors import MediaError
 from atoken.media.views import TRANSFORMS
+from atoken.modalities import ASSET, IMAGE, MODALITIES, VIDEO
 from eval.sources.entry import Entry, Listing, lines_of
 
 # Synsets, each with the name that OpenAI chose for CLIP, which open_clip and most papers use. Two names (missile,
@@ -28,17 +28,17 @@ def files(root: Path, suffixes: Iterable[str] = SUFFIXES) -> Listing:
 
 def images(root: Path) -> Listing:
     """Every image below ``root``."""
-    return files(root, IMAGES)
+    return files(root, IMAGE.suffixes)
 
 
 def videos(root: Path) -> Listing:
     """Every video below ``root``, TokenBench's folder of MP4s for one."""
-    return files(root, VIDEOS)
+    return files(root, VIDEO.suffixes)
 
 
 def meshes(root: Path) -> Listing:
     """Every 3D asset below ``root``."""
-    return files(root, MESHES)
+    return files(root, ASSET.suffixes)
 
 
 def views(root: Path) -> Listing:
@@ -55,8 +55,8 @@ def local(root: Path) -> dict[str, Listing]:
     homes = _homes(names)
     alone = [name for name in names if homes.isdisjoint(PurePosixPath(name).parents)]
     found = {
-        kind: Listing(tuple(Entry(printable(name), root / name) for name in alone if _suffix(name) in suffixes))
-        for kind, suffixes in {"image": IMAGES, "video": VIDEOS, "asset": MESHES}.items()
+        name: Listing(tuple(Entry(printable(file), root / file) for file in alone if _suffix(file) in of.suffixes))
+        for name, of in MODALITIES.items()
     } | {"views": _views(root, homes)}
     if not any(listing.entries for listing in found.values()):
         raise MediaError(f"The folder {root} holds no image, video, 3D asset or folder of views; put some there.")
@@ -76,7 +76,7 @@ def _views(root: Path, homes: Iterable[PurePosixPath]) -> Listing:
 
 def frame_folders(root: Path) -> Listing:
     """Every folder of images below ``root`` as a video, its frames by name: DAVIS."""
-    ordered = sorted(_names(root, IMAGES), key=lambda name: (PurePosixPath(name).parts[:-1], name))
+    ordered = sorted(_names(root, IMAGE.suffixes), key=lambda name: (PurePosixPath(name).parts[:-1], name))
     parts = groupby(ordered, key=lambda name: PurePosixPath(name).parent.as_posix())
     return Listing(tuple(Entry(printable(name), tuple(root / frame for frame in part)) for name, part in parts))
 
@@ -97,7 +97,7 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def class_folders(root: Path, classes: Path | None = None, suffixes: Iterable[str] = IMAGES) -> Listing:
+def class_folders(root: Path, classes: Path | None = None, suffixes: Iterable[str] = IMAGE.suffixes) -> Listing:
     """Files in one folder for each class: ImageNet, ImageNet-v2, Toys4k.
 
     classes: a list with a line for each class, the name of its folder and then its names after commas, as ImageNet's
@@ -115,7 +115,7 @@ def class_folders(root: Path, classes: Path | None = None, suffixes: Iterable[st
 
 def meshes_by_class(root: Path) -> Listing:
     """Meshes in one folder for each class: Toys4k."""
-    return class_folders(root, None, MESHES)
+    return class_folders(root, None, ASSET.suffixes)
 
 
 def _classes(folders: Sequence[str], path: Path | None) -> tuple[dict[str, int], tuple[str, ...]]:

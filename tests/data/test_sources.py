@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from atoken.data.sources import MESHES, FolderSource, Sample, ShardSource, Source, TableSource
+from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource
 from atoken.data.sources.sample import MOST_TEXT
 from atoken.data.sources.tar import entries
 from atoken.errors import AtokenWarning, MediaError
+from atoken.modalities import ASSET
 
 MAGIC = {".png": b"\x89PNG\r\n\x1a\n", ".jpg": b"\xff\xd8\xff", ".mp4": b"\0\0\0\x18ftypisom", ".glb": b"glTF\2\0\0\0"}
 Wanted = tuple[str, bytes, str, tuple[str, ...]]  # key, bytes, suffix, captions
@@ -145,7 +146,7 @@ def test_links_to_files_are_followed_and_those_to_folders_are_not(tmp_path: Path
 
 def test_a_folder_of_assets_can_leave_their_textures_out(tmp_path: Path) -> None:
     write_folder(tmp_path, written(8))
-    assert [sample.suffix for sample in FolderSource(tmp_path, MESHES)] == [".glb", ".glb"]
+    assert [sample.suffix for sample in FolderSource(tmp_path, ASSET.suffixes)] == [".glb", ".glb"]
 
 
 def test_of_a_shards_sample_the_preview_is_not_the_media(tmp_path: Path) -> None:

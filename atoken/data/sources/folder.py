@@ -13,7 +13,7 @@ class FolderSource:
     """Every file below ``folder`` with one of the ``suffixes``, sorted by path; hidden files are ignored.
 
     The captions of ``photo.jpg`` are the lines of ``photo.txt`` and ``captions`` of ``photo.json``, if these exist.
-    For 3D assets with their textures beside them as images, use ``suffixes=MESHES``.
+    For 3D assets with their textures beside them as images, use ``suffixes=ASSET.suffixes``.
     Raises: MediaError (no such folder, nothing in it; for a sample: damaged captions).
     """
 

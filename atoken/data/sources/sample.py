@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from atoken.errors import MediaError
-from atoken.modalities import ASSET, IMAGE, VIDEO
+from atoken.modalities import MODALITIES
 
-IMAGES, VIDEOS, MESHES = IMAGE.suffixes, VIDEO.suffixes, ASSET.suffixes
-SUFFIXES = IMAGES | VIDEOS | MESHES  # of the files that atoken reads
+SUFFIXES = frozenset().union(*(modality.suffixes for modality in MODALITIES.values()))
 
 MOST_MEDIA = 1 << 30  # bytes of the media of one sample that are brought into memory
 MOST_TEXT = 1 << 20  # bytes of the captions of one sample

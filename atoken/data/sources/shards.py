@@ -22,12 +22,9 @@ from msgspec import MsgspecError, msgpack
 
 from atoken.atomic import atomic_path
 from atoken.data.sources.sample import (
-    IMAGES,
-    MESHES,
     MOST_MEDIA,
     MOST_TEXT,
     SUFFIXES,
-    VIDEOS,
     Sample,
     captions_in,
     files_at,
@@ -36,6 +33,7 @@ from atoken.data.sources.sample import (
 )
 from atoken.data.sources.tar import FILES, FOLDER, entries
 from atoken.errors import AtokenWarning, MediaError
+from atoken.modalities import MODALITIES
 
 TEXT, RECORD = ".txt", ".json"
 _KEPT = SUFFIXES | {TEXT, RECORD}
@@ -188,9 +186,9 @@ def _scanned(descriptor: int, path: Path) -> _Index:
 
 
 def _index_of(groups: dict[str, dict[str, tuple[int, int]]], path: Path) -> _Index:
-    names, spans = [], []
+    names, spans, preferred = [], [], list(reversed(MODALITIES.values()))  # assets, videos, images
     for key, members in groups.items():
-        media = next((suffix for group in (MESHES, VIDEOS, IMAGES) for suffix in members if suffix in group), None)
+        media = next((suffix for of in preferred for suffix in members if suffix in of.suffixes), None)
         if media is not None:
             names.append(key + media)
             spans.append([members[media], members.get(TEXT, _ABSENT), members.get(RECORD, _ABSENT)])
