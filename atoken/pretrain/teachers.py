@@ -52,19 +52,13 @@ class PinnedModel:
 
 
 CLIP = PinnedModel(
-    "clip",
-    "openai/clip-vit-large-patch14",
-    "32bd64288804d66eefd0ccbe215aa642df71cc41",
-    "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
-    "the image tower of the CLIP-perceptual loss",
-)
+    "clip", "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb", "the image tower of the CLIP-perceptual loss",
+)  # fmt: skip
 SIGLIP2 = PinnedModel(
-    "siglip2",
-    "google/siglip2-so400m-patch16-naflex",
-    "cc24074f717b612951c2dead130904ab9b65a81e",
-    "11a61a2068800d5f4f35cb041c1fea25de86ce87725e4c97a9ed046d0b22c076",
-    "the teacher of image-text similarities",
-)
+    "siglip2", "google/siglip2-so400m-patch16-naflex", "cc24074f717b612951c2dead130904ab9b65a81e",
+    "11a61a2068800d5f4f35cb041c1fea25de86ce87725e4c97a9ed046d0b22c076", "the teacher of image-text similarities",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,9 @@ def load_teachers(names: Collection[Name], folder: str | Path | None = None) -> 
     if "clip" in names:
         clip = _image_tower(_folder_of(CLIP, folder, record))
     if "siglip" in names:
-        siglip = _siglip(_folder_of(SIGLIP2, folder, record))
+        from transformers import Siglip2Model
+
+        siglip = _load({"siglip2": Siglip2Model}, _folder_of(SIGLIP2, folder, record))
     return Teachers(vgg, heads, clip, siglip, record)
 
 
@@ -196,12 +192,6 @@ def _image_tower(folder: Path) -> ImageTower:
     except (OSError, ValueError, KeyError, TypeError) as error:
         missing = "a preprocessor_config.json with image_mean and image_std"
         raise CheckpointError(f"{folder} lacks {missing}: put that of the model there, {WITHOUT}.") from error
-
-
-def _siglip(folder: Path) -> Siglip2Model:
-    from transformers import Siglip2Model
-
-    return _load({"siglip2": Siglip2Model}, folder)
 
 
 def _load(classes: Mapping[str, Any], folder: Path) -> Any:
