@@ -13,10 +13,10 @@ from atoken.metrics.pixels import psnr
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
 from atoken.presets import BUNDLED
-from benchmarks.assets import HELD_OUT_SEED, SIZE, VIEWS, baseline, score
 from eval.contract import Item
 from eval.models.pca import PCA, random_patches
 from eval.sources.synthetic import photographs
+from tests.tokenizer.assets import HELD_OUT_SEED, SIZE, VIEWS, baseline, score
 
 NAMES = ["nano", "nano-d"]
 

@@ -1,4 +1,4 @@
-"""How much the rotary embedding changes a newly initialised SigLIP2 tower: ``python -m benchmarks.rope_shift``.
+"""How much the rotary embedding changes a newly initialised SigLIP2 tower: ``python -m tests.model.rope_shift``.
 
 A ``Siglip2VisionModel`` with transformers' random initialisation is loaded with the rotary embedding off, which gives
 exactly its features, and on. Prints relative L2 distance and cosine of features and pooled vectors.
