@@ -59,7 +59,15 @@ def read_statistics(path: str | Path, weights: str = "") -> dict[str, Gaussian]:
             )
         items = int(_numbers(archive, "items", path)) if "items.npy" in names else None
         found = {kind: end for kind, end in ENDS.items() if f"mu{end}.npy" in names or kind == "pooled"}
-        return {kind: _gaussian(archive, end, items, path) for kind, end in found.items()}
+        moments = {}
+        for kind, end in found.items():
+            mean_D, covariance_DD = (_numbers(archive, f"{name}{end}", path) for name in ("mu", "sigma"))
+            finite = mean_D.dtype.kind == covariance_DD.dtype.kind == "f" and np.isfinite(mean_D).all()
+            if not finite or not np.isfinite(covariance_DD).all() or covariance_DD.shape != mean_D.shape * 2:
+                raise MediaError(f"mu{end} and sigma{end} of {path} are not a finite mean (D,) and covariance (D, D).")
+            covariance_DD = covariance_DD.astype(np.float64)
+            moments[kind] = Gaussian(mean_D.astype(np.float64), (covariance_DD + covariance_DD.T) / 2, items)
+        return moments
 
 
 def write_statistics(path: str | Path, moments: Mapping[str, Gaussian], weights: str = "") -> None:
@@ -74,23 +82,6 @@ def write_statistics(path: str | Path, moments: Mapping[str, Gaussian], weights:
             arrays["items"] = np.array(one.items)
     with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-
-
-def write_samples(path: str | Path, images_NHW3: np.ndarray) -> None:
-    """Write (N, H, W, 3) uint8 atomically in the format of ADM's evaluator. Raises: MediaError."""
-    if images_NHW3.dtype != np.uint8 or images_NHW3.ndim != 4 or images_NHW3.shape[3] != 3:
-        raise MediaError(f"Samples must be uint8 (N, H, W, 3), got {images_NHW3.dtype} {images_NHW3.shape}.")
-    with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, arr_0=images_NHW3)
-
-
-def _gaussian(archive: zipfile.ZipFile, end: str, items: int | None, path: str | Path) -> Gaussian:
-    mean_D, covariance_DD = (_numbers(archive, f"{name}{end}", path) for name in ("mu", "sigma"))
-    finite = mean_D.dtype.kind == covariance_DD.dtype.kind == "f" and np.isfinite(mean_D).all()
-    if not finite or not np.isfinite(covariance_DD).all() or covariance_DD.shape != mean_D.shape * 2:
-        raise MediaError(f"mu{end} and sigma{end} of {path} are not a finite mean (D,) and covariance (D, D).")
-    covariance_DD = covariance_DD.astype(np.float64)
-    return Gaussian(mean_D.astype(np.float64), (covariance_DD + covariance_DD.T) / 2, items)
 
 
 def _numbers(archive: zipfile.ZipFile, name: str, path: str | Path) -> np.ndarray:

@@ -5,19 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from atoken.errors import AtokenError
 from atoken.gaussians import Gaussians
 from atoken.modalities.views import Views
 from atoken.modalities.voxels import voxelize
 from atoken.tokens import SparseTokens
-
-
-def views_between(views: Views, start: int, stop: int, key: str) -> Views:
-    """Views ``start`` to ``stop`` of an asset. Raises: AtokenError where there are none."""
-    if not 0 <= start < stop <= len(views):
-        raise AtokenError(f"{key} has {len(views)} views, too few to hold some out; render it from more cameras.")
-    part = slice(start, stop)
-    return Views(views.rgb[part], views.depth[part], views.cameras[part], views.pixel_offset)
 
 
 @torch.inference_mode()

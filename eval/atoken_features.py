@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,25 +22,16 @@ class ATokenFeatures:
     """A loaded tokenizer's own vectors: they need no download, but cannot be compared with published numbers.
 
     pooled: (B, D), not normalised. spatial: the first 7 channels of the features before the bottleneck, averaged to
-    8 x 8 cells. labels: texts, whose softmax of similarities is ``probabilities``. videos: encode a video as a whole.
-    Raises: AtokenError for labels with a model without a text side.
+    8 x 8 cells. videos: encode a video as a whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, labels: Sequence[str] = (), videos: bool = False) -> None:
+    kinds = frozenset({"pooled", "spatial"})
+
+    def __init__(self, tokenizer: Tokenizer, *, videos: bool = False) -> None:
         self.name, self.checksum = f"atoken-{tokenizer.name}", tokenizer.fingerprint
-        self.kinds = frozenset({"pooled", "spatial"} | ({"probabilities"} if labels else set()))
-        self.videos = videos
-        dtype = str(tokenizer.model.dtype).removeprefix("torch.")
-        self.record: Mapping[str, str] = {
-            "resize": "none",
-            "network dtype": dtype,
-            "network code": code_digest(["atoken.tokenizer"]),
-        }
-        if labels:
-            digest = hashlib.sha256("\n".join(labels).encode()).hexdigest()
-            self.record = {**self.record, "labels": f"{len(labels)}, SHA-256 {digest[:16]}"}
-        self._tokenizer = tokenizer
-        self._texts_VD = tokenizer.embed_text(labels) if labels else None
+        dtype, code = str(tokenizer.model.dtype).removeprefix("torch."), code_digest(["atoken.tokenizer"])
+        self.record: Mapping[str, str] = {"resize": "none", "network dtype": dtype, "network code": code}
+        self.videos, self._tokenizer = videos, tokenizer
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
         """Of frames, or of whole videos."""
@@ -53,13 +43,8 @@ class ATokenFeatures:
     def _of_some(self, videos: Sequence[np.ndarray]) -> Features:
         packed = SparseTokens.pack([patchify(to_values(video)) for video in videos])
         encoded = self._tokenizer.model.encode(packed.to(self._tokenizer.device))
-        pooled_BD = encoded.pooled.float().cpu()
         maps = [_cells(part.feats, video) for part, video in zip(encoded.features.unpack(), videos, strict=True)]
-        found = {"pooled": pooled_BD, "spatial": torch.stack(maps)}
-        if self._texts_VD is not None:
-            logits_BV = self._tokenizer.logits(F.normalize(pooled_BD, dim=1), self._texts_VD)
-            found["probabilities"] = logits_BV.double().softmax(1)
-        return {kind: rows.numpy() for kind, rows in found.items()}
+        return {"pooled": encoded.pooled.float().cpu().numpy(), "spatial": torch.stack(maps).numpy()}
 
 
 def _cells(feats_ND: Tensor, video_THW3: np.ndarray) -> Tensor:

@@ -67,103 +67,63 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m eval", description="Measure tokenizers, and record how.")
     top.add_argument("--local_rank", help=argparse.SUPPRESS)  # older launchers pass it to every program
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_measuring(commands)
-    _add_reading(commands)
-    return top
-
-
-def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """What takes a model, or samples, and makes a result file."""
-    reconstruct = commands.add_parser("reconstruct", help="your own images, videos and meshes, to a report")
-    reconstruct.add_argument("folder", metavar="FOLDER", help="everything below it that can be read is measured")
-    _add_model(reconstruct)
-
-    run = commands.add_parser("run", help="tasks of eval/tasks.py")
-    run.add_argument("task", nargs="+", metavar="TASK", help="a name; a wrong one lists all")
-    run.add_argument("--seed", type=int, help="of synthetic data (default: 1000003, which no training uses)")
-    _add_data(run)
-    _add_model(run)
-
-    table3 = commands.add_parser("table3", help="the tasks of the paper's table 3")
-    _add_data(table3)
-    _add_model(table3)
-
-    rate = commands.add_parser(
-        "rate", help="quality by bytes: tokenizers beside codecs, as curves and at the same bytes"
-    )
-    rate.add_argument("folder", metavar="FOLDER", help="of images or videos")
-    rate.add_argument(
-        "--model", nargs="+", default=["nano", "nano-d"], help="tokenizers of AToken, and further points TYPE:WHICH "
-        "(default: nano nano-d)",
-    )  # fmt: skip
-    _add_loading(rate)
-    _add_out(rate)
-    _add_networks(rate)
-
-    probes = commands.add_parser("probes", help="what linear classifiers and neighbours find in vectors and tokens")
-    probes.add_argument("--model", default="nano", help="of AToken (default: nano)")
-    _add_loading(probes)
-    probes.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
-    probes.add_argument("--json", action="store_true", help="print all numbers, and how they were made")
-
-    generation = commands.add_parser("generation", help="gFID, sFID, Inception Score, precision, recall of samples")
-    generation.add_argument("samples", metavar="SAMPLES", help="folder of images, or an ADM .npz")
-    generation.add_argument("--reference", required=True, help="folder, or an ADM .npz of images or statistics")
-    generation.add_argument(
-        "--network",
-        default="inception",
-        help="inception, nano, or FILE@SHA256 of a TorchScript file (default: inception)",
-    )
-    _add_out(generation)
-    _add_networks(generation)
-
-
-def _add_reading(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """What takes result files."""
-    compare = commands.add_parser("compare", help="rows of result files side by side; refuses what cannot be compared")
-    compare.add_argument("results", nargs="+", metavar="RESULT.json")
-
-    report = commands.add_parser("report", help="one page, or Markdown, of several result files")
-    report.add_argument("results", nargs="+", metavar="RESULT.json")
-    report.add_argument("-o", "--out", default="report.html", help=".html or .md (default: report.html)")
-    report.add_argument("--boxes", help="JSON of boxes by key (texts, faces, ...) to show as crops")
-
-
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+    model, loading, data, out, networks, device = (argparse.ArgumentParser(add_help=False) for _ in range(6))
+    model.add_argument(
         "--model", default="nano",
         help="of AToken: bundled name, folder, weight file or hub id (default: nano); or another type, TYPE:WHICH, "
         "such as jpeg:80, h264:23, diffusers:FOLDER, torchscript:FOLDER@4x8x8; a wrong type lists all",
     )  # fmt: skip
-    command.add_argument("--sample", type=int, metavar="SEED", help="draw latents with this seed (default: the mean)")
-    _add_loading(command)
-    _add_out(command)
-    _add_networks(command)
+    model.add_argument("--sample", type=int, metavar="SEED", help="draw latents with this seed (default: the mean)")
+    loading.add_argument("--config", help="of a published weight file of AToken: its YAML")
+    loading.add_argument("--gaussians", metavar="FILE", help="the published Gaussian decoder's weights, for 3D")
+    loading.add_argument("--gaussian-config", metavar="YAML", help="its YAML")
+    loading.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the model")
+    data.add_argument("--data", default=".", metavar="ROOT", help="folder of data sets, laid out as in eval/tasks.py")
+    data.add_argument("--items", type=_count, help="only so many, from the first; the row is then partial")
+    out.add_argument("-o", "--out", help="folder for results; rows that are complete there are not measured again")
+    out.add_argument("--json", action="store_true", help="print the result file instead of tables")
+    networks.add_argument("--weights", metavar="FOLDER", help="of the published networks of metrics")
+    networks.add_argument("--trust", action="store_true", help="allow TorchScript files, which run their own code")
+    device.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
+    measuring = [model, loading, out, networks, device]
 
+    def add(name: str, help: str, parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, parents=parents)
 
-def _add_loading(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", help="of a published weight file of AToken: its YAML")
-    command.add_argument("--gaussians", metavar="FILE", help="the published Gaussian decoder's weights, for 3D")
-    command.add_argument("--gaussian-config", metavar="YAML", help="its YAML")
-    command.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the model")
+    reconstruct = add("reconstruct", "your own images, videos and meshes, to a report", measuring)
+    reconstruct.add_argument("folder", metavar="FOLDER", help="everything below it that can be read is measured")
 
+    run = add("run", "tasks of eval/tasks.py", [data, *measuring])
+    run.add_argument("task", nargs="+", metavar="TASK", help="a name; a wrong one lists all")
+    run.add_argument("--seed", type=int, help="of synthetic data (default: 1000003, which no training uses)")
 
-def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--data", default=".", metavar="ROOT", help="folder of data sets, laid out as eval/tasks.py says"
+    add("table3", "the tasks of the paper's table 3", [data, *measuring])
+
+    rate = add("rate", "quality by bytes: tokenizers and codecs, as curves and at the same bytes", measuring[1:])
+    rate.add_argument("folder", metavar="FOLDER", help="of images or videos")
+    own = ["nano", "nano-d"]
+    rate.add_argument(
+        "--model", nargs="+", default=own, help="tokenizers, and further points TYPE:WHICH (default: nano nano-d)"
     )
-    command.add_argument("--items", type=_count, help="only so many, from the first; the row is then partial")
 
+    probes = add("probes", "what linear classifiers and neighbours find in vectors and tokens", [loading, device])
+    probes.add_argument("--model", default="nano", help="of AToken (default: nano)")
+    probes.add_argument("--json", action="store_true", help="print all numbers, and how they were measured")
 
-def _add_out(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--out", help="folder for results; rows that are complete there are not measured again")
-    command.add_argument("--json", action="store_true", help="print the result file instead of tables")
+    generation = add("generation", "gFID, sFID, Inception Score, precision, recall of samples", measuring[2:])
+    generation.add_argument("samples", metavar="SAMPLES", help="folder of images, or an ADM .npz")
+    generation.add_argument("--reference", required=True, help="folder, or an ADM .npz of images or statistics")
+    which = "inception, nano, or FILE@SHA256 of a TorchScript file (default: inception)"
+    generation.add_argument("--network", default="inception", help=which)
 
+    compare = add("compare", "rows of result files side by side; refuses what cannot be compared")
+    compare.add_argument("results", nargs="+", metavar="RESULT.json")
 
-def _add_networks(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--weights", metavar="FOLDER", help="of the published networks of metrics")
-    command.add_argument("--trust", action="store_true", help="allow TorchScript files, which run their own code")
-    command.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
+    report = add("report", "one page, or Markdown, of several result files")
+    report.add_argument("results", nargs="+", metavar="RESULT.json")
+    report.add_argument("-o", "--out", default="report.html", help=".html or .md (default: report.html)")
+    report.add_argument("--boxes", help="JSON of boxes by key (texts, faces, ...) to show as crops")
+    return top
 
 
 def _count(text: str) -> int:

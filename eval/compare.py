@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from atoken.report.page import Table
 from eval.protocol import binding
@@ -35,13 +34,12 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     refused = [line for rows in tasks.values() for line in _refused(rows)]
     if not shared:
         refused.append(f"These files have no task in common: {', '.join(tasks)}.")
-    return Comparison(tuple(_titled(task, rows) for task, rows in tasks.items()), tuple(refused), alone)
-
-
-def _titled(task: str, rows: Sequence[Row]) -> Table:
-    table = numbers_table(rows)
-    lines = tuple((str(row.path), *cells) for row, cells in zip(rows, table.rows, strict=True))
-    return Table(task, ("file", *table.head), lines, table.numbers)
+    tables = []
+    for task, rows in tasks.items():
+        table = numbers_table(rows)
+        lines = [(str(row.path), *cells) for row, cells in zip(rows, table.rows, strict=True)]
+        tables.append(Table(task, ("file", *table.head), lines, table.numbers))
+    return Comparison(tuple(tables), tuple(refused), alone)
 
 
 def _refused(rows: Sequence[Row]) -> Iterator[str]:
@@ -66,19 +64,16 @@ def _first_clash(rows: Sequence[Row], column: Column) -> int | None:
 
 def differences(first: Row, second: Row, number: str) -> list[str]:
     """The fields that must agree for a number and do not, each with both values."""
-    one, two = (_binding(row, number) for row in (first, second))
-    fields = dict.fromkeys(chain(one, two))
-    return [f"{name} is {_text(one, name)} and {_text(two, name)}" for name in fields if one.get(name) != two.get(name)]
-
-
-def _binding(row: Row, number: str) -> dict[str, Any]:
-    metric = row.record["numbers"][number]["metric"]
-    return {"metric": metric} | binding(row.record["protocol"], metric)
-
-
-def _text(fields: dict[str, Any], name: str) -> str:
-    value = fields.get(name)
-    return "not recorded" if value is None else str(value)
+    one, two = (
+        {"metric": metric} | binding(row.record["protocol"], metric)
+        for row in (first, second)
+        for metric in [row.record["numbers"][number]["metric"]]
+    )
+    return [
+        f"{name} is {one.get(name) or 'not recorded'} and {two.get(name) or 'not recorded'}"
+        for name in dict.fromkeys(chain(one, two))
+        if one.get(name) != two.get(name)
+    ]
 
 
 def plain(table: Table) -> str:
@@ -86,11 +81,7 @@ def plain(table: Table) -> str:
     lines = [table.head, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     words = len(widths) - table.numbers
-    return "\n".join(_line(line, widths, words) for line in lines)
-
-
-def _line(cells: Iterable[str], widths: Sequence[int], words: int) -> str:
-    placed = zip(cells, widths, strict=True)
-    return "  ".join(
-        cell.ljust(width) if column < words else cell.rjust(width) for column, (cell, width) in enumerate(placed)
-    ).rstrip()
+    pad = [str.ljust] * words + [str.rjust] * table.numbers
+    return "\n".join(
+        "  ".join(to(cell, width) for to, cell, width in zip(pad, line, widths, strict=True)).rstrip() for line in lines
+    )

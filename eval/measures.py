@@ -8,15 +8,15 @@ from math import prod
 from pathlib import Path
 
 from atoken.errors import AtokenError
+from atoken.metrics.vgg import load_vgg
 from atoken.tokenizer import load
 from eval.atoken_features import ATokenFeatures
 from eval.contract import Metric, Model
-from eval.metrics import perceptual
 from eval.metrics.features import FrechetMetric
+from eval.metrics.perceptual import Lpips
 from eval.metrics.pixels import BlockingArtefacts, MsSsim, Psnr, Ssim
 from eval.metrics.retrieval import Retrieval
-from eval.metrics.size import Size
-from eval.metrics.usage import CodeUsage
+from eval.metrics.usage import CodeUsage, Size
 from eval.metrics.zero_shot import Templates, ZeroShot, class_vectors
 from eval.models.tokenizer import AToken
 from eval.networks import I3D, Inception
@@ -46,7 +46,6 @@ def _zero_shot(needs: Needs) -> ZeroShot:
 
 
 def _usage(needs: Needs) -> CodeUsage | None:
-    """Only for a tokenizer with codes."""
     levels = needs.model.tokenizer.model.config.fsq_levels if isinstance(needs.model, AToken) else ()
     return CodeUsage(prod(levels)) if levels else None
 
@@ -66,7 +65,7 @@ USAGE: dict[str, Build] = {"usage": _usage}
 PIXELS: dict[str, Build] = {
     **PSNR,
     "ssim": lambda _: Ssim(),
-    "lpips": lambda needs: perceptual.published_lpips(needs.weights, needs.device),
+    "lpips": lambda needs: Lpips(*load_vgg(needs.weights, "or measure without LPIPS"), needs.device),
     "blocking artefacts": lambda _: BlockingArtefacts(PATCH),
     "size": lambda _: Size(),
     **USAGE,

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from math import ceil
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,18 +71,20 @@ class Inception:
     Raises: CheckpointError, MissingExtraError.
     """
 
-    name = "inception-2015-12-05"
+    name, checksum = "inception-2015-12-05", INCEPTION.sha256
     kinds = frozenset({"pooled", "spatial", "probabilities"})
     videos = False
     record: Mapping[str, str] = {"resize": "TensorFlow 1 bilinear to 299, aspect not kept, inside the network"}
 
     def __init__(self, folder: str | Path | None, device: str = "cpu") -> None:
-        data = INCEPTION.read(folder)
-        self.checksum = INCEPTION.sha256
         clean = io.BytesIO()  # torch-fidelity unpickles its file, so it gets one that was written here
-        torch.save(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), clean)
+        torch.save(INCEPTION.tensors(folder), clean)
         clean.seek(0)
-        extractor = _torch_fidelity().FeatureExtractorInceptionV3
+        mend_torchvision()
+        try:
+            extractor = importlib.import_module("torch_fidelity").FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise MissingExtraError("torch-fidelity", "inception", "The Inception of published FIDs") from error
         wanted = ["2048", "logits_unbiased"]
         self._network = extractor(self.name, wanted, feature_extractor_weights_path=clean).to(device)
         self._network.Mixed_6d.branch1x1.register_forward_hook(self._look)
@@ -103,32 +104,21 @@ class Inception:
 
 
 class TorchScriptNetwork:
-    """A TorchScript file that takes (B, 3, H, W) uint8 images and returns (B, D), or a tuple as ``gives`` says.
+    """A TorchScript file that takes (B, 3, H, W) uint8 images and returns (B, D), pooled features.
 
     sha256: of the file, so that the numbers can be reproduced. trust: TorchScript runs code of the file, so it must be
-    True. arguments: named ones for every call, such as ``return_features`` of NVIDIA's Inception.
-    Raises: CheckpointError.
+    True. Raises: CheckpointError.
     """
 
+    kinds = frozenset({"pooled"})
     videos = False
+    record: Mapping[str, str] = {"resize": "none but the network's own"}
 
-    def __init__(
-        self,
-        path: str | Path,
-        sha256: str,
-        *,
-        trust: bool,
-        gives: Sequence[str] = ("pooled",),
-        arguments: Mapping[str, Any] | None = None,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, path: str | Path, sha256: str, *, trust: bool, device: str = "cpu") -> None:
         path = Path(path)
         file = PinnedFile(path.name, sha256, "features of images", f"name the file whose SHA-256 is {sha256}")
         self._network = _script(file.read(path.parent), path, trust=trust, device=device)
-        self.name, self.checksum = path.stem, sha256
-        self.kinds = frozenset(gives)
-        self.record: Mapping[str, str] = {"resize": "none but the network's own"}
-        self._gives, self._arguments, self._device = tuple(gives), dict(arguments or {}), device
+        self.name, self.checksum, self._device = path.stem, sha256, device
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
         """Of every frame; images of one size go together. Raises: CheckpointError where the network fails."""
@@ -136,16 +126,14 @@ class TorchScriptNetwork:
 
     def _of_one_size(self, images_B3HW: Tensor) -> dict[str, Tensor]:
         try:
-            found = self._network(images_B3HW.to(self._device), **self._arguments)
+            found = self._network(images_B3HW.to(self._device))
         except (RuntimeError, torch.jit.Error) as error:
             size = "x".join(map(str, images_B3HW.shape[:1:-1]))
             reason = str(error).strip().splitlines()[-1]
             raise CheckpointError(f"The network {self.name} fails on images of {size} ({reason}).") from error
-        parts = found if isinstance(found, tuple) else (found,)
-        fit = all(isinstance(part, Tensor) and part.ndim > 1 and len(part) == len(images_B3HW) for part in parts)
-        if not fit or len(parts) != len(self._gives):
-            raise CheckpointError(f"The network {self.name} does not return (B, D) of {', '.join(self._gives)}.")
-        return {kind: part.flatten(1).float() for kind, part in zip(self._gives, parts, strict=True)}
+        if not (isinstance(found, Tensor) and found.ndim > 1 and len(found) == len(images_B3HW)):
+            raise CheckpointError(f"The network {self.name} does not return (B, D).")
+        return {"pooled": found.flatten(1).float()}
 
 
 class I3D:
@@ -162,8 +150,7 @@ class I3D:
     fewest = 9  # frames: of fewer, the strides of the network leave nothing
 
     def __init__(self, folder: str | Path | None, *, trust: bool, frames: int | None = 16, device: str = "cpu") -> None:
-        data = I3D_FILE.read(folder)
-        self._network = _script(data, Path(I3D_FILE.name), trust=trust, device=device)
+        self._network = _script(I3D_FILE.read(folder), Path(I3D_FILE.name), trust=trust, device=device)
         self.checksum = I3D_FILE.sha256
         self._frames, self._device = frames, device
         self.record: Mapping[str, str] = {
@@ -240,12 +227,3 @@ def _script(data: bytes, path: Path, *, trust: bool, device: str) -> Any:
         return torch.jit.load(io.BytesIO(data), map_location=device).eval()
     except RuntimeError as error:
         raise CheckpointError(f"{path.name} is not a TorchScript file that this torch can load.") from error
-
-
-def _torch_fidelity() -> ModuleType:
-    """Raises: MissingExtraError."""
-    mend_torchvision()
-    try:
-        return importlib.import_module("torch_fidelity")
-    except ImportError as error:
-        raise MissingExtraError("torch-fidelity", "eval", "The Inception of published FIDs") from error

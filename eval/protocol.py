@@ -62,7 +62,6 @@ class EvalProtocol:
     size: str
     frames: str
     fps: str
-    stride: str
     cameras: str
     background: str
     templates: str

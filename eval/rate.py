@@ -22,7 +22,7 @@ from eval.contract import Model
 from eval.job import Job
 from eval.measuring import measured
 from eval.metrics.pixels import Psnr, Ssim
-from eval.metrics.size import Size
+from eval.metrics.usage import Size
 from eval.models.codecs import FORMATS, ImageCodec
 from eval.models.matching import AtMost
 from eval.models.pca import PCA
@@ -180,11 +180,7 @@ def formats(modality: str) -> dict[str, str]:
 
 
 def _codec(modality: str, format: str, quality: int | AtMost) -> Model:
-    if modality == "image":
-        return ImageCodec(format, quality)
-    if isinstance(quality, AtMost):
-        return VideoCodec(format, at_most=quality)
-    return VideoCodec(format, crf=quality)
+    return ImageCodec(format, quality) if modality == "image" else VideoCodec(format, quality)
 
 
 def _itself(model: Model) -> Model:

@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 
+from atoken.modalities import ASSET
 from eval import measures
 from eval.job import Task
 from eval.metrics.zero_shot import CLASS_NAME_ONLY, OPENAI
 from eval.prepare import Preparation
 from eval.sources import captions, folders, synthetic
-from eval.sources.entry import Listing
 
 _SQUARE = Preparation("adm", 256)
 _RETRIEVED = Preparation("centre", 224, frames=12, fps=Fraction(1), spread=True)
@@ -32,6 +31,8 @@ _FROM_16_SIDES = Preparation(views=16, view_size=256)
 _OF_VIDEO = measures.PIXELS | measures.BLOCKING_IN_TIME | measures.RFVD
 _ZERO_SHOT, _RETRIEVAL = measures.ZERO_SHOT, measures.RETRIEVAL
 _FRAMES = {"pool": "frames"}  # the vector of a video is the mean of its frames' vectors
+_IMAGENET = partial(folders.class_folders, classes=folders.IMAGENET)
+_TOYS = partial(folders.class_folders, modality=ASSET)
 _COARSENED_ASSETS = 144  # three rounds of the 48 classes
 
 
@@ -45,22 +46,14 @@ def _at_three_sizes(name: str, row: Callable[[str, Preparation], Task]) -> list[
     return [row(f"{name}-{side}", Preparation("naflex", tokens, "bilinear")) for side, tokens in sides.items()]
 
 
-def _imagenet(root: Path) -> Listing:
-    return folders.class_folders(root / "val", folders.IMAGENET)
-
-
-def _imagenet_v2(root: Path) -> Listing:
-    return folders.class_folders(root, folders.IMAGENET)
-
-
 _PUBLISHED = _by_name(
     Task("imagenet-256", "image", "imagenet/val", folders.images, _SQUARE, measures.IMAGES | measures.RFID,
          full=50_000, shard=1000, batch=16, table3=True),
     *_at_three_sizes("imagenet-zero-shot", lambda name, prepare: Task(
-        name, "image", "imagenet", _imagenet, prepare, _ZERO_SHOT, "embed", 50_000, OPENAI, 1000, 16,
+        name, "image", "imagenet/val", _IMAGENET, prepare, _ZERO_SHOT, "embed", 50_000, OPENAI, 1000, 16,
         table3=name.endswith("256"))),
     *_at_three_sizes("imagenet-v2-zero-shot", lambda name, prepare: Task(
-        name, "image", "imagenet-v2", _imagenet_v2, prepare, _ZERO_SHOT, "embed", 10_000, OPENAI, 1000, 16)),
+        name, "image", "imagenet-v2", _IMAGENET, prepare, _ZERO_SHOT, "embed", 10_000, OPENAI, 1000, 16)),
     Task("coco-256", "image", "coco/val2017", folders.images, _SQUARE, measures.IMAGES | measures.RFID,
          full=5_000, shard=500, batch=16),
     *_at_three_sizes("coco-retrieval", lambda name, prepare: Task(
@@ -81,7 +74,7 @@ _PUBLISHED = _by_name(
          model=_FRAMES),
     Task("toys4k", "asset", "toys4k", folders.meshes, Preparation(), measures.VIEWS,
          full=3_229, shard=32, batch=1, table3=True),
-    Task("toys4k-zero-shot", "asset", "toys4k", folders.meshes_by_class, Preparation(), _ZERO_SHOT, "embed", 3_229,
+    Task("toys4k-zero-shot", "asset", "toys4k", _TOYS, Preparation(), _ZERO_SHOT, "embed", 3_229,
          OPENAI, 32, 1, table3=True),
 )  # fmt: skip
 

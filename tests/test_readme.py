@@ -141,10 +141,10 @@ def check_names(options, words):
         from atoken.pretrain.command import chosen
 
         assert chosen(options.preset, options.stage, options.changes, options.teachers)
-    if words[:4] == ["python", "-m", "eval", "run"] and options.task != "TASK":
+    if words[:4] == ["python", "-m", "eval", "run"] and options.task != ["TASK"]:
         from eval.tasks import TASKS
 
-        assert options.task in TASKS, options.task
+        assert set(options.task) <= set(TASKS), options.task
     if options is not None:
         shipped = [word for word in words if word.startswith("examples/")]
         assert [word for word in shipped if not [*ROOT.glob(word)]] == []

@@ -159,13 +159,11 @@ def _radii(rows_ND: np.ndarray, neighbour: int) -> np.ndarray:
 
 def _within(points_ND: np.ndarray, centres_MD: np.ndarray, radii_M: np.ndarray) -> np.ndarray:
     """(N,) bool: whether each point lies in any ball."""
-    return np.concatenate([_any_ball(part_BD, centres_MD, radii_M) for part_BD in _chunks(points_ND)])
-
-
-def _any_ball(points_BD: np.ndarray, centres_MD: np.ndarray, radii_M: np.ndarray) -> np.ndarray:
-    parts = zip(_chunks(centres_MD), _chunks(radii_M), strict=True)
-    found = [(_squared(points_BD, centres) <= radii).any(axis=1) for centres, radii in parts]
-    return np.any(found, axis=0)
+    within = []
+    for part_BD in _chunks(points_ND):
+        balls = zip(_chunks(centres_MD), _chunks(radii_M), strict=True)
+        within.append(np.any([(_squared(part_BD, centres) <= radii).any(axis=1) for centres, radii in balls], axis=0))
+    return np.concatenate(within)
 
 
 def _squared(first_BD: np.ndarray, second_BD: np.ndarray) -> np.ndarray:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
 
-from atoken.metrics.vgg import VGG16, Heads, load_vgg, lpips, shared_pass
+from atoken.metrics.vgg import VGG16, Heads, lpips, shared_pass
 from eval.contract import Output
 from eval.metrics.exact import Mean
 from eval.metrics.pixels import large_frames
@@ -40,20 +39,10 @@ class Lpips(Mean):
         return {"lpips": fmean(self._distance(*frame) for frame in large_frames(output, SMALLEST, "LPIPS"))}
 
     @torch.inference_mode()
-    def _distance(self, prediction_HW3: np.ndarray, target_HW3: np.ndarray) -> float:
-        pair = (self._values(frame) for frame in (prediction_HW3, target_HW3))
+    def _distance(self, *pair_HW3: np.ndarray) -> float:
+        """Of two frames (H, W, 3) uint8."""
+        values = (torch.from_numpy(frame).to(self._device).float() / 127.5 - 1 for frame in pair_HW3)
+        pair_13HW = (frame.movedim(2, 0)[None].contiguous() for frame in values)
         # TF32 has ten bits, which would show.
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            return lpips(*shared_pass(self._vgg, *pair), self._heads).item()
-
-    def _values(self, frame_HW3: np.ndarray) -> torch.Tensor:
-        """(1, 3, H, W) fp32 in [-1, 1]."""
-        return (torch.from_numpy(frame_HW3).to(self._device).float() / 127.5 - 1).movedim(2, 0)[None].contiguous()
-
-
-def published_lpips(folder: str | Path | None, device: str = "cpu") -> Lpips:
-    """LPIPS with the published weights, two files of a folder (see ``atoken/metrics/vgg.py``).
-
-    Raises: CheckpointError for a file that is missing, damaged or another one, with how to get it.
-    """
-    return Lpips(*load_vgg(folder, "or measure without LPIPS"), device)
+            return lpips(*shared_pass(self._vgg, *pair_13HW), self._heads).item()

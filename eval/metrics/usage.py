@@ -1,4 +1,4 @@
-"""How much of its codes a discrete tokenizer uses, by the code of ``atoken/metrics/usage.py``."""
+"""What tokens cost: how much of its codes a discrete tokenizer uses, and the bytes of an item on disk."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from atoken.errors import AtokenError
 from atoken.metrics.usage import code_counts, code_usage
 from eval.contract import Output, State
+from eval.metrics.exact import Mean
 
 CODES = 4096  # of a group of six channels of four levels (paper section 3.4)
 OF_GROUPS = ("codes used", "codes dead", "code perplexity")  # shown of each group, as "codes used/3"
 
 
 class CodeUsage:
-    """The numbers of ``code_usage``, over all tokens of all outputs: mean over groups, and some of each group.
+    """The numbers of ``atoken.metrics.usage``, over all tokens of all outputs: mean over groups, some of each group.
 
     Without tokens all are NaN. Raises: AtokenError (an output without codes, codes out of range, outputs with different
     numbers of groups).
@@ -66,3 +67,29 @@ def _sum(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             f"Outputs have {len(first)} and {len(second)} groups of codes; measure one tokenizer at a time."
         )
     return first + second if len(first) and len(second) else first if len(first) else second
+
+
+class Size(Mean):
+    """``bytes``: the mean over outputs. ``bits per pixel``: all bits by all pixels, of videos those of all frames.
+
+    pixels: False for assets, whose views have pixels and whose tokens do not depend on them.
+    """
+
+    name = "size"
+
+    def __init__(self, *, pixels: bool = True) -> None:
+        self.numbers = ("bytes", "pixels") if pixels else ("bytes",)
+        self.record = {"bytes": "as the model's record says", "bits per pixel": "all bits by all pixels"}
+
+    def measure(self, output: Output) -> dict[str, float]:
+        """``bytes``, and ``pixels`` of the original. Raises: AtokenError where the model does not tell."""
+        if output.size is None or output.target is None:
+            raise AtokenError(f"The model does not tell how many bytes {output.item.key} takes; leave sizes out.")
+        found = {"bytes": float(output.size), "pixels": float(output.target.size // 3)}
+        return {name: found[name] for name in self.numbers}
+
+    def finish(self, state: State) -> dict[str, float]:
+        """The mean, and the ratio of sums."""
+        means = super().finish(state)
+        rate = {"bits per pixel": 8 * means["bytes"] / means["pixels"]} if "pixels" in means else {}
+        return {"bytes": means["bytes"]} | rate

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +25,6 @@ from eval.models.pixels import (
     DTYPES,
     Block,
     PixelModel,
-    Stored,
     checksum,
     cut,
     draw,
@@ -37,7 +36,7 @@ from eval.models.pixels import (
 )
 
 BATCH = 16  # images of one size, or frames of a video, that an image model gets at once
-_SIDE, _FRAMES = 64, 16  # of what a ratio is measured with where the model does not state it
+_SIDE, _FRAMES = 64, 16  # of the input that measures a ratio which the model does not state
 _SPATIAL = ("spatial_compression_ratio", "scale_factor_spatial")
 _TEMPORAL = ("temporal_compression_ratio", "scale_factor_temporal", "time_compression_ratio")
 _REFUSED = {
@@ -60,26 +59,19 @@ class Autoencoder(PixelModel):
 
     An image is a video of one frame to a video model; a video is a batch of frames to an image model. Sides are padded
     by their edge to the model's multiple (frames of a causal model to 1 + k times its ratio) and cut again. ``size`` is
-    the plain bytes of the latents as ``stored`` floats, which are rounded so before they are decoded; None for a model
-    that quantises, whose indices it does not tell.
+    the plain bytes of the latents in float32; None for a model that quantises, whose indices it does not return.
     sample: draws the latents from the posterior with this seed instead of taking its mean.
     Raises: MissingExtraError; CheckpointError for a folder that holds no such model in safetensors.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        device: str = "auto",
-        dtype: str = "float32",
-        stored: Stored = "float32",
-        sample: int | None = None,
+        self, folder: str | Path, *, device: str = "auto", dtype: str = "float32", sample: int | None = None
     ) -> None:
         path = Path(folder)
-        self.name = path.resolve().name + ("" if stored == "float32" else f", {stored}")
+        self.name = path.resolve().name
         path = path / "vae" if (path / "model_index.json").is_file() else path
         self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.model, self.stored, self.sample = loaded(path, dtype).to(self.device), stored, sample
+        self.model, self.sample = loaded(path, dtype).to(self.device), sample
         self.shape = shape_of(self.model, self.name)
         self.quantises = hasattr(self.model, "quantize")
         self.record = {
@@ -88,35 +80,31 @@ class Autoencoder(PixelModel):
             "dtype": dtype,
             **how_drawn(sample),
             "padding": " x ".join(map(str, self.shape.block)) + ", the first frame alone" * self.shape.causal,
-            "bytes": "not counted" if self.quantises else f"latents as {stored}, without header",
+            "bytes": "not counted" if self.quantises else "latents as float32, without header",
         }
 
     def reconstruct(self, items: Sequence[Item]) -> list[Output]:
-        """Through the latents and back. Raises: AtokenError for an asset, or where the model fails."""
-        return [sample for batch in self._batches(items) for sample in self._reconstructed(batch)]
+        """Encode and decode images of one size together. Raises: AtokenError for an asset, or where the model fails."""
+        outputs = []
+        for shape, alike in groupby(items, key=lambda item: frames_of(item, self.name).shape):
+            same, step = list(alike), BATCH if shape[0] == 1 else 1  # videos go alone
+            for start in range(0, len(same), step):
+                outputs += self._reconstructed(same[start : start + step])
+        return outputs
 
     def _output(self, item: Item) -> Output:
-        return self._reconstructed([item])[0]
-
-    def _batches(self, items: Sequence[Item]) -> Iterator[list[Item]]:
-        """Images of one size that follow each other; videos alone."""
-        for shape, alike in groupby(items, key=lambda item: frames_of(item, self.name).shape):
-            same, step = list(alike), BATCH if shape[0] == 1 else 1
-            yield from (same[start : start + step] for start in range(0, len(same), step))
+        return self.reconstruct([item])[0]
 
     @torch.inference_mode()
     def _reconstructed(self, batch: Sequence[Item]) -> list[Output]:
         frames = [frames_of(item, self.name) for item in batch]
         whole = [padded(one, self.shape.block, first_alone=self.shape.causal) for one in frames]
         values_BTHW3 = torch.stack([to_values(one) for one in whole]).to(self.device, self.model.dtype)
-        latents, size = rounded(self._encode(values_BTHW3, [item.key for item in batch]), self.stored)
+        latents, size = rounded(self._encode(values_BTHW3, [item.key for item in batch]), "float32")
         values_BTHW3 = self._decode(latents, *values_BTHW3.shape[:2])
         prediction = [cut(to_uint8(one), like, self.name) for one, like in zip(values_BTHW3, frames, strict=True)]
         bytes_of_one = None if self.quantises else size // len(batch)
-        return [
-            Output(item, target, back, size=bytes_of_one)
-            for item, target, back in zip(batch, frames, prediction, strict=True)
-        ]
+        return [Output(*three, size=bytes_of_one) for three in zip(batch, frames, prediction, strict=True)]
 
     def _encode(self, values_BTHW3: Tensor, keys: Sequence[str]) -> Tensor:
         """Latents; their first axis is B, or B times T for an image model."""
@@ -124,20 +112,10 @@ class Autoencoder(PixelModel):
         values = values_BTHW3 if self.shape.video else values_BTHW3.flatten(0, 1)
         noise = [] if self.sample is None else [one for key in keys for one in [draw(self.sample, key)] * rows]
         parts = [
-            self._latents(part, noise[start : start + BATCH])
+            latents_of(self.model, part, self.name, noise[start : start + BATCH])
             for start, part in zip(range(0, len(values), BATCH), values.movedim(-1, 1).split(BATCH), strict=True)
         ]
         return torch.cat(parts)
-
-    def _latents(self, values: Tensor, noise: list[torch.Generator]) -> Tensor:
-        if not noise:
-            return latents_of(self.model, values, self.name)
-        with failing(self.name, values):
-            posterior = getattr(self.model.encode(values), "latent_dist", None)
-            if posterior is None:
-                raise AtokenError(f"{self.name} has no posterior to draw from; leave sample out.")
-            drawn: Tensor = posterior.sample(generator=noise)
-        return drawn
 
     def _decode(self, latents: Tensor, batch: int, frames: int) -> Tensor:
         """(B, T, H, W, 3)."""
@@ -163,7 +141,8 @@ def loaded(folder: Path, dtype: str) -> Any:
         raise CheckpointError(
             f"{folder} holds no config.json of a diffusers model; name the model's folder."
         ) from error
-    kind = getattr(diffusers, name, None) if isinstance(name, str) and name.startswith(("Auto", "Asym", "VQ")) else None
+    known = isinstance(name, str) and name.startswith(("Auto", "Asym", "VQ"))
+    kind = getattr(diffusers, name, None) if known else None
     if kind is None or not hasattr(kind, "encode") or name in _REFUSED:
         reason = _REFUSED.get(name, f"diffusers {diffusers.__version__} has no such autoencoder")
         raise CheckpointError(f"{folder} holds a {name!r}, which cannot be measured: {reason}.")
@@ -172,34 +151,35 @@ def loaded(folder: Path, dtype: str) -> Any:
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} holds no whole {name} in safetensors, the only files read.") from error
+        raise CheckpointError(f"{folder} holds no complete {name} in safetensors, the only format read.") from error
     if found["missing_keys"]:  # diffusers would leave these random
-        raise CheckpointError(
-            f"{folder} lacks {len(found['missing_keys'])} weights, {found['missing_keys'][0]} for one."
-        )
+        missing = found["missing_keys"]
+        raise CheckpointError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}.")
     return model.to(DTYPES[dtype]).eval()
 
 
-def latents_of(model: Any, values: Tensor, name: str) -> Tensor:
-    """The posterior's mean, or the latents of a model that has none."""
+def latents_of(model: Any, values: Tensor, name: str, noise: Sequence[torch.Generator] = ()) -> Tensor:
+    """The posterior's mean, or a draw of it with ``noise``; the latents of a model that has no posterior."""
     with failing(name, values):
         output = model.encode(values)
         posterior = getattr(output, "latent_dist", None)
-        latents: Tensor = output[0] if posterior is None else posterior.mode()
-    return latents
+        if posterior is None and noise:
+            raise AtokenError(f"{name} has no posterior to draw from; leave sample out.")
+        if posterior is None:
+            return output[0]
+        return posterior.sample(generator=list(noise)) if noise else posterior.mode()
 
 
 def decoded_by(model: Any, latents: Tensor, name: str, *, frames: int) -> Tensor:
     """Images (B, 3, H, W) or videos (B, 3, T, H, W); ``frames`` for an image model whose decoder looks along time."""
     along_time = {"num_frames": frames} if "num_frames" in inspect.signature(model.decode).parameters else {}
     with failing(name, latents):
-        values: Tensor = model.decode(latents, **along_time).sample
-    return values
+        return model.decode(latents, **along_time).sample
 
 
 @torch.inference_mode()
 def shape_of(model: Any, name: str) -> Shape:
-    """What a model takes: as it states, and measured on grey where it does not. Raises: AtokenError."""
+    """What a model takes: as its config states, or measured on a grey input. Raises: AtokenError."""
     video = any(isinstance(part, nn.Conv3d) for part in getattr(model, "encoder", model).modules())
     grey = torch.zeros(1, 3, *((1,) if video else ()), _SIDE, _SIDE, dtype=model.dtype, device=model.device)
     side = _stated(model, _SPATIAL) or _SIDE // latents_of(model, grey, name).shape[-1]
@@ -222,5 +202,5 @@ def _stated(model: Any, names: Sequence[str]) -> int | None:
 def _gives_one_frame(model: Any, grey: Tensor, name: str) -> bool:
     try:
         return decoded_by(model, latents_of(model, grey, name), name, frames=1).shape[2] == 1
-    except AtokenError:  # it takes whole groups of frames only
+    except AtokenError:  # it takes only whole groups of frames
         return False

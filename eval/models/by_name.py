@@ -24,14 +24,6 @@ from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from eval.models.video_codecs import VideoCodec
 
 
-def _image_codec(format: str, quality: str, _: argparse.Namespace) -> ImageCodec:
-    return ImageCodec(format, int(_number(quality, "quality")))
-
-
-def _video_codec(format: str, crf: str, _: argparse.Namespace) -> VideoCodec:
-    return VideoCodec(format, crf=_number(crf, "CRF"))
-
-
 def _autoencoder(folder: str, options: argparse.Namespace) -> Autoencoder:
     """FOLDER of diffusers."""
     device = device_of(options)
@@ -52,23 +44,18 @@ def _torchscript(which: str, options: argparse.Namespace) -> TorchScriptModel:
     )
 
 
-def _pca(components: str, _: argparse.Namespace) -> PCA:
-    """NUMBER of components of patches of procedural images."""
-    return PCA.of_images(components=int(_number(components, "number of components")))
-
-
-def _oracle(components: str, _: argparse.Namespace) -> PCA:
-    """NUMBER of components of patches of the photographs that are measured."""
-    return PCA.of_photographs(components=int(_number(components, "number of components")))
+def _codec(format: str, quality: str, _: argparse.Namespace) -> ImageCodec | VideoCodec:
+    if format in FORMATS:
+        return ImageCodec(format, int(_number(quality, "quality")))
+    return VideoCodec(format, _number(quality, "CRF"))
 
 
 TYPES: dict[str, Callable[[str, argparse.Namespace], Model]] = {
-    **{format: partial(_image_codec, format) for format in FORMATS},
-    **{format: partial(_video_codec, format) for format in VIDEO_FORMATS},
+    **{format: partial(_codec, format) for format in (*FORMATS, *VIDEO_FORMATS)},
     "diffusers": _autoencoder,
     "torchscript": _torchscript,
-    "pca": _pca,
-    "pca-of-photographs": _oracle,
+    "pca": lambda components, _: PCA.of_images(components=int(_number(components, "number"))),
+    "pca-of-photographs": lambda components, _: PCA.of_photographs(components=int(_number(components, "number"))),
 }
 
 

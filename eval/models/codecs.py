@@ -1,10 +1,11 @@
-"""JPEG, WebP and AVIF, as Pillow writes them: at a quality, or at the bytes of something else."""
+"""JPEG, WebP and AVIF, as Pillow writes them: at a quality, or at the bytes of another model."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ from PIL import features
 
 from atoken.errors import AtokenError
 from eval.contract import Item, Output
-from eval.models.matching import AtMost, largest, too_large
+from eval.models.matching import AtMost
 from eval.models.pixels import PixelModel, frames_of
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """A format of Pillow: what ``features`` calls it, its qualities from worst to best, its other options."""
+    """A format of Pillow: its name in ``features``, its qualities from worst to best, its other options."""
 
     name: str
     feature: str
@@ -46,7 +47,7 @@ class ImageCodec(PixelModel):
 
     def __init__(self, format: str, quality: int | AtMost) -> None:
         if format not in FORMATS:
-            raise AtokenError(f"There is no image codec {format!r}; take {', '.join(FORMATS)}.")
+            raise AtokenError(f"There is no image codec {format!r}; choose from {', '.join(FORMATS)}.")
         self.format, self.quality = FORMATS[format], quality
         if not features.check(self.format.feature):
             raise AtokenError(f"This Pillow ({PIL.__version__}) was built without {self.format.name}; install another.")
@@ -66,20 +67,13 @@ class ImageCodec(PixelModel):
         frames = frames_of(item, self.format.name)
         if len(frames) != 1:
             raise AtokenError(f"{self.format.name} stores images and {item.key} is a video; take h264 or h265.")
-        image = frames[0]
+        encoded = partial(self.encoded, frames[0])
         if isinstance(self.quality, AtMost):
-            data = self._fitting(image, item.key, self.quality.of(item.key))
+            data = self.quality.file(self.format.name, item.key, self.format.qualities, encoded)
         else:
-            data = self.encoded(image, self.quality)
+            data = encoded(self.quality)
         prediction = np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
         return Output(item, frames, prediction[None], size=len(data))
-
-    def _fitting(self, image: np.ndarray, key: str, most: int) -> bytes:
-        encoded: Callable[[int], bytes] = lambda quality: self.encoded(image, quality)  # noqa: E731
-        found = largest(self.format.qualities, encoded, most)
-        if found is None:
-            raise too_large(self.format.name, key, len(encoded(self.format.qualities[0])), most)
-        return found[1]
 
     def encoded(self, image: np.ndarray, quality: int) -> bytes:
         """The file of an image (H, W, 3). Raises: AtokenError where the format has no such size."""

@@ -1,4 +1,4 @@
-"""The largest file that is not larger than another: how codecs are brought to the bytes of a tokenizer."""
+"""The largest file that is not larger than another: codecs at the bytes of a tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 class AtMost:
     """Bytes that the file of an item may take: one number for all, or a number by key. ``like``: whose bytes they are.
 
-    An item whose smallest file takes more fails, with one sentence; it is neither left out nor let through.
+    An item whose smallest file takes more fails with one sentence.
     """
 
     size: int | Mapping[str, int]
@@ -33,12 +33,23 @@ class AtMost:
             raise AtokenError(f"There is no number of bytes for {key}; measure {self.like or 'it'} on the same items.")
         return self.size[key]
 
+    def file(self, model: str, key: str, levels: Sequence[T], encoded: Callable[[T], bytes]) -> bytes:
+        """The file of an item at the highest of ``levels`` that is small enough. Raises: AtokenError where none is."""
+        most = self.of(key)
+        found = largest(levels, encoded, most)
+        if found is None:
+            raise AtokenError(
+                f"{model} takes {len(encoded(levels[0])):,} bytes for {key} at its lowest quality, over the {most:,} "
+                "asked for; ask for more bytes, or leave it out of the comparison."
+            )
+        return found[1]
+
 
 def largest(levels: Sequence[T], encoded: Callable[[T], bytes], most: int) -> tuple[T, bytes] | None:
     """The highest of ``levels`` whose file has at most ``most`` bytes, and that file; None where none has.
 
-    By bisection, which takes files to grow from level to level. Where they hardly do not (entropy coders), this still
-    holds: the file of the level above is over ``most``.
+    By bisection, which assumes that files grow from level to level. Where some do not (entropy coders), at least the
+    file of the next level is over ``most``.
     """
     low, high, best = 0, len(levels), None
     while low < high:
@@ -49,11 +60,3 @@ def largest(levels: Sequence[T], encoded: Callable[[T], bytes], most: int) -> tu
         else:
             high = middle
     return best
-
-
-def too_large(model: str, key: str, least: int, most: int) -> AtokenError:
-    """What to raise where even the smallest file is over the target."""
-    return AtokenError(
-        f"{model} takes {least:,} bytes for {key} at its lowest quality, over the {most:,} asked for; "
-        "ask for more bytes, or leave it out of the comparison."
-    )

@@ -20,7 +20,7 @@ from atoken.media.views import Views
 from atoken.modalities.pixels import grid
 from atoken.modalities.voxels import unvoxelize
 from atoken.tokenizer import Tokenizer, load
-from eval.assets import mask_of, rendered, views_between, voxel_tokens
+from eval.assets import mask_of, rendered, voxel_tokens
 from eval.contract import Item, Output
 from eval.models.pixels import Stored, draw, how_drawn
 
@@ -36,8 +36,7 @@ class AToken:
     stored: how the file holds the latents of a continuous model; codes are exact. sample: draws the latents from the
     posterior with this seed instead of taking its mean; what is drawn depends on the seed and the item's key alone.
     pool: the vector of a video is that of all its tokens, or the mean of its frames' vectors (the paper's choice for
-    retrieval). held_out: the number of last views of an asset that are not encoded, and only these are compared; 0: all
-    are both. voxels: the vector of an asset is of at most so many, coarsened; None: of all. patches: what is compared
+    retrieval). voxels: the vector of an asset is of at most so many, coarsened; None: of all. patches: what is compared
     of an asset are the patches of its voxels, without Gaussians and without a token file.
     Raises: CheckpointError; AtokenError for ``sample`` with a discrete model.
     """
@@ -51,17 +50,14 @@ class AToken:
         stored: Stored = "float32",
         sample: int | None = None,
         pool: Literal["whole", "frames"] = "whole",
-        held_out: int = 0,
         voxels: int | None = None,
         patches: bool = False,
     ) -> None:
         self.tokenizer = model if isinstance(model, Tokenizer) else load(model, device=device, dtype=dtype)
-        self.stored, self.sample, self.pool = stored, sample, pool
-        self.held_out, self.voxels, self.patches = held_out, voxels, patches
+        self.stored, self.sample, self.pool, self.voxels, self.patches = stored, sample, pool, voxels, patches
         levels = self.tokenizer.model.config.fsq_levels
         if levels and sample is not None:
             raise AtokenError(f"{self.tokenizer.name} is discrete and has no posterior to draw from; leave sample out.")
-        compared = f"the last {held_out}, not encoded" if held_out else "those that were encoded"
         self.name = self.tokenizer.name + ("" if levels or stored == "float32" else f", {stored}")
         self.record = {
             "model": self.tokenizer.name,
@@ -71,7 +67,7 @@ class AToken:
             "tokens": f"codes of {len(levels)} levels a group" if levels else f"latents, stored as {stored}",
             "bytes": "whole token file, with the pooled vector",
             "pool": pool,
-            "views": "patches of voxels" if patches else compared,
+            "views": "patches of voxels" if patches else "those that were encoded",
             "voxels": "all" if voxels is None else f"at most {voxels}, coarsened",
         }
 
@@ -98,21 +94,13 @@ class AToken:
         return [self._output(*four) for four in zip(batch, media, read, sizes, strict=True)]
 
     def _tokens(self, batch: Sequence[Item]) -> list[Tokens]:
-        seen = [self._seen(item) for item in batch]
+        seen = [_without_alpha(item) for item in batch]
         if self.sample is not None:
-            return [
-                self.tokenizer.encode(media, generator=draw(self.sample, item.key, self.tokenizer.device))
-                for item, media in zip(batch, seen, strict=True)
-            ]
+            draws = [draw(self.sample, item.key, self.tokenizer.device) for item in batch]
+            return [self.tokenizer.encode(media, generator=one) for media, one in zip(seen, draws, strict=True)]
         if isinstance(seen[0], Video) and _is_long(batch[0]):
             return [Tokens.join(self.tokenizer.encode_stream(seen[0]))]
         return self.tokenizer.encode_batch(seen)
-
-    def _seen(self, item: Item) -> Image | Video | Views:
-        """What is encoded of an item."""
-        if isinstance(item.media, Views):
-            return views_between(item.media, 0, len(item.media) - self.held_out, item.key)
-        return Image(item.media.pixels) if isinstance(item.media, Image) else item.media
 
     def _streamed(self, item: Item, path: Path) -> Output:
         assert isinstance(item.media, Video)
@@ -132,9 +120,7 @@ class AToken:
         codes = _codes(tokens)
         if isinstance(item.media, Views):
             assert isinstance(prediction, Gaussians)
-            first = len(item.media) - self.held_out if self.held_out else 0
-            views = views_between(item.media, first, len(item.media), item.key)
-            return Output(item, views.rgb, rendered(prediction, views), mask_of(views), size, codes)
+            return Output(item, item.media.rgb, rendered(prediction, item.media), mask_of(item.media), size, codes)
         if isinstance(item.media, Image):
             assert isinstance(prediction, Image)
             return Output(item, item.media.pixels[None], prediction.pixels[None], size=size, codes=codes)
@@ -156,13 +142,17 @@ class AToken:
             voxels = voxel_tokens(first, self.voxels).to(self.tokenizer.device)
             vectors = [*normalize(self.tokenizer.model.encode(voxels).pooled.float().cpu(), dim=-1)]
         else:
-            media = [self._seen(item) for item in batch]
-            vectors = [self.tokenizer.embed(tokens) for tokens in self.tokenizer.encode_batch(media)]
+            encoded = self.tokenizer.encode_batch([_without_alpha(item) for item in batch])
+            vectors = [self.tokenizer.embed(tokens) for tokens in encoded]
         return [Output(item, vector=vector.numpy()) for item, vector in zip(batch, vectors, strict=True)]
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """(T, D) float32 of length 1. Raises: AtokenError without a text side."""
         return self.tokenizer.embed_text(texts).numpy()
+
+
+def _without_alpha(item: Item) -> Image | Video | Views:
+    return Image(item.media.pixels) if isinstance(item.media, Image) else item.media
 
 
 def _codes(tokens: Tokens) -> np.ndarray | None:

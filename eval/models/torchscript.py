@@ -1,7 +1,6 @@
 """Tokenizers that come as TorchScript: an encoder and a decoder, as Cosmos has them (arXiv 2501.03575), or both in one.
 
-TorchScript is a program: loading one runs code of whoever made it. This is the only module that loads any, and only
-when told that its maker is trusted.
+TorchScript is a program: loading one runs code of its maker, so the user must say that the maker is trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from atoken.errors import AtokenError, CheckpointError
 from atoken.modalities.pixels import to_uint8, to_values
 from eval.contract import Item, Output
-from eval.models.pixels import Block, PixelModel, Stored, checksum, cut, failing, frames_of, padded, rounded
+from eval.models.pixels import Block, PixelModel, checksum, cut, failing, frames_of, how_drawn, padded, rounded
 
 
 class TorchScriptModel(PixelModel):
@@ -25,9 +24,9 @@ class TorchScriptModel(PixelModel):
     An image model maps (B, 3, H, W), one that takes videos (``video``) maps (B, 3, T, H, W), causally: T is 1 + k times
     the first number of ``block``. An encoder gives latents, or a tuple that begins with latents or, if they are
     integers, with indices of a codebook; this first one is what the decoder takes. Sides are padded by their edge to
-    ``block`` and cut again. A video goes in windows of ``window`` frames, which do not know each other (49 are what
-    Cosmos was trained on and what its own program takes). ``size`` is the plain bytes of the latents as ``stored``
-    floats, or of the indices in the fewest whole bytes that ``codebook`` numbers need; None for one autoencoder.
+    ``block`` and cut again. A video goes in independent windows of ``window`` frames (49 in Cosmos's training and
+    program). ``size`` is the plain bytes of the latents in float32, or of the indices in the fewest whole bytes that
+    ``codebook`` numbers need; None for one autoencoder.
 
     trust: must be True. Raises: AtokenError without ``trust``; CheckpointError for what cannot be loaded.
     """
@@ -39,7 +38,6 @@ class TorchScriptModel(PixelModel):
         *,
         trust: bool = False,
         device: str = "auto",
-        stored: Stored = "float32",
         video: bool = False,
         block: Block = (1, 16, 16),
         window: int = 49,
@@ -52,18 +50,16 @@ class TorchScriptModel(PixelModel):
         self.modules = [_loaded(path, self.device) for path in paths]
         self.dtype = next((one.dtype for one in self.modules[0].parameters() if one.is_floating_point()), torch.float32)
         self.name = paths[0].resolve().parent.name or paths[0].stem
-        self.stored, self.video, self.block, self.window, self.codebook = stored, video, block, window, codebook
+        self.video, self.block, self.window, self.codebook = video, block, window, codebook
+        counted = f"latents as float32, or indices below {codebook:,}; without header"
         self.record = {
             "model": f"TorchScript, {len(paths)} files",
             "fingerprint": checksum(*paths),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "latents": "mean",
-            "seed": "none",
+            **how_drawn(None),
             "padding": " x ".join(map(str, block)) + ", the first frame alone" * video,
             "windows": f"{window} frames" if video else "single frames",
-            "bytes": f"latents as {stored}, or indices below {codebook:,}; without header"
-            if decoder
-            else "not counted",
+            "bytes": counted if decoder else "not counted",
         }
 
     @torch.inference_mode()
@@ -72,19 +68,15 @@ class TorchScriptModel(PixelModel):
         step = self.window if self.video else 1
         windows = [self._through(frames[start : start + step]) for start in range(0, len(frames), step)]
         pixels, sizes, codes = zip(*windows, strict=True)
+        size = sum(sizes) if len(self.modules) == 2 else None
         return Output(
-            item,
-            frames,
-            np.concatenate(pixels),
-            size=sum(sizes) if len(self.modules) == 2 else None,
-            codes=None if codes[0] is None else np.concatenate(codes),
+            item, frames, np.concatenate(pixels), size=size, codes=None if codes[0] is None else np.concatenate(codes)
         )
 
     def _through(self, frames: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
         """One window: its pixels, its bytes, its codes (N, 1)."""
-        whole = padded(frames, self.block, first_alone=self.video)
-        values = to_values(whole).to(self.device, self.dtype).movedim(-1, 0)
-        values = values[None] if self.video else values.transpose(0, 1)
+        values = to_values(padded(frames, self.block, first_alone=self.video)).to(self.device, self.dtype)
+        values = values.movedim(-1, 0)[None] if self.video else values.movedim(-1, 1)
         codes, size = None, 0
         for module in self.modules:
             if module is not self.modules[0]:
@@ -96,8 +88,9 @@ class TorchScriptModel(PixelModel):
         return cut(to_uint8(back), frames, self.name), size, codes
 
     def _stored(self, latents: Tensor) -> tuple[Tensor, int, np.ndarray | None]:
+        """What the decoder gets, its bytes, and the codes among it."""
         if latents.is_floating_point():
-            return *rounded(latents, self.stored), None
+            return *rounded(latents, "float32"), None
         if not 0 <= int(latents.min()) <= int(latents.max()) < self.codebook:
             raise AtokenError(f"{self.name} gave indices that are not below {self.codebook:,}; state its codebook.")
         width = (max(self.codebook - 1, 1).bit_length() + 7) // 8
@@ -109,5 +102,5 @@ def _loaded(path: Path, device: str) -> Any:
         return torch.jit.load(str(path), map_location=device).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} cannot be loaded as TorchScript; it is missing, damaged or another file."
+            f"{path} cannot be loaded as TorchScript; it is missing, damaged or another type of file."
         ) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,13 @@ from eval.sources.entry import Entry, Listing, lines_of, text_of
 
 def coco(root: Path, name: str = "val2017") -> Listing:
     """COCO: the images in ``NAME/``, the captions in ``annotations/captions_NAME.json``. Raises: MediaError."""
-    with _Record(root / "annotations" / f"captions_{name}.json") as record:
-        captions: dict[int, list[tuple[int, str]]] = {}
-        for one in record["annotations"]:
-            captions.setdefault(one["image_id"], []).append((one["id"], one["caption"].strip()))
-        return Listing(
-            tuple(
-                Entry(image["file_name"], root / name / image["file_name"], None, _texts(captions.get(image["id"], ())))
-                for image in sorted(record["images"], key=lambda image: image["id"])
-            )
-        )
+    with _record(root / "annotations" / f"captions_{name}.json") as record:
+        captions: dict[int, list[str]] = {image["id"]: [] for image in record["images"]}
+        for one in sorted(record["annotations"], key=lambda one: one["id"]):
+            captions.setdefault(one["image_id"], []).append(one["caption"].strip())
+        images = sorted(record["images"], key=lambda image: image["id"])
+        files = [(image["file_name"], tuple(captions[image["id"]])) for image in images]
+    return Listing([Entry(file, root / name / file, None, texts) for file, texts in files])
 
 
 def split_file(root: Path, name: str, split: str = "test") -> Listing:
@@ -32,19 +30,13 @@ def split_file(root: Path, name: str, split: str = "test") -> Listing:
 
     An image is in the folder that the file names for it, or else in ``images/``. Raises: MediaError.
     """
-    with _Record(root / name) as record:
-        chosen = [image for image in record["images"] if image["split"] == split]
-        return Listing(
-            tuple(
-                Entry(
-                    image["filename"],
-                    root / image.get("filepath", "images") / image["filename"],
-                    None,
-                    tuple(sentence["raw"].strip() for sentence in image["sentences"]),
-                )
-                for image in chosen
-            )
-        )
+    entries = []
+    with _record(root / name) as record:
+        for image in (image for image in record["images"] if image["split"] == split):
+            path = root / image.get("filepath", "images") / image["filename"]
+            texts = tuple(sentence["raw"].strip() for sentence in image["sentences"])
+            entries.append(Entry(image["filename"], path, None, texts))
+    return Listing(entries)
 
 
 def msr_vtt(root: Path) -> Listing:
@@ -53,12 +45,8 @@ def msr_vtt(root: Path) -> Listing:
     rows = list(csv.DictReader(text_of(path).splitlines()))
     if not rows or not {"video_id", "sentence"} <= set(rows[0]):
         raise MediaError(f"{path} has no rows with the columns video_id and sentence; use the list of the 1k-A split.")
-    return Listing(
-        tuple(
-            Entry(row["video_id"], root / "videos" / f"{row['video_id']}.mp4", None, (row["sentence"].strip(),))
-            for row in rows
-        )
-    )
+    pairs = [(row["video_id"], row["sentence"].strip()) for row in rows]
+    return Listing([Entry(name, root / "videos" / f"{name}.mp4", None, (text,)) for name, text in pairs])
 
 
 def msvd(root: Path) -> Listing:
@@ -71,7 +59,7 @@ def msvd(root: Path) -> Listing:
     captions = _pickled_captions(packed) if packed.exists() else _captions_by_line(root / "captions.txt")
     names = lines_of(root / "test_list.txt")
     return Listing(
-        tuple(Entry(name, root / "videos" / f"{name}.avi", None, tuple(captions.get(name, ()))) for name in names)
+        [Entry(name, root / "videos" / f"{name}.avi", None, tuple(captions.get(name, ()))) for name in names]
     )
 
 
@@ -102,22 +90,12 @@ def _pickled_captions(path: Path) -> dict[str, list[str]]:
         raise MediaError(f"{path} is not a table of captions, lists of words by name: {error}.") from error
 
 
-def _texts(numbered: Iterable[tuple[int, str]]) -> tuple[str, ...]:
-    return tuple(text for _, text in sorted(numbered))
-
-
-class _Record:
-    """A JSON file, opened with ``with``: what is missing in it becomes one sentence, a MediaError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Any:
-        try:
-            return json.loads(text_of(self.path))
-        except (ValueError, RecursionError) as error:
-            raise MediaError(f"{self.path} is damaged: it is not JSON.") from error
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (KeyError, TypeError, AttributeError)):
-            raise MediaError(f"{self.path} is not the list that this data set must have: it lacks {error}.") from error
+@contextmanager
+def _record(path: Path) -> Iterator[Any]:
+    """A JSON file; what is missing in it becomes one sentence, a MediaError."""
+    try:
+        yield json.loads(text_of(path))
+    except (ValueError, RecursionError) as error:
+        raise MediaError(f"{path} is damaged: it is not JSON.") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MediaError(f"{path} is not the list that this data set must have: it lacks {error}.") from error

@@ -34,7 +34,7 @@ class Entry:
 class Listing:
     """The entries of a data set, in order, and the names of its classes by label."""
 
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
     classes: tuple[str, ...] = ()
 
     def first(self, count: int | None) -> Listing:

@@ -37,18 +37,18 @@ CODED_IMAGES = 327  # which, with the photographs, have 100,000 tokens
 
 def images(seed: int, many: int = IMAGES) -> Listing:
     """Procedural images of 256x256."""
-    return Listing(tuple(_entry("image", make_image, seed, number, SIDE, SIDE) for number in range(many)))
+    return Listing([_entry("image", make_image, seed, number, SIDE, SIDE) for number in range(many)])
 
 
 def videos(seed: int) -> Listing:
     """Procedural videos of 16 frames of 128x128."""
     size = FRAMES, VIDEO_SIDE, VIDEO_SIDE
-    return Listing(tuple(_entry("video", make_video, seed, number, *size) for number in range(VIDEOS)))
+    return Listing([_entry("video", make_video, seed, number, *size) for number in range(VIDEOS)])
 
 
 def assets(seed: int) -> Listing:
     """Procedural meshes."""
-    return Listing(tuple(_entry("asset", make_asset, seed, number) for number in range(ASSETS)))
+    return Listing([_entry("asset", make_asset, seed, number) for number in range(ASSETS)])
 
 
 def labelled_images(seed: int) -> Listing:
@@ -86,12 +86,12 @@ def photographs(_: object = None) -> Listing:
     names = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "retina")
     found: dict[str, Callable[[], np.ndarray]] = {name: getattr(data, name) for name in names}
     found["motorcycle_left"] = lambda: data.stereo_motorcycle()[0]
-    return Listing(tuple(Entry(f"scikit-image/{name}", partial(_read, get)) for name, get in sorted(found.items())))
+    return Listing([Entry(f"scikit-image/{name}", partial(_read, get)) for name, get in sorted(found.items())])
 
 
 def coded_images(seed: int) -> Listing:
     """The photographs and procedural images, for the usage of codes. Raises: MissingExtraError."""
-    return Listing(photographs().entries + images(seed, CODED_IMAGES).entries)
+    return Listing([*photographs().entries, *images(seed, CODED_IMAGES).entries])
 
 
 def _entry(
@@ -118,11 +118,9 @@ def _labelled(
     classes: Sequence[str] = FIGURE_PROMPTS,
 ) -> Listing:
     """Entries of the sizes and of the classes in turn."""
-    entries = (
-        _entry(series, make, seed, number, *sizes[number % len(sizes)], label=class_of(number))
-        for number in range(many)
-    )
-    return Listing(tuple(entries), tuple(classes))
+    shapes = [(number, *sizes[number % len(sizes)]) for number in range(many)]
+    entries = [_entry(series, make, seed, *shape, label=class_of(shape[0])) for shape in shapes]
+    return Listing(entries, tuple(classes))
 
 
 def _different(series: str, make: Callable[..., Any], seed: int, without: Sequence[str] = ()) -> Listing:
@@ -135,7 +133,7 @@ def _different(series: str, make: Callable[..., Any], seed: int, without: Sequen
         if caption not in without:
             first.setdefault(caption, number)
     plain = {caption: _entry(series, make, seed, number, TEXT_SIDE, TEXT_SIDE) for caption, number in first.items()}
-    return Listing(tuple(replace(entry, captions=(caption,)) for caption, entry in plain.items()))
+    return Listing([replace(entry, captions=(caption,)) for caption, entry in plain.items()])
 
 
 def _read(get: Callable[[], np.ndarray]) -> Image:

@@ -211,7 +211,7 @@ def test_every_task_is_whole():
         assert ("zero-shot" in task.metrics) == (task.templates is not None) == ("zero-shot" in name)
         assert (task.make == "embed") == bool({"zero-shot", "retrieval"} & set(task.metrics))
         assert set(task.prepare.record()) == {
-            "crop", "filter", "size", "frames", "fps", "stride", "cameras", "background",
+            "crop", "filter", "size", "frames", "fps", "cameras", "background",
         }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
 from atoken.metrics.frechet import Gaussian, frechet_distance
-from eval.adm import write_samples, write_statistics
+from eval.adm import write_statistics
 from eval.generation import NO_IMAGES, NO_PROBABILITIES, NO_SPATIAL, evaluate_generation, image_statistics
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
 from tests.eval.plain_network import PlainNetwork, images
@@ -28,8 +28,8 @@ def folder(path, every):
 def made(tmp_path):
     """Samples and their reference, as folders and as files."""
     ours, theirs = images(1, 50), images(2, 60)
-    write_samples(tmp_path / "prediction.npz", ours)
-    write_samples(tmp_path / "target.npz", theirs)
+    np.savez(tmp_path / "prediction.npz", ours)  # arr_0, as ADM's scripts have it
+    np.savez(tmp_path / "target.npz", theirs)
     folder(tmp_path / "prediction", ours)
     folder(tmp_path / "target", theirs)
     return tmp_path

@@ -188,18 +188,6 @@ def test_an_asset_is_drawn_from_the_cameras_of_its_views_with_their_mask():
     assert sample.size > 0
 
 
-def test_views_that_are_held_out_are_compared_and_not_encoded():
-    views, tokenizer = seen().media, solid_tokenizer()
-    [sample] = AToken(tokenizer, held_out=2).reconstruct([seen()])
-    first = Views(views.rgb[:4], views.depth[:4], views.cameras[:4])
-    expected = rendered(tokenizer.decode(tokenizer.encode(first)), views.cameras[4:])
-    assert np.array_equal(sample.target, views.rgb[4:])
-    assert np.array_equal(sample.mask, views.mask[4:])
-    assert greatest_difference(sample.prediction, expected) <= PIXEL
-    with pytest.raises(AtokenError, match="6 views, too few"):
-        AToken(tokenizer, held_out=6).reconstruct([seen()])
-
-
 @pytest.mark.parametrize(("height", "offset"), [(4, 0.5), (4, 0.0), (8, 0.5), (12, 0.5), (2, 0.5)])
 def test_a_mask_has_the_size_of_the_images(height, offset):
     depth = np.where(np.arange(height)[:, None] < height / 2, 1.0, -1.0).astype(np.float32)

@@ -18,7 +18,6 @@ from eval import networks
 from eval.atoken_features import ATokenFeatures
 from eval.networks import I3D, Inception, TorchScriptNetwork, middle_square
 from tests.eval.plain_network import images
-from tests.tokenizer.small import small_tokenizer
 from tests.tokenizer.texts import small_texts_model, words
 from tests.tolerances import FP32
 
@@ -28,19 +27,22 @@ CLIP = np.random.default_rng(1).integers(0, 256, (12, 20, 33, 3), dtype=np.uint8
 
 
 class Small(nn.Module):
-    """Pooled, spatial features and probabilities of images of any size."""
+    """Pooled features of images of any size."""
 
-    def __init__(self, *, crooked: bool = False):
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 8, 3, stride=2)
-        self.crooked = crooked
+        self.conv = nn.Conv2d(3, 6, 3, stride=2)
 
-    def forward(self, images: torch.Tensor, scale: float = 1.0):
-        maps = self.conv(images.float() / 255).relu() * scale
-        pooled = maps.mean((2, 3))
-        cells = nn.functional.adaptive_avg_pool2d(maps, 2)
-        return pooled if self.crooked else pooled[:, :6], cells, pooled.softmax(1)
+    def forward(self, images: torch.Tensor):
+        return self.conv(images.float() / 255).relu().mean((2, 3))
+
+
+class Pair(nn.Module):
+    """Not (B, D)."""
+
+    def forward(self, images: torch.Tensor):
+        return images.float().mean((2, 3)), images
 
 
 class Flat(nn.Module):
@@ -68,23 +70,18 @@ def saved(module, path):
 
 @pytest.fixture
 def small(tmp_path):
-    digest = saved(Small(), tmp_path / "small.pt")
-    gives = ("pooled", "spatial", "probabilities")
-    return TorchScriptNetwork(tmp_path / "small.pt", digest, trust=True, gives=gives, arguments={"scale": 2.0})
+    return TorchScriptNetwork(tmp_path / "small.pt", saved(Small(), tmp_path / "small.pt"), trust=True)
 
 
 def test_a_script_sees_every_frame_in_order_whatever_the_sizes(small):
     frames = [images(1, 3), images(2, 1, 24), images(3, 70), images(4, 2, 24)]
     found = small.features(frames)
     alone = [small.features([frame[None]]) for video in frames for frame in video]
-    module = Small()
-    for kind, width in (("pooled", 6), ("spatial", 32), ("probabilities", 8)):
-        assert found[kind].shape == (76, width)
-        np.testing.assert_allclose(found[kind], np.concatenate([one[kind] for one in alone]), atol=FP32)
+    assert found["pooled"].shape == (76, 6)
+    np.testing.assert_allclose(found["pooled"], np.concatenate([one["pooled"] for one in alone]), atol=FP32)
     last = torch.from_numpy(images(4, 2, 24)).movedim(3, 1)
     with torch.inference_mode():
-        np.testing.assert_allclose(found["pooled"][-2:], module(last, 2.0)[0].numpy(), atol=FP32)
-    assert small.kinds == {"pooled", "spatial", "probabilities"}
+        np.testing.assert_allclose(found["pooled"][-2:], Small()(last).numpy(), atol=FP32)
     assert not small.videos
 
 
@@ -103,9 +100,9 @@ def test_a_script_runs_only_on_purpose_and_only_if_it_is_the_file(tmp_path):
 
 
 def test_a_script_that_does_not_do_as_said_is_one_sentence(tmp_path, small):
-    digest = saved(Small(), tmp_path / "small.pt")
-    with pytest.raises(CheckpointError, match=r"does not return \(B, D\) of pooled\."):
-        TorchScriptNetwork(tmp_path / "small.pt", digest, trust=True).features([images(1, 1)])
+    digest = saved(Pair(), tmp_path / "pair.pt")
+    with pytest.raises(CheckpointError, match=r"does not return \(B, D\)\."):
+        TorchScriptNetwork(tmp_path / "pair.pt", digest, trust=True).features([images(1, 1)])
     with pytest.raises(CheckpointError, match="fails on images of 2x1"):
         small.features([np.zeros((1, 1, 2, 3), np.uint8)])
     flat = TorchScriptNetwork(tmp_path / "flat.pt", saved(Flat(), tmp_path / "flat.pt"), trust=True)
@@ -168,7 +165,7 @@ def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     monkeypatch.setattr(networks, "INCEPTION", replace(networks.INCEPTION, sha256=digest))
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # Python's own way to say that there is none
-    with pytest.raises(MissingExtraError, match=r"torch-fidelity: pip install 'atoken\[eval\]'"):
+    with pytest.raises(MissingExtraError, match=r"torch-fidelity: pip install 'atoken\[inception\]'"):
         Inception(tmp_path)
 
 
@@ -178,19 +175,14 @@ def tokenizer():
 
 
 def test_atokens_features_are_its_vectors_and_cells(tokenizer):
-    labels = ("a red box", "a blue cone", "two spheres")
-    network, frames = ATokenFeatures(tokenizer, labels=labels), [images(1, 2, 48), images(2, 1, 96)[:, :, :60]]
+    network, frames = ATokenFeatures(tokenizer), [images(1, 2, 48), images(2, 1, 96)[:, :, :60]]
     found = network.features(frames)
     every = [frame for video in frames for frame in video]
     pooled = torch.stack([tokenizer.encode(frame).pooled for frame in every])
     np.testing.assert_allclose(found["pooled"], pooled.numpy(), atol=FP32)
-    logits = tokenizer.logits(nn.functional.normalize(pooled), tokenizer.embed_text(labels))
-    np.testing.assert_allclose(found["probabilities"], logits.softmax(1).numpy(), atol=FP32)
     for row, frame in zip(found["spatial"], every, strict=True):
         np.testing.assert_allclose(row, cells_of(tokenizer, frame[None]), atol=FP32)
     assert network.checksum == tokenizer.fingerprint
-    with pytest.raises(AtokenError, match="no text side"):
-        ATokenFeatures(small_tokenizer(), labels=labels)
 
 
 def cells_of(tokenizer, video):

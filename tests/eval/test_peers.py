@@ -136,19 +136,6 @@ def test_scaling_for_a_generator_changes_nothing(sd, tmp_path):
     assert np.array_equal(one.prediction, same.prediction)
 
 
-def test_stored_halves_are_what_is_decoded(sd):
-    item = made_image(16, 16)
-    whole, half = (Autoencoder(sd, device="cpu", stored=dtype) for dtype in ("float32", "float16"))
-    [one], [other] = whole.reconstruct([item]), half.reconstruct([item])
-    assert other.size * 2 == one.size
-    assert half.name == "small-sd, float16"
-    values = torch.from_numpy(pixels(item)).float().permute(0, 3, 1, 2) / 127.5 - 1
-    with torch.inference_mode():
-        back = whole.model.decode(whole.model.encode(values).latent_dist.mode().half().float()).sample
-    expected = ((back + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    assert greatest_difference(other.prediction, expected) <= PIXEL
-
-
 def test_a_pipeline_is_taken_by_its_vae(sd, tmp_path):
     shutil.copytree(sd, tmp_path / "pipeline" / "vae")
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
@@ -187,8 +174,8 @@ def test_what_cannot_be_measured_is_one_sentence(sd, tmp_path):
         (altered("unknown", _class_name="AutoencoderOfTomorrow"), "no such autoencoder"),
         (altered("other", _class_name="UNet2DModel"), "no such autoencoder"),
         (altered("refused", _class_name="ConsistencyDecoderVAE"), "draws random numbers"),
-        (unsafe, "no whole AutoencoderKL in safetensors"),
-        (altered("wrong", latent_channels=5), "no whole AutoencoderKL in safetensors"),
+        (unsafe, "no complete AutoencoderKL in safetensors"),
+        (altered("wrong", latent_channels=5), "no complete AutoencoderKL in safetensors"),
         (lacking, r"lacks \d+ weights"),
     ):
         with pytest.raises(CheckpointError, match=words):

@@ -18,7 +18,8 @@ from atoken.errors import AtokenError, CheckpointError
 from atoken.io import Image
 from atoken.metrics import vgg as vgg_module
 from eval.contract import Item, Output
-from eval.metrics.perceptual import Lpips, published_lpips
+from eval.measures import PIXELS, Needs
+from eval.metrics.perceptual import Lpips
 from tests.pretrain.small_teachers import small_heads, small_vgg
 from tests.tolerances import EXACT, FP32
 
@@ -115,7 +116,7 @@ def test_small_images_and_other_ranges_are_refused(metric):
 
 def says(folder):
     with pytest.raises(CheckpointError) as error:
-        published_lpips(folder)
+        PIXELS["lpips"](Needs(None, weights=folder))
     assert str(error.value).endswith("or measure without LPIPS.")
     assert "--" not in str(error.value)
     return str(error.value)
@@ -144,7 +145,7 @@ def test_published_files_are_loaded_and_their_checksums_recorded(tmp_path, monke
         torch.save(state, tmp_path / pinned.name)
         sums[pinned.name] = hashlib.sha256((tmp_path / pinned.name).read_bytes()).hexdigest()
         monkeypatch.setattr(vgg_module, name, replace(pinned, sha256=sums[pinned.name]))
-    metric = published_lpips(tmp_path)
+    metric = PIXELS["lpips"](Needs(None, weights=tmp_path))
     assert {name: metric.record[name] for name in sums} == sums
     assert measured(metric, pixels(6, 1, 16, 16), pixels(7, 1, 16, 16)) > 0
 

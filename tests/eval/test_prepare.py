@@ -114,11 +114,9 @@ def test_frames_are_chosen_as_the_record_says():
 
     assert chosen() == (list(range(20)), 24)
     assert chosen(frames=3) == ([0, 1, 2], 24)
-    assert chosen(frames=3, stride=2) == ([0, 2, 4], 12)
     assert chosen(frames=4, spread=True) == ([0, 6, 12, 19], 24)
     assert chosen(frames=30, spread=True)[0] == list(range(20))
     assert Preparation(frames=4, spread=True).record()["frames"] == "4 evenly"
-    assert Preparation(frames=4, stride=2).record()["stride"] == "2"
 
 
 def test_evenly_are_those_of_numpy():
@@ -146,8 +144,8 @@ def test_a_folder_of_frames_is_a_video(tmp_path):
     for number in range(5):
         paths.append(tmp_path / f"{number}.png")
         write_image(Image(np.full((8, 10, 3), number, np.uint8)), paths[-1])
-    found = Preparation(frames=2, stride=2).read(paths)
-    assert found.frames[:, 0, 0, 0].tolist() == [0, 2]
+    found = Preparation(frames=2, spread=True).read(paths)
+    assert found.frames[:, 0, 0, 0].tolist() == [0, 4]
     write_image(Image(noise(9, 10)), paths[2])
     with pytest.raises(MediaError, match="differ in size"):
         Preparation().read(paths)
@@ -192,7 +190,7 @@ def test_the_record_is_text_and_tells_preparations_apart():
     every = [
         Preparation(), Preparation("adm", 256), Preparation("centre", 256), Preparation("adm", 128),
         Preparation("adm", 256, "bilinear"), Preparation("naflex", 256), Preparation(frames=4),
-        Preparation(frames=4, spread=True), Preparation(fps=Fraction(4)), Preparation(stride=2), Preparation(views=4),
+        Preparation(frames=4, spread=True), Preparation(fps=Fraction(4)), Preparation(views=4),
         Preparation(view_size=64),
     ]  # fmt: skip
     records = [tuple(preparation.record().items()) for preparation in every]

@@ -22,7 +22,7 @@ from tests.report.pages import Page
 NUMBERS = "Numbers [fingerprint of their protocol]"
 PROTOCOL = EvalProtocol(
     task="folder", data="d0", items=3, crop="none", filter="none", size="native", frames="all", fps="native",
-    stride="1", cameras="none", background="black", templates="none", dtype="float32", latents="mean", seed="none",
+    cameras="none", background="black", templates="none", dtype="float32", latents="mean", seed="none",
     code="0.1+abc", metrics={"psnr": {"peak": "255"}, "usage": {"codes of a group": "4096"}, "size": {"unit": "bits"}},
 )  # fmt: skip
 
