@@ -17,10 +17,11 @@ from atoken.pretrain.batches import check_shares
 from atoken.pretrain.config import overridden, touches
 from atoken.pretrain.curriculum import CURRICULA, FINISHED, TUNE, TUNING
 from atoken.pretrain.datasets import load_datasets
-from atoken.pretrain.run import rank, run
+from atoken.pretrain.run import run
 from atoken.pretrain.stages import Stage
 from atoken.pretrain.teachers import NO_TEACHERS, load_teachers
-from atoken.train.run_folder import RunFolder
+from atoken.train.checkpoints import Checkpoints
+from atoken.train.run_folder import rank_of_launch
 from atoken.train.zero import check_whole
 
 WITHOUT_TEACHERS = "none"  # in place of a folder
@@ -118,7 +119,7 @@ def start_of(stage: Stage, runs: Path, given: Path | None) -> Path | None:
     """
     if given is not None and not given.is_dir():
         raise CheckpointError(f"There is no folder {given} to start from, nor a bundled model of that name.")
-    resumes = (runs / stage.name).is_dir() and RunFolder(runs / stage.name).checkpoints()
+    resumes = Checkpoints(runs / stage.name).folders()
     if given is not None or resumes:
         return given
     if stage.start_from is None:
@@ -141,7 +142,7 @@ def start_of(stage: Stage, runs: Path, given: Path | None) -> Path | None:
 
 def speaks() -> bool:
     """Whether this process is the one that prints."""
-    return rank() == 0
+    return rank_of_launch() == 0
 
 
 def _device(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
@@ -22,9 +21,10 @@ from atoken.pretrain.stages import Stage
 from atoken.pretrain.start.begin import begin, blank, save_blank
 from atoken.pretrain.teachers import NO_TEACHERS, Teachers
 from atoken.text import TextTokenizer
-from atoken.train import loop
+from atoken.train import loop, manifest
+from atoken.train.checkpoints import Checkpoints
 from atoken.train.record import Started
-from atoken.train.run_folder import RunFolder
+from atoken.train.run_folder import rank_of_launch
 
 
 def run(
@@ -46,22 +46,22 @@ def run(
     ``atoken.train.loop.run``; the exported model is in bf16.
     """
     torch.manual_seed(stage.recipe.seed)
-    resumes = bool(RunFolder(folder).checkpoints())
+    resumes = bool(Checkpoints(folder).folders())
+    if start is not None and not resumes and (start / manifest.NAME).exists():
+        manifest.read(start)  # a stage must not begin with a damaged model
     model, texts = blank(folder) if resumes else begin(stage, start, datasets)
-    if rank() == 0 and not resumes:
-        save_blank(folder, model, texts)
-    shown = HeldOut.of({task.modality for task in stage.used.values()}) if evaluate_every and rank() == 0 else HeldOut()
+    held_out = HeldOut()
+    if rank_of_launch() == 0:
+        if not resumes:
+            save_blank(folder, model, texts)
+        if evaluate_every:
+            held_out = HeldOut.of({task.modality for task in stage.used.values()})
     return loop.run(
         Objective(model, stage, teachers, texts), stage.recipe, MicroBatches(stage, datasets), folder,
-        export=partial(export, model.config, texts), evaluate=partial(evaluate_ema, model, stage, shown, texts),
+        export=partial(export, model.config, texts), evaluate=partial(evaluate_ema, model, stage, held_out, texts),
         started=_started(stage, start, datasets.data, teachers), device=device, workers=workers, zero=zero,
         save_every=save_every, evaluate_every=evaluate_every, most_broken=datasets.data.most_broken,
     )  # fmt: skip
-
-
-def rank() -> int:
-    """Which of the processes that a launcher started this is."""
-    return int(os.environ.get("RANK", 0))
 
 
 def _started(stage: Stage, start: Path | None, data: Data, teachers: Teachers) -> Started:

@@ -9,18 +9,28 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Muon
 
 from atoken.errors import AtokenError
+from atoken.train.checkpoints import Checkpoint, Checkpoints
 from atoken.train.objective import Batch, Objective
 from atoken.train.optimisers import MOMENT_OF_MUON, MOMENTS, optimisers
 from atoken.train.recipe import Recipe
-from atoken.train.run_folder import RunFolder
 
 PATIENCE = 10  # steps skipped one after another that end the run
+
+
+class Piece(NamedTuple):
+    """What this process holds of a parameter: ``size`` numbers from ``start`` on, in ``master`` from ``at`` on."""
+
+    master: str
+    at: int
+    start: int
+    size: int
 
 
 class PlainEngine:
@@ -32,21 +42,27 @@ class PlainEngine:
 
     rank, world = 0, 1
 
-    def __init__(self, objective: Objective[Any], recipe: Recipe, device: str) -> None:
+    def __init__(self, objective: Objective[Any], recipe: Recipe, device: str, saved: Checkpoint | None = None) -> None:
+        """``saved``: what to resume from, whichever engine wrote it. Raises: CheckpointError where it does not fit."""
+        if saved:
+            saved.fill(objective)
         groups = objective.parameter_groups()
-        trained = {name for group in groups for name in group.names}
+        frozen = objective.frozen().keys()
         self.objective = objective.to(device).train()
         self.recipe, self.device = recipe, device
         self.step = 0  # steps seen
         self.applied = 0  # steps taken; a step with a gradient that is not finite is skipped
         self.skipped_in_a_row = 0
         for name, parameter in objective.named_parameters():
-            parameter.requires_grad_(name in trained)
-        self.parameters = {name: p for name, p in objective.named_parameters() if name in trained}
+            parameter.requires_grad_(name not in frozen)
+        self.parameters = {name: p for name, p in objective.named_parameters() if name not in frozen}
         self.owners = optimisers(groups, self.parameters, recipe)
         self.optimisers = list(dict.fromkeys(self.owners.values()))
         self.masters = self._masters()  # the trained weights in fp32, by name
+        self.pieces = self._pieces()  # of each trained parameter, by name, that this process holds some of
         self.ema = {name: master.detach().clone() for name, master in self.masters.items()}
+        if saved:
+            self._resume(saved)
 
     @property
     def skipped(self) -> int:
@@ -55,6 +71,39 @@ class PlainEngine:
 
     def _masters(self) -> dict[str, Tensor]:
         return dict(self.parameters)
+
+    def _pieces(self) -> dict[str, Piece]:
+        return {name: Piece(name, 0, 0, parameter.numel()) for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def _resume(self, saved: Checkpoint) -> None:
+        """Take up EMA, moments and steps; the weights are there.
+
+        What was frozen there and is trained here begins with its weights as EMA, and without momentum.
+        """
+        self.step, self.applied = saved.numbers["step"], saved.numbers["applied"]
+        self._read(saved, "ema", self.ema)
+        for kind in MOMENTS:
+            if any(f"{kind}/{name}" in saved for name in self.parameters):
+                held = {
+                    name: torch.zeros_like(master)
+                    for name, master in self.masters.items()
+                    if isinstance(self.owners[name], Muon) == (kind == MOMENT_OF_MUON)
+                }
+                self._read(saved, kind, held)
+                for name, value in held.items():
+                    # Every parameter moves in every step that is applied.
+                    count = torch.tensor(float(self.applied), device=value.device)
+                    self.owners[name].state[self.masters[name]].update({"step": count, kind: value})
+
+    def _read(self, saved: Checkpoint, kind: str, held: Mapping[str, Tensor]) -> None:
+        """Fill tensors shaped and sharded as the masters, where the checkpoint has something of this kind."""
+        for name, piece in self.pieces.items():
+            if piece.master in held and (key := f"{kind}/{name}") in saved:
+                found, target = saved.read(key, piece.start, piece.size), held[piece.master]
+                if piece.size < target.numel():
+                    target = target[piece.at : piece.at + piece.size]
+                target.copy_(found.view(target.shape))
 
     def train(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One step on its micro-batches: the sum over tasks of the mean over the micro-batches of each.
@@ -122,60 +171,37 @@ class PlainEngine:
         """Sums over ranks, the same answer on all."""
         return list(numbers)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that a resumed run needs, as tensors and as plain numbers."""
-        parts = {"weights": self._frozen() | self._gathered(self.masters), "ema": self._gathered(self.ema)}
-        for key in MOMENTS:
-            held = {name: self.owners[name].state.get(master, {}) for name, master in self.masters.items()}
-            parts[key] = self._gathered({name: moments[key] for name, moments in held.items() if key in moments})
-        tensors = {f"{key}/{name}": value for key, part in parts.items() for name, value in part.items()}
-        return tensors, {"step": self.step, "applied": self.applied}
+    def exchange(self, text: str) -> list[str]:
+        """Every rank's text, on all ranks."""
+        return [text]
 
-    def save(self, run_folder: RunFolder) -> None:
-        """Write a checkpoint. Raises: CheckpointError."""
-        run_folder.save(*self.state())
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write a checkpoint; all ranks call it. Raises: CheckpointError, on all ranks."""
+        pieces, tensors = self._share(), {}
+        for kind, held in self._held().items():
+            for name, piece in pieces.items():
+                if piece.master in held:
+                    flat = held[piece.master].detach().flatten()
+                    tensors[f"{kind}/{name}"] = flat[piece.at : piece.at + piece.size]
+        starts = {name: piece.start for name, piece in pieces.items()}
+        numbers = {"step": self.step, "applied": self.applied}
+        checkpoints.save(numbers, tensors, starts, self.rank, self.exchange)
+
+    def _share(self) -> dict[str, Piece]:
+        """The pieces that this process writes of a checkpoint."""
+        return self.pieces
+
+    def _held(self) -> dict[str, dict[str, Tensor]]:
+        """Weights, EMA and moments, by the name of the master that they are of."""
+        held = {"weights": self.masters, "ema": self.ema}
+        for kind in MOMENTS:
+            states = {name: self.owners[name].state.get(master, {}) for name, master in self.masters.items()}
+            held[kind] = {name: state[kind] for name, state in states.items() if kind in state}
+        return held
 
     def ema_weights(self) -> dict[str, Tensor]:
-        """All parameters by name, those that are trained as their EMA: what is evaluated and exported."""
-        return self._frozen() | self._gathered(self.ema)
+        """All parameters by name, those that are trained as their EMA: what is evaluated and exported.
 
-    @torch.no_grad()
-    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Take up a state that ``state`` gave, of this engine or another.
-
-        What was frozen there and is trained here begins with its weights as EMA, and without momentum.
+        All ranks call it; what it returns is for rank 0.
         """
-        self.step, self.applied, self.skipped_in_a_row = numbers["step"], numbers["applied"], 0
-        weights = {name: tensors[f"weights/{name}"] for name, _ in self.objective.named_parameters()}
-        ema = {name: tensors.get(f"ema/{name}", weights[name]) for name in self.parameters}
-        self.ema |= self._scattered(ema)
-        for key in MOMENTS:
-            names = [name for name in self.parameters if self._is_updated_by_muon(name) == (key == MOMENT_OF_MUON)]
-            held = {name: tensors[f"{key}/{name}"] for name in names if f"{key}/{name}" in tensors}
-            fresh = {name: torch.zeros_like(weights[name]) for name in names if held and name not in held}
-            for name, value in self._scattered(held | fresh).items():
-                # Every parameter moves in every step that is applied.
-                count = torch.tensor(float(self.applied), device=value.device)
-                self.owners[name].state[self.masters[name]].update({"step": count, key: value})
-        self._load(weights)
-
-    def _is_updated_by_muon(self, name: str) -> bool:
-        return isinstance(self.owners.get(name), torch.optim.Muon)
-
-    def _frozen(self) -> dict[str, Tensor]:
-        named = self.objective.named_parameters()
-        return {name: p.detach() for name, p in named if name not in self.parameters}
-
-    def _gathered(self, shards: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors by the names of their parameters, of something that is shaped and sharded as the masters."""
-        return {name: value.detach() for name, value in shards.items()}
-
-    def _scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The way back from ``_gathered``; the weights must be loaded afterwards."""
-        return {name: value.to(self.device, copy=True) for name, value in whole.items()}
-
-    def _load(self, whole: dict[str, Tensor]) -> None:
-        """Set parameters by name."""
-        for name, parameter in self.objective.named_parameters():
-            if name in whole:
-                parameter.copy_(whole[name])
+        return {name: self.ema.get(name, parameter.detach()) for name, parameter in self.objective.named_parameters()}

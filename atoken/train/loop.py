@@ -12,12 +12,15 @@ from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import Any
 
+from atoken.atomic import sync
+from atoken.train import manifest
+from atoken.train.checkpoints import Checkpoints
 from atoken.train.engine import PlainEngine
 from atoken.train.loader import batches, living_workers
 from atoken.train.objective import Evaluate, Export, Objective, Source
 from atoken.train.recipe import Recipe
 from atoken.train.record import Started
-from atoken.train.run_folder import RunFolder, writing
+from atoken.train.run_folder import RunFolder, rank_of_launch, writing
 from atoken.train.tally import Tally
 from atoken.train.watch import Watch
 from atoken.train.zero import ZeroEngine
@@ -52,16 +55,20 @@ def run(
     with code 143. Raises: CheckpointError (also as ``Started.check_resumable``, where ``folder`` holds another run),
     MediaError (too many samples are broken), and as engine and source.
     """
-    run_folder = RunFolder(folder)
-    saved = run_folder.newest()
-    now = started.record(saved[1]["step"] if saved else 0, recipe)
+    run_folder, checkpoints = RunFolder(folder), Checkpoints(folder)
+    saved = checkpoints.newest()
+    now = started.record(saved.numbers["step"] if saved else 0, recipe)
     now["launch"] |= {"device": device, "ranks": int(os.environ.get("WORLD_SIZE", 1)), "workers": workers, "zero": zero}
     if saved and (before := run_folder.noted("start-")):
         started.check_resumable(before, now, folder)
         now["start"] = before.get("start", now["start"])
-    engine = PlainEngine(objective, recipe, device) if zero is None else ZeroEngine(objective, recipe, device, zero)
-    if saved:
-        engine.restore(*saved)
+    if rank_of_launch() == 0:
+        checkpoints.keep_frozen(objective.frozen(), saved)
+    engine: PlainEngine = (
+        PlainEngine(objective, recipe, device, saved)
+        if zero is None
+        else ZeroEngine(objective, recipe, device, zero, saved)
+    )
     if engine.rank == 0:
         run_folder.rewind(engine.step)
         run_folder.note(f"start-{engine.step:06d}", now)
@@ -77,11 +84,13 @@ def run(
                 last = engine.step == recipe.steps
                 ends, *counts = engine.total([asked.is_set(), *tally.listed(engine.step - 1, micro_batches)])
                 watch.step({**row, **tally.count(*counts, last=last)}, micro_batches, waited)
-                if ends or last or engine.step % save_every == 0:
-                    engine.save(run_folder)
+                if last or not ends:
+                    watch.evaluate_if_due()  # before the checkpoint: who resumes from it will not evaluate this step
+                if last or ends or engine.step % save_every == 0:
+                    engine.save(checkpoints)
                 if ends and not last:
                     raise SystemExit(128 + signal.SIGTERM)
-                watch.evaluate_if_due()
+                watch.restart_clock()
         _export(engine, folder / "model", export)
         (ends,) = engine.total([asked.is_set()])
     if ends:  # what would be trained next is not begun
@@ -112,5 +121,7 @@ def _export(engine: PlainEngine, folder: Path, export: Export) -> None:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             export(weights, part)
+            manifest.seal(part)
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
+            sync(folder.parent)

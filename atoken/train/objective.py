@@ -83,6 +83,11 @@ class Objective(nn.Module, ABC, Generic[B]):
         matrices, others = (tuple(n for n, ndim in sizes.items() if (ndim > 1) == matrix) for matrix in (True, False))
         return [group for group in (Group(matrices), Group(others, decay=False)) if group.names]
 
+    def frozen(self) -> dict[str, nn.Parameter]:
+        """The parameters in no group, by name."""
+        trained = {name for group in self.parameter_groups() for name in group.names}
+        return {name: parameter for name, parameter in self.named_parameters() if name not in trained}
+
     def layout(self, batch: B) -> Hashable:
         """What all ranks must have alike in a step: under ZeRO-3, whatever decides which modules run how often."""
         return None

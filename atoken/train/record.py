@@ -14,6 +14,7 @@ from typing import Any
 
 from atoken.errors import AtokenWarning, CheckpointError
 from atoken.train.recipe import Recipe
+from atoken.train.run_folder import rank_of_launch
 
 FREE = "recipe.steps"  # a run may always be made longer
 FIXED = ("recipe.seed", "start")
@@ -60,7 +61,8 @@ class Started:
                 f"{folder} holds {'a finished' if finished else 'another'} run ({said}); name another folder with -o, "
                 "or remove that one."
             )
-        warnings.warn(f"The run in {folder} continues with other settings ({said}).", AtokenWarning, stacklevel=3)
+        if rank_of_launch() == 0:
+            warnings.warn(f"The run in {folder} continues with other settings ({said}).", AtokenWarning, stacklevel=3)
 
     def _changes(self, there: Mapping[str, Any], here: Mapping[str, Any], path: str = "") -> Iterator[tuple]:
         """Dotted name, value there, value here."""

@@ -80,7 +80,7 @@ class Watch:
         self.progress.update()
 
     def evaluate_if_due(self) -> None:
-        """Evaluate the EMA weights if it is time to; this time, and that of a checkpoint before, belongs to no step.
+        """Evaluate the EMA weights if it is time to.
 
         Writes a line of ``evaluation.jsonl`` and ``images/step-NNNNNN.png``, under the number of the last step done.
         Raises: MediaError where the image cannot be written.
@@ -93,6 +93,9 @@ class Watch:
                 self._log({"step": self.engine.step - 1, **numbers}, "evaluation")
                 if image is not None:
                     self._image(image)
+
+    def restart_clock(self) -> None:
+        """The next step begins: the time since the last one belongs to none."""
         self.before = time.monotonic()
 
     def _log(self, row: dict[str, Any], name: str = "log") -> None:

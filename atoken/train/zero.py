@@ -22,31 +22,32 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from atoken.errors import AtokenError, CheckpointError, MissingExtraError
-from atoken.train.engine import PlainEngine
+from atoken.errors import AtokenError, MissingExtraError
+from atoken.train.checkpoints import Checkpoint
+from atoken.train.engine import Piece, PlainEngine
 from atoken.train.objective import Batch, Objective
 from atoken.train.recipe import Recipe
-from atoken.train.run_folder import RunFolder
 
 KEPT_WHOLE = 100_000  # numbers of a parameter below which ZeRO-3 does not bother to cut it up
 
 
 class ZeroEngine(PlainEngine):
-    """One rank's share of a stage. All ranks make the same calls; the numbers that come back are equal on all.
+    """One rank's share of a run. All ranks make the same calls; the numbers that come back are equal on all.
 
-    What ``state`` gives is that of the plain engine, so that a run may go on with another number of ranks, another
-    ZeRO stage, or none. It is gathered on rank 0 tensor by tensor (elsewhere it is empty): there it needs host memory
-    for 16 bytes a parameter, which suits models of some billion parameters. A run of a thousand GPUs would rather have
-    every rank write its shards.
+    Its checkpoints are those of the plain engine, in pieces, so that a run may resume with another number of ranks,
+    another ZeRO stage, or none.
     """
 
-    def __init__(self, objective: Objective[Any], recipe: Recipe, device: str, zero: int) -> None:
-        """``device``: "cpu" or "cuda", the rank's own. Raises: MissingExtraError, and as ``check_whole``."""
+    def __init__(
+        self, objective: Objective[Any], recipe: Recipe, device: str, zero: int, saved: Checkpoint | None = None
+    ) -> None:
+        """``device``: "cpu" or "cuda", the rank's own. Raises: AtokenError (no DeepSpeed, Muon), CheckpointError."""
         check_whole(recipe)
         self.zero = zero
         self.deepspeed = _join(device)
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
-        super().__init__(objective, recipe, f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device)
+        place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
+        super().__init__(objective, recipe, place, saved)
 
     def _masters(self) -> dict[str, Tensor]:
         """DeepSpeed's fp32 weights: flat vectors of many parameters each, of which this rank has a piece."""
@@ -57,10 +58,35 @@ class ZeroEngine(PlainEngine):
         self.engine = self.deepspeed.initialize(model=self.objective, optimizer=optimiser, config=self._config())[0]
         if self.zero == 0:
             return super()._masters()
-        flat = "single_partition_of_fp32_groups" if self.zero < 3 else "fp32_partitioned_groups_flat"
-        masters = {f"shard {i}": shard for i, shard in enumerate(getattr(self.engine.optimizer, flat))}
-        self.owners = dict.fromkeys(masters, optimiser)
+        optimiser = self.engine.optimizer
+        shards = optimiser.fp32_partitioned_groups_flat if self.zero == 3 else optimiser.single_partition_of_fp32_groups
+        masters = {f"shard {number}": shard for number, shard in enumerate(shards)}
+        self.owners = dict.fromkeys(masters, self.optimisers[0])
         return masters
+
+    def _pieces(self) -> dict[str, Piece]:
+        """Where DeepSpeed has put them; a rank may hold none of a parameter."""
+        if self.zero == 0:
+            return super()._pieces()
+        found = {}
+        for name, parameter in self.parameters.items():
+            of: Any = parameter
+            if self.zero == 3:
+                shard, at, size = self.engine.optimizer.grad_position[self.engine.optimizer.get_param_id(of)]
+                start = self.rank * size
+                count = min(size, of.ds_numel - start)
+            elif of._hp_mapping is None:
+                continue
+            else:
+                shard, here = of._hp_mapping.param_group_index, of._hp_mapping.hp_fragment_address
+                at, start, count = here.start, of._hp_mapping.lp_fragment_address.start, here.numel
+            if count > 0:
+                found[name] = Piece(f"shard {shard}", at, start, count)
+        return found
+
+    def _share(self) -> dict[str, Piece]:
+        pieces = list(self.pieces.items())
+        return dict(pieces[self.rank :: self.world] if self.zero == 0 else pieces)
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -80,9 +106,7 @@ class ZeroEngine(PlainEngine):
         if self.zero == 3:
             # DeepSpeed keeps the gradient of a parameter that a step does not use as it was in an earlier step, be
             # it NaN, and would apply it again.
-            for parameter in self.parameters.values():
-                shard: Any = parameter
-                self.deepspeed.utils.safe_set_local_grad(shard, torch.zeros_like(shard.ds_tensor))
+            self.engine.optimizer.grad_partitions_flat_buffer.zero_()
         return super().train(batches)
 
     def _check_order(self, batches: Sequence[Batch]) -> None:
@@ -119,57 +143,29 @@ class ZeroEngine(PlainEngine):
         distributed.all_reduce(found)
         return [int(number) for number in found.tolist()]
 
-    def save(self, run_folder: RunFolder) -> None:
-        """Write a checkpoint from rank 0. Raises: CheckpointError, on all ranks."""
-        state, failure = self.state(), [""]
-        if self.rank == 0:
-            try:
-                run_folder.save(*state)
-            except CheckpointError as error:
-                failure = [str(error)]
-        distributed.broadcast_object_list(failure)
-        if failure[0]:
-            raise CheckpointError(failure[0])
-
-    def _frozen(self) -> dict[str, Tensor]:
-        whole: dict[str, Tensor] = {}
-        for name, parameter in self.objective.named_parameters():
-            if name not in self.parameters:
-                with self.deepspeed.zero.GatheredParameters(parameter):
-                    whole |= self._whole(name, parameter)
-        return whole
-
-    def _whole(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """A whole tensor by its name, in host memory; nothing but on rank 0."""
-        return {name: tensor.detach().reshape(self.shapes[name]).to("cpu", copy=True)} if self.rank == 0 else {}
+    def exchange(self, text: str) -> list[str]:
+        """Every rank's text, on all ranks."""
+        found = [""] * self.world
+        distributed.all_gather_object(found, text)
+        return found
 
     @torch.no_grad()
-    def _gathered(self, shards: dict[str, Tensor]) -> dict[str, Tensor]:
-        """On rank 0. DeepSpeed gathers weights, so the shards take their place for a while."""
-        if not shards:
-            return {}
-        whole: dict[str, Tensor] = {}
-        weights = {name: master.clone() for name, master in self.masters.items()}
-        for name, master in self.masters.items():
-            master.copy_(shards[name])
-        for name, parameter in self.parameters.items():
-            found = self.deepspeed.utils.safe_get_full_fp32_param(parameter)
-            whole |= self._whole(name, parameter if found is None else found)
-        for name, master in self.masters.items():
-            master.copy_(weights[name])
-        return whole
-
-    def _scattered(self, whole: dict[str, Tensor]) -> dict[str, Tensor]:
-        self._load(whole)
-        return {name: master.detach().clone() for name, master in self.masters.items()} if whole else {}
-
-    def _load(self, whole: dict[str, Tensor]) -> None:
+    def ema_weights(self) -> dict[str, Tensor]:
+        """As of the plain engine, in host memory; only on rank 0, where they are gathered one by one."""
+        whole = {}
         for name, parameter in self.objective.named_parameters():
-            if name in whole:
-                with self.deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
-                    parameter.copy_(whole[name])
-        if self.zero:
-            self.engine.optimizer.refresh_fp32_params()
+            if self.zero and name in self.parameters:
+                tensor = torch.zeros(self.shapes[name].numel(), device=self.device)
+                if piece := self.pieces.get(name):
+                    held = self.ema[piece.master][piece.at : piece.at + piece.size]
+                    tensor[piece.start : piece.start + piece.size] = held
+                distributed.reduce(tensor, 0)
+            else:
+                with self.deepspeed.zero.GatheredParameters(parameter):
+                    tensor = self.ema.get(name, parameter).detach().clone()
+            if self.rank == 0:
+                whole[name] = tensor.reshape(self.shapes[name]).cpu()
+        return whole
 
 
 def check_whole(recipe: Recipe) -> None:
@@ -184,6 +180,8 @@ def _join(device: str) -> Any:
     """Enter the launcher's group of processes, or a group of one. Returns DeepSpeed. Raises: MissingExtraError."""
     os.environ.setdefault("DS_ACCELERATOR", device)
     os.environ.setdefault("LOCAL_RANK", "0")
+    if device == "cpu":  # else DeepSpeed runs numactl in every backward pass
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         import deepspeed
     except ImportError as error:

@@ -174,6 +174,31 @@ def test_teachers_see_images_alone(teachers):
     says("Task shown is of modality video", small_texts_model(), stage_of({"shown": task}), teachers, words())
 
 
+# What is trained
+
+
+def test_the_encoder_has_its_own_rate_only_matrices_decay_and_muon_is_for_those_of_blocks():
+    stage = replace(FIRST, encoder_lr=0.1, frozen=("text_tower.", "logit_"))
+    objective = Objective(small_texts_model(), stage.without_teachers(), texts=words())
+    named, seen = dict(objective.named_parameters()), []
+    for group in objective.parameter_groups():
+        seen += group.names
+        for name in group.names:
+            assert group.lr_scale == (0.1 if name.startswith("model.encoder.") else 1.0)
+            assert group.decay == (named[name].ndim > 1)
+            assert group.muon == (named[name].ndim == 2 and ".blocks." in name)
+    assert len(seen) == len(set(seen))
+    frozen = objective.frozen().keys()
+    assert frozen == named.keys() - set(seen)
+    assert frozen == {name for name in named if name.removeprefix("model.").startswith(objective.stage.frozen)}
+
+
+def test_the_layout_counts_passes_through_the_encoder():
+    objective = Objective(small_texts_model(), COSTED, texts=words())
+    assert objective.layout(of_sizes("image", (1, 32, 32), (1, 16, 16))) == 1
+    assert objective.layout(of_sizes("video", (16, 16, 16), (20, 16, 16))) == 2
+
+
 # What a step costs
 
 PATCHES = (Term(losses.l1, 1.0), Term(losses.kl, 1e-4))
