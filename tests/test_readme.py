@@ -109,7 +109,7 @@ def parsed(words):
         from eval.command import parser
 
         return parser().parse_args(words[3:])
-    if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+    if words[:2] == ["python", "-m"] and words[2].startswith(("benchmarks.", "tests.")):
         found = importlib.util.find_spec(words[2])
         assert found, f"there is no {words[2]}"
         source = Path(found.origin).read_text()
