@@ -27,13 +27,6 @@ def read(request: dict[str, Any], channel: Channel) -> None:
     """Send the types and shapes of the arrays with notes for the user, then the arrays: those of ``Mesh`` in order."""
     limits = Limits(**request["limits"])
     limit_memory(MEMORY + 8 * limits.max_mesh_bytes)
-    # trimesh imports these two where they are installed, which takes five times as long as all else, and needs
-    # neither for reading.
-    sys.modules.update(dict.fromkeys(("scipy", "networkx")))  # type: ignore[arg-type]
-    import trimesh  # noqa: F401 - so that its import does not count as time that the file takes
-
-    channel.tick()
-    logging.disable()
     with os.fdopen(request["descriptor"], "rb") as file:
         folder = Folder(file, request["folder"], request["name"], limits)
     mesh = mesh_of(folder, request["format"])
@@ -56,4 +49,10 @@ def mesh_of(folder: Folder, format: str) -> Mesh:
 
 
 if __name__ == "__main__":
+    # trimesh imports these two where they are installed, which takes five times as long as all else, and needs
+    # neither for reading.
+    sys.modules.update(dict.fromkeys(("scipy", "networkx")))  # type: ignore[arg-type]
+    import trimesh  # noqa: F401 - its import is no time that the file takes
+
+    logging.disable()
     serve(read)

@@ -21,6 +21,7 @@ from atoken.errors import MediaError
 HEADER = struct.Struct("<cQdI")  # kind, bytes that follow; of a frame also seconds and bytes a row
 INFO, DATA, TICK, DONE, ERROR = b"I", b"F", b"T", b"D", b"E"
 TEXT_BYTES = 1 << 20  # more than any message other than data needs
+_START = 120.0  # seconds until the first message: a busy machine starts a child slowly, whatever the file is
 
 
 class Message(NamedTuple):
@@ -37,11 +38,11 @@ class ReaderProcess:
 
     ``worker`` is the module that it runs (``atoken.media.worker``), ``name`` what the user calls the file, for
     messages, ``file`` its contents, which the child inherits, so that the caller may close it; ``timeout`` the seconds
-    without any sign of progress. Raises: MediaError (it does not start).
+    without any sign of progress, once it has started. Raises: MediaError (it does not start).
     """
 
     def __init__(self, worker: str, name: str, file: BinaryIO, request: Mapping[str, Any], timeout: float) -> None:
-        self._name, self._timeout = name, timeout
+        self._name, self._wait, self.timeout = name, _START, timeout
         self._child = _start(worker, name, file.fileno())
         self._end = weakref.finalize(self, _end, self._child)
         assert self._child.stdin is not None
@@ -100,6 +101,7 @@ class ReaderProcess:
         kind = TICK
         while kind == TICK:
             kind, length, seconds, stride = HEADER.unpack(self._bytes(HEADER.size).data)
+            self._wait = self.timeout
         return kind, length, seconds, stride
 
     def _bytes(self, length: int) -> np.ndarray:
@@ -107,9 +109,9 @@ class ReaderProcess:
         rest, poll = buffer.data, select.poll()
         poll.register(self._pipe, select.POLLIN)
         while rest:
-            if not poll.poll(self._timeout * 1000):
+            if not poll.poll(self._wait * 1000):
                 raise MediaError(
-                    f"Cannot read {self._name}: reading hung for {self._timeout:g} seconds and was stopped; "
+                    f"Cannot read {self._name}: reading hung for {self._wait:g} seconds and was stopped; "
                     "export the file again, or raise timeout= if the machine is slow."
                 )
             count = os.readv(self._pipe, [rest])

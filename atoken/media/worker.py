@@ -55,6 +55,7 @@ def serve(answer: Callable[[dict[str, Any], Channel], None]) -> None:
     channel = Channel()
     with suppress(BrokenPipeError):  # the parent has seen enough
         try:
+            channel.tick()  # started: from here on the time is the file's
             answer(request, channel)
             channel.send(DONE)
         except AtokenError as error:
