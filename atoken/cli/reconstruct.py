@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,20 +14,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
-from atoken.cameras import Cameras
 from atoken.cli import console
 from atoken.cli.coding import add, result_path, write_item
-from atoken.gaussians import Gaussians
-from atoken.io import Image, Mesh, Video, VideoReader, Views
+from atoken.io import Image, VideoReader
 from atoken.io.token_file import TokenFile, TokenFileWriter
 from atoken.metrics.pixels import psnr_of, squared_error, ssim
-from atoken.modalities import MODALITIES
-from atoken.modalities.views import render_views
+from atoken.modalities import MODALITIES, Modality
 from atoken.tokenizer import Tokenizer
-
-VIEWS, VIEW_SIZE = 8, 256  # of an asset: once around, pixels a side
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
         if isinstance(source, VideoReader):
             opened.enter_context(source)
         tokens = opened.enter_context(TokenFile(token_file))
-        item, comparison = tokens.items[0], Comparison(source)
+        item, comparison = tokens.items[0], Comparison(MODALITIES[tokens.items[0].modality], source)
         write_item(tokenizer, tokens, 0, result_path(target, item), seen=comparison.add)
     decode_seconds = perf_counter() - encoded - comparison.seconds
     Image(comparison.side_by_side).save(target.with_name(f"{target.name}.compare.png"))
@@ -105,16 +98,10 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
 
 
 class Comparison:
-    """Sums over frames or views, and the first ones side by side: the original left.
+    """Sums over frames or views, and the first ones side by side: the original left."""
 
-    An asset that came as views is seen as those views show it, a mesh from ``VIEWS`` cameras around it, which are none
-    of those that it was encoded from.
-    """
-
-    def __init__(self, source: Image | Mesh | Video | VideoReader | Views) -> None:
-        views = render_views(source, Cameras.turntable(VIEWS), VIEW_SIZE) if isinstance(source, Mesh) else source
-        self._cameras = views.cameras if isinstance(views, Views) else None
-        self._originals = self._frames(views)
+    def __init__(self, modality: Modality, original: Any) -> None:
+        self._targets, self._images = modality.images(original)
         self._error = self._similarity = self.seconds = 0.0
         self._count = 0
         self.side_by_side = np.zeros((1, 1, 3), np.uint8)
@@ -129,29 +116,14 @@ class Comparison:
         """Mean SSIM over all frames."""
         return self._similarity / max(self._count, 1)
 
-    def add(self, piece: Image | Video | Gaussians) -> None:
+    def add(self, piece: Any) -> None:
         """Compare one decoded piece with the originals that are next."""
         start = perf_counter()
-        for prediction in self._frames(piece):
-            target = next(self._originals)
+        for prediction in self._images(piece):
+            target = next(self._targets)
             if not self._count:
                 self.side_by_side = np.concatenate([target, prediction], axis=1)
             self._error += squared_error(prediction, target)
             self._similarity += ssim(prediction, target)
             self._count += 1
         self.seconds += perf_counter() - start
-
-    def _frames(self, media: Image | Video | VideoReader | Views | Gaussians) -> Iterator[np.ndarray]:
-        if isinstance(media, Image):
-            yield media.pixels
-        elif isinstance(media, Video):
-            yield from media.frames
-        elif isinstance(media, VideoReader):
-            yield from (frame for _, frame in media)
-        elif isinstance(media, Views):
-            yield from media.rgb
-        elif self._cameras is not None:
-            for view in range(len(self._cameras)):
-                with torch.inference_mode():
-                    rgb = media.render(self._cameras[view : view + 1], VIEW_SIZE)[0]
-                yield rgb.mul(255).round_().clamp_(0, 255).to(torch.uint8).numpy()

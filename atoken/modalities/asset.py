@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from atoken.media.limits import DEFAULT_LIMITS, Limits
 from atoken.media.mesh import FORMATS, read_mesh
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from atoken.model import ATokenModel
     from atoken.tokens import SparseTokens
 
+SEEN_FROM, SEEN_SIDE = 8, 256  # cameras around an asset, and pixels a side, by which results are compared
 MAX_RESOLUTION = 1 << 10  # voxels a side
 
 
@@ -49,6 +53,25 @@ def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Ga
     return replace(gaussians, means=(gaussians.means + 0.5) * coarser - 0.5, scales=gaussians.scales * coarser)
 
 
+def _images(original: Mesh | Views) -> tuple[Iterator[np.ndarray], Callable[[Gaussians], Iterator[np.ndarray]]]:
+    """On black, from the cameras of given views; of a mesh from cameras that it is not encoded from, once around."""
+    import torch
+
+    from atoken.cameras import Cameras
+    from atoken.modalities.views import render_views
+
+    around = Cameras.turntable(SEEN_FROM)
+    views = render_views(original, around, SEEN_SIDE) if isinstance(original, Mesh) else original
+
+    def rendered(gaussians: Gaussians) -> Iterator[np.ndarray]:
+        for view in range(len(views)):
+            with torch.inference_mode():
+                rgb = gaussians.render(views.cameras[view : view + 1], views.rgb.shape[1:3])[0]
+            yield rgb.mul(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
+
+    return iter(views.rgb), rendered
+
+
 def _refusal(model: ATokenModel, tokens: Tokens) -> str:
     from atoken.modalities.voxels import RESOLUTION
 
@@ -67,6 +90,7 @@ ASSET = Modality(
     suffix=".ply",
     patchify=_patchify,
     unpatchify=_unpatchify,
+    images=_images,
     cells=lambda size, frames: (1, *size, size[0]),
     shown=lambda size, frames: f"{size[0]}^3",
     sizes=f"its voxels a side, twice, from 1 to {MAX_RESOLUTION:,}",

@@ -48,6 +48,7 @@ IMAGE = Modality(
     suffix=".png",
     patchify=_patchify,
     unpatchify=_unpatchify,
+    images=lambda original: (iter([original.pixels]), lambda piece: iter([piece.pixels])),
     cells=cells,
     shown=lambda size, frames: f"{size[1]}x{size[0]}",
     sizes=SIZES,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from atoken.media.formats import Format
 from atoken.media.video import VideoReader
@@ -28,7 +30,9 @@ class Modality:
     **Tokens.** ``patchify(media, coarsen)`` gives one sample of patches and the fields of ``Tokens`` that say what it
     is: ``size``, and where it has them ``frames``, ``fps``, ``timestamps``, ``alpha``. ``unpatchify(model, tokens,
     patches)`` turns decoded patches into what the user gets. ``refusal(model, tokens)`` says in a sentence why a model
-    cannot decode such tokens, "" if it can.
+    cannot decode such tokens, "" if it can. ``images(original)`` is for comparing what went in (media, or an open reader
+    of frames) with what came back: images (H, W, 3) uint8 of the first, and a function that gives those of a decoded
+    piece.
 
     **Token files.** ``cells(size, frames)``: steps, rows, columns and layers of the grid that the tokens lie in; they
     fill it unless the modality is ``sparse``. ``allows_size(size)``, in words ``sizes``. ``has_alpha``: whether an
@@ -45,6 +49,7 @@ class Modality:
     suffix: str
     patchify: Callable[[Any, bool], tuple[SparseTokens, dict[str, Any]]]
     unpatchify: Callable[[ATokenModel, Tokens, SparseTokens], Any]
+    images: Callable[[Any], tuple[Iterator[np.ndarray], Callable[[Any], Iterator[np.ndarray]]]]
     cells: Callable[[Size, int], tuple[int, int, int, int]]
     shown: Callable[[Size, int], str]
     sizes: str

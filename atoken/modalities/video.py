@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from atoken.media.video import FORMATS, Video, VideoReader, read_video
 from atoken.media.video_writer import VideoWriter
@@ -30,6 +33,10 @@ def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Vi
     return Video(pixels, tokens.fps or Fraction(24), tokens.timestamps)
 
 
+def _frames(video: Video | VideoReader) -> Iterator[np.ndarray]:
+    return iter(video.frames) if isinstance(video, Video) else (frame for _, frame in video)
+
+
 def _refusal(model: ATokenModel, tokens: Tokens) -> str:
     if tokens.first_frame and model.config.cache_frames:
         return "its decoder looks back at earlier frames; decode the video from its start."
@@ -44,6 +51,7 @@ VIDEO = Modality(
     suffix=".mp4",
     patchify=_patchify,
     unpatchify=_unpatchify,
+    images=lambda original: (_frames(original), _frames),
     cells=cells,
     shown=lambda size, frames: f"{size[1]}x{size[0]}x{frames}",
     sizes=SIZES,
