@@ -48,11 +48,16 @@ def mesh_of(folder: Folder, format: str) -> Mesh:
     return read_plain(folder, format)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve one request."""
     # trimesh imports these two where they are installed, which takes five times as long as all else, and needs
     # neither for reading.
     sys.modules.update(dict.fromkeys(("scipy", "networkx")))  # type: ignore[arg-type]
-    import trimesh  # noqa: F401 - its import is no time that the file takes
+    import trimesh  # noqa: F401 - before the time of the file begins
 
     logging.disable()
     serve(read)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,9 +30,9 @@ class Modality:
     **Tokens.** ``patchify(media, coarsen)`` gives one sample of patches and the fields of ``Tokens`` that say what it
     is: ``size``, and where it has them ``frames``, ``fps``, ``timestamps``, ``alpha``. ``unpatchify(model, tokens,
     patches)`` turns decoded patches into what the user gets. ``refusal(model, tokens)`` says in a sentence why a model
-    cannot decode such tokens, "" if it can. ``images(original)`` is for comparing what went in (media, or an open reader
-    of frames) with what came back: images (H, W, 3) uint8 of the first, and a function that gives those of a decoded
-    piece.
+    cannot decode such tokens, "" if it can. ``images(original)`` is for comparing what went in (media, or an open
+    reader of frames) with what came back: images (H, W, 3) uint8 of the first, and a function that gives those of a
+    decoded piece.
 
     **Token files.** ``cells(size, frames)``: steps, rows, columns and layers of the grid that the tokens lie in; they
     fill it unless the modality is ``sparse``. ``allows_size(size)``, in words ``sizes``. ``has_alpha``: whether an
