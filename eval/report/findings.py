@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
+import msgspec
 import numpy as np
+import PIL.Image
 
 from atoken.errors import MediaError, ReportError
 from atoken.io import read_image
 from atoken.metrics.pixels import psnr
+from atoken.report.page import Figure
 from eval.contract import Output
 from eval.report.results import Row
 from eval.report.tables import number_text
 
 SHOWN = 384  # pixels a side of an image on the page; three of them stand side by side
+SMALLEST = 192  # pixels that an image is wide on the page, at least; smaller ones are enlarged
 CLIPPED = 0.01  # share of a difference map's values that may go over white
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels of the image as it was measured
-Boxes = Mapping[str, list[tuple[str, Box]]]  # what is inside and the box, by key
+
+class Box(msgspec.Struct):
+    """Left, top, right, bottom in pixels of the image as it was measured (the last two are outside); what is in it."""
+
+    box: tuple[int, int, int, int]
+    what: str = "box"
 
 
-class Strip(NamedTuple):
-    """Images of one size side by side, (H, W, 3) uint8 each, with a title and what they are."""
-
-    title: str
-    words: str
-    images: tuple[np.ndarray, ...]
+Boxes = Mapping[str, list[Box]]  # by key
 
 
 def keep(output: Output) -> tuple[np.ndarray, np.ndarray] | None:
@@ -62,7 +64,7 @@ class Pair:
     target: np.ndarray
     prediction: np.ndarray
 
-    def triptych(self) -> Strip:
+    def triptych(self) -> Figure:
         """Target, prediction and amplified difference.
 
         Of an image larger than ``SHOWN`` it is the window in which the squared error is largest, pixel by pixel: an
@@ -75,20 +77,28 @@ class Pair:
         if target.shape != self.target.shape:
             height, width = self.target.shape[:2]
             words += f"; the worst part, rows {top} to {bottom}, columns {left} to {right} of {height} x {width}"
-        return Strip(self.title, words, (target, prediction, difference))
+        return side_by_side(self.title, words, target, prediction, difference)
 
-    def crops(self, boxes: Boxes) -> Iterator[Strip]:
+    def crops(self, boxes: Boxes) -> Iterator[Figure]:
         """The boxes of this image. Raises: ReportError (a box that is not inside)."""
         height, width = self.target.shape[:2]
-        for what, (left, top, right, bottom) in boxes.get(self.key, ()):
-            if right > width or bottom > height:
+        for one in boxes.get(self.key, ()):
+            left, top, right, bottom = one.box
+            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
                 raise ReportError(
-                    f"A box of {self.key} ends at ({right}, {bottom}), outside its {width}x{height} pixels as it was "
-                    "measured; scale the box as the image was scaled."
+                    f"The box {one.box} of {self.key} is not inside its {width}x{height} pixels as it was measured; "
+                    "scale the box as the image was scaled."
                 )
             target, prediction = (image[top:bottom, left:right] for image in (self.target, self.prediction))
-            title = f"{what} of {self.key}, PSNR {psnr(prediction, target):.2f} dB"
-            yield Strip(title, "target, prediction", (target, prediction))
+            title = f"{one.what} of {self.key}, PSNR {psnr(prediction, target):.2f} dB"
+            yield side_by_side(title, "target, prediction", target, prediction)
+
+
+def side_by_side(title: str, words: str, *images: np.ndarray) -> Figure:
+    """Images of one size, (H, W, 3) uint8 each, side by side; small ones are enlarged by a whole factor."""
+    file, width = BytesIO(), images[0].shape[1]
+    PIL.Image.fromarray(np.concatenate(images, axis=1)).save(file, format="PNG", optimize=True)
+    return Figure(title, file.getvalue(), words, -(-SMALLEST // width) * width * len(images))
 
 
 def pairs(row: Row, block: str) -> Iterator[Pair]:
@@ -114,8 +124,8 @@ def amplified(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, i
     return np.minimum(difference * factor, 255).astype(np.uint8), factor
 
 
-def worst_window(errors_HW: np.ndarray, side: int) -> Box:
-    """The window of at most ``side`` x ``side`` pixels with the largest sum; the first of equal ones."""
+def worst_window(errors_HW: np.ndarray, side: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the window of at most ``side`` x ``side`` with the largest sum, the first of equals."""
     height, width = (min(side, length) for length in errors_HW.shape)
     total = np.pad(errors_HW.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
@@ -124,23 +134,14 @@ def worst_window(errors_HW: np.ndarray, side: int) -> Box:
 
 
 def read_boxes(path: str | Path) -> Boxes:
-    """Boxes of texts, faces or what else, by key.
+    """Boxes of texts, faces or what else: ``{KEY: [{"box": [left, top, right, bottom], "what": "face"}]}``.
 
-    JSON: ``{KEY: [{"box": [left, top, right, bottom], "what": "face"}]}``, in pixels of the image as it was measured;
-    right and bottom are the first ones outside. Raises: ReportError.
+    Raises: ReportError.
     """
     try:
-        found = json.loads(Path(path).read_bytes())
-        return {key: [(str(one.get("what", "box")), _box(one["box"])) for one in of] for key, of in found.items()}
+        return msgspec.json.decode(Path(path).read_bytes(), type=dict[str, list[Box]])
     except OSError as error:
         raise ReportError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except msgspec.MsgspecError as error:
         form = '{"KEY": [{"box": [left, top, right, bottom], "what": "face"}]}'
         raise ReportError(f"{path} holds no boxes; write them as {form}.") from error
-
-
-def _box(numbers: Iterable[object]) -> Box:
-    left, top, right, bottom = (int(str(number)) for number in numbers)
-    if not (0 <= left < right and 0 <= top < bottom):
-        raise ValueError(numbers)
-    return left, top, right, bottom

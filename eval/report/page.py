@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
 from atoken.report.charts import by_number, histogram
 from atoken.report.page import IMAGES, Block, Figure, Figures, fitting, write
 from eval.protocol import digest
-from eval.report.findings import Boxes, Pair, Strip, pairs, read_boxes
+from eval.report.findings import Boxes, Pair, pairs, read_boxes
 from eval.report.results import Column, Row, read_results
 from eval.report.tables import by_task, grouped, names, tables
 
 SIZE = "size"  # the metric whose numbers say how much a model needs; quality is drawn against them
-SMALLEST = 192  # pixels that an image is wide on the page, at least; smaller ones are enlarged
 KEPT = {"worst": "Worst first", "shown": "A fixed sample"}  # blocks of images in a row
 EXPLAINED = (
     "Numbers share a column only if they were measured in the same way: the eight digits behind a name are the "
@@ -105,12 +102,5 @@ def _images(row: Row, name: str, boxes: Boxes) -> Iterator[tuple[str, Figure]]:
         for pair in pairs(row, block):
             kept.setdefault(pair.key, (f"{title}: {name}", pair))
     for title, pair in kept.values():
-        yield title, _figure(pair.triptych())
-        yield from ((f"Crops: {name}", _figure(strip)) for strip in pair.crops(boxes))
-
-
-def _figure(strip: Strip) -> Figure:
-    """An image on the page; a small one is enlarged by a whole factor."""
-    file, width = BytesIO(), strip.images[0].shape[1]
-    PIL.Image.fromarray(np.concatenate(strip.images, axis=1)).save(file, format="PNG", optimize=True)
-    return Figure(strip.title, file.getvalue(), strip.words, -(-SMALLEST // width) * width * len(strip.images))
+        yield title, pair.triptych()
+        yield from ((f"Crops: {name}", crop) for crop in pair.crops(boxes))

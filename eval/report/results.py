@@ -59,13 +59,13 @@ class Row:
     def items(self) -> dict[str, np.ndarray]:
         """What was measured of each item alone, (items,) float64 by name; nothing where its file was removed.
 
-        A number that is not finite or that an item lacks is NaN. Raises: ReportError.
+        A number that an item lacks is NaN. Raises: ReportError.
         """
         named = self.record["items"].get("file")
         path = None if named is None else self.file(named)
         lines = [*read_rows(path)] if path and path.is_file() else []
-        names = dict.fromkeys(name for line in lines for name, value in line.items() if _is_number(value))
-        return {name: np.array([_finite(line.get(name)) for line in lines]) for name in names}
+        names = dict.fromkeys(name for line in lines for name, value in line.items() if isinstance(value, int | float))
+        return {name: np.array([float(line.get(name, "nan")) for line in lines]) for name in names}
 
 
 def read_results(paths: Iterable[str | Path]) -> list[Row]:
@@ -95,11 +95,3 @@ def _rows(path: Path) -> Iterator[Row]:
             yield row
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ReportError(f"{path} is damaged: a row is incomplete; run the evaluation again.") from error
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> float:
-    return value if _is_number(value) and math.isfinite(value) else math.nan

@@ -1,8 +1,10 @@
 """Differences, windows and frames that a report shows are the worst ones."""
 
 import re
+from io import BytesIO
 
 import numpy as np
+import PIL.Image
 
 from atoken.io import Image
 from eval.contract import Item, Output
@@ -35,9 +37,9 @@ def test_the_worst_window_is_that_of_brute_force():
     large = np.zeros((400, 900, 3), np.uint8)
     spot = large.copy()
     spot[390:, 800:810] = 9
-    _, words, images = findings.Pair("key", "title", large, spot).triptych()
-    assert [image.shape for image in images] == [(findings.SHOWN, findings.SHOWN, 3)] * 3
-    top, bottom, left, right, *size = map(int, re.findall(r"\d+", words)[1:])
+    figure = findings.Pair("key", "title", large, spot).triptych()
+    assert PIL.Image.open(BytesIO(figure.data)).size == (3 * findings.SHOWN, findings.SHOWN)
+    top, bottom, left, right, *size = map(int, re.findall(r"\d+", figure.words)[1:])
     assert size == [400, 900]
     assert left <= 800 < 810 <= right
     assert (top, bottom) == (16, 400)

@@ -246,10 +246,11 @@ def test_crops_stand_side_by_side_with_their_psnr(tmp_path):
     error = np.square(theirs.astype(float) - ours).mean()
     assert caption.startswith(f"face of <0>.png, PSNR {10 * np.log10(255**2 / error):.2f} dB")
     assert "Of 1 keys with boxes" in found.text
-    boxes.write_text(json.dumps({"<0>.png": [{"box": [5, 10, 61, 18]}]}))
-    with pytest.raises(ReportError, match="outside its 60x40 pixels"):
-        report([tmp_path / "result.json"], tmp_path / "page.html", boxes)
-    for wrong in ('{"a": [{"box": [3, 0, 2, 1]}]}', '{"a": [[0, 0, 1, 1]]}', "[]", "{"):
+    for box in ([5, 10, 61, 18], [-1, 10, 25, 18], [5, 18, 25, 18]):
+        boxes.write_text(json.dumps({"<0>.png": [{"box": box}]}))
+        with pytest.raises(ReportError, match="not inside its 60x40 pixels"):
+            report([tmp_path / "result.json"], tmp_path / "page.html", boxes)
+    for wrong in ('{"a": [[0, 0, 1, 1]]}', "[]", "{"):
         boxes.write_text(wrong)
         with pytest.raises(ReportError, match="holds no boxes"):
             findings.read_boxes(boxes)
@@ -278,7 +279,7 @@ def test_a_report_goes_on_without_the_file_of_items_and_refuses_files_of_elsewhe
 
 def test_items_are_read_by_name(tmp_path):
     (row,) = read_results([written(tmp_path, with_images(tmp_path))])
-    assert np.array_equal(row.items()["psnr"], [30.5, np.nan, np.nan], equal_nan=True)
+    assert np.array_equal(row.items()["psnr"], [30.5, np.inf, np.nan], equal_nan=True)
     (tmp_path / "items.jsonl").write_text('{"key": "a"}\n{"key"')
     with pytest.raises(ReportError, match="damaged at line 2"):
         row.items()
