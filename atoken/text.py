@@ -50,5 +50,5 @@ class TextTokenizer:
         if not texts:
             return torch.zeros(0, self.length, dtype=torch.long)
         cleaned = [clean(text) for text in texts]
-        made = self.tokenizer(cleaned, padding="max_length", truncation=True, max_length=self.length)
-        return torch.tensor(made["input_ids"], dtype=torch.long)
+        found = self.tokenizer(cleaned, padding="max_length", truncation=True, max_length=self.length)
+        return torch.tensor(found["input_ids"], dtype=torch.long)

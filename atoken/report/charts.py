@@ -78,8 +78,8 @@ def by_step(
             panel.set_xlim(*steps)
         for step, name in starts.items():
             panel.axvline(step, color=GREY, linewidth=0.6, zorder=0)
-            place = panel.get_xaxis_transform()
-            panel.text(step, 0.99, f"\u00a0{_label(name)}", transform=place, va="top", color=GREY)
+            in_steps = panel.get_xaxis_transform()
+            panel.text(step, 0.99, f"\u00a0{_label(name)}", transform=in_steps, va="top", color=GREY)
     return _svg(figure)
 
 

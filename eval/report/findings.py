@@ -68,7 +68,7 @@ class Pair:
         """Target, prediction and amplified difference.
 
         Of an image larger than ``SHOWN`` it is the window in which the squared error is largest, pixel by pixel: an
-        image made smaller would hide what went wrong.
+        image scaled down would hide what went wrong.
         """
         left, top, right, bottom = worst_window(squared_errors(self.target, self.prediction), SHOWN)
         target, prediction = (image[top:bottom, left:right] for image in (self.target, self.prediction))
@@ -125,7 +125,7 @@ def amplified(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, i
 
 
 def worst_window(errors_HW: np.ndarray, side: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the window of at most ``side`` x ``side`` with the largest sum, the first of equals."""
+    """Left, top, right, bottom of the first window of at most ``side`` x ``side`` pixels with the largest sum."""
     height, width = (min(side, length) for length in errors_HW.shape)
     total = np.pad(errors_HW.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]

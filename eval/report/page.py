@@ -54,7 +54,7 @@ def _figures(rows: Sequence[Row], boxes: Boxes, room: int) -> Iterator[Block]:
 def rate_curves(rows: Sequence[Row]) -> dict[tuple[Column, Column], Points]:
     """Points (size, quality) by these two columns, and by kind of model: the name up to its first comma.
 
-    Only what makes a curve: a kind of model with several sizes, beside all others with the same fingerprints.
+    Only pairs that make a curve: a kind of model has several sizes. Other kinds with the same fingerprints are added.
     """
     found: dict[tuple[Column, Column], Points] = defaultdict(lambda: defaultdict(list))
     for row in rows:

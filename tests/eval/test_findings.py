@@ -12,16 +12,16 @@ from eval.report import findings
 
 
 def test_differences_are_amplified_by_the_largest_power_of_two_that_fits():
-    theirs = np.full((20, 20, 3), 100, np.uint8)
+    target = np.full((20, 20, 3), 100, np.uint8)
     for distance, factor in ((0, 64), (1, 64), (3, 64), (4, 32), (15, 16), (16, 8), (127, 2), (128, 1), (155, 1)):
-        ours = theirs + np.uint8(distance)
-        difference, found = findings.amplified(theirs, ours)
+        prediction = target + np.uint8(distance)
+        difference, found = findings.amplified(target, prediction)
         assert found == factor
         assert (difference == distance * factor).all()
-        assert (findings.amplified(ours, theirs)[0] == difference).all()
-    ours = theirs + np.uint8(2)
-    ours[0, 0] = 255  # 3 of 1,200 values may go over
-    difference, found = findings.amplified(theirs, ours)
+        assert (findings.amplified(prediction, target)[0] == difference).all()
+    prediction = target + np.uint8(2)
+    prediction[0, 0] = 255  # 3 of 1,200 values may go over
+    difference, found = findings.amplified(target, prediction)
     assert found == 64
     assert difference[0, 0].tolist() == [255] * 3
     assert difference[1, 1].tolist() == [128] * 3
@@ -47,13 +47,13 @@ def test_the_worst_window_is_that_of_brute_force():
 
 def test_the_frame_that_is_kept_is_the_worst_where_pixels_count():
     rng = np.random.default_rng(2)
-    theirs = rng.integers(0, 200, (4, 6, 8, 3), np.uint8)
-    ours, mask = theirs.copy(), np.ones((4, 6, 8), bool)
-    ours[1, 0, 0], ours[2, 3, 3] = theirs[1, 0, 0] + 50, theirs[2, 3, 3] + 20
-    item = Item("video", Image(theirs[0]))
-    assert (findings.keep(Output(item, theirs, ours))[1] == ours[1]).all()
+    target = rng.integers(0, 200, (4, 6, 8, 3), np.uint8)
+    prediction, mask = target.copy(), np.ones((4, 6, 8), bool)
+    prediction[1, 0, 0], prediction[2, 3, 3] = target[1, 0, 0] + 50, target[2, 3, 3] + 20
+    item = Item("video", Image(target[0]))
+    assert (findings.keep(Output(item, target, prediction))[1] == prediction[1]).all()
     mask[1, 0, 0] = False
-    kept = findings.keep(Output(item, theirs, ours, mask))
-    assert (kept[0] == theirs[2]).all()
-    assert (kept[1] == ours[2]).all()
+    kept = findings.keep(Output(item, target, prediction, mask))
+    assert (kept[0] == target[2]).all()
+    assert (kept[1] == prediction[2]).all()
     assert findings.keep(Output(item)) is None

@@ -161,12 +161,12 @@ def with_images(folder, sizes=((40, 60), (24, 24)), **more):
     rng, worst = np.random.default_rng(0), []
     folder.mkdir(parents=True, exist_ok=True)
     for number, size in enumerate(sizes):
-        theirs = rng.integers(0, 256, (*size, 3), np.uint8)
-        ours = np.clip(theirs + rng.integers(-9, 10, theirs.shape), 0, 255).astype(np.uint8)
-        for side, pixels in (("target", theirs), ("prediction", ours)):
+        target = rng.integers(0, 256, (*size, 3), np.uint8)
+        prediction = np.clip(target + rng.integers(-9, 10, target.shape), 0, 255).astype(np.uint8)
+        for side, pixels in (("target", target), ("prediction", prediction)):
             Image(pixels).save(folder / f"{number}-{side}.png")
         names = {side: f"{number}-{side}.png" for side in ("target", "prediction")}
-        worst.append({"key": f"<{number}>.png", "psnr": psnr(ours, theirs)} | names)
+        worst.append({"key": f"<{number}>.png", "psnr": psnr(prediction, target)} | names)
     lines = [{"key": "a", "psnr": 30.5}, {"key": "b", "psnr": "inf"}, {"key": "c", "failed": "Broken."}]
     (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     items = {"planned": 3, "measured": 2, "full": 3, "file": "items.jsonl"}
@@ -226,11 +226,11 @@ def test_a_page_holds_tables_charts_and_images_and_reaches_for_nothing(tmp_path)
 def test_images_are_shown_with_their_difference(tmp_path):
     found = Page(report([written(tmp_path, with_images(tmp_path))], tmp_path / "page.html"))
     ((caption, pixels),) = found.images_under("Worst first: nano")
-    theirs, ours = (read(tmp_path / f"0-{side}.png") for side in ("target", "prediction"))
+    target, prediction = (read(tmp_path / f"0-{side}.png") for side in ("target", "prediction"))
     factor = int(re.search(r"difference x (\d+)", caption)[1])
     assert factor == 16  # differences are at most 9, so that 16 x 9 < 255 < 32 x 9, more than 1 % of them
     assert "<0>.png, psnr " in caption
-    wanted = np.concatenate([theirs, ours, np.abs(theirs.astype(int) - ours) * factor], axis=1)
+    wanted = np.concatenate([target, prediction, np.abs(target.astype(int) - prediction) * factor], axis=1)
     assert (pixels == wanted).all()
 
 
@@ -241,9 +241,9 @@ def test_crops_stand_side_by_side_with_their_psnr(tmp_path):
     )
     found = Page(report([written(tmp_path, with_images(tmp_path))], tmp_path / "page.html", boxes))
     ((caption, pixels),) = found.images_under("Crops: nano")
-    theirs, ours = (read(tmp_path / f"0-{side}.png")[10:18, 5:25] for side in ("target", "prediction"))
-    assert (pixels == np.concatenate([theirs, ours], axis=1)).all()
-    error = np.square(theirs.astype(float) - ours).mean()
+    target, prediction = (read(tmp_path / f"0-{side}.png")[10:18, 5:25] for side in ("target", "prediction"))
+    assert (pixels == np.concatenate([target, prediction], axis=1)).all()
+    error = np.square(target.astype(float) - prediction).mean()
     assert caption.startswith(f"face of <0>.png, PSNR {10 * np.log10(255**2 / error):.2f} dB")
     assert "Of 1 keys with boxes" in found.text
     for box in ([5, 10, 61, 18], [-1, 10, 25, 18], [5, 18, 25, 18]):

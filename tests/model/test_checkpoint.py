@@ -36,21 +36,21 @@ def small_tower():
     return tower
 
 
-def test_with_rope_off_a_image_gives_siglip2s_features_and_pooled_vector():
+def test_with_rope_off_an_image_gives_siglip2s_features_and_pooled_vector():
     tower = small_tower()
-    ours = from_siglip2(tower, small_config(rope=False))
+    model = from_siglip2(tower, small_config(rope=False))
     generator = torch.Generator().manual_seed(0)
     for height, width in SIZES:
         tokens = patchify(torch.rand(1, height, width, 3, generator=generator) * 2 - 1)
         with torch.no_grad():
-            theirs = tower(
+            siglip2 = tower(
                 pixel_values=tokens.feats[None, :, :768],
                 pixel_attention_mask=torch.ones(1, len(tokens.feats), dtype=torch.long),
                 spatial_shapes=torch.tensor([[height // 16, width // 16]]),
             )
-            encoded = ours.encode(tokens)
-        torch.testing.assert_close(encoded.features.feats, theirs.last_hidden_state[0], atol=FP32, rtol=0)
-        torch.testing.assert_close(encoded.pooled, theirs.pooler_output, atol=FP32, rtol=0)
+            encoded = model.encode(tokens)
+        torch.testing.assert_close(encoded.features.feats, siglip2.last_hidden_state[0], atol=FP32, rtol=0)
+        torch.testing.assert_close(encoded.pooled, siglip2.pooler_output, atol=FP32, rtol=0)
 
 
 def test_siglip2_starts_with_zero_weights_for_later_frames():

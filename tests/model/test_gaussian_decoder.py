@@ -41,8 +41,8 @@ ARCH = json.loads((GOLDEN / "gs-tiny.config.json").read_text())
 def voxels(*counts, side=40, seed=0, width=768):
     """Random voxels in cubes of ``side`` at the origin."""
     generator = torch.Generator().manual_seed(seed)
-    places = [torch.randperm(side**3, generator=generator)[:count] for count in counts]
-    cells = torch.cat(places)
+    drawn = [torch.randperm(side**3, generator=generator)[:count] for count in counts]
+    cells = torch.cat(drawn)
     columns = [torch.zeros_like(cells), cells // side**2, cells // side % side, cells % side]
     feats = torch.rand(len(cells), width, generator=generator) * 2 - 1
     return SparseTokens(feats, torch.stack(columns, dim=1).int(), counts)
@@ -55,9 +55,9 @@ def decoder(seed=0, **changes):
 both_kinds = pytest.mark.parametrize("sizes", [SIZES, SMALL], ids=["published", "with a neighborhood"])
 
 
-def near(ours, theirs):
+def near(one, other):
     for field in FIELDS:
-        torch.testing.assert_close(getattr(ours, field), getattr(theirs, field), atol=FP32, rtol=FP32)
+        torch.testing.assert_close(getattr(one, field), getattr(other, field), atol=FP32, rtol=FP32)
 
 
 def plain_windows(layer, x_ND, tokens, shift):
@@ -89,8 +89,8 @@ def test_windowed_attention_equals_the_plain_twin_forward_and_gradient(shift, lo
         out = attend(x_ND)
         out.square().mean().backward()
         results.append([out, x_ND.grad, layer.qkv.weight.grad.clone(), layer.out.weight.grad.clone()])
-    for ours, twin in zip(*results, strict=True):
-        torch.testing.assert_close(ours, twin, atol=FP32, rtol=FP32)
+    for one, twin in zip(*results, strict=True):
+        torch.testing.assert_close(one, twin, atol=FP32, rtol=FP32)
 
 
 def test_batches_of_windows_hold_every_window_once_and_keep_to_the_bound(monkeypatch):
@@ -129,10 +129,10 @@ def test_alone_equals_in_a_batch_and_twice_is_the_same(sizes):
     model, batch = decoder(**sizes), voxels(300, 1, 0, 120)
     with torch.no_grad():
         together, again = model(batch), model(batch)
-        for sample, ours, same in zip(batch.unpack(), together, again, strict=True):
-            near(model(sample)[0], ours)
-            assert all(torch.equal(getattr(ours, field), getattr(same, field)) for field in FIELDS)
-            assert len(ours.means) == 32 * len(sample.feats)
+        for sample, one, same in zip(batch.unpack(), together, again, strict=True):
+            near(model(sample)[0], one)
+            assert all(torch.equal(getattr(one, field), getattr(same, field)) for field in FIELDS)
+            assert len(one.means) == 32 * len(sample.feats)
 
 
 @both_kinds
@@ -165,10 +165,10 @@ def test_occupancy_is_who_else_of_the_sample_is_in_the_cube():
         found = occupancy(batch, side)
         assert found.shape == (500, side**3)
         assert found[:, side**3 // 2].all()  # the voxel itself
-        for sample, ours in zip(batch.unpack(), found.split(batch.lengths), strict=True):
+        for sample, one in zip(batch.unpack(), found.split(batch.lengths), strict=True):
             there = {tuple(cell) for cell in sample.coords[:, 1:].tolist()}
             steps = list(product(range(-(side // 2), side // 2 + 1), repeat=3))
-            for cell, row in zip(sample.coords[:, 1:].tolist(), ours.tolist(), strict=True):
+            for cell, row in zip(sample.coords[:, 1:].tolist(), one.tolist(), strict=True):
                 assert row == [(cell[0] + x, cell[1] + y, cell[2] + z) in there for x, y, z in steps]
 
 
@@ -208,8 +208,8 @@ def test_a_batch_without_voxels_gives_gaussians_without_members(sizes):
 
 
 def test_a_voxel_outside_the_grid_is_refused():
-    for place in (-1, 64):
-        sample = SparseTokens(torch.zeros(1, 768), torch.tensor([[0, 3, place, 3]], dtype=torch.int32), (1,))
+    for x in (-1, 64):
+        sample = SparseTokens(torch.zeros(1, 768), torch.tensor([[0, 3, x, 3]], dtype=torch.int32), (1,))
         with pytest.raises(ValueError, match=r"\[0, 64\)"):
             decoder()(sample)
 
@@ -265,8 +265,8 @@ def test_gradient_checkpointing_changes_nothing():
             model.gradient_checkpointing_enable()
         model.gaussian_decoder.outputs(voxels(100, 40)).square().mean().backward()
         gradients.append([p.grad for p in model.gaussian_decoder.parameters()])
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=EXACT, rtol=0)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=EXACT, rtol=0)
 
 
 def test_saving_and_loading_gives_the_same_model_bit_for_bit(tmp_path):
@@ -277,8 +277,8 @@ def test_saving_and_loading_gives_the_same_model_bit_for_bit(tmp_path):
         assert fingerprint(loaded) == fingerprint(model)
         with torch.no_grad():
             assert torch.equal(loaded.gaussian_decoder.outputs(sample), model.gaussian_decoder.outputs(sample))
-            ours, theirs = loaded.gaussian_decoder(sample)[0], model.gaussian_decoder(sample)[0]
-        assert all(torch.equal(getattr(ours, field), getattr(theirs, field)) for field in FIELDS)
+            one, other = loaded.gaussian_decoder(sample)[0], model.gaussian_decoder(sample)[0]
+        assert all(torch.equal(getattr(one, field), getattr(other, field)) for field in FIELDS)
 
 
 def test_a_trained_model_can_be_given_a_decoder_and_keeps_its_weights(tmp_path):
@@ -324,7 +324,7 @@ def test_published_files_load_without_the_training_loss(tmp_path):
     save_file(published(**{"lpips_loss.net.slice1.0.weight": torch.zeros(3)}), tmp_path / "gs.safetensors")
     block = {"class_name": "models.pretrained.SLatGaussianDecoderTrain", **ARCH}
     (tmp_path / "gs.yaml").write_text(yaml.safe_dump({"model": block}))
-    from_files = load_official(*OFFICIAL, tmp_path / "gs.safetensors")  # with the YAML beside it
+    from_files = load_official(*OFFICIAL, tmp_path / "gs.safetensors")  # and the YAML next to it
     assert fingerprint(load_official(*OFFICIAL, published(), tmp_path / "gs.yaml")) == fingerprint(from_files)
     from_memory = load_official(*OFFICIAL, published(), ARCH)
     assert from_files.config.gaussian_decoder == {"width": 48, "layers": 2, "heads": 1, "mlp": 64}

@@ -17,7 +17,9 @@ FOLDERS = [
     pytest.param(
         THOROUGH,
         id="thorough",
-        marks=pytest.mark.skipif(not THOROUGH.is_dir(), reason="the larger set of tensors is not beside this checkout"),
+        marks=pytest.mark.skipif(
+            not THOROUGH.is_dir(), reason="the larger set of tensors is not next to this checkout"
+        ),
     ),
 ]
 
@@ -26,7 +28,7 @@ FOLDERS = [
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("tag", INPUTS)
 def test_every_published_tensor(folder, variant, tag):
-    errors = {name: relative_error(ours, theirs) for name, ours, theirs in pairs(folder, variant, tag)}
+    errors = {name: relative_error(prediction, target) for name, prediction, target in pairs(folder, variant, tag)}
     assert {"features", "moments", "pooled", "decoded"} <= errors.keys()
     assert ("decoded_kv12_4" in errors) == tag.startswith("video")
     assert {name: error for name, error in errors.items() if error > RELEASED} == {}
@@ -34,7 +36,7 @@ def test_every_published_tensor(folder, variant, tag):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_published_tensor_of_the_gaussian_decoder(folder):
-    errors = {name: relative_error(ours, theirs) for name, ours, theirs in gaussian_pairs(folder)}
+    errors = {name: relative_error(prediction, target) for name, prediction, target in gaussian_pairs(folder)}
     published = load_file(folder / "gs-tiny.io.safetensors").keys() - {"coords", "feats"}
     assert errors.keys() == published
     assert {name: error for name, error in errors.items() if error > RELEASED} == {}
@@ -43,9 +45,9 @@ def test_every_published_tensor_of_the_gaussian_decoder(folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("tag", INPUTS)
 def test_fsq_indices_away_from_rounding_boundaries(folder, tag):
-    ours, theirs = indices(folder, tag)
-    assert len(ours) > 60
-    assert torch.equal(ours, theirs)
+    prediction, target = indices(folder, tag)
+    assert len(prediction) > 60
+    assert torch.equal(prediction, target)
 
 
 def test_patches_are_those_of_the_published_code():

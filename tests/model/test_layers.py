@@ -18,25 +18,25 @@ def coords(*rows):
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def test_rope_depends_only_on_differences_of_place():
+def test_rope_depends_only_on_differences_of_position():
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 3, 72, generator=generator)
-    near = [rotate(x, rotation(coords(place), 72)) for x, place in ((q, [1, 2, 3, 4]), (k, [0, 5, 1, 2]))]
-    far = [rotate(x, rotation(coords(place), 72)) for x, place in ((q, [8, 42, 33, 9]), (k, [7, 45, 31, 7]))]
+    near = [rotate(x, rotation(coords(point), 72)) for x, point in ((q, [1, 2, 3, 4]), (k, [0, 5, 1, 2]))]
+    far = [rotate(x, rotation(coords(point), 72)) for x, point in ((q, [8, 42, 33, 9]), (k, [7, 45, 31, 7]))]
     torch.testing.assert_close((near[0] * near[1]).sum(-1), (far[0] * far[1]).sum(-1), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("axis", "k"), list(itertools.product(range(4), (0, 4, 8))))
-def test_rope_turns_the_pair_of_its_axis_by_place_times_frequency(axis, k):
-    place = [0, 0, 0, 0]
-    place[axis] = 5
+def test_rope_rotates_the_pair_of_its_axis_by_position_times_frequency(axis, k):
+    point = [0, 0, 0, 0]
+    point[axis] = 5
     x = torch.zeros(1, 1, 72)
     pair = 2 * (9 * axis + k)  # axes t, x, y, z in order, 9 frequencies each, adjacent channels
     x[0, 0, pair] = 1.0
     angle = 5 * 10_000 ** (-k / 72)
     expected = torch.zeros(1, 1, 72)
     expected[0, 0, pair : pair + 2] = torch.tensor([math.cos(angle), math.sin(angle)])
-    torch.testing.assert_close(rotate(x, rotation(coords(place), 72)), expected, atol=FP32, rtol=0)
+    torch.testing.assert_close(rotate(x, rotation(coords(point), 72)), expected, atol=FP32, rtol=0)
 
 
 def test_rope_at_the_origin_is_the_identity_and_keeps_the_dtype():
@@ -70,16 +70,18 @@ def test_resized_table_equals_its_closed_form(size):
 @pytest.mark.parametrize("rows", [2, 3, 40])
 def test_one_column_is_what_siglip2_gets_from_torch_on_this_device(rows):
     position = table()
-    theirs = Siglip2VisionEmbeddings.resize_positional_embeddings(
+    siglip2 = Siglip2VisionEmbeddings.resize_positional_embeddings(
         position.weight.detach().unflatten(0, (16, 16)), torch.tensor([[rows, 1]]), rows
     )
-    assert torch.equal(position.resized(rows, 1), theirs[0])
+    assert torch.equal(position.resized(rows, 1), siglip2[0])
 
 
 def test_each_sample_gets_the_table_of_its_own_extent():
     position = table()
-    places = torch.cat([coords([0, 0, 0, 0], [0, 1, 2, 0]), coords([0, 0, 0, 0]), coords([1, 1, 2, 0], [0, 0, 1, 0])])
-    rows = position(SparseTokens(torch.zeros(5, 1), places, (2, 1, 2)))
+    positions = torch.cat(
+        [coords([0, 0, 0, 0], [0, 1, 2, 0]), coords([0, 0, 0, 0]), coords([1, 1, 2, 0], [0, 0, 1, 0])]
+    )
+    rows = position(SparseTokens(torch.zeros(5, 1), positions, (2, 1, 2)))
     wide, single = position.resized(2, 3), position.resized(1, 1)
     expected = torch.stack([wide[0], wide[5], single[0], wide[5], wide[1]])
     torch.testing.assert_close(rows, expected, atol=EXACT, rtol=0)
@@ -108,8 +110,8 @@ def test_pooling_equals_multi_head_attention():
         twin.out_proj.load_state_dict(head.out.state_dict())
         attended = twin(head.probe[None, None], x[None], x[None])[0][0]
         expected = attended + head.mlp(head.norm(attended))
-        ours = pool(head, [SparseTokens(x, torch.zeros(11, 4, dtype=torch.int32), (11,))])
-    torch.testing.assert_close(ours, expected, atol=FP32, rtol=0)
+        pooled = pool(head, [SparseTokens(x, torch.zeros(11, 4, dtype=torch.int32), (11,))])
+    torch.testing.assert_close(pooled, expected, atol=FP32, rtol=0)
 
 
 def test_pooling_tile_by_tile_equals_pooling_at_once_and_an_empty_sample_is_zero():

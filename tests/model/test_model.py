@@ -40,8 +40,8 @@ def test_alone_equals_in_a_batch(levels, cache_frames):
             torch.testing.assert_close(alone.pooled[0], together.pooled[i], atol=FP32, rtol=FP32)
             if levels:
                 away = away_from_boundaries(model, alone.posterior.mean)
-                ours, theirs = alone.codes, together.codes.split(batch.lengths)[i]
-                assert torch.equal(ours[away], theirs[away])
+                one, changed = alone.codes, together.codes.split(batch.lengths)[i]
+                assert torch.equal(one[away], changed[away])
             same_latents = sample.with_feats(together.latents.unpack()[i].feats)
             torch.testing.assert_close(
                 model.decode(same_latents).feats, decoded.unpack()[i].feats, atol=FP32, rtol=FP32
@@ -68,10 +68,10 @@ def test_tiles_do_not_see_one_another_but_the_pooled_vector_sees_them_all():
     other = SparseTokens(batch.feats.clone(), batch.coords, batch.lengths)
     other.feats[16:] += 0.5
     with torch.no_grad():
-        ours, theirs = model.encode(batch), model.encode(other)
-    assert torch.equal(ours.latents.feats[:16], theirs.latents.feats[:16])
-    assert not torch.allclose(ours.latents.feats[16:], theirs.latents.feats[16:])
-    assert not torch.allclose(ours.pooled, theirs.pooled)
+        one, changed = model.encode(batch), model.encode(other)
+    assert torch.equal(one.latents.feats[:16], changed.latents.feats[:16])
+    assert not torch.allclose(one.latents.feats[16:], changed.latents.feats[16:])
+    assert not torch.allclose(one.pooled, changed.pooled)
 
 
 def test_time_is_counted_from_each_samples_first_step():

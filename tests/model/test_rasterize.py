@@ -86,7 +86,7 @@ def pixel_by_pixel(splats, pose, intrinsics, size):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loop_over_pixels_gives_the_same_image(seed):
     some, views = splats(60, seed, largest=0.3), cameras(2)
-    some[0][45:] *= 6  # beside the image and behind the camera, some of them reaching in
+    some[0][45:] *= 6  # outside the image and behind the camera, some of them reaching in
     some[1][45:] *= 4
     expected = torch.stack(
         [
