@@ -288,13 +288,13 @@ class Tokenizer:
             )
         return normalize(self.model.encode_text(self.texts(texts).to(self.device)), dim=-1).cpu()
 
-    def logits(self, ours_VD: Tensor, theirs_BD: Tensor) -> Tensor:
-        """(V, B): similarities of unit vectors with the model's own scale and bias, as SigLIP2 defines them.
+    def logits(self, media_VD: Tensor, texts_BD: Tensor) -> Tensor:
+        """(V, B): similarities of unit vectors of media and of texts, with the model's scale and bias as in SigLIP2.
 
         The sigmoid of one is the probability that the two belong together.
         """
         scale, bias = self.model.logit_scale.float().exp().cpu(), self.model.logit_bias.float().cpu()
-        return (ours_VD @ theirs_BD.T * scale + bias).detach()
+        return (media_VD @ texts_BD.T * scale + bias).detach()
 
 
 def as_media(media: Media) -> Image | Video | Mesh | Views:

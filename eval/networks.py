@@ -193,22 +193,22 @@ def _by_size(frames: Sequence[np.ndarray], run: Callable[[Tensor], dict[str, Ten
     sizes: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         sizes.setdefault(image.shape, []).append(index)
-    order, parts = [], []
+    order, batches = [], []
     for indices in sizes.values():
         for first in range(0, len(indices), BATCH):
             some = indices[first : first + BATCH]
             images_B3HW = torch.from_numpy(np.stack([images[index] for index in some])).movedim(3, 1).contiguous()
             with torch.inference_mode(), _exact():
                 found = run(images_B3HW)
-            parts.append({kind: rows.cpu().numpy() for kind, rows in found.items()})
+            batches.append({kind: rows.cpu().numpy() for kind, rows in found.items()})
             order += some
-    return {kind: rows[np.argsort(order)] for kind, rows in joined(parts).items()}
+    return {kind: rows[np.argsort(order)] for kind, rows in joined(batches).items()}
 
 
-def joined(parts: Sequence[Features]) -> Features:
-    """Rows of features, one part after the other. Raises: AtokenError where their widths differ."""
+def joined(batches: Sequence[Features]) -> Features:
+    """Rows of features, one batch after the other. Raises: AtokenError where their widths differ."""
     try:
-        return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+        return {kind: np.concatenate([batch[kind] for batch in batches]) for kind in batches[0]}
     except ValueError as error:
         raise AtokenError("A network's features differ in width between sizes: bring images to one size.") from error
 

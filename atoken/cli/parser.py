@@ -95,7 +95,7 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("-o", "--out", default="runs", help="folder of runs, one for each stage (default: runs)")
     train.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
-        help="change the stages: steps=100 tasks.image.micro_batches=8 mixture.clip=4 tasks.image.terms.l1=0.5",
+        help="change the stages: steps=100 tasks.image.micro_batches=8 mixture.video=4 tasks.image.terms.l1=0.5",
     )  # fmt: skip
     train.add_argument(
         "--start", metavar="MODEL", help="folder or bundled name to start from (default: what the stage before left)"

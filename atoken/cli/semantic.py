@@ -18,7 +18,7 @@ from atoken.io.token_file import TokenFile
 from atoken.modalities import MODALITIES
 from atoken.tokenizer import Tokenizer
 
-Named = tuple[str, Tensor]  # what a vector is of, and the unit vector (D,)
+Vector = tuple[str, Tensor]  # what a vector is of, and the unit vector (D,)
 
 
 def embed(options: argparse.Namespace) -> int:
@@ -69,12 +69,12 @@ def search(options: argparse.Namespace) -> int:
     return failed
 
 
-def _found(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Named], int]:
+def _found(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Vector], int]:
     found, failed = console.each(options.files, lambda file: _vectors(tokenizer, file, options))
     return [one for vectors in found for one in vectors], failed
 
 
-def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Named]:
+def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Vector]:
     """The vector of a file, or those of a token file's items."""
     if Path(file).suffix == ".atok":
         return _stored(tokenizer, file, options)
@@ -88,7 +88,7 @@ def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> li
         return [(file, tokenizer.embed(last))]
 
 
-def _stored(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Named]:
+def _stored(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Vector]:
     """No pixel is read, and no token. Raises: TokenFileError for another model's; AtokenError for vectors of frames."""
     with TokenFile(file) as tokens:
         if options.pool == "frames" and any(MODALITIES[item.modality].read_frames for item in tokens.items):

@@ -27,11 +27,11 @@ def check_arrays(tokens: Tokens) -> None:
     _check_positions(tokens)
 
 
-def check_model(made: Tokens | Item, fingerprint: str, model: str) -> None:
+def check_model(tokens: Tokens | Item, fingerprint: str, model: str) -> None:
     """Refuse the use of tokens with another model than the one that made them. Raises: TokenFileError."""
-    if fingerprint != made.fingerprint:
+    if fingerprint != tokens.fingerprint:
         raise TokenFileError(
-            f"{made.name or 'These tokens'}: made by model {made.model} (fingerprint {made.fingerprint[:8]}…), "
+            f"{tokens.name or 'These tokens'}: made by model {tokens.model} (fingerprint {tokens.fingerprint[:8]}…), "
             f"this is {model} ({fingerprint[:8]}…): load that model to use them."
         )
 

@@ -51,13 +51,13 @@ class Figures:
 Block = str | Table | Figures  # a text is a paragraph
 
 
-def fitting(images: Iterable[tuple[str, Figure]], room: int) -> Iterator[Block]:
-    """Images under the titles that come with them, as far as ``room`` bytes hold them; then how many were left out."""
+def fitting(images: Iterable[tuple[str, Figure]], limit: int) -> Iterator[Block]:
+    """Images under the titles that come with them, as many as fit into ``limit`` bytes; then how many were left out."""
     titled, left_out = defaultdict[str, list[Figure]](list), 0
     for title, image in images:
-        if len(image.data) <= room:
+        if len(image.data) <= limit:
             titled[title].append(image)
-            room -= len(image.data)
+            limit -= len(image.data)
         else:
             left_out += 1
     yield from (Figures(title, of) for title, of in titled.items())

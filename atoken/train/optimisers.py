@@ -15,14 +15,14 @@ MOMENT_OF_MUON = "momentum_buffer"
 MOMENTS = ("exp_avg", "exp_avg_sq", MOMENT_OF_MUON)  # that the optimisers keep of a parameter
 
 
-def optimisers(groups: Sequence[Group], named: Mapping[str, nn.Parameter], recipe: Recipe) -> dict[str, Optimizer]:
+def optimisers(groups: Sequence[Group], parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> dict[str, Optimizer]:
     """The optimiser of each trained parameter by its name; one or two are shared by all."""
     found: dict[str, Optimizer] = {}
     for muon in (False, True):
         chosen = [group for group in groups if (group.muon and recipe.muon > 0) == muon]
         options: list[Any] = [
             {
-                "params": [named[name] for name in group.names],
+                "params": [parameters[name] for name in group.names],
                 "lr_scale": group.lr_scale * (recipe.muon if muon else 1.0),
                 "weight_decay": recipe.weight_decay if group.decay else 0.0,
             }

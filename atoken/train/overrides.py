@@ -72,12 +72,12 @@ def known(name: str, names: Collection[str], what: str, key: str, more: str = ""
         raise AtokenError(f"{key}: there is no {what} {name!r}{meant}; there are {', '.join(names)}{more}.")
 
 
-def typed(value: Any, kind: Any, key: str) -> Any:
+def typed(value: Any, hint: Any, key: str) -> Any:
     """The value as a field of this type has it. Raises: AtokenError (another type, outside the limits)."""
-    if isinstance(value, str) and get_origin(kind) is tuple:
+    if isinstance(value, str) and get_origin(hint) is tuple:
         value = [value]
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, hint)
     except msgspec.ValidationError as error:
         said = re.sub("`(.*?)`", lambda found: " or ".join(WORDS.get(x, x) for x in found[1].split(" | ")), str(error))
         said = re.sub(" - at .*", "", said)

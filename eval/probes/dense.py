@@ -23,13 +23,13 @@ Dense = Callable[[np.ndarray], np.ndarray]  # pixels (H, W, 3) uint8 to features
 CHECKED = 4  # of so many training images, the last chooses the strength
 
 
-def tokens_of(tokenizer: Tokenizer, part: Literal["features", "latents"]) -> Dense:
+def tokens_of(tokenizer: Tokenizer, which: Literal["features", "latents"]) -> Dense:
     """What a probe reads of an image's tokens: the encoder's ``features``, or the ``latents`` that a file stores."""
 
     @torch.inference_mode()
     def dense(pixels: np.ndarray) -> np.ndarray:
         encoded = tokenizer.model.encode(patchify(to_values(pixels[None])).to(tokenizer.device))
-        feats = getattr(encoded, part).feats.double().cpu().numpy()
+        feats = getattr(encoded, which).feats.double().cpu().numpy()
         return feats.reshape(*grid(1, *pixels.shape[:2])[1:], -1)
 
     return dense
