@@ -1,8 +1,8 @@
 """Corrupted and hostile input: whatever a file holds, the answer is its content or one sentence.
 
-``python -m benchmarks.fuzz`` makes valid images, videos and token files, damages them (bits, bytes, blocks of 512
-bytes, header fields, cut, inserted or repeated parts), adds the hostile files of ``fuzz_crafted`` and ``fuzz_tokens``,
-and reads each through the public API in another process. A row of its table is one type of file:
+``python -m benchmarks.fuzz`` makes valid images, videos, token files and meshes, damages them and what meshes refer to
+(bits, bytes, blocks of 512 bytes, header fields, numbers in text, cut, inserted or repeated parts), adds the hostile
+files of the tests, and reads each through the public API in another process. A row of its table is one kind of file:
 
 * read, refused in one sentence: what may happen. Images and videos have no check sums, so that damage may go unseen;
 * crashes and hangs: the reading process ended, or took over 10 s;
@@ -10,10 +10,11 @@ and reads each through the public API in another process. A row of its table is 
 * silently wrong: a damaged token file that is read as something else than was written, or a hostile file that is read
   where it must be refused or the other way round. Resealed token files have right check sums again, as an attacker
   would make them, so that being read as something else is allowed there;
-* foreign opens: any process opened another file than the damaged one (inotify) or called a port of this machine; the
-  playlists and references among the hostile files name both;
+* foreign opens: any process opened a file that is not the damaged one's (inotify) or called a port of this machine,
+  both of which the hostile files name;
 * slowest: seconds of one file, its decoder process started and ended; RSS growth: of the reading process over all
-  files of the row, above its peak for valid ones. Images of up to 64 megapixels are allowed and count.
+  files of the row, above its peak for valid ones. Images of up to 64 megapixels are allowed and count. Meshes may take
+  300 MB and four times the largest file.
 
 Exit code 1 if a column that must be zero is not.
 """
@@ -21,33 +22,41 @@ Exit code 1 if a column that must be zero is not.
 from __future__ import annotations
 
 import argparse
+import re
+import struct
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import fuzz_seeds
-from benchmarks.fuzz_crafted import hostile_images, hostile_videos, secrets
-from benchmarks.fuzz_reader import Answer, Reader, Watch
-from benchmarks.fuzz_seeds import Case
-from benchmarks.fuzz_tokens import hostile_token_files, resealed
+from tests.io.hostile_cases import hostile_token_files, resealed
+from tests.media import mesh_cases, seed_files
+from tests.media.hostile_cases import hostile_images, hostile_videos, secrets
+from tests.media.reading_process import READ, Answer, Reader, Watch
+from tests.media.seed_files import Case, not_files
 
-READ, FAULTS = ("image", "video", "tokens"), ("crash", "hang", "foreign")
-HEAD = ["input", "tried", "refused in one sentence", "read", "crashes", "hangs", "foreign exceptions", "silently wrong",
-        "foreign opens", "slowest s", "RSS growth MB"]  # fmt: skip
+FAULTS = ("crash", "hang", "foreign")
+HEAD = ["input", "tried", "refused in one sentence", "read", "crashes", "hangs", "foreign exceptions",
+        "silently wrong", "foreign opens", "slowest s", "RSS growth MB"]  # fmt: skip
 ODD_VALUES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+ODD = (b"-1", b"0", b"1", b"3", b"255", b"65536", b"4294967295", b"1e999", b"1e-320", b"-0.5", b"NaN", b'"x"', b"[]")
+_NUMBER = re.compile(rb"(?<![\w.])-?\d+(\.\d+)?(?![\w.])")
+_REFERRING = ("model.gltf", "textured.obj", "textured.ply")  # seeds that name other files
+ALLOWED_MB, ALLOWED_TIMES = 300, 4  # of meshes
+
+Damage = Callable[[bytes, np.random.Generator], bytes]
 
 
 @dataclass
 class Tally:
-    """What became of the files of one type."""
+    """What became of the files of one kind."""
 
-    name: str
+    kind: str
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)  # a line each
     judged: int = 0  # files of which something is expected
@@ -67,9 +76,8 @@ class Tally:
             self.wrong += 1
             faults = [wrong]
         if faults:
-            self.faults.append(
-                f"{self.name}: {case.path.name}: {', '.join(faults)}: {' '.join(answer.detail.split())[:200]}"
-            )
+            detail = " ".join(answer.detail.split())[:200]
+            self.faults.append(f"{self.kind}: {case.path.name}: {', '.join(faults)}: {detail}")
 
     def row(self) -> str:
         """The line of the table."""
@@ -77,7 +85,7 @@ class Tally:
         bad = [self.outcomes[what] for what in FAULTS]
         wrong = self.wrong if self.judged else "-"
         figures = [self.outcomes.total(), self.outcomes["refused"], read, *bad, wrong, self.opens]
-        return _line([self.name, *map(str, figures), f"{self.slowest:.2f}", f"{self.growth_mb:.0f}"])
+        return _line([self.kind, *map(str, figures), f"{self.slowest:.2f}", f"{self.growth_mb:.0f}"])
 
 
 def _wrong(case: Case, answer: Answer) -> str:
@@ -130,37 +138,76 @@ def _repeat(data: bytearray, rng: np.random.Generator) -> bytearray:
 
 def _header(data: bytearray, rng: np.random.Generator) -> bytearray:
     """Set a number near the start or the end, where headers and indexes lie, to an odd value."""
-    at = (
-        int(rng.integers(min(len(data), 256)))
-        if rng.random() < 0.7
-        else -int(rng.integers(1, min(len(data), 1024) + 1))
-    )
+    at = -int(rng.integers(1, min(len(data), 1024) + 1))
+    if rng.random() < 0.7:
+        at = int(rng.integers(min(len(data), 256)))
     value = int(rng.choice(ODD_VALUES)).to_bytes(4, "little" if rng.random() < 0.5 else "big")
     return data[:at] + value + data[len(data[:at]) + 4 :]
 
 
-def damaged(folder: Path, seeds: Sequence[Path], count: int, seed: int, contents: dict[Path, str]) -> Iterator[Case]:
+def damage_mesh(data: bytes, rng: np.random.Generator) -> bytes:
+    """Damage a file, or set a few numbers in its text (of a GLB, in its header) to odd values."""
+    if rng.random() < 0.5:
+        return mutate(data, rng)
+    if data[:4] != b"glTF":
+        return _odd_numbers(data, rng)
+    length = struct.unpack_from("<I", data, 12)[0]
+    text = _odd_numbers(data[20 : 20 + length], rng)
+    text += b" " * (-len(text) % 4)
+    rest = data[20 + length :]
+    return struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest
+
+
+def _odd_numbers(data: bytes, rng: np.random.Generator) -> bytes:
+    found = list(_NUMBER.finditer(data))
+    if not found:
+        return mutate(data, rng)
+    for index in sorted(rng.choice(len(found), min(len(found), int(rng.integers(1, 4))), replace=False), reverse=True):
+        data = data[: found[index].start()] + ODD[rng.integers(len(ODD))] + data[found[index].end() :]
+    return data
+
+
+def damaged(
+    folder: Path, seeds: Sequence[Path], count: int, seed: int, damage: Damage, contents: dict[Path, str] | None = None
+) -> Iterator[Case]:
     """``count`` damaged copies of ``seeds`` in turn; ``contents`` is what those must hold that are still read."""
     rng = np.random.default_rng(seed)
     for index in range(count):
         source = seeds[index % len(seeds)]
         path = folder / f"{index}-{source.name}"
-        path.write_bytes(mutate(source.read_bytes(), rng))
-        yield Case(path, contents=contents.get(source, ""))
+        path.write_bytes(damage(source.read_bytes(), rng))
+        yield Case(path, contents=(contents or {}).get(source, ""))
 
 
-def damaged_and_resealed(folder: Path, seeds: Sequence[Path], count: int, seed: int) -> Iterator[Case]:
-    """``count`` damaged token files with right check sums."""
+def damaged_resources(folder: Path, seeds: Sequence[Path], count: int, seed: int) -> Iterator[Case]:
+    """``count`` times a sound mesh, one of the files that it names damaged."""
     rng = np.random.default_rng(seed)
+    mains = [path for path in seeds if path.name in _REFERRING]
+    others = sorted(set(mains[0].parent.iterdir()) - set(seeds))
     for index in range(count):
-        path = folder / f"{index}-resealed-{seeds[index % len(seeds)].name}"
-        path.write_bytes(resealed(seeds[index % len(seeds)].read_bytes(), rng, mutate))
+        source, other = mains[index % len(mains)], others[rng.integers(len(others))]
+        sound = other.read_bytes()
+        (folder / other.name).write_bytes(damage_mesh(sound, rng))
+        path = folder / f"{index}-{source.name}"
+        path.write_bytes(source.read_bytes())
         yield Case(path)
+        (folder / other.name).write_bytes(sound)
 
 
-def run(name: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch) -> Tally:
+def hostile_meshes(folder: Path, port: int) -> Iterator[Case]:
+    """The hostile files of the tests, two that are small and hold much, and what is no file at all."""
+    for name, (data, _) in mesh_cases.hostile(folder, port).items():
+        (folder / name).write_bytes(data)
+        yield Case(folder / name, "refused")
+    for name, data in seed_files.heavy().items():
+        (folder / name).write_bytes(data)
+        yield Case(folder / name)
+    yield from not_files(folder, ".glb")
+
+
+def run(kind: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch) -> Tally:
     """Read every case; their files are removed afterwards."""
-    tally = Tally(name)
+    tally = Tally(kind)
     with closing(Reader(warm_up)) as reader:
         watch.alarmed()
         for case in cases:
@@ -173,21 +220,41 @@ def run(name: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch)
 
 
 def tallies(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
-    """One type of file after another."""
-    seeds, cases = folder / "seeds", folder / "cases"
-    seeds.mkdir(), cases.mkdir()
+    """One kind of file after another."""
+    seeds, cases, sound, seed = folder / "seeds", folder / "cases", folder / "sound meshes", options.seed
+    for path in (seeds, cases, sound):
+        path.mkdir()
     watch = Watch(secrets(cases))
-    images, videos, files = fuzz_seeds.images(seeds), fuzz_seeds.videos(seeds), fuzz_seeds.token_files(seeds)
+    images, videos, files = seed_files.images(seeds), seed_files.videos(seeds), seed_files.token_files(seeds)
     with closing(Reader(())) as reader:
         contents = {path: reader.ask(path).detail for path in files}
-    seed = options.seed
-    yield run("images", images, damaged(cases, images, options.images, seed, {}), watch)
-    yield run("videos", videos, damaged(cases, videos, options.videos, seed, {}), watch)
-    yield run("token files", files, damaged(cases, files, options.token_files, seed, contents), watch)
-    yield run("token files, resealed", files, damaged_and_resealed(cases, files, options.token_files, seed), watch)
+    yield run("images", images, damaged(cases, images, options.images, seed, mutate), watch)
+    yield run("videos", videos, damaged(cases, videos, options.videos, seed, mutate), watch)
+    yield run("token files", files, damaged(cases, files, options.token_files, seed, mutate, contents), watch)
+
+    def reseal(data: bytes, rng: np.random.Generator) -> bytes:
+        return resealed(data, rng, mutate)
+
+    yield run("token files, resealed", files, damaged(cases, files, options.token_files, seed, reseal), watch)
     yield run("hostile images", images, hostile_images(cases, seeds), watch)
     yield run("hostile videos", videos, hostile_videos(cases, seeds, watch.port), watch)
     yield run("hostile token files", files, hostile_token_files(cases, seeds), watch)
+
+    cases = folder / "meshes"
+    watch = Watch(mesh_cases.secrets(cases))
+    meshes = seed_files.meshes(sound)
+    for path in set(sound.iterdir()) - set(meshes):
+        (cases / path.name).write_bytes(path.read_bytes())
+    few = options.meshes // 10
+    most = max(len(data) for data, _ in mesh_cases.hostile(cases, watch.port).values())
+    for tally, largest in (
+        (run("meshes", meshes, damaged(cases, meshes, options.meshes - few, seed, damage_mesh), watch), 0),
+        (run("files that meshes refer to", meshes, damaged_resources(cases, meshes, few, seed), watch), 0),
+        (run("hostile meshes", meshes, hostile_meshes(cases, watch.port), watch), most),
+    ):
+        if tally.growth_mb > ALLOWED_MB + ALLOWED_TIMES * largest / 1e6:
+            tally.faults.append(f"{tally.kind}: RSS grew by {tally.growth_mb:.0f} MB.")
+        yield tally
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -197,10 +264,8 @@ def _line(cells: Sequence[str]) -> str:
 def main() -> int:
     """Print the table, and below it every file that was not treated as it must be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--videos", type=int, default=300)
-    parser.add_argument("--token-files", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, count in (("images", 500), ("videos", 300), ("token-files", 300), ("meshes", 1000), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=count)
     options = parser.parse_args()
     print(_line(HEAD) + "\n" + _line(["---"] * len(HEAD)))
     faults = []

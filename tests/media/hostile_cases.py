@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.fuzz_seeds import Case, encoded, moving, not_files
+from tests.media.seed_files import Case, encoded, moving, not_files
 
 
 def secrets(folder: Path) -> list[Path]:

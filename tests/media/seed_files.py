@@ -1,4 +1,4 @@
-"""Valid files for ``benchmarks.fuzz`` to damage: every image and video format, and token files of each kind."""
+"""Valid files for ``benchmarks.fuzz`` to damage: every image, video and mesh format, and token files of each kind."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from atoken.io.token_file import TokenFileWriter, Tokens
 from atoken.media.video_writer import X264_OPTIONS
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.tokenizer import Tokenizer
+from tests.media.mesh_cases import HALVES, SQUARE, Gltf, png
 
 IMAGES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, and how it is saved
     "rgb.png": ("RGB", {}), "alpha.png": ("RGBA", {}), "palette.png": ("P", {}), "grey16.png": ("I;16", {}),
@@ -132,3 +133,43 @@ def not_files(folder: Path, suffix: str) -> Iterator[Case]:
                 path.touch()
         yield Case(path, "refused")
     yield Case(Path("/dev/zero"), "refused")
+
+
+def meshes(folder: Path) -> list[Path]:
+    """A ball in each format: plain, painted, textured, and as two nodes."""
+    import trimesh
+
+    ball = trimesh.creation.icosphere(2)
+    painted, textured = ball.copy(), ball.copy()
+    painted.visual.vertex_colors = np.random.default_rng(0).integers(0, 256, (len(ball.vertices), 4))
+    pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    material = trimesh.visual.material.SimpleMaterial(image=PIL.Image.fromarray(pixels))
+    textured.visual = trimesh.visual.TextureVisuals(uv=ball.vertices[:, :2] / 2 + 0.5, material=material)
+    two = trimesh.Scene([painted, textured.copy().apply_translation([3, 0, 0])])
+    files = {
+        "plain.glb": trimesh.Scene([ball]).export(file_type="glb"), "two.glb": two.export(file_type="glb"),
+        **two.export(file_type="gltf"), "plain.obj": ball.export(file_type="obj"),
+        "painted.obj": painted.export(file_type="obj"), "painted.ply": painted.export(file_type="ply"),
+        "text.ply": painted.export(file_type="ply", encoding="ascii"), "plain.stl": ball.export(file_type="stl"),
+        "text.stl": ball.export(file_type="stl_ascii"), "plain.off": ball.export(file_type="off"),
+        "textured.ply": b"ply\n" + textured.export(file_type="ply").replace(b"ply\n", b"", 1).replace(
+            b"comment", b"comment TextureFile material_0.png\ncomment", 1),
+    }  # fmt: skip
+    text, more = trimesh.exchange.obj.export_obj(textured, return_texture=True, mtl_name="material.mtl")
+    for name, data in (files | {"textured.obj": text} | more).items():
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    return sorted(path for path in folder.iterdir() if path.suffix in (".glb", ".gltf", ".obj", ".ply", ".stl", ".off"))
+
+
+def heavy() -> dict[str, bytes]:
+    """Small files of large content, just under the limits: a texture of 64 megapixels, two million faces."""
+    texture, instances = Gltf(), Gltf()
+    image = png(np.zeros((8000, 8000), np.uint8))
+    source = texture.add("images", bufferView=texture.bytes(image))
+    base = {"baseColorTexture": {"index": texture.add("textures", source=source)}}
+    material = texture.add("materials", pbrMetallicRoughness=base)
+    texture.node(mesh=texture.mesh(material=material, TEXCOORD_0=SQUARE[:, :2].copy()))
+    mesh = instances.mesh(faces=np.tile(HALVES, (2500, 1)))
+    for _ in range(400):
+        instances.node(mesh=mesh)
+    return {"64-megapixels.glb": texture.glb(), "two-million-faces.glb": instances.glb()}

@@ -1,6 +1,6 @@
-"""The process that reads the files of ``benchmarks.fuzz``, and what the parent sees of it.
+"""The process that reads hostile files for ``benchmarks.fuzz``, and what the parent sees of it.
 
-``python -m benchmarks.fuzz_reader``: a line of JSON in for each file, a line of JSON out with what became of it.
+``python -m tests.media.reading_process``: a line of JSON in for each file, a line of JSON out with what became of it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from atoken.errors import AtokenError
-from atoken.io import Video, load_media
+from atoken.io import load_media
 
 WALL_SECONDS = 10.0
+READ = ("image", "video", "mesh", "tokens")
 _IN_ACCESS, _IN_OPEN = 0x1, 0x20  # of inotify(7)
 
 
 class Answer(NamedTuple):
-    """``what`` became of a file: image, video, tokens, refused, foreign (any other exception), crash, hang."""
+    """``what`` became of a file: image, video, mesh, tokens, refused, foreign (any other exception), crash, hang."""
 
     what: str
     detail: str  # the error, or of tokens the SHA-256 of everything they hold
@@ -46,14 +47,14 @@ class Reader:
         self._start()
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "benchmarks.fuzz_reader"]
+        command = [sys.executable, "-m", "tests.media.reading_process"]
         self._child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
         self._base_mb = 0.0
         for path in self._warm_up:
             answer = self._exchange(path, 60)
-            if answer.what not in ("image", "video", "tokens"):
+            if answer.what not in READ:
                 raise SystemExit(f"{path.name} is valid and was not read: {answer.what} {answer.detail}")
             self._base_mb = answer.peak_mb
 
@@ -138,7 +139,7 @@ def _outcome(path: str) -> tuple[str, str]:
     try:
         if path.endswith(".atok"):
             return "tokens", _contents(path)
-        return ("video" if isinstance(load_media(path), Video) else "image"), ""
+        return type(load_media(path)).__name__.lower(), ""
     except AtokenError as error:
         return ("refused" if re.fullmatch(r"[^\n]+\.", str(error)) else "foreign"), str(error)
     except Exception as error:  # noqa: BLE001 - to count them is what this is for

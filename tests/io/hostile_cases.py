@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from msgspec import msgpack
 
-from benchmarks.fuzz_seeds import Case, not_files
+from tests.media.seed_files import Case, not_files
 
 _FOOTER = struct.Struct("<QQ32s4s")
 _START = 8
