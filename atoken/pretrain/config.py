@@ -15,7 +15,7 @@ from atoken.train.recipe import NotNegative
 
 FIXED = ("name", "preset", "start_from", "modality", "terms", "stream")  # or changed entry by entry
 KEYS = ", mixture.TASK, tasks.TASK.FIELD, tasks.TASK.terms.TERM"
-PARTS = (  # of a model: what names of parameters begin with
+MODULES = (  # of a model: how names of parameters begin
     "encoder.", "pool.", "to_latent.", "decoder.", "to_patch.", "logit_", "gaussian_decoder.", "text_tower.",
 )  # fmt: skip
 
@@ -68,15 +68,15 @@ def _checked(stage: Stage) -> Stage:
         )
     if not stage.mixture:
         raise AtokenError(f"Stage {stage.name} has nothing to do: its mixture names no task.")
-    if odd := [word for word in stage.frozen if not _is_part(word)]:
-        raise AtokenError(f"frozen: {odd[0]!r} begins no parameter's name; those begin with {', '.join(PARTS)}")
+    if odd := [word for word in stage.frozen if not _is_module(word)]:
+        raise AtokenError(f"frozen: no parameter's name begins with {odd[0]!r}; names begin with {', '.join(MODULES)}")
     for name, task in stage.tasks.items():
         _check_task(f"tasks.{name}", task)
     return stage
 
 
-def _is_part(beginning: str) -> bool:
-    return bool(beginning) and any(part.startswith(beginning) or beginning.startswith(part) for part in PARTS)
+def _is_module(beginning: str) -> bool:
+    return bool(beginning) and any(part.startswith(beginning) or beginning.startswith(part) for part in MODULES)
 
 
 def _check_task(key: str, task: Task) -> None:

@@ -43,7 +43,7 @@ from atoken.train.recipe import Count
 
 SETTINGS = {"seed": Annotated[int, Meta(ge=0)], "most_broken": Annotated[float, Meta(ge=0, le=1)]}
 WANTED = "name a TOML file or a folder of media, or write procedural"
-KINDS = ("folder", "shards", "table", "procedural")
+SOURCE_TYPES = ("folder", "shards", "table", "procedural")
 Text = Annotated[str, Meta(min_length=1)]
 
 
@@ -78,7 +78,7 @@ class Data:
             if name in self.tables:
                 return name, self.tables[name]
         wanted = " or ".join(f"[{name}.SOURCE]" for name in dict.fromkeys((task, modality)))
-        kinds = ", ".join(KINDS)
+        kinds = ", ".join(SOURCE_TYPES)
         raise MediaError(f"{self.file} has no source for the task {task}; add a table {wanted} with one of {kinds}.")
 
 
@@ -120,9 +120,9 @@ def _origin(path: Path, where: str, stated: Any) -> Origin:
     for key in typed(stated, dict[str, Any], where):
         known(key, KEYS, "key", where)
     found = {key: typed(value, KEYS[key], f"{where}, {key}") for key, value in stated.items()}
-    kinds = [kind for kind in KINDS if kind in found]
+    kinds = [kind for kind in SOURCE_TYPES if kind in found]
     if len(kinds) != 1:
-        raise MediaError(f"{where} must have one of {', '.join(KINDS)}; it has {' and '.join(kinds) or 'none'}.")
+        raise MediaError(f"{where} must have one of {', '.join(SOURCE_TYPES)}; it has {' and '.join(kinds) or 'none'}.")
     (kind,) = kinds
     if kind != "table" and not found.keys().isdisjoint(("media", "captions")):
         raise MediaError(f"{where}: media and captions name the columns of a table; a source of {kind} has none.")
