@@ -1,7 +1,7 @@
-"""What a file is, by its first bytes. The name of a file says nothing: a playlist called video.mp4 is not a video.
+"""File formats, recognised by first bytes and not by name: a playlist called video.mp4 is not a video.
 
-Three 3D formats have no magic bytes. What looks like OBJ, glTF (JSON) or binary STL is taken for it only if the name
-says so, too. Each reader has the ``FORMATS`` that it reads.
+Three 3D formats have no magic bytes: what looks like OBJ, glTF (JSON) or binary STL must also have such a name. Each
+reader lists its ``FORMATS``.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def format_of(file: BinaryIO, name: str, formats: Sequence[Format], what: str) -
     found = next((format.name for format in formats if format.matches(head)), None)
     if found is None:
         raise MediaError(
-            f"Cannot read {name} as {what}: its content is none of the formats {listed(formats)}; load_media reads the "
-            "other modalities, too."
+            f"Cannot read {name} as {what}: its content is none of the formats {listed(formats)}; use one of these, or "
+            "load_media for other modalities."
         )
     return found
 

@@ -13,8 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from atoken.errors import MediaError
-from atoken.media.formats import Head
-from atoken.media.image import FORMATS, from_pil
+from atoken.media.image import read_image
 from atoken.media.limits import Limits
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # of an address, or the drive of a path of Windows
@@ -24,9 +23,8 @@ _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 class Folder:
     """Reads a 3D file and what it names; all together may take ``limits.max_mesh_bytes``, decoded images included.
 
-    ``root`` is the folder that it lies in, None if it lies in none, so that nothing that it names exists. ``name`` is
-    what the user calls it, for messages. ``notes`` collects what could not be read and is not needed for the shape.
-    Raises, from every method: MediaError.
+    ``root``: the folder of the file, or None for bytes, which have no files beside them. ``name``: for messages.
+    ``notes`` collects what could not be read and is not needed for the shape. Raises, from every method: MediaError.
     """
 
     def __init__(self, file: BinaryIO, root: str | None, name: str, limits: Limits) -> None:
@@ -75,24 +73,9 @@ class Folder:
 
     def image(self, data: bytes, what: str) -> np.ndarray:
         """Decode a texture: (H, W, 4) uint8 RGBA, in the formats and limits of ``read_image``."""
-        import PIL.Image
-
-        head = Head(data[:32], len(data), "")
-        format = next((format.name for format in FORMATS if format.matches(head)), None)
-        if format is None:
-            raise MediaError(f"Cannot read {self.name}: {what} is not an image in a supported format; use PNG or JPEG.")
-        PIL.Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; ours is checked below, before any pixel is decoded
-        try:
-            pil = PIL.Image.open(io.BytesIO(data), formats=[format])
-            self.limits.check_size(pil.height, pil.width, f"{what} of {self.name}")
-            self.count(4 * pil.height * pil.width, "its textures")
-            pil.load()
-        except MediaError:
-            raise
-        except Exception as error:  # Pillow's parsers raise nearly any type on damaged input
-            raise MediaError(f"Cannot read {self.name}: {what} is damaged; export it again.") from error
-        image = from_pil(pil, limits=self.limits)
+        image = read_image(data, name=f"{what} of {self.name}", limits=self.limits)
         alpha = np.full(image.pixels.shape[:2], 255, np.uint8) if image.alpha is None else image.alpha
+        self.count(4 * alpha.size, "its textures")
         return np.dstack([image.pixels, alpha])
 
     def _contents(self, file: BinaryIO, what: str) -> bytes:
@@ -107,10 +90,10 @@ class Folder:
 
 
 class FolderResolver:
-    """What trimesh asks for files that an OBJ or PLY file names.
+    """Gives trimesh the files that an OBJ or PLY file names.
 
-    trimesh catches every exception of its resolver, so that the one to be raised is kept in ``refused``. Images are
-    decoded here into ``images``, and trimesh is given images of one pixel in their place.
+    trimesh catches every exception of its resolver, so the one to be raised is kept in ``refused``. Images are decoded
+    here into ``images``, and trimesh gets images of one pixel in their place.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -123,7 +106,7 @@ class FolderResolver:
         try:
             data = self._folder.read(name.strip())
             if data is None:
-                self._folder.note(f"the file {_short(name)!r} that it names is missing; it is shown without.")
+                self._folder.note(f"the file {_short(name)!r} that it names is missing; it is read without it.")
                 raise FileNotFoundError(name)
             if name.lower().endswith(".mtl"):
                 return decoded(data).encode()
@@ -148,7 +131,7 @@ def _stand_in(name: str) -> bytes:
 
 
 def decoded(data: bytes) -> str:
-    """Give text in UTF-8, or else Latin-1, which nothing contradicts: words of these formats are ASCII."""
+    """Give text in UTF-8, or else Latin-1, which decodes any bytes: the keywords of these formats are ASCII."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

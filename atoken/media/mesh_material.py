@@ -104,7 +104,7 @@ class Materials:
         stated, folder = self._tables.item("images", index), self._tables.folder
         data = folder.read_uri(stated["uri"]) if "uri" in stated else self._tables.view(stated["bufferView"])
         if data is None:
-            folder.note(f"the texture {stated['uri'][:80]!r} that it names is missing; it is shown without.")
+            folder.note(f"the texture {stated['uri'][:80]!r} that it names is missing; it is read without it.")
             return None
         return folder.image(data, f"Texture {index}")
 

@@ -1,4 +1,4 @@
-"""From what trimesh gives to a ``Mesh``: pieces with a colour at each corner, joined, turned and fitted."""
+"""Pieces from trimesh to one ``Mesh``: with a colour at each corner, joined, z up, fitted into the box."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Part:
 def placed(scene: Scene, name: str) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     """Give every ``Trimesh`` of a scene once for each node that shows it, its vertices in the world, and its faces.
 
-    Faces are turned over where the node mirrors. Raises: MediaError (faces of points that there are not).
+    Faces are flipped where the node mirrors. Raises: MediaError (a face refers to a missing vertex).
     """
     for node in scene.graph.nodes_geometry:
         matrix, key = scene.graph[node]
@@ -46,14 +46,18 @@ def placed(scene: Scene, name: str) -> Iterator[tuple[Any, np.ndarray, np.ndarra
             continue
         vertices = np.asarray(mesh.vertices, np.float64)
         if faces.min() < 0 or faces.max() >= len(vertices):
-            raise MediaError(f"Cannot read {name}: a face names a point that there is not; export it again.")
+            wrong = faces[(faces < 0) | (faces >= len(vertices))][0]
+            raise MediaError(
+                f"Cannot read {name}: a face refers to vertex {wrong}, but there are only {len(vertices)} vertices; "
+                "export it again."
+            )
         with np.errstate(over="ignore", invalid="ignore"):
             vertices = vertices @ matrix[:3, :3].T + matrix[:3, 3]
         yield mesh, vertices, faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces
 
 
 def joined(parts: Sequence[Part], name: str, limits: Limits, *, y_up: bool) -> Mesh:
-    """One mesh of all parts, z up, in [-0.5, 0.5]^3. Raises: MediaError (no face, over a limit, points all in one)."""
+    """One mesh of all parts, z up, in [-0.5, 0.5]^3. Raises: MediaError (no face, over a limit, all vertices equal)."""
     faces = sum(len(part.faces) for part in parts)
     if not faces:
         raise MediaError(f"Cannot read {name}: it has no faces; point clouds and empty scenes are not supported.")
@@ -62,13 +66,13 @@ def joined(parts: Sequence[Part], name: str, limits: Limits, *, y_up: bool) -> M
     starts = np.cumsum([0, *(len(vertices) for vertices, _ in compact)])
     vertices = np.concatenate([vertices for vertices, _ in compact])
     images = {id(part.texture): part.texture for part in parts if part.texture is not None}
-    place = {key: index for index, key in enumerate(images)}
+    position = {key: index for index, key in enumerate(images)}
     return Mesh(
         fitted(vertices[:, [0, 2, 1]] * [1, -1, 1] if y_up else vertices, name),
         np.concatenate([part + start for (_, part), start in zip(compact, starts, strict=False)]).astype(np.int32),
         np.concatenate([np.broadcast_to(part.colors, (len(part.faces), 3, 4)) for part in parts]),
         np.concatenate([_uv(part) for part in parts]),
-        np.concatenate([np.full(len(part.faces), place.get(id(part.texture), -1), np.int32) for part in parts]),
+        np.concatenate([np.full(len(part.faces), position.get(id(part.texture), -1), np.int32) for part in parts]),
         tuple(images.values()),
     )
 

@@ -19,9 +19,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 
 from atoken.errors import MediaError
 from atoken.media.formats import Format
@@ -39,6 +41,44 @@ _MAX_VIEWS = 4096  # TRELLIS renders 150
 _FAR = 1e6  # a depth beyond it is the background
 _RIGID = 1e-3  # error of a rotation that counts as rounding
 _FULL = 65_535  # of a 16-bit depth map
+
+Number = Annotated[float, Meta(ge=-_FAR, le=_FAR)]
+Row = tuple[Number, Number, Number, Number]
+Angle = Annotated[float, Meta(gt=0, lt=math.pi)]
+
+
+class _Range(Struct):
+    min: Annotated[float, Meta(ge=0, le=_FAR)]
+    max: Annotated[float, Meta(ge=0, le=_FAR)]
+
+    def __post_init__(self) -> None:
+        if self.min >= self.max:
+            raise ValueError("min must be below max")
+
+
+class _Frame(Struct):
+    file_path: Annotated[str, Meta(pattern=r"^[^\0]+\Z")]
+    transform_matrix: tuple[Row, Row, Row, Row]
+    camera_angle_x: Angle | None = None
+    depth: _Range | None = None
+
+    def __post_init__(self) -> None:
+        pose = np.array(self.transform_matrix)
+        rotation = pose[:3, :3]
+        rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=_RIGID) and np.linalg.det(rotation) > 0
+        if not rigid or (pose[3] != (0, 0, 0, 1)).any():
+            raise ValueError("transform_matrix must be a rotation and a shift")
+
+
+class _Transforms(Struct):
+    frames: Annotated[list[_Frame], Meta(min_length=1, max_length=_MAX_VIEWS)]
+    camera_angle_x: Angle | None = None
+
+    def __post_init__(self) -> None:
+        for number, frame in enumerate(self.frames):
+            frame.camera_angle_x = frame.camera_angle_x or self.camera_angle_x
+            if frame.camera_angle_x is None:
+                raise ValueError(f"camera_angle_x of frame {number} is missing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +135,8 @@ def read_views(folder: str | Path, size: int = 256, *, limits: Limits = DEFAULT_
     frames = _read_frames(root)
     rgb, depth = [], []
     for number, frame in enumerate(frames):
-        path = _inside(root, root / _file(frame, number))
+        name = frame.file_path if Path(frame.file_path).suffix else f"{frame.file_path}.png"
+        path = _inside(root, root / name)
         rgb.append(_read_image(path, size, limits))
         depth.append(_read_depth(root, path, frame, number, limits))
         if depth[-1].shape != depth[0].shape:
@@ -104,30 +145,17 @@ def read_views(folder: str | Path, size: int = 256, *, limits: Limits = DEFAULT_
     return Views(np.stack(rgb), np.stack(depth), _cameras(frames), pixel_offset=0.0)
 
 
-def _read_frames(root: Path) -> list[dict[str, Any]]:
-    """Frames of ``transforms.json``, at least one, each with its ``camera_angle_x``."""
+def _read_frames(root: Path) -> list[_Frame]:
+    """The frames of ``transforms.json``, each with its ``camera_angle_x``."""
     path = _inside(root, root / TRANSFORMS)
     with translated(f"Cannot read {path}"):
         if path.stat().st_size > _MAX_JSON:
             raise MediaError(f"Cannot read {path}: it is over {_MAX_JSON >> 20} MB, too large for a list of views.")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    frames = data.get("frames") if isinstance(data, dict) else None
-    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-        raise MediaError(f"Cannot read {path}: it must hold 'frames', a list of views.")
-    if not 1 <= len(frames) <= _MAX_VIEWS:
-        raise MediaError(f"Cannot read {path}: it must list 1 to {_MAX_VIEWS:,} views, it lists {len(frames):,}.")
-    return [{"camera_angle_x": data.get("camera_angle_x"), **frame} for frame in frames]
-
-
-def _file(frame: dict[str, Any], number: int) -> str:
-    name = frame.get("file_path")
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise MediaError(f"Frame {number} of {TRANSFORMS} has no file_path; name its image there.")
-    return name if Path(name).suffix else f"{name}.png"
+        return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), _Transforms).frames
 
 
 def _inside(root: Path, path: Path) -> Path:
-    """The same path, if it is that of a plain file in the folder. Raises: MediaError; links out of it are no way."""
+    """The same path. Raises: MediaError (not a plain file, or outside of the folder, also through a link)."""
     with translated(f"Cannot read {path}"):
         if not path.resolve().is_relative_to(root.resolve()):
             raise MediaError(f"Cannot read {path}: it is outside of {root}; views are read from one folder only.")
@@ -151,7 +179,7 @@ def _read_image(path: Path, size: int, limits: Limits) -> np.ndarray:
     return pixels if image.alpha is None else np.where(pixels[..., 3:] > 0, pixels[..., :3], 0)
 
 
-def _read_depth(root: Path, image: Path, frame: dict[str, Any], number: int, limits: Limits) -> np.ndarray:
+def _read_depth(root: Path, image: Path, frame: _Frame, number: int, limits: Limits) -> np.ndarray:
     """(h, w) float32, -1 where there is no surface."""
     array, grey = (image.with_name(f"{image.stem}_depth{suffix}") for suffix in (".npy", ".png"))
     with translated(f"Cannot read {image}"):
@@ -159,17 +187,10 @@ def _read_depth(root: Path, image: Path, frame: dict[str, Any], number: int, lim
             return _read_array(_inside(root, array), limits)
         if not grey.exists():
             raise MediaError(f"{image} has no depth map; put {array.name} or a 16-bit {grey.name} beside it.")
-    low, high = _range(frame, number)
-    values = _read_16_bit(_inside(root, grey), limits)
-    return np.where(values == _FULL, -1, low + values * ((high - low) / _FULL)).astype(np.float32)
-
-
-def _range(frame: dict[str, Any], number: int) -> tuple[float, float]:
-    stated = frame.get("depth")
-    low, high = (stated.get("min"), stated.get("max")) if isinstance(stated, dict) else (None, None)
-    if _number(low) and _number(high) and 0 <= low < high:
-        return low, high
-    raise MediaError(f"Frame {number} of {TRANSFORMS} must state the range of its depth map, depth: min and max.")
+    if frame.depth is None:
+        raise MediaError(f"Frame {number} of {TRANSFORMS} must state the range of its depth map, depth: min and max.")
+    values, scale = _read_16_bit(_inside(root, grey), limits), (frame.depth.max - frame.depth.min) / _FULL
+    return np.where(values == _FULL, -1, frame.depth.min + values * scale).astype(np.float32)
 
 
 def _read_array(path: Path, limits: Limits) -> np.ndarray:
@@ -195,38 +216,14 @@ def _read_16_bit(path: Path, limits: Limits) -> np.ndarray:
         return np.asarray(pil, np.int32)
 
 
-def _cameras(frames: list[dict[str, Any]]) -> Cameras:
+def _cameras(frames: list[_Frame]) -> Cameras:
     import torch
 
     from atoken.cameras import Cameras
 
-    poses = torch.from_numpy(np.stack([_pose(frame, number) for number, frame in enumerate(frames)]))
-    angles = torch.tensor([_angle(frame, number) for number, frame in enumerate(frames)], dtype=torch.float64)
+    poses = torch.tensor([frame.transform_matrix for frame in frames], dtype=torch.float64)
+    angles = torch.tensor([frame.camera_angle_x for frame in frames], dtype=torch.float64)
     return Cameras.from_opengl(poses, torch.rad2deg(angles)).to(dtype=torch.float32)
-
-
-def _pose(frame: dict[str, Any], number: int) -> np.ndarray:
-    """(4, 4) fp64, rigid."""
-    rows: Any = frame.get("transform_matrix")
-    shaped = isinstance(rows, list) and len(rows) == 4 and all(isinstance(row, list) and len(row) == 4 for row in rows)
-    if shaped and all(_number(value) for row in rows for value in row):
-        pose = np.array(rows, np.float64)
-        turn = pose[:3, :3]
-        rotates = np.allclose(turn @ turn.T, np.eye(3), atol=_RIGID) and np.linalg.det(turn) > 0
-        if rotates and (pose[3] == (0, 0, 0, 1)).all():
-            return pose
-    raise MediaError(f"transform_matrix of frame {number} of {TRANSFORMS} must be 4x4 numbers: a rotation and a shift.")
-
-
-def _angle(frame: dict[str, Any], number: int) -> float:
-    angle = frame["camera_angle_x"]
-    if _number(angle) and 0 < angle < math.pi:
-        return angle
-    raise MediaError(f"camera_angle_x of frame {number} of {TRANSFORMS} must be an angle between 0 and pi, in radians.")
-
-
-def _number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _FAR  # NaN is not
 
 
 def _check_memory(views: int, size: int, limits: Limits) -> None:

@@ -227,7 +227,7 @@ def _hostile_nodes() -> dict[str, tuple[bytes, str]]:
         "nan.glb": (_points([0, 0, 0], [1, 0, 0], [0, nan, 0]), "infinite or NaN"),
         "infinite.glb": (_points([0, 0, 0], [1, 0, 0], [0, inf, 0]), "infinite or NaN"),
         "one-place.glb": (_points([1, 1, 1], [1, 1, 1], [1, 1, 1]), "same position"),
-        "no-such-point.glb": (_points([0, 0, 0], [1, 0, 0]), "point that there is not"),
+        "no-such-point.glb": (_points([0, 0, 0], [1, 0, 0]), "refers to vertex"),
         "empty.glb": (Gltf().glb(), "no faces"),
         "points.glb": (_tree(meshes=[{"primitives": [{"mode": 0, "attributes": {"POSITION": 0}}]}]), "no faces"),
         "fan.glb": (_tree(meshes=[{"primitives": [{"mode": 6, "attributes": {"POSITION": 0}}]}]), "fans"),
@@ -240,8 +240,8 @@ def _hostile_textures(port: int) -> dict[str, tuple[bytes, str]]:
         "link": ("link.png", "outside"),
         "web": (f"http://127.0.0.1:{port}/a.png", "its own folder"),
         "bomb": ("bomb.png", "60000x60000, over the limit"),
-        "svg": (_data(b'<svg><image href="../secret.png"/></svg>'), "not an image"),
-        "eps": (_data(b"%!PS-Adobe-3.0 EPSF-3.0\n(../secret.png) run\n"), "not an image"),
+        "svg": (_data(b'<svg><image href="../secret.png"/></svg>'), "none of the formats"),
+        "eps": (_data(b"%!PS-Adobe-3.0 EPSF-3.0\n(../secret.png) run\n"), "none of the formats"),
         "half": (_data(png(np.zeros((64, 64, 4), np.uint8))[:60]), ""),
     }
     data = {f"texture-{name}.glb": (_textured(uri), why) for name, (uri, why) in images.items()}
@@ -305,7 +305,7 @@ def _hostile_plain(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
         "cloud.ply": (ply(points, []).encode(), "no faces"),
         "texture-up.ply": (texture.encode(), "outside"),
         "no-such-point.ply": (ply(points, ["3 0 1 9"]).encode(), ""),
-        "before-the-first.ply": (ply(points, ["3 0 1 -2"]).encode(), "point that there is not"),
+        "before-the-first.ply": (ply(points, ["3 0 1 -2"]).encode(), "refers to vertex"),
         "nan.ply": (ply([*points[:2], "nan nan nan"], face).encode(), "infinite or NaN"),
         "count.stl": (bytes(80) + struct.pack("<I", 10**8) + triangle, "none of the supported"),
         "nan.stl": (bytes(80) + struct.pack("<I", 1) + triangle, "infinite or NaN"),

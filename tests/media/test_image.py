@@ -265,7 +265,7 @@ def test_selecting_frames_of_a_image_is_refused(tmp_path: Path) -> None:
 
 def test_video_is_no_image(tmp_path: Path) -> None:
     Video(np.zeros((1, 2, 2, 3), np.uint8)).save(tmp_path / "a.mp4")
-    with pytest.raises(MediaError, match=r"none of the formats \.png.*; load_media"):
+    with pytest.raises(MediaError, match=r"none of the formats \.png"):
         read_image(tmp_path / "a.mp4")
 
 

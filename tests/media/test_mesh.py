@@ -329,7 +329,7 @@ def test_a_mesh_is_no_image_and_no_video(tmp_path: Path) -> None:
     with pytest.raises(MediaError):
         read_image(path)
     (tmp_path / "a.png").write_bytes(png())
-    with pytest.raises(MediaError, match=r"none of the formats \.glb.*; load_media"):
+    with pytest.raises(MediaError, match=r"none of the formats \.glb"):
         read_mesh(tmp_path / "a.png")
 
 

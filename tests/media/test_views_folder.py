@@ -104,7 +104,7 @@ def test_16_bit_depth_within_its_range(folder):
         [1],
     ):
         change(folder, depth=wrong)
-        refused(folder, "range of its depth map")
+        refused(folder, r"range of its depth map|frames\[1\]\.depth")
 
 
 def test_background_in_any_notation_is_no_surface(folder):
@@ -162,7 +162,7 @@ def test_malformed_json_is_refused(folder, text):
 
 def test_absurd_sizes_are_refused(folder):
     write(folder, {"frames": [{}] * 5000})
-    refused(folder, "1 to 4,096 views, it lists 5,000")
+    refused(folder, r"length <= 4096 - at `\$\.frames`")
     write(folder, " " * (17 << 20))
     refused(folder, "over 16 MB")
     change(folder)
@@ -175,7 +175,7 @@ def test_absurd_sizes_are_refused(folder):
 @pytest.mark.parametrize("angle", [None, 0, -1, 3.2, "40", True, float("nan"), 1e400, [0.7]])
 def test_bad_angles_are_refused(folder, angle):
     change(folder, camera_angle_x=angle)
-    refused(folder, "camera_angle_x of frame 1")
+    refused(folder, r"camera_angle_x of frame 1|frames\[1\]\.camera_angle_x")
 
 
 SCALED = (2 * np.eye(4)).tolist()
@@ -190,7 +190,7 @@ PERSPECTIVE = [*np.eye(4)[:3].tolist(), [0, 0, 1, 1]]
 )  # fmt: skip
 def test_bad_poses_are_refused(folder, pose):
     change(folder, transform_matrix=pose)
-    refused(folder, "transform_matrix of frame 1")
+    refused(folder, r"transform_matrix.*frames\[1\]|frames\[1\]\.transform_matrix")
 
 
 def test_bad_images_are_refused(folder):
