@@ -14,6 +14,7 @@ from atoken.io import load_media
 from atoken.io.token_file import TokenFile
 from tests.io.hostile_cases import hostile_token_files
 from tests.media import seed_files
+from tests.media.damage import damaged, mutate
 from tests.media.hostile_cases import hostile_images, hostile_videos, secrets
 
 LARGE = ("64-megapixels.png",)  # sound, and 600 MB in memory
@@ -37,6 +38,15 @@ def outcome(path: Path) -> str:
             return type(load_media(path)).__name__.lower()
     except AtokenError as error:
         return "refused" if re.fullmatch(r"[^\n]+\.", str(error)) else str(error)
+
+
+def test_damaged_files_are_read_or_refused_in_one_sentence(tmp_path: Path, seeds: Path) -> None:
+    """A little of what ``benchmarks.fuzz`` does at length; a damaged token file is always refused."""
+    images = [seeds / name for name in (*seed_files.IMAGES, "moving.gif")]
+    for case in damaged(tmp_path, images, 150, 1, mutate):
+        assert outcome(case.path) in ("image", "refused"), case.path.name
+    for case in damaged(tmp_path, sorted(seeds.glob("*.atok")), 60, 1, mutate):
+        assert outcome(case.path) == "refused", case.path.name
 
 
 def wrong(cases: Iterable[seed_files.Case]) -> dict[str, str]:
