@@ -8,48 +8,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atoken.errors import AtokenError, AtokenWarning
-    from atoken.gaussians import Gaussians
-    from atoken.io import Image, Mesh, Video, load_media
-    from atoken.io.token_file import Tokens
-    from atoken.model import ATokenConfig, ATokenModel
-    from atoken.tokenizer import Tokenizer, load
-    from atoken.tokens import SparseTokens
+    from atoken.errors import AtokenError as AtokenError
+    from atoken.errors import AtokenWarning as AtokenWarning
+    from atoken.gaussians import Gaussians as Gaussians
+    from atoken.io import Image as Image
+    from atoken.io import Mesh as Mesh
+    from atoken.io import Video as Video
+    from atoken.io import load_media as load_media
+    from atoken.io.token_file import Tokens as Tokens
+    from atoken.model import ATokenConfig as ATokenConfig
+    from atoken.model import ATokenModel as ATokenModel
+    from atoken.tokenizer import Tokenizer as Tokenizer
+    from atoken.tokenizer import load as load
+    from atoken.tokens import SparseTokens as SparseTokens
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "ATokenConfig": "atoken.model",
-    "ATokenModel": "atoken.model",
-    "AtokenError": "atoken.errors",
-    "AtokenWarning": "atoken.errors",
-    "Video": "atoken.io",
-    "Gaussians": "atoken.gaussians",
-    "Image": "atoken.io",
-    "Mesh": "atoken.io",
-    "SparseTokens": "atoken.tokens",
-    "Tokenizer": "atoken.tokenizer",
-    "Tokens": "atoken.io.token_file",
-    "load": "atoken.tokenizer",
-    "load_media": "atoken.io",
+_NAMES = {
+    "errors": ("AtokenError", "AtokenWarning"),
+    "gaussians": ("Gaussians",),
+    "io": ("Image", "Mesh", "Video", "load_media"),
+    "io.token_file": ("Tokens",),
+    "model": ("ATokenConfig", "ATokenModel"),
+    "tokenizer": ("Tokenizer", "load"),
+    "tokens": ("SparseTokens",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 _ROOMS = {"checkpoint", "io", "modalities", "presets"}
 
-__all__ = [
-    "ATokenConfig",
-    "ATokenModel",
-    "AtokenError",
-    "AtokenWarning",
-    "Gaussians",
-    "Image",
-    "Mesh",
-    "SparseTokens",
-    "Tokenizer",
-    "Tokens",
-    "Video",
-    "load",
-    "load_media",
-]
+__all__ = [*_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -58,7 +45,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"atoken.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'atoken' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(f"atoken.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from atoken.io.token_checks import check_follows, check_model
 from atoken.io.token_file import Tokens
 from atoken.layers import PoolState
 from atoken.media.clock import exact_fps
+from atoken.media.source import Source
 from atoken.media.views import Views
 from atoken.mesh import Mesh
 from atoken.modalities import MODALITIES, Modality
@@ -128,54 +130,47 @@ class Tokenizer:
         if not batch:
             return []
         samples = [_sample(as_media(one), coarsen=coarsen) for one in batch]
-        names = [Path(one).name if isinstance(one, (str, Path)) else "" for one in batch]
+        names = [Path(one).name if isinstance(one, str | Path) else "" for one in batch]
         encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
-        parts = self._parts(encoded, generator)
-        return [
-            self._tokens(described, *part, name=name)
-            for (_, described), part, name in zip(samples, parts, names, strict=True)
-        ]
+        described = [fields | {"name": name} for (_, fields), name in zip(samples, names, strict=True)]
+        return self._tokens(encoded, described, generator=generator)
 
-    def _parts(
-        self, encoded: Encoded, generator: torch.Generator | None = None
-    ) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """Latents, codes, coords and pooled vector of each sample, on the CPU."""
+    def _tokens(
+        self,
+        encoded: Encoded,
+        described: Sequence[dict[str, Any]],
+        *,
+        generator: torch.Generator | None = None,
+        first_frame: int = 0,
+    ) -> list[Tokens]:
+        """Tokens of each sample, on the CPU, with the fields that say what it is."""
         if generator is not None and encoded.codes is not None:
             raise AtokenError("A discrete model has no posterior to draw from; leave the generator out.")
         latents = encoded.latents.feats if generator is None else encoded.posterior.sample(generator)
         lengths = encoded.latents.lengths
-        no_codes = [None] * len(lengths)
-        return zip(
-            [part.clone() for part in latents.float().cpu().split(lengths)],
-            no_codes if encoded.codes is None else [part.clone() for part in encoded.codes.cpu().split(lengths)],
+        parts = zip(
+            described,
+            latents.float().cpu().split(lengths),
+            [None] * len(lengths) if encoded.codes is None else encoded.codes.cpu().split(lengths),
             encoded.latents.coords.int().cpu().split(lengths),
-            [part.clone() for part in encoded.pooled.float().cpu()],
+            encoded.pooled.float().cpu(),
             strict=True,
         )
-
-    def _tokens(
-        self,
-        described: dict[str, Any],
-        latents: Tensor,
-        codes: Tensor | None,
-        coords: Tensor,
-        pooled: Tensor | None,
-        *,
-        name: str,
-        first_frame: int = 0,
-    ) -> Tokens:
-        return Tokens(
-            **described,
-            latents=latents,
-            codes=codes,
-            coords=coords + torch.tensor([first_frame // PATCH[0], 0, 0, 0], dtype=torch.int32),
-            pooled=pooled,
-            model=self.name,
-            fingerprint=self.fingerprint,
-            name=name,
-            levels=self.model.config.fsq_levels,
-            first_frame=first_frame,
-        )
+        first_step = torch.tensor([first_frame // PATCH[0], 0, 0, 0], dtype=torch.int32)
+        return [
+            Tokens(
+                **fields,
+                latents=latents.clone(),
+                codes=None if codes is None else codes.clone(),
+                coords=coords + first_step,
+                pooled=pooled.clone(),
+                model=self.name,
+                fingerprint=self.fingerprint,
+                levels=self.model.config.fsq_levels,
+                first_frame=first_frame,
+            )
+            for fields, latents, codes, coords, pooled in parts
+        ]
 
     def decode(self, tokens: Tokens) -> Image | Video | Gaussians:
         """Turn tokens back into an image or video of the original size and rate, or an asset into Gaussians.
@@ -208,36 +203,32 @@ class Tokenizer:
         return SparseTokens(tokens.latents, tokens.coords, (len(tokens.latents),)).to(self.device)
 
     def encode_stream(
-        self, frames: str | Path | Video | VideoReader | Iterable[np.ndarray], *, fps: Fraction | float | None = None
+        self, frames: Source | Video | VideoReader | Iterable[np.ndarray], *, fps: Fraction | float | None = None
     ) -> Iterator[Tokens]:
         """Encode a video of any length tile by tile, in constant memory; ``Tokens.join`` of the pieces is the whole.
 
-        frames: a video, an open ``VideoReader``, a path, or frames (H, W, 3) uint8 one by one, with ``fps``. Yields a
-        piece for each 16 frames; only the last carries the pooled vector. Raises: MediaError.
+        frames: a video, an open ``VideoReader``, a path, bytes, a binary file, or frames (H, W, 3) uint8 one by one,
+        with ``fps``. Yields a piece for each 16 frames; only the last carries the pooled vector. Raises: MediaError.
         """
-        if isinstance(frames, (str, Path)):
-            with VideoReader(frames) as reader:
+        if isinstance(frames, str | Path | bytes) or hasattr(frames, "read"):
+            with VideoReader(cast(Source, frames)) as reader:
                 yield from self.encode_stream(reader, fps=fps)
             return
         name = frames.path.name if isinstance(frames, VideoReader) and frames.path else ""
         state, first = None, 0
-        for tile, last in _with_last(_tiles(frames, fps)):
-            tokens, state = self._encode_tile(tile, state, first, name, last=last)
-            yield tokens
+        for tile, following in pairwise(chain(_tiles(frames, fps), [None])):
+            assert tile is not None
+            tokens, state = self._encode_tile(tile, state, first, name)
+            yield replace(tokens, pooled=None) if following else tokens
             first += len(tile.frames)
         if state is None:
             raise MediaError("The video has no frames; there is nothing to encode.")
 
     @torch.inference_mode()
-    def _encode_tile(
-        self, tile: Video, state: PoolState | None, first: int, name: str, *, last: bool
-    ) -> tuple[Tokens, PoolState]:
-        patches, described = _sample(tile)
+    def _encode_tile(self, tile: Video, state: PoolState | None, first: int, name: str) -> tuple[Tokens, PoolState]:
+        patches, fields = _sample(tile)
         encoded = self.model.encode(patches.to(self.device), pool_state=state)
-        latents, codes, coords, pooled = next(self._parts(encoded))
-        vector = pooled if last else None
-        tokens = self._tokens(described, latents, codes, coords, vector, name=name, first_frame=first)
-        return tokens, encoded.pool_state
+        return self._tokens(encoded, [fields | {"name": name}], first_frame=first)[0], encoded.pool_state
 
     def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Video]:
         """Decode the pieces of one video, in order, in constant memory; the frames joined are the whole video's.
@@ -351,12 +342,3 @@ def _tiles(frames: Video | VideoReader | Iterable[np.ndarray], fps: Fraction | f
     plain = iter(frames)
     while pixels := list(islice(plain, TILE)):
         yield Video(np.stack(pixels), exact_fps(24 if fps is None else fps))
-
-
-def _with_last(tiles: Iterator[Video]) -> Iterator[tuple[Video, bool]]:
-    """Each tile with whether it is the last, by looking one ahead."""
-    tile = next(tiles, None)
-    while tile is not None:
-        following = next(tiles, None)
-        yield tile, following is None
-        tile = following
