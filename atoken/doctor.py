@@ -78,9 +78,8 @@ def sizes(tokenizer: Tokenizer) -> Finding:
         pixels = make_video(0, 0, frames, height, width).frames
         back = tokenizer.decode(tokenizer.encode(Image(pixels[0]) if frames == 1 else Video(pixels)))
         right += _pixels(back).shape == (pixels[0] if frames == 1 else pixels).shape
-    return Finding(
-        "nothing lost: every size and length comes back", f"{right} of {len(shapes)} shapes", right == len(shapes)
-    )
+    figure = f"{right} of {len(shapes)} shapes"
+    return Finding("nothing lost: every size and length comes back", figure, right == len(shapes))
 
 
 def alpha_and_rate(tokenizer: Tokenizer) -> Finding:
@@ -101,7 +100,8 @@ def twice(tokenizer: Tokenizer) -> Finding:
     image = _image()
     tokens = [tokenizer.encode(image) for _ in range(2)]
     pixels = [_pixels(tokenizer.decode(one)) for one in tokens]
-    difference = _difference(tokens[0].latents, tokens[1].latents) + np.abs(pixels[0].astype(int) - pixels[1]).max()
+    steps = int(np.abs(pixels[0].astype(int) - pixels[1]).max())
+    difference = _difference(tokens[0].latents, tokens[1].latents) + steps
     return Finding("twice = the same", f"max difference {difference:.1e}", difference == 0)
 
 
@@ -130,11 +130,7 @@ def streaming(tokenizer: Tokenizer) -> Finding:
 def strided(tokenizer: Tokenizer) -> Finding:
     """The memory layout of an array does not matter."""
     pixels = _image().pixels
-    views = [
-        pixels.swapaxes(0, 1).copy().swapaxes(0, 1),
-        np.asfortranarray(pixels),
-        np.flip(np.flip(pixels, 0).copy(), 0),
-    ]
+    views = [pixels.swapaxes(0, 1).copy().swapaxes(0, 1), np.asfortranarray(pixels), pixels[::-1].copy()[::-1]]
     plain = tokenizer.encode(Image(pixels))
     difference = max(_difference(plain.latents, tokenizer.encode(Image(view)).latents) for view in views)
     return Finding("contiguous = strided input", f"max difference {difference:.1e}", difference == 0)
@@ -187,9 +183,8 @@ def other_model(tokenizer: Tokenizer) -> Finding:
 
 def bfloat16(tokenizer: Tokenizer) -> Finding | None:
     """The reconstruction in bf16 is that in fp32 except for rounding."""
-    twins = [
-        Tokenizer(copy.deepcopy(tokenizer.model).to(dtype), tokenizer.name) for dtype in (torch.float32, torch.bfloat16)
-    ]
+    dtypes = (torch.float32, torch.bfloat16)
+    twins = [Tokenizer(copy.deepcopy(tokenizer.model).to(dtype), tokenizer.name) for dtype in dtypes]
     return _same_image("fp32 = bf16 (between reconstructions)", twins, BF16_DB)
 
 

@@ -60,7 +60,7 @@ def decode(options: argparse.Namespace) -> int:
                 raise AtokenError(f"{options.file} has no item {index}; it holds 0 to {len(tokens) - 1}.")
         jobs = list(zip(chosen, _decode_targets(tokens, list(chosen), options), strict=True))
         done, failed = console.each(jobs, lambda job: write_item(tokenizer, tokens, *job, frames=options.frames))
-    console.say(done, [["wrote"], *([str(path)] for path in done)], options, [str(path) for path in done])
+    console.say(["wrote"], [[str(path)] for path in done], options, [str(path) for path in done])
     return failed
 
 
@@ -153,5 +153,5 @@ def _describe(path: Path, options: argparse.Namespace) -> int:
          "bytes": item.stored_bytes, "stored_as": item.dtype, "model": item.model, "fingerprint": item.fingerprint}
         for item in items
     ]  # fmt: skip
-    console.say(cells, [head, *cells], options, plain)
+    console.say(head, cells, options, plain)
     return 0

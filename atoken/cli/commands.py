@@ -46,8 +46,7 @@ def _plan(stages: list[Stage], options: argparse.Namespace) -> int:
 
     for stage in stages:
         for table in plan(stage, gpus=options.gpus, gpu=options.gpu, mfu=options.mfu).tables():
-            console.say(table, table, options, [])
-            console.out("")
+            console.out(console.columns(table) + "\n")
     return 0
 
 

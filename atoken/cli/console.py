@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def silence_transformers() -> None:
-    """Neither its progress bars nor its remarks: what matters becomes an exit code and one sentence."""
+    """Switch off its progress bars and its messages: what matters becomes an exit code and one sentence."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -45,7 +45,7 @@ def media(file: str, options: argparse.Namespace) -> Image | Video | Mesh | View
 
 
 def folder(path: str) -> Path:
-    """The folder, made where it is not there. Raises: MediaError."""
+    """The folder, created if need be. Raises: MediaError."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,7 +54,7 @@ def folder(path: str) -> Path:
 
 
 def unique(names: Iterable[str]) -> list[str]:
-    """Names with -2, -3, ... behind those that came before, no two the same."""
+    """Names made different by -2, -3, ... behind repeated ones."""
     result: dict[str, None] = {}
     for name in names:
         tries = chain([name], (f"{name}-{number}" for number in count(2)))
@@ -63,7 +63,7 @@ def unique(names: Iterable[str]) -> list[str]:
 
 
 def each(jobs: Iterable[Any], work: Callable[[Any], T]) -> tuple[list[T], int]:
-    """Results of the jobs that went well, and exit code 1 if some did not; those are listed, the others done."""
+    """Results of the jobs that succeed, and exit code 1 if some fail; the errors of those are printed."""
     results, failed = [], 0
     for job in jobs:
         try:
@@ -75,22 +75,23 @@ def each(jobs: Iterable[Any], work: Callable[[Any], T]) -> tuple[list[T], int]:
 
 
 def progress(pieces: Iterator[T], frames: int | None, what: str) -> Iterator[T]:
-    """A bar over frames for what takes more than two seconds; silent where nobody watches."""
+    """A progress bar over frames for what takes more than two seconds, on a terminal only."""
     with tqdm(total=frames, desc=what, unit=" frames", delay=2, disable=None, leave=False) as bar:
         for piece in pieces:
             yield piece
             bar.update(piece.frames if isinstance(piece, Tokens) else len(piece.frames))  # type: ignore[attr-defined]
 
 
-def say(results: list[Any], lines: list[list[str]], options: argparse.Namespace, plain: list[Any]) -> None:
-    """A table of ``lines`` for a person, or ``plain`` as JSON; no table without results."""
+def say(head: list[str], lines: list[list[str]], options: argparse.Namespace, plain: list[Any]) -> None:
+    """A table for a person, none without lines; or ``plain`` as JSON."""
     if options.json:
         out(json.dumps(plain, indent=1))
-    elif results:
-        out(_columns(lines))
+    elif lines:
+        out(columns([head, *lines]))
 
 
-def _columns(lines: list[list[str]]) -> str:
+def columns(lines: list[list[str]]) -> str:
+    """Lines of cells as text, the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = (
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]

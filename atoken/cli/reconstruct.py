@@ -6,9 +6,8 @@ Images are compared by their pixels, videos frame by frame, assets by views of t
 from __future__ import annotations
 
 import argparse
-import math
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,52 +22,28 @@ from atoken.metrics.pixels import psnr_of, squared_error, ssim
 from atoken.modalities import MODALITIES, Modality
 from atoken.tokenizer import Tokenizer
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of ``reconstruct``'s table.
-
-    PSNR is of the mean squared error over all frames, SSIM the mean of them; of an asset over views from all around, on
-    black. Bits per pixel are None for an asset.
-    ``bytes`` is the whole token file. Encode seconds: reading, encoding and writing tokens; decode seconds: reading
-    tokens, decoding and writing the result.
-    """
-
-    file: str
-    size: str
-    tokens: int
-    bytes: int
-    bits_per_pixel: float | None
-    psnr: float
-    ssim: float
-    encode_seconds: float
-    decode_seconds: float
-
-    def cells(self) -> list[str]:
-        """For a person."""
-        bits = "-" if self.bits_per_pixel is None else f"{self.bits_per_pixel:.3f}"
-        quality = [bits, f"{self.psnr:.2f}", f"{self.ssim:.4f}"]
-        seconds = [f"{self.encode_seconds:.2f}", f"{self.decode_seconds:.2f}"]
-        return [self.file, self.size, f"{self.tokens:,}", f"{self.bytes:,}", *quality, *seconds]
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it: an infinite PSNR is null."""
-        return asdict(self) | {"psnr": self.psnr if math.isfinite(self.psnr) else None}
-
-
 HEAD = ["file", "size", "tokens", "bytes", "bits/pixel", "PSNR dB", "SSIM", "encode s", "decode s"]
+FORMATS = ("{}", "{}", "{:,}", "{:,}", "{:.3f}", "{:.2f}", "{:.4f}", "{:.2f}", "{:.2f}")
 
 
 def reconstruct(options: argparse.Namespace) -> int:
-    """Every file to a token file and back; a table of figures, the results, and side-by-side images."""
+    """Every file to a token file and back; a table of figures, the results, and side-by-side images.
+
+    PSNR is of the mean squared error over all frames (as JSON, null where it is infinite), SSIM the mean over them; of
+    an asset over views from all around, on black. Bits per pixel are null for an asset. Bytes are the whole token
+    file. Encode seconds: reading, encoding and writing tokens; decode seconds: reading tokens, decoding and writing.
+    """
     tokenizer, out = console.tokenizer(options), console.folder(options.out)
     jobs = list(zip(options.files, console.unique(Path(file).name for file in options.files), strict=True))
     rows, failed = console.each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options))
-    console.say(rows, [HEAD, *(row.cells() for row in rows)], options, [row.plain() for row in rows])
+    lines = [[form.format(v) if v is not None else "-" for form, v in zip(FORMATS, row.values(), strict=True)]
+             for row in rows]  # fmt: skip
+    plain = [row | {"psnr": row["psnr"] if isfinite(row["psnr"]) else None} for row in rows]
+    console.say(HEAD, lines, options, plain)
     return failed
 
 
-def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argparse.Namespace) -> Row:
+def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argparse.Namespace) -> dict[str, Any]:
     token_file = target.with_name(f"{target.name}.atok")
     start = perf_counter()
     with TokenFileWriter(token_file) as writer:
@@ -84,17 +59,17 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
     decode_seconds = perf_counter() - encoded - comparison.seconds
     Image(comparison.side_by_side).save(target.with_name(f"{target.name}.compare.png"))
     stored, modality = token_file.stat().st_size, MODALITIES[item.modality]
-    return Row(
-        file=file,
-        size=modality.shown(item.size, item.frames),
-        tokens=item.tokens,
-        bytes=stored,
-        bits_per_pixel=None if modality.sparse else 8 * stored / (item.size[0] * item.size[1] * item.frames),
-        psnr=psnr_of(comparison.error),
-        ssim=comparison.similarity,
-        encode_seconds=encoded - start,
-        decode_seconds=decode_seconds,
-    )
+    return {
+        "file": file,
+        "size": modality.shown(item.size, item.frames),
+        "tokens": item.tokens,
+        "bytes": stored,
+        "bits_per_pixel": None if modality.sparse else 8 * stored / (item.size[0] * item.size[1] * item.frames),
+        "psnr": psnr_of(comparison.error),
+        "ssim": comparison.similarity,
+        "encode_seconds": encoded - start,
+        "decode_seconds": decode_seconds,
+    }
 
 
 class Comparison:

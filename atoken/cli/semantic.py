@@ -31,7 +31,7 @@ def embed(options: argparse.Namespace) -> int:
     names, vectors = [name for name, _ in found], torch.stack([vector for _, vector in found]).numpy()
     _write(Path(options.out), names, vectors)
     plain = [{"name": name, "vector": vector.tolist()} for name, vector in found]
-    console.say(names, [["name", "values"], *([name, f"{vectors.shape[1]}"] for name in names)], options, plain)
+    console.say(["name", "values"], [[name, f"{vectors.shape[1]}"] for name in names], options, plain)
     return failed
 
 
@@ -48,7 +48,7 @@ def classify(options: argparse.Namespace) -> int:
         lines.append([name, options.labels[order[0]], f"{chances[order[0]]:.1%}"])
         plain.append({"name": name, "labels": [{"label": options.labels[i], "logit": float(logits[i]),
                                                "probability": chances[i]} for i in order]})  # fmt: skip
-    console.say(lines, [["name", "label", "probability"], *lines], options, plain)
+    console.say(["name", "label", "probability"], lines, options, plain)
     return failed
 
 
@@ -65,7 +65,7 @@ def search(options: argparse.Namespace) -> int:
     plain = [{"name": found[i][0], "cosine": float(vectors[i] @ query[0]), "probability": float(logits[i].sigmoid())}
              for i in best]  # fmt: skip
     lines = [[row["name"], f"{row['cosine']:.4f}", f"{row['probability']:.1%}"] for row in plain]
-    console.say(lines, [["name", "cosine", "probability"], *lines], options, plain)
+    console.say(["name", "cosine", "probability"], lines, options, plain)
     return failed
 
 
