@@ -23,7 +23,7 @@ lint: .venv/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 reconstruct: .venv/.base
 	$(BIN)/atoken reconstruct $(FILES) -o $(OUT)
