@@ -14,8 +14,8 @@ import atoken
 
 ROOT = Path(__file__).parents[1]
 MEASURING = (
-    "eval.assets", "eval.generation", "eval.measures", "eval.measuring", "eval.merging", "eval.metrics", "eval.prepare",
-    "eval.probes", "eval.sources",
+    "eval.assets", "eval.generation", "eval.measures", "eval.merging", "eval.metrics", "eval.prepare",
+    "eval.probes", "eval.run", "eval.sources",
 )  # fmt: skip
 # Models under test and reports: a change there does not change how numbers are measured.
 APART = ("atoken.tokenizer", "eval.models", "eval.report")

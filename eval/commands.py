@@ -8,7 +8,9 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,11 @@ OUT = "out"  # folder of folders of results, one for each model
 def reconstruct(options: argparse.Namespace) -> int:
     """A user's own folder: a row for each modality that is in it."""
     found = local(Path(options.folder))
-    return _measured(options, [(LOCAL[modality], listing) for modality, listing in found.items()])
+    return _measured(options, [replace(LOCAL[name], open=partial(_given, of)) for name, of in found.items()])
+
+
+def _given(listing: Listing, _: object) -> Listing:
+    return listing
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,39 +57,33 @@ def run(options: argparse.Namespace) -> int:
     for name in options.task:
         if name not in TASKS:
             raise AtokenError(f"There is no task {name!r}; choose from: {', '.join(TASKS)}.")
-    tasks = [TASKS[name] for name in dict.fromkeys(options.task)]
-    return _measured(options, [(task, task.listing(Path(options.data), options.seed)) for task in tasks])
+    return _measured(options, [TASKS[name] for name in dict.fromkeys(options.task)], options.seed)
 
 
 def table3(options: argparse.Namespace) -> int:
-    """The tasks of the paper's table 3. Those whose data are missing are rows that say so."""
-    found: list[tuple[Task, Listing | str]] = []
-    for task in (task for task in TASKS.values() if task.table3):
-        try:
-            found.append((task, task.listing(Path(options.data), None)))
-        except AtokenError as error:
-            found.append((task, str(error)))
-    return _measured(options, found)
+    """The tasks of the paper's table 3."""
+    return _measured(options, [task for task in TASKS.values() if task.table3])
 
 
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
-def _measured(options: argparse.Namespace, wanted: Sequence[tuple[Task, Listing | str]]) -> int:
-    """Measure, write and show; ranks other than 0 only measure. A task without data has a sentence that says why."""
+def _measured(options: argparse.Namespace, tasks: Sequence[Task], seed: int | None = None) -> int:
+    """Measure, write and show; ranks other than 0 only measure. A task whose data are missing is a row that says so."""
     start, ranks = time.time(), Ranks.launched()
     folder = Path(options.out or Path(OUT) / file_name(model_of(options).name))
     make_folder(folder)
     rows = []
-    for task, listing in wanted:
+    for task in tasks:
         model = model_of(options, **task.model)
-        if isinstance(listing, str):
+        try:
+            listing = task.listing(Path(getattr(options, "data", ".")), seed)
+        except AtokenError as error:
+            described = task.name, model.name, model.record, task.modality
             items = {"planned": 0, "measured": 0, "full": task.full or 0}
-            rows.append(result_row(
-                task.name, model.name, model.record, task.modality, None, {}, status="failed", why=listing, items=items
-            ))  # fmt: skip
-        elif row := measure(job(options, task, listing, model), folder, ranks):
-            rows.append(row)
+            rows.append(result_row(*described, None, {}, status="failed", why=str(error), items=items))
+        else:
+            rows += filter(None, [measure(job(options, task, listing, model), folder, ranks)])
     return 0 if ranks.rank else _written(folder, rows, _run(start, ranks, device_of(options)), options)
 
 

@@ -47,16 +47,15 @@ NO_IMAGES = "the reference is statistics without images"
 def generated(samples: Path, reference: Path, network: Network) -> dict[str, Any]:
     """A row as ``eval/protocol.py`` describes it. Raises: AtokenError."""
     with tqdm(desc=NAME, unit=" images", delay=1, disable=None, leave=False) as bar:
-        found = evaluate_generation(samples, reference, network, progress=lambda *_: bar.update(64))
+        found = evaluate_generation(samples, reference, network, progress=bar.update)
     record, items = found["record"], int(found["record"]["samples items"])
-    data = record.get("statistics sha256") or record["reference sha256"]
     protocol = EvalProtocol(
-        task=NAME, data=data, items=items, templates="none", code=code_version(), metrics={NAME: record},
-        **Preparation().record(), **settings({}),
+        task=NAME, data=record.get("statistics sha256") or record["reference sha256"], items=items, templates="none",
+        code=code_version(), metrics={NAME: record}, **Preparation().record(), **settings({}),
     )  # fmt: skip
+    numbers = {name: (NAME, value) for name, value in found["numbers"].items()}
     return result_row(
-        NAME, samples.stem, {"samples": samples.name}, "image", protocol,
-        {name: (NAME, value) for name, value in found["numbers"].items()},
+        NAME, samples.stem, {"samples": samples.name}, "image", protocol, numbers,
         skipped=found["left_out"], items={"planned": items, "measured": items, "full": items},
     )  # fmt: skip
 
@@ -74,63 +73,26 @@ def network_of(name: str, weights: str | None, device: str, *, trust: bool) -> N
 
 
 def evaluate_generation(
-    samples: str | Path,
-    reference: str | Path,
+    samples: Path,
+    reference: Path,
     network: Network,
     *,
     score: InceptionScore = InceptionScore(),  # noqa: B008 - frozen
     crowd: PrecisionRecall = PrecisionRecall(),  # noqa: B008 - frozen
     batch: int = 64,
-    progress: Callable[[str, int], object] | None = None,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Any]:
     """Every number that network and reference allow, in constant memory but for the features of precision and recall.
 
     samples: a folder of images, or an ADM ``.npz`` (``arr_0``). reference: one of these, or an ADM ``.npz`` of
     statistics; of a file with both, the distances are to its statistics and precision and recall are to its images,
-    as in ADM's evaluator. progress: called with "samples" or "reference" and the number of images so far.
+    as in ADM's evaluator. progress: called with the number of images after each batch.
     Returns "numbers" by name; "left_out": of numbers that cannot be had, why; "record": for the protocol.
     Raises: AtokenError, also where a number is not finite.
     """
-    given = _statistics(Path(reference), network)
-    images = not given or "arr_0" in holds(reference)
-    measures, left_out = _measures(network, given, score, crowd, images=images)
-    metric = FeatureMetric(NAME, network, measures)
-    state, seen = metric.start(), {"samples": _Images()}
-    _fold(metric, state, "samples", Path(samples), seen["samples"], batch, progress)
-    if images:
-        seen["reference"] = _Images()
-        _fold(metric, state, "reference", Path(reference), seen["reference"], batch, progress)
-    numbers = metric.finish(state)
-    if broken := [name for name, number in numbers.items() if not isfinite(number)]:
-        raise AtokenError(
-            f"{', '.join(broken)} of {seen['samples'].items} samples is not finite: check that there are more than "
-            f"{crowd.neighbour} images on each side, and the network."
-        )
-    return {"numbers": numbers, "left_out": left_out, "record": metric.record | _described(seen, given)}
-
-
-def image_statistics(images: str | Path, network: Network, *, batch: int = 64) -> dict[str, Gaussian]:
-    """The moments of a folder or an ADM ``.npz`` of images, for ``eval.adm.write_statistics``: a reference to keep.
-
-    Raises: AtokenError.
-    """
-    measures = {kind: Frechet(kind, kind) for kind in ("pooled", "spatial") if kind in network.kinds}
-    metric = FeatureMetric("statistics", network, list(measures.values()))
-    state = metric.start()
-    _fold(metric, state, "reference", Path(images), _Images(), batch, None)
-    return {kind: gaussian(state, f"{kind}.target") for kind in measures}
-
-
-def _statistics(reference: Path, network: Network) -> dict[str, Gaussian]:
-    if reference.is_dir() or "mu" not in holds(reference):
-        return {}
-    return read_statistics(reference, network.checksum)
-
-
-def _measures(
-    network: Network, given: Mapping[str, Gaussian], score: InceptionScore, crowd: PrecisionRecall, *, images: bool
-) -> tuple[list[Measure], dict[str, str]]:
-    """What can be measured, and why the rest cannot."""
+    arrays = set() if reference.is_dir() else holds(reference)
+    given = read_statistics(reference, network.checksum) if "mu" in arrays else {}
+    images = not given or "arr_0" in arrays
     measures: list[Measure] = [Frechet("gfid", reference=given.get("pooled"))]
     left_out = {}
     if "spatial" not in network.kinds:
@@ -147,7 +109,30 @@ def _measures(
         measures.append(crowd)
     else:
         left_out |= {"precision": NO_IMAGES, "recall": NO_IMAGES}
-    return measures, left_out
+    metric = FeatureMetric(NAME, network, measures)
+    state = metric.start()
+    seen = {"samples": _fold(metric, state, "prediction", samples, batch, progress)}
+    if images:
+        seen["reference"] = _fold(metric, state, "target", reference, batch, progress)
+    numbers = metric.finish(state)
+    if broken := [name for name, number in numbers.items() if not isfinite(number)]:
+        raise AtokenError(
+            f"{', '.join(broken)} of {seen['samples'].items} samples is not finite: check that there are more than "
+            f"{crowd.neighbour} images on each side, and the network."
+        )
+    return {"numbers": numbers, "left_out": left_out, "record": metric.record | _described(seen, given)}
+
+
+def image_statistics(images: Path, network: Network, *, batch: int = 64) -> dict[str, Gaussian]:
+    """The moments of a folder or an ADM ``.npz`` of images, for ``eval.adm.write_statistics``: a reference to keep.
+
+    Raises: AtokenError.
+    """
+    measures = {kind: Frechet(kind, kind) for kind in ("pooled", "spatial") if kind in network.kinds}
+    metric = FeatureMetric("statistics", network, list(measures.values()))
+    state = metric.start()
+    _fold(metric, state, "target", images, batch, lambda images: None)
+    return {kind: gaussian(state, f"{kind}.target") for kind in measures}
 
 
 @dataclass
@@ -175,26 +160,19 @@ class _Images:
 
 
 def _fold(
-    metric: FeatureMetric,
-    state: State,
-    side: str,
-    path: Path,
-    seen: _Images,
-    batch: int,
-    progress: Callable[[str, int], object] | None,
-) -> None:
-    images = _images(path)
+    metric: FeatureMetric, state: State, side: str, path: Path, batch: int, progress: Callable[[int], object]
+) -> _Images:
+    """Fold the images of one side of an output, "prediction" or "target"."""
+    images, seen = _images(path), _Images()
     while some := list(islice(images, batch)):
+        outputs = []
         for name, pixels in some:
             seen.add(Path(name).suffix.lower(), pixels)
-        metric.add(state, [_output(side, name, pixels) for name, pixels in some])
-        if progress is not None:
-            progress(side, seen.items)
-
-
-def _output(side: str, name: str, pixels: np.ndarray) -> Output:
-    item = Item(name, Image(pixels))
-    return Output(item, prediction=pixels[None]) if side == "samples" else Output(item, target=pixels[None])
+            target, prediction = (pixels[None] if side == one else None for one in ("target", "prediction"))
+            outputs.append(Output(Item(name, Image(pixels)), target, prediction))
+        metric.add(state, outputs)
+        progress(len(some))
+    return seen
 
 
 def _images(path: Path) -> Iterator[tuple[str, np.ndarray]]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from math import ceil
 from pathlib import Path
@@ -63,7 +64,34 @@ class Network(Protocol):
         """
 
 
-class Inception:
+class ImageNetwork(ABC):
+    """A network that sees every frame as an image; those of one size go together."""
+
+    videos = False
+
+    @abstractmethod
+    def _of_one_size(self, images_B3HW: Tensor) -> dict[str, Tensor]:
+        """Features of uint8 images, by kind."""
+
+    def features(self, frames: Sequence[np.ndarray]) -> Features:
+        """Of every frame, in order. Raises: CheckpointError where the network fails; AtokenError for mixed widths."""
+        images = [frame for video in frames for frame in video]
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            sizes.setdefault(image.shape, []).append(index)
+        order, batches = [], []
+        for indices in sizes.values():
+            for first in range(0, len(indices), BATCH):
+                some = indices[first : first + BATCH]
+                images_B3HW = torch.from_numpy(np.stack([images[index] for index in some])).movedim(3, 1).contiguous()
+                with torch.inference_mode(), _exact():
+                    found = self._of_one_size(images_B3HW)
+                batches.append({kind: rows.cpu().numpy() for kind, rows in found.items()})
+                order += some
+        return {kind: rows[np.argsort(order)] for kind, rows in joined(batches).items()}
+
+
+class Inception(ImageNetwork):
     """The Inception of 2015 as TensorFlow computes it, by torch-fidelity: published FID values use it.
 
     pooled: (B, 2048). spatial: (B, 2023), the first 7 channels of ``mixed_6/conv``, flattened with channels last, as in
@@ -73,7 +101,6 @@ class Inception:
 
     name, checksum = "inception-2015-12-05", INCEPTION.sha256
     kinds = frozenset({"pooled", "spatial", "probabilities"})
-    videos = False
     record: Mapping[str, str] = {"resize": "TensorFlow 1 bilinear to 299, aspect not kept, inside the network"}
 
     def __init__(self, folder: str | Path | None, device: str = "cpu") -> None:
@@ -93,17 +120,13 @@ class Inception:
     def _look(self, module: object, inputs: object, map_BDSS: Tensor) -> None:
         self._map_BDSS = map_BDSS
 
-    def features(self, frames: Sequence[np.ndarray]) -> Features:
-        """Of every frame; images of one size go together."""
-        return _by_size(frames, self._of_one_size)
-
     def _of_one_size(self, images_B3HW: Tensor) -> dict[str, Tensor]:
         pooled_BD, logits_BD = self._network(images_B3HW.to(self._device))
         spatial_BD = self._map_BDSS[:, :SPATIAL].permute(0, 2, 3, 1).flatten(1)
         return {"pooled": pooled_BD, "spatial": spatial_BD, "probabilities": logits_BD.double().softmax(1)}
 
 
-class TorchScriptNetwork:
+class TorchScriptNetwork(ImageNetwork):
     """A TorchScript file that takes (B, 3, H, W) uint8 images and returns (B, D), pooled features.
 
     sha256: of the file, so that the numbers can be reproduced. trust: TorchScript runs code of the file, so it must be
@@ -111,7 +134,6 @@ class TorchScriptNetwork:
     """
 
     kinds = frozenset({"pooled"})
-    videos = False
     record: Mapping[str, str] = {"resize": "none but the network's own"}
 
     def __init__(self, path: str | Path, sha256: str, *, trust: bool, device: str = "cpu") -> None:
@@ -119,10 +141,6 @@ class TorchScriptNetwork:
         file = PinnedFile(path.name, sha256, "features of images", f"name the file whose SHA-256 is {sha256}")
         self._network = _script(file.read(path.parent), path, trust=trust, device=device)
         self.name, self.checksum, self._device = path.stem, sha256, device
-
-    def features(self, frames: Sequence[np.ndarray]) -> Features:
-        """Of every frame; images of one size go together. Raises: CheckpointError where the network fails."""
-        return _by_size(frames, self._of_one_size)
 
     def _of_one_size(self, images_B3HW: Tensor) -> dict[str, Tensor]:
         try:
@@ -160,20 +178,16 @@ class I3D:
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
         """Of whole videos. Raises: AtokenError for one that has too few frames."""
-        rows = [self._of_one(video) for video in frames]
+        needed, rows = max(self._frames or 0, self.fewest), []
+        for video_THW3 in frames:
+            if len(video_THW3) < needed:
+                raise AtokenError(f"A video has {len(video_THW3)} frames, FVD needs {needed}: leave short videos out.")
+            values_T3SS = middle_square(video_THW3[: self._frames], self.side)
+            video_13TSS = values_T3SS.movedim(0, 1)[None].to(self._device)
+            with torch.inference_mode(), _exact():
+                found = self._network(video_13TSS, rescale=False, resize=False, return_features=True)
+            rows.append(found.float().cpu().numpy())
         return {"pooled": np.concatenate(rows)}
-
-    def _of_one(self, video_THW3: np.ndarray) -> np.ndarray:
-        needed = self._frames or self.fewest
-        if len(video_THW3) < max(needed, self.fewest):
-            raise AtokenError(
-                f"A video has {len(video_THW3)} frames, FVD needs {max(needed, self.fewest)}: leave short videos out."
-            )
-        values_T3SS = middle_square(video_THW3[: self._frames], self.side)
-        video_13TSS = values_T3SS.movedim(0, 1)[None].to(self._device)
-        with torch.inference_mode(), _exact():
-            found = self._network(video_13TSS, rescale=False, resize=False, return_features=True)
-        return found.float().cpu().numpy()
 
 
 def middle_square(video_THW3: np.ndarray, side: int) -> Tensor:
@@ -185,24 +199,6 @@ def middle_square(video_THW3: np.ndarray, side: int) -> Tensor:
     values_T3HW = F.interpolate(values_T3HW, size, mode="bilinear", align_corners=False)
     top, left = ((length - side) // 2 for length in size)
     return values_T3HW[:, :, top : top + side, left : left + side].contiguous()
-
-
-def _by_size(frames: Sequence[np.ndarray], run: Callable[[Tensor], dict[str, Tensor]]) -> Features:
-    """Features of single images, in their order; ``run`` sees at most ``BATCH`` of one size."""
-    images = [frame for video in frames for frame in video]
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for index, image in enumerate(images):
-        sizes.setdefault(image.shape, []).append(index)
-    order, batches = [], []
-    for indices in sizes.values():
-        for first in range(0, len(indices), BATCH):
-            some = indices[first : first + BATCH]
-            images_B3HW = torch.from_numpy(np.stack([images[index] for index in some])).movedim(3, 1).contiguous()
-            with torch.inference_mode(), _exact():
-                found = run(images_B3HW)
-            batches.append({kind: rows.cpu().numpy() for kind, rows in found.items()})
-            order += some
-    return {kind: rows[np.argsort(order)] for kind, rows in joined(batches).items()}
 
 
 def joined(batches: Sequence[Features]) -> Features:

@@ -1,7 +1,7 @@
 """Quality by bytes: AToken as points beside the curves of codecs, and at the same bytes; PCA at the same dimensions.
 
 Bytes are those of whole files. Bits per pixel are all bits by all pixels (of a video, those of all frames). A point is
-a row of a result file, measured as the row of any task (``eval/measuring.py``); the rows of ``image-rate`` and
+a row of a result file, measured as the row of any task (``eval/run.py``); the rows of ``image-rate`` and
 ``video-rate`` are the curves of a report.
 """
 
@@ -20,11 +20,9 @@ from atoken.errors import AtokenError
 from atoken.tokenizer import Tokenizer
 from eval.contract import Model
 from eval.job import Job
-from eval.measuring import measured
 from eval.metrics.pixels import Psnr, Ssim
 from eval.metrics.usage import Size
-from eval.models.codecs import FORMATS, ImageCodec
-from eval.models.matching import AtMost
+from eval.models.codecs import FORMATS, AtMost, ImageCodec
 from eval.models.pca import PCA
 from eval.models.pixels import Stored
 from eval.models.tokenizer import AToken
@@ -32,6 +30,7 @@ from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from eval.models.video_codecs import VideoCodec
 from eval.prepare import Preparation
 from eval.protocol import result_row
+from eval.run import measured
 from eval.shards import ItemLine
 from eval.sources.entry import Prepared
 from eval.sources.folders import local

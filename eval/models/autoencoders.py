@@ -99,32 +99,23 @@ class Autoencoder(PixelModel):
     def _reconstructed(self, batch: Sequence[Item]) -> list[Output]:
         frames = [frames_of(item, self.name) for item in batch]
         whole = [padded(one, self.shape.block, first_alone=self.shape.causal) for one in frames]
-        values_BTHW3 = torch.stack([to_values(one) for one in whole]).to(self.device, self.model.dtype)
-        latents, size = rounded(self._encode(values_BTHW3, [item.key for item in batch]), "float32")
-        values_BTHW3 = self._decode(latents, *values_BTHW3.shape[:2])
-        prediction = [cut(to_uint8(one), like, self.name) for one, like in zip(values_BTHW3, frames, strict=True)]
-        bytes_of_one = None if self.quantises else size // len(batch)
+        values = torch.stack([to_values(one) for one in whole]).to(self.device, self.model.dtype)  # (B, T, H, W, 3)
+        count, length = values.shape[:2]
+        values = (values if self.shape.video else values.flatten(0, 1)).movedim(-1, 1)
+        keys = [item.key for item in batch for _ in range(len(values) // count)]
+        noise = [] if self.sample is None else [draw(self.sample, key) for key in keys]
+        pieces, size = [], 0
+        for start in range(0, len(values), BATCH):
+            part = values[start : start + BATCH]
+            latents = latents_of(self.model, part, self.name, noise[start : start + BATCH])
+            latents, more = rounded(latents, "float32")
+            pieces.append(decoded_by(self.model, latents, self.name, frames=len(part) if length > 1 else 1))
+            size += more
+        values = torch.cat(pieces).movedim(1, -1)
+        back = values if self.shape.video else values.unflatten(0, (count, length))
+        prediction = [cut(to_uint8(one), like, self.name) for one, like in zip(back, frames, strict=True)]
+        bytes_of_one = None if self.quantises else size // count
         return [Output(*three, size=bytes_of_one) for three in zip(batch, frames, prediction, strict=True)]
-
-    def _encode(self, values_BTHW3: Tensor, keys: Sequence[str]) -> Tensor:
-        """Latents; their first axis is B, or B times T for an image model."""
-        rows = 1 if self.shape.video else values_BTHW3.shape[1]
-        values = values_BTHW3 if self.shape.video else values_BTHW3.flatten(0, 1)
-        noise = [] if self.sample is None else [one for key in keys for one in [draw(self.sample, key)] * rows]
-        parts = [
-            latents_of(self.model, part, self.name, noise[start : start + BATCH])
-            for start, part in zip(range(0, len(values), BATCH), values.movedim(-1, 1).split(BATCH), strict=True)
-        ]
-        return torch.cat(parts)
-
-    def _decode(self, latents: Tensor, batch: int, frames: int) -> Tensor:
-        """(B, T, H, W, 3)."""
-        parts = [
-            decoded_by(self.model, part, self.name, frames=len(part) if frames > 1 else 1).movedim(1, -1)
-            for part in latents.split(BATCH)
-        ]
-        values = torch.cat(parts)
-        return values if self.shape.video else values.unflatten(0, (batch, frames))
 
 
 def loaded(folder: Path, dtype: str) -> Any:
@@ -186,7 +177,10 @@ def shape_of(model: Any, name: str) -> Shape:
     if not video:
         return Shape(video, (1, side, side))
     grey = torch.zeros(1, 3, 1, 2 * side, 2 * side, dtype=model.dtype, device=model.device)
-    causal = _gives_one_frame(model, grey, name)
+    try:
+        causal = decoded_by(model, latents_of(model, grey, name), name, frames=1).shape[2] == 1
+    except AtokenError:  # it takes only whole groups of frames
+        causal = False
     ratio = _stated(model, _TEMPORAL)
     if ratio is None:
         several = grey.expand(-1, -1, _FRAMES + causal, -1, -1)
@@ -197,10 +191,3 @@ def shape_of(model: Any, name: str) -> Shape:
 def _stated(model: Any, names: Sequence[str]) -> int | None:
     found = (vars(model).get(name, model.config.get(name)) for name in names)
     return next((int(value) for value in found if value is not None), None)
-
-
-def _gives_one_frame(model: Any, grey: Tensor, name: str) -> bool:
-    try:
-        return decoded_by(model, latents_of(model, grey, name), name, frames=1).shape[2] == 1
-    except AtokenError:  # it takes only whole groups of frames
-        return False

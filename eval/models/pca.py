@@ -99,7 +99,9 @@ class PCA(PixelModel):
         """
         items = Prepared(photographs().entries, Preparation())
         fitted = random_patches(frames_of(items[number], "PCA") for number in range(len(items)))
-        return cls(fitted, f"{OF_EACH} patches of each of the photographs", components=components)
+        found = cls(fitted, f"{OF_EACH} patches of each of the photographs", components=components)
+        found.name = found.name.replace("PCA", "PCA of the photographs")
+        return found
 
     def _output(self, item: Item) -> Output:
         frames = frames_of(item, self.name)

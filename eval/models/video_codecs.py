@@ -22,9 +22,12 @@ from atoken.errors import AtokenError
 from atoken.io import Video
 from atoken.media.video_writer import X264_OPTIONS
 from eval.contract import Item, Output
-from eval.models.matching import AtMost
+from eval.models.codecs import AtMost
 from eval.models.pixels import PixelModel, cut, frames_of, padded
 
+_RGB, _YUV = (Colorspace.DEFAULT, ColorRange.JPEG), (Colorspace.ITU709, ColorRange.MPEG)
+_SETTINGS = ("src_colorspace", "src_color_range", "dst_colorspace", "dst_color_range")
+_TO_YUV, _TO_RGB = (dict(zip(_SETTINGS, (*one, *other), strict=True)) for one, other in ((_RGB, _YUV), (_YUV, _RGB)))
 CRFS = [step / 4 for step in range(4 * 51, -1, -1)]  # from worst to best; a quarter is about 3 % of the bytes
 
 
@@ -126,13 +129,8 @@ def _packets(stream: Any, frames: np.ndarray, rate: Fraction, comments: str) -> 
 
 def _encoded(stream: Any, frames: np.ndarray, rate: Fraction) -> Iterable[Packet]:
     for number, pixels in enumerate(frames):
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-            format="yuv420p",
-            src_colorspace=Colorspace.DEFAULT,
-            dst_colorspace=Colorspace.ITU709,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-        )
+        rgb = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame = rgb.reformat(format="yuv420p", **_TO_YUV)
         frame.pts, frame.time_base = number, 1 / rate
         yield from stream.encode(frame)
     yield from stream.encode(None)
@@ -144,16 +142,5 @@ def decoded(data: bytes) -> np.ndarray:
     In this process, for the file is our own; files of others are read by a child with limits.
     """
     with av.open(io.BytesIO(data), "r", format="mp4") as container:
-        frames = [_rgb(frame) for frame in container.decode(video=0)]
+        frames = [frame.reformat(format="rgb24", **_TO_RGB).to_ndarray() for frame in container.decode(video=0)]
     return np.stack(frames)
-
-
-def _rgb(frame: VideoFrame) -> np.ndarray:
-    pixels: np.ndarray = frame.reformat(
-        format="rgb24",
-        src_colorspace=Colorspace.ITU709,
-        dst_colorspace=Colorspace.DEFAULT,
-        src_color_range=ColorRange.MPEG,
-        dst_color_range=ColorRange.JPEG,
-    ).to_ndarray()
-    return pixels

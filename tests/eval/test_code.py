@@ -74,7 +74,7 @@ BESIDES = (
     "atoken.attention", "atoken.bottleneck", "atoken.checkpoint", "atoken.cli", "atoken.gaussian_decoder", "atoken.io",
     "atoken.layers", "atoken.model", "atoken.presets", "atoken.report", "atoken.rope", "atoken.text",
     "atoken.tokenizer", "atoken.train", "atoken.metrics.pca", "atoken.pretrain", "eval.command", "eval.commands",
-    "eval.compare", "eval.models", "eval.rate", "eval.rate_report", "eval.report", "eval.run", "eval.tasks",
+    "eval.compare", "eval.models", "eval.rate", "eval.rate_report", "eval.report", "eval.tasks",
 )  # fmt: skip
 
 

@@ -15,8 +15,7 @@ from atoken.errors import AtokenError
 from atoken.io import Image, Video, read_video
 from atoken.metrics.pixels import psnr
 from eval.contract import Item
-from eval.models.codecs import FORMATS, ImageCodec
-from eval.models.matching import AtMost, largest
+from eval.models.codecs import FORMATS, AtMost, ImageCodec, largest
 from eval.models.video_codecs import CRFS, VideoCodec, decoded
 from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from tests.eval.media import made_image, made_video, pixels

@@ -11,8 +11,7 @@ from atoken.errors import AtokenError, MediaError
 from atoken.io import Image, Video
 from atoken.metrics.pixels import psnr_of, squared_error, ssim
 from eval.contract import Item, Output
-from eval.models.codecs import FORMATS, ImageCodec
-from eval.models.matching import AtMost
+from eval.models.codecs import FORMATS, AtMost, ImageCodec
 from eval.prepare import Preparation
 from eval.protocol import FORMAT
 from eval.rate import CRFS, QUALITIES, Bench, media_of, rate
