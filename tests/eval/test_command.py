@@ -251,19 +251,17 @@ def test_help_loads_nothing_heavy():
         assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
 
 
-def test_the_module_runs(photographs, tmp_path):
+@pytest.mark.parametrize("threads", [None, 2])
+def test_the_module_runs_on_one_thread_unless_the_user_says_otherwise(photographs, tmp_path, threads):
     arguments = ["reconstruct", str(photographs), "--model", "jpeg:80", "-o", str(tmp_path / "out")]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run(
-        [sys.executable, "-m", "eval", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    of_the_suite = ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in of_the_suite}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    command = [sys.executable, "-m", "eval", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert result(tmp_path / "out")["run"]["threads"] == 1
+    assert result(tmp_path / "out")["run"]["threads"] == (threads or 1)
     assert "Traceback" not in done.stderr
 
 

@@ -85,6 +85,49 @@ def test_any_number_of_ranks_gives_the_same_bytes(tmp_path):
     assert results[0] == results[1] == results[2]
 
 
+def test_every_rank_measures_its_own_share_and_nothing_else(tmp_path):
+    """Of 13 shards of 8 items; rank 0 also makes the images of a report."""
+    shares = []
+    for rank in reversed(range(3)):
+        seen = []
+        measure(job(count=100, model=Copy(before=seen.append)), tmp_path, Ranks(rank, 3))
+        items = [int(key) for key in seen]
+        own = [number for number in range(100) if number // 8 % 3 == rank]
+        assert items[: len(own)] == own
+        again = items[len(own) :]
+        assert len(again) == len(set(again)) <= 16 * (rank == 0)
+        shares += own
+    assert sorted(shares) == list(range(100))
+
+
+class InOrder(MeanDifference):
+    """Keeps the keys of its outputs, in the order in which they were folded and merged."""
+
+    name = "order"
+
+    def start(self):
+        return {"keys": np.zeros(0, np.int64)}
+
+    def add(self, state, outputs):
+        state["keys"] = np.concatenate([state["keys"], [int(output.item.key) for output in outputs]])
+        return [{} for _ in outputs]
+
+    def merge(self, first, second):
+        return {"keys": np.concatenate([first["keys"], second["keys"]])}
+
+    def finish(self, state):
+        assert state["keys"].tolist() == list(range(60))
+        return {"last": float(state["keys"][-1])}
+
+
+def test_shards_are_merged_in_order_whichever_came_first(tmp_path):
+    small = job(count=60, metrics=[InOrder()])
+    for rank in (3, 1, 2):
+        measure(small, tmp_path, Ranks(rank, 4))
+    row = measure(small, tmp_path, Ranks(0, 4))
+    assert row["numbers"]["last"]["value"] == 59
+
+
 def dying_at(folder, number, where):
     """Measure, and die at the nth item, or at the nth call of something that writing makes, before or after it."""
     calls = itertools.count(1)
