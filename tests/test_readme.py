@@ -95,7 +95,7 @@ def test_every_path_exists(page):
 
 def parsed(words):
     """Parse a command line with the program's own parser, or look up what it runs; None if it is not one of ours."""
-    words = [word for word in words if word not in ("|", "&&")]
+    words = [word for word in words if word not in ("|", "&&", "--")]
     if words[0] in ("torchrun", "deepspeed"):
         flag = "-m" if "-m" in words else "--module"
         return parsed(["python", "-m", *words[words.index(flag) + 1 :]])

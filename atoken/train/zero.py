@@ -29,6 +29,7 @@ from atoken.train.objective import Batch, Objective
 from atoken.train.recipe import Recipe
 
 KEPT_WHOLE = 100_000  # numbers of a parameter below which ZeRO-3 does not bother to cut it up
+BUCKET = 20_000_000  # numbers of gradients that are sent together
 
 
 class ZeroEngine(PlainEngine):
@@ -58,8 +59,12 @@ class ZeroEngine(PlainEngine):
         self.engine = self.deepspeed.initialize(model=self.objective, optimizer=optimiser, config=self._config())[0]
         if self.zero == 0:
             return super()._masters()
-        optimiser = self.engine.optimizer
-        shards = optimiser.fp32_partitioned_groups_flat if self.zero == 3 else optimiser.single_partition_of_fp32_groups
+        zero = self.engine.optimizer
+        shards = zero.fp32_partitioned_groups_flat if self.zero == 3 else zero.single_partition_of_fp32_groups
+        if self.zero == 3:
+            for shard, weights in zip(shards, zero.fp16_partitioned_groups_flat, strict=True):
+                if shard.dtype == weights.dtype:
+                    shard.data = weights.data  # as DeepSpeed means to, or weights in fp32 would be there twice
         masters = {f"shard {number}": shard for number, shard in enumerate(shards)}
         self.owners = dict.fromkeys(masters, self.optimisers[0])
         return masters
@@ -92,7 +97,11 @@ class ZeroEngine(PlainEngine):
         return {
             "train_micro_batch_size_per_gpu": 1,  # of our batches
             "gradient_clipping": self.recipe.clip,
-            "zero_optimization": {"stage": self.zero, "stage3_param_persistence_threshold": KEPT_WHOLE},
+            "zero_optimization": {
+                "stage": self.zero,
+                "stage3_param_persistence_threshold": KEPT_WHOLE,
+                "reduce_bucket_size": BUCKET,
+            },
             "zero_allow_untested_optimizer": True,
             "torch_autocast": {"enabled": self.recipe.mixed_precision, "dtype": "bfloat16"},
         }
@@ -103,11 +112,16 @@ class ZeroEngine(PlainEngine):
         Raises: AtokenError, on all ranks, where they disagree on what to run, and as the plain engine.
         """
         self._check_order(batches)
-        if self.zero == 3:
-            # DeepSpeed keeps the gradient of a parameter that a step does not use as it was in an earlier step, be
-            # it NaN, and would apply it again.
-            self.engine.optimizer.grad_partitions_flat_buffer.zero_()
-        return super().train(batches)
+        if self.zero < 3:
+            return super().train(batches)
+        # DeepSpeed keeps the gradient of a parameter that a step does not use as it was in an earlier step, be it NaN,
+        # and would apply it again. Between steps, the memory is for evaluations and checkpoints.
+        gradients = self.engine.optimizer.grad_partitions_flat_buffer
+        gradients.untyped_storage().resize_(gradients.nbytes)
+        gradients.zero_()
+        row = super().train(batches)
+        gradients.untyped_storage().resize_(0)
+        return row
 
     def _check_order(self, batches: Sequence[Batch]) -> None:
         """Ranks that do not run the same modules in the same order would wait for each other for ever."""

@@ -26,6 +26,7 @@ from atoken.pretrain import command
 from atoken.pretrain.command import chosen, start_of
 from atoken.pretrain.curriculum import CURRICULA, IMAGES, NANO_1, TUNING
 from atoken.pretrain.stages import Task
+from atoken.pretrain.start import text_start
 from atoken.train.checkpoints import Checkpoints
 from tests.cli.cases import files_in, image, says_one_sentence
 
@@ -36,7 +37,7 @@ SMALL = [
     *(f"tasks.{name}.length=1,2" for name in ("video", "video-text")), "tasks.asset-text.patches=1,64", "warmup=0",
 ]  # fmt: skip
 PATIENCE = 600  # seconds for a launch
-ROOT = Path(atoken.__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(atoken.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 
 def rows(folder):
@@ -49,6 +50,12 @@ def decibels(tokenizer, pixels):
 
 def weights(folder):
     return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def few_captions(monkeypatch):
+    """From which a new text side counts its words."""
+    monkeypatch.setattr(text_start, "CAPTIONS", 5)
 
 
 @pytest.fixture
@@ -164,35 +171,24 @@ def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train,
 
 
 @contextmanager
-def started(folder, workers):
+def started(folder):
     """A run in a group of processes of its own, that has made a few steps."""
-    words = [
-        "--stage",
-        "1",
-        "--device",
-        "cpu",
-        "--workers",
-        str(workers),
-        "--set",
-        *SMALL,
-        "steps=100000",
-        "auxiliary=[]",
-    ]
+    words = ["--stage", "1", "--start", "nano", "--device", "cpu", "--workers", "1"]
     run = subprocess.Popen(
-        [sys.executable, "-m", "atoken", "train", *words], cwd=folder, start_new_session=True, stderr=subprocess.PIPE,
-        text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "atoken", "train", *words, "--set", *SMALL, "steps=100000", "auxiliary=[]"],
+        cwd=folder, start_new_session=True, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
     )  # fmt: skip
     log = folder / "runs" / "1" / "log.jsonl"
-    while not (log.exists() and len(log.read_text().splitlines()) > 2):
+    while not (log.exists() and log.read_text().count("\n") > 2):
         assert run.poll() is None, run.stderr.read()
-        time.sleep(0.1)
+        time.sleep(0.05)
     with run:
         yield run
 
 
 @pytest.mark.timeout(PATIENCE)
 def test_a_signal_to_all_processes_of_a_run_saves_it(there):
-    with started(there, workers=2) as run:
+    with started(there) as run:
         os.killpg(run.pid, signal.SIGTERM)
         assert run.wait(PATIENCE) == 128 + signal.SIGTERM
     assert len(Checkpoints(there / "runs" / "1").folders()) == 1
@@ -207,7 +203,7 @@ def children(pid):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
 @pytest.mark.timeout(PATIENCE)
 def test_a_run_whose_process_is_killed_says_so_and_ends(there):
-    with started(there, workers=2) as run:
+    with started(there) as run:
         os.kill(children(run.pid)[0], signal.SIGKILL)
         assert run.wait(PATIENCE) == 1
         assert "atoken: A process that makes batches died" in run.stderr.read().splitlines()[-1]
@@ -216,12 +212,13 @@ def test_a_run_whose_process_is_killed_says_so_and_ends(there):
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra zero")
 @pytest.mark.timeout(2 * PATIENCE)
 def test_launched_twice_it_is_one_run_and_one_voice(there):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "atoken"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     changes = [*SMALL, "steps=2", "tasks.image.micro_batches=2", "tasks.image-text.micro_batches=2"]
-    words = ["train", "--stage", "1", "--device", "cpu", "--workers", "0", "--set", *changes]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = ["--", "atoken", "train", "--stage", "1", "--start", "nano", "--device", "cpu", "--workers", "0"]
     with (there / "said").open("w") as said:
-        launched = subprocess.Popen([*launcher, *words], env=environment, stdout=said, stderr=subprocess.STDOUT)
+        launched = subprocess.Popen(
+            [*launcher, *words, "--set", *changes], env=ENVIRONMENT, stdout=said, stderr=subprocess.STDOUT
+        )
     try:
         code = launched.wait(PATIENCE)
     finally:
@@ -236,8 +233,7 @@ def test_launched_twice_it_is_one_run_and_one_voice(there):
 @pytest.mark.parametrize("launched", [[], ["--local_rank=1"]], ids=["alone", "by deepspeed"])
 def test_the_package_is_the_program(launched):
     command = [sys.executable, "-m", "atoken", *launched, "--version"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, f"atoken {atoken.__version__}\n")
 
 
