@@ -10,12 +10,12 @@ from eval.contract import Item
 
 
 @functools.cache
-def made_image(height=48, width=64, number=0):
+def synthetic_image(height=48, width=64, number=0):
     return Item(f"image-{number}-{width}x{height}", Image(make_image(7, number, height, width).frames[0]))
 
 
 @functools.cache
-def made_video(frames=6, height=32, width=48, number=0):
+def synthetic_video(frames=6, height=32, width=48, number=0):
     made = make_video(7, number, frames, height, width).frames
     return Item(f"video-{number}-{frames}-{width}x{height}", Video(made))
 
@@ -24,5 +24,5 @@ def pixels(item):
     return item.media.pixels[None] if isinstance(item.media, Image) else item.media.frames
 
 
-def greatest_difference(ours, theirs):
-    return int(np.abs(ours.astype(int) - theirs).max())
+def greatest_difference(prediction, target):
+    return int(np.abs(prediction.astype(int) - target).max())

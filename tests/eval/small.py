@@ -59,10 +59,10 @@ class Copy:
         self._before(item.key)
         if item.key.startswith("refused"):
             raise AtokenError(f"This model does not take {item.key}.")
-        theirs = item.media.pixels[None]
+        target = item.media.pixels[None]
         seed = int.from_bytes(hashlib.sha256(item.key.encode()).digest()[:4], "little")
-        noise = np.random.default_rng(seed).integers(-self._noise, self._noise + 1, theirs.shape)
-        return Output(item, theirs, np.clip(theirs.astype(int) + noise, 0, 255).astype(np.uint8))
+        noise = np.random.default_rng(seed).integers(-self._noise, self._noise + 1, target.shape)
+        return Output(item, target, np.clip(target.astype(int) + noise, 0, 255).astype(np.uint8))
 
     def embed(self, items):
         raise AtokenError("It has no vectors.")

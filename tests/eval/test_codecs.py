@@ -18,7 +18,7 @@ from eval.contract import Item
 from eval.models.codecs import FORMATS, AtMost, ImageCodec, largest
 from eval.models.video_codecs import CRFS, VideoCodec, decoded
 from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
-from tests.eval.media import made_image, made_video, pixels
+from tests.eval.media import pixels, synthetic_image, synthetic_video
 from tests.media.video_cases import digests_by_memory
 
 BUILT_IN = [
@@ -68,7 +68,7 @@ def test_targets_are_one_number_or_one_for_each_key():
 @pytest.mark.parametrize("format", BUILT_IN)
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (1, 1), (17, 33)])
 def test_a_image_takes_the_bytes_of_its_file(format, height, width, tmp_path):
-    item, codec = made_image(height, width), ImageCodec(format, 40)
+    item, codec = synthetic_image(height, width), ImageCodec(format, 40)
     [sample] = codec.reconstruct([item])
     path = tmp_path / f"image.{format}"
     PIL.Image.fromarray(item.media.pixels).save(path, quality=40, **codec.format.options)
@@ -79,7 +79,7 @@ def test_a_image_takes_the_bytes_of_its_file(format, height, width, tmp_path):
 
 @pytest.mark.parametrize("format", BUILT_IN)
 def test_more_quality_is_more_bytes_and_less_error(format):
-    items = [made_image(64, 64, number) for number in range(3)]
+    items = [synthetic_image(64, 64, number) for number in range(3)]
     samples = [ImageCodec(format, quality).reconstruct(items) for quality in (5, 30, 60, 90)]
     sizes = [sum(sample.size for sample in row) for row in samples]
     quality = [np.mean([psnr(sample.prediction, sample.target) for sample in row]) for row in samples]
@@ -89,7 +89,7 @@ def test_more_quality_is_more_bytes_and_less_error(format):
 
 @pytest.mark.parametrize("format", BUILT_IN)
 def test_a_image_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(format):
-    item, best = made_image(), FORMATS[format].qualities[-1]
+    item, best = synthetic_image(), FORMATS[format].qualities[-1]
     codec = ImageCodec(format, AtMost(0))
     sizes = {quality: len(codec.encoded(item.media.pixels, quality)) for quality in codec.format.qualities}
     for most in (sizes[20], sizes[60] - 1, sizes[80] + 1, 100_000):
@@ -101,7 +101,7 @@ def test_a_image_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(
 
 @pytest.mark.parametrize("format", BUILT_IN)
 def test_where_even_the_smallest_file_is_too_large_the_item_fails(format):
-    item = made_image()
+    item = synthetic_image()
     least = len(ImageCodec(format, 1).encoded(item.media.pixels, FORMATS[format].qualities[0]))
     with pytest.raises(
         AtokenError, match=rf"takes {least:,} bytes for {item.key} at its lowest .* {least - 1:,} asked"
@@ -115,11 +115,11 @@ def test_a_codec_of_images_says_what_it_cannot_do(monkeypatch):
     with pytest.raises(AtokenError, match="quality of JPEG is from 1 to 100, got 0"):
         ImageCodec("jpeg", 0)
     with pytest.raises(AtokenError, match=r"stores images and video-.* is a video"):
-        ImageCodec("jpeg", 50).reconstruct([made_video()])
+        ImageCodec("jpeg", 50).reconstruct([synthetic_video()])
     with pytest.raises(AtokenError, match="cannot hold an image of 70000x1"):
         ImageCodec("jpeg", 50).reconstruct([Item("wide", Image(np.zeros((1, 70_000, 3), np.uint8)))])
     with pytest.raises(AtokenError, match="no vectors"):
-        ImageCodec("jpeg", 50).embed([made_image()])
+        ImageCodec("jpeg", 50).embed([synthetic_image()])
     monkeypatch.setattr(features, "check", lambda _: False)
     with pytest.raises(AtokenError, match="built without AVIF"):
         ImageCodec("avif", 50)
@@ -130,7 +130,7 @@ def test_a_codec_of_images_says_what_it_cannot_do(monkeypatch):
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_a_video_is_its_file_as_the_house_reads_it(format, tmp_path):
-    item, codec = made_video(7, 32, 48), VideoCodec(format, 30)
+    item, codec = synthetic_video(7, 32, 48), VideoCodec(format, 30)
     [sample] = codec.reconstruct([item])
     data = codec.encoded(item.media.frames, item.media.fps, 30)
     path = tmp_path / "video.mp4"
@@ -155,7 +155,7 @@ def test_videos_of_odd_sizes_come_back_at_their_size(format, shape):
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_less_crf_is_more_bytes_and_less_error(format):
-    item = made_video(8, 48, 64)
+    item = synthetic_video(8, 48, 64)
     samples = [VideoCodec(format, crf).reconstruct([item])[0] for crf in (45, 35, 25, 15)]
     sizes, quality = zip(*[(one.size, psnr(one.prediction, one.target)) for one in samples], strict=True)
     assert list(sizes) == sorted(sizes)
@@ -164,7 +164,7 @@ def test_less_crf_is_more_bytes_and_less_error(format):
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_a_video_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(format):
-    item, codec = made_video(5, 32, 32), VideoCodec(format, 30)
+    item, codec = synthetic_video(5, 32, 32), VideoCodec(format, 30)
 
     @functools.cache
     def size(crf):
@@ -180,12 +180,12 @@ def test_a_video_at_the_bytes_of_another_is_never_larger_and_the_best_that_fits(
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_where_even_the_smallest_video_is_too_large_the_item_fails(format):
     with pytest.raises(AtokenError, match=r"bytes for video-0-6-48x32 at its lowest quality, over the 100 asked"):
-        VideoCodec(format, AtMost(100)).reconstruct([made_video()])
+        VideoCodec(format, AtMost(100)).reconstruct([synthetic_video()])
 
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_twice_is_the_same_file(format):
-    item, codec = made_video(9, 48, 64), VideoCodec(format, 28)
+    item, codec = synthetic_video(9, 48, 64), VideoCodec(format, 28)
     files = {codec.encoded(item.media.frames, item.media.fps, 28) for _ in range(3)}
     assert len(files) == 1
     assert np.array_equal(decoded(files.pop())[:, :48, :64], codec.reconstruct([item])[0].prediction)
@@ -195,7 +195,8 @@ def test_twice_is_the_same_file(format):
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_a_file_does_not_depend_on_what_memory_held(format):
     code = (
-        "import hashlib; from tests.eval.test_codecs import VideoCodec, made_video; item = made_video(7, 32, 48);"
+        "import hashlib; from tests.eval.test_codecs import VideoCodec, synthetic_video;"
+        "item = synthetic_video(7, 32, 48);"
         f"data = VideoCodec({format!r}, 30).encoded(item.media.frames, item.media.fps, 30);"
         "print(hashlib.sha256(data).hexdigest())"
     )
@@ -204,8 +205,8 @@ def test_a_file_does_not_depend_on_what_memory_held(format):
 
 @pytest.mark.parametrize("format", WITH_ENCODER)
 def test_a_image_is_a_video_of_one_frame(format):
-    [sample] = VideoCodec(format, 20).reconstruct([made_image(17, 33)])
-    assert sample.prediction.shape == pixels(made_image(17, 33)).shape
+    [sample] = VideoCodec(format, 20).reconstruct([synthetic_image(17, 33)])
+    assert sample.prediction.shape == pixels(synthetic_image(17, 33)).shape
     with av.open(io.BytesIO(VideoCodec(format, 20).encoded(sample.target, Fraction(24), 20))) as container:
         assert len(list(container.decode(video=0))) == 1
 

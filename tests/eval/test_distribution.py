@@ -24,20 +24,20 @@ def plain_score(rows, split):
     return np.mean(scores), np.std(scores), len(scores)
 
 
-def plain_precision(ours, theirs, neighbour):
+def plain_precision(prediction, target, neighbour):
     """Of points, one by one, with exact differences."""
-    radii = [np.sort(np.square(theirs - one).sum(1))[neighbour] for one in theirs]
-    return np.mean([any(np.square(one - theirs).sum(1) <= radii) for one in ours])
+    radii = [np.sort(np.square(target - one).sum(1))[neighbour] for one in target]
+    return np.mean([any(np.square(one - target).sum(1) <= radii) for one in prediction])
 
 
 def names(prefix, count):
     return [f"{prefix}{index}" for index in range(count)]
 
 
-def measured(measure, ours, theirs):
+def measured(measure, prediction, target):
     state = {}
-    measure.fold(state, "prediction", ours, names("a", len(ours)))
-    measure.fold(state, "target", theirs, names("b", len(theirs)))
+    measure.fold(state, "prediction", prediction, names("a", len(prediction)))
+    measure.fold(state, "target", target, names("b", len(target)))
     return measure.finish(state)
 
 
@@ -88,12 +88,12 @@ def test_precision_and_recall_are_the_plain_ones(chunk, neighbour, monkeypatch):
     monkeypatch.setattr(distribution, "CHUNK", chunk)
     rng = np.random.default_rng(neighbour)
     for shift in (0, 0.5, 2):
-        ours, theirs = (
+        prediction, target = (
             rng.normal(shift, 1, (150, 5)).astype(np.float32),
             rng.normal(0, 1.2, (120, 5)).astype(np.float32),
         )
-        found = measured(PrecisionRecall(neighbour), ours, theirs)
-        exact = ours.astype(float), theirs.astype(float)
+        found = measured(PrecisionRecall(neighbour), prediction, target)
+        exact = prediction.astype(float), target.astype(float)
         assert found["precision"] == plain_precision(*exact, neighbour)
         assert found["recall"] == plain_precision(*exact[::-1], neighbour)
         assert (found["precision items"], found["recall items"]) == (150, 120)
@@ -101,10 +101,10 @@ def test_precision_and_recall_are_the_plain_ones(chunk, neighbour, monkeypatch):
 
 def test_ties_of_whole_numbers_count_as_within():
     rng = np.random.default_rng(5)
-    ours, theirs = (rng.integers(0, 3, (60, 3)).astype(np.float32) for _ in range(2))
-    found = measured(PrecisionRecall(), ours, theirs)
-    assert found["precision"] == plain_precision(ours, theirs, 3)
-    assert found["recall"] == plain_precision(theirs, ours, 3)
+    prediction, target = (rng.integers(0, 3, (60, 3)).astype(np.float32) for _ in range(2))
+    found = measured(PrecisionRecall(), prediction, target)
+    assert found["precision"] == plain_precision(prediction, target, 3)
+    assert found["recall"] == plain_precision(target, prediction, 3)
 
 
 def test_crowds_with_known_answers():

@@ -27,11 +27,11 @@ def folder(path, every):
 @pytest.fixture
 def made(tmp_path):
     """Samples and their reference, as folders and as files."""
-    ours, theirs = images(1, 50), images(2, 60)
-    np.savez(tmp_path / "prediction.npz", ours)  # arr_0, as ADM's scripts have it
-    np.savez(tmp_path / "target.npz", theirs)
-    folder(tmp_path / "prediction", ours)
-    folder(tmp_path / "target", theirs)
+    prediction, target = images(1, 50), images(2, 60)
+    np.savez(tmp_path / "prediction.npz", prediction)  # arr_0, as ADM's scripts have it
+    np.savez(tmp_path / "target.npz", target)
+    folder(tmp_path / "prediction", prediction)
+    folder(tmp_path / "target", target)
     return tmp_path
 
 
@@ -60,9 +60,9 @@ def test_numbers_are_those_of_the_features(made):
 
 def test_folders_and_files_give_the_same(made):
     results = [
-        evaluate_generation(made / ours, made / theirs, PlainNetwork(), score=SCORE)
-        for ours in ("prediction", "prediction.npz")
-        for theirs in ("target", "target.npz")
+        evaluate_generation(made / prediction, made / target, PlainNetwork(), score=SCORE)
+        for prediction in ("prediction", "prediction.npz")
+        for target in ("target", "target.npz")
     ]
     assert all(one["record"] == results[0]["record"] for one in results)
     assert all(one["numbers"] == results[0]["numbers"] for one in results)

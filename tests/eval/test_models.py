@@ -20,7 +20,7 @@ from eval.contract import Item
 from eval.models.pca import PCA, joined, patches
 from eval.models.pixels import cut, padded, rounded
 from eval.models.tokenizer import AToken
-from tests.eval.media import greatest_difference, made_image, made_video, pixels
+from tests.eval.media import greatest_difference, pixels, synthetic_image, synthetic_video
 from tests.model.sizes import small_model
 from tests.tokenizer.small import small_tokenizer
 from tests.tolerances import FP32, PIXEL, SAMPLED
@@ -67,7 +67,7 @@ def test_stored_floats_are_rounded_and_counted():
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_a_image_comes_back_as_the_tokenizer_has_it_for_the_bytes_of_its_file(kind, height, width, tmp_path):
-    item, tokenizer = made_image(height, width), small_tokenizer(kind)
+    item, tokenizer = synthetic_image(height, width), small_tokenizer(kind)
     [sample] = AToken(tokenizer).reconstruct([item])
     tokens = tokenizer.encode(item.media)
     tokens.save(tmp_path / "one.atok")
@@ -78,8 +78,8 @@ def test_a_image_comes_back_as_the_tokenizer_has_it_for_the_bytes_of_its_file(ki
 
 
 def test_items_of_all_sizes_come_back_in_order_as_alone():
-    items = [made_image(*size, number=n) for n, size in enumerate(SIZES)]
-    items[2:2] = [made_video(5, 17, 33), made_video(1, 16, 16)]
+    items = [synthetic_image(*size, number=n) for n, size in enumerate(SIZES)]
+    items[2:2] = [synthetic_video(5, 17, 33), synthetic_video(1, 16, 16)]
     model = AToken(small_tokenizer())
     for item, sample in zip(items, model.reconstruct(items), strict=True):
         [alone] = model.reconstruct([item])
@@ -89,15 +89,15 @@ def test_items_of_all_sizes_come_back_in_order_as_alone():
 
 
 def test_alpha_takes_no_bytes():
-    with_alpha = Image(made_image().media.pixels, np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8))
+    with_alpha = Image(synthetic_image().media.pixels, np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8))
     model = AToken(small_tokenizer())
-    sizes = [sample.size for sample in model.reconstruct([made_image(), Item("alpha", with_alpha)])]
+    sizes = [sample.size for sample in model.reconstruct([synthetic_image(), Item("alpha", with_alpha)])]
     assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("kind", ["continuous", "cached"])
 def test_a_video_of_several_tiles_is_streamed_and_is_the_whole(kind, tmp_path):
-    item, tokenizer = made_video(21, 17, 20), small_tokenizer(kind)
+    item, tokenizer = synthetic_video(21, 17, 20), small_tokenizer(kind)
     [sample] = AToken(tokenizer).reconstruct([item])
     tokens = tokenizer.encode(item.media)
     tokens.save(tmp_path / "whole.atok")
@@ -106,7 +106,7 @@ def test_a_video_of_several_tiles_is_streamed_and_is_the_whole(kind, tmp_path):
 
 
 def test_stored_halves_are_those_of_the_file(tmp_path):
-    item, tokenizer = made_image(), small_tokenizer()
+    item, tokenizer = synthetic_image(), small_tokenizer()
     model = AToken(tokenizer, stored="float16")
     [sample] = model.reconstruct([item])
     tokenizer.encode(item.media).save(tmp_path / "half.atok", dtype="float16")
@@ -116,7 +116,7 @@ def test_stored_halves_are_those_of_the_file(tmp_path):
 
 
 def test_draws_belong_to_seed_and_key():
-    items = [made_image(32, 32, n) for n in range(3)] + [made_video(18, 16, 16)]
+    items = [synthetic_image(32, 32, n) for n in range(3)] + [synthetic_video(18, 16, 16)]
     drawn = {seed: AToken(small_tokenizer(), sample=seed).reconstruct(items) for seed in (0, 1)}
     again = AToken(small_tokenizer(), sample=0).reconstruct(items[::-1])[::-1]
     mean = AToken(small_tokenizer()).reconstruct(items)
@@ -141,7 +141,7 @@ def test_the_record_says_who_made_the_numbers_and_how():
 
 def test_vectors_are_those_of_the_tokenizer():
     tokenizer = small_tokenizer()
-    items = [made_image(), made_image(17, 33), made_video(5, 17, 20), made_video(18, 16, 32)]
+    items = [synthetic_image(), synthetic_image(17, 33), synthetic_video(5, 17, 20), synthetic_video(18, 16, 32)]
     whole, frames = AToken(tokenizer).embed(items), AToken(tokenizer, pool="frames").embed(items)
     for item, sample, of_frames in zip(items, whole, frames, strict=True):
         assert sample.vector.dtype == np.float32
@@ -222,20 +222,20 @@ def plainly(fitted, item, components):
     values = np.array([patch for frames in fitted for patch in cut_up(frames)])
     mean = values.mean(0)
     basis = np.linalg.svd(values - mean, full_matrices=False)[2][:components]
-    theirs = item.media.pixels
-    height, width = theirs.shape[:2]
-    whole = np.pad(theirs, ((0, -height % 16), (0, -width % 16), (0, 0)), mode="edge")
-    ours = np.empty(whole.shape)
+    target = item.media.pixels
+    height, width = target.shape[:2]
+    whole = np.pad(target, ((0, -height % 16), (0, -width % 16), (0, 0)), mode="edge")
+    prediction = np.empty(whole.shape)
     for r in range(0, len(whole), 16):
         for c in range(0, whole.shape[1], 16):
             patch = whole[r : r + 16, c : c + 16].reshape(-1) - mean
-            ours[r : r + 16, c : c + 16] = (basis.T @ (basis @ patch) + mean).reshape(16, 16, 3)
-    return ours[:height, :width]
+            prediction[r : r + 16, c : c + 16] = (basis.T @ (basis @ patch) + mean).reshape(16, 16, 3)
+    return prediction[:height, :width]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pca_is_the_svd(height, width):
-    item = made_image(height, width)
+    item = synthetic_image(height, width)
     [sample] = PCA(images(), "four images", components=12).reconstruct([item])
     expected = plainly(images(), item, 12).clip(0, 255)
     assert np.abs(sample.prediction[0] - expected).max() <= 0.5 + SAMPLED
@@ -262,7 +262,7 @@ def test_patches_join_to_what_they_are_of():
 def test_pca_with_other_floats_has_the_same_components_and_says_so():
     pca = PCA(images(), "four images", components=12)
     half = pca.stored_as("float16")
-    [one], [other] = pca.reconstruct([made_image()]), half.reconstruct([made_image()])
+    [one], [other] = pca.reconstruct([synthetic_image()]), half.reconstruct([synthetic_image()])
     assert other.size * 2 == one.size
     assert greatest_difference(one.prediction, other.prediction) <= 2  # numbers of some 1000, with 11 bits
     assert (pca.stored, half.name) == ("float32", "PCA, 12 numbers a patch, float16")
@@ -277,4 +277,4 @@ def test_pca_needs_as_many_patches_as_components():
     with pytest.raises(AtokenError, match="13 components need as many patches"):
         PCA(images()[:1], "one image", components=13)
     with pytest.raises(AtokenError, match="no vectors"):
-        PCA(images(), "four images", components=2).embed([made_image()])
+        PCA(images(), "four images", components=2).embed([synthetic_image()])

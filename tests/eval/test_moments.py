@@ -82,11 +82,11 @@ def test_a_merge_leaves_its_shards_as_they_were_and_goes_on():
 @pytest.mark.parametrize("width", [2, 11, 64])
 def test_the_distance_is_scipys(width):
     for seed in range(5):
-        ours, theirs = of(rows(seed, 200, width)), of(rows(seed + 50, 170, width) * 1.5 + 0.3)
-        root = scipy.linalg.sqrtm(ours.covariance_DD @ theirs.covariance_DD)
-        mean = np.square(ours.mean_D - theirs.mean_D).sum()
-        rest = np.trace(ours.covariance_DD + theirs.covariance_DD) - 2 * np.trace(root).real
-        found = frechet_distance(ours, theirs)
+        prediction, target = of(rows(seed, 200, width)), of(rows(seed + 50, 170, width) * 1.5 + 0.3)
+        root = scipy.linalg.sqrtm(prediction.covariance_DD @ target.covariance_DD)
+        mean = np.square(prediction.mean_D - target.mean_D).sum()
+        rest = np.trace(prediction.covariance_DD + target.covariance_DD) - 2 * np.trace(root).real
+        found = frechet_distance(prediction, target)
         assert found.mean == pytest.approx(mean, rel=MOMENTS)
         assert found.covariance == pytest.approx(rest, rel=MOMENTS)
         assert found.value == pytest.approx(mean + rest, rel=MOMENTS)
@@ -106,20 +106,20 @@ def test_fifty_diagonal_gaussians_in_closed_form():
 def test_two_dimensions_in_closed_form():
     """Tr (C C')^(1/2) of 2 x 2 is sqrt(tr(C C') + 2 sqrt(det(C C')))."""
     for seed in range(20):
-        ours, theirs = of(rows(seed, 30, 2)), of(rows(seed + 99, 30, 2))
-        product = ours.covariance_DD @ theirs.covariance_DD
+        prediction, target = of(rows(seed, 30, 2)), of(rows(seed + 99, 30, 2))
+        product = prediction.covariance_DD @ target.covariance_DD
         root = math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
-        wanted = np.trace(ours.covariance_DD + theirs.covariance_DD) - 2 * root
-        assert frechet_distance(ours, theirs).covariance == pytest.approx(wanted, rel=MOMENTS)
+        wanted = np.trace(prediction.covariance_DD + target.covariance_DD) - 2 * root
+        assert frechet_distance(prediction, target).covariance == pytest.approx(wanted, rel=MOMENTS)
 
 
 def test_singular_covariances_by_the_singular_values_of_the_data():
     """With C = X^T X / (n - 1), the trace is the nuclear norm of X X'^T over the root of both n - 1."""
-    for ours, theirs in ((rows(1, 20, 90), rows(2, 35, 90)), (rows(3, 8, 60) * 100, rows(4, 300, 60))):
-        centred = [one - one.mean(0) for one in (ours, theirs)]
-        root = np.linalg.norm(centred[0] @ centred[1].T, "nuc") / math.sqrt((len(ours) - 1) * (len(theirs) - 1))
-        wanted = np.square(centred[0]).sum() / (len(ours) - 1) + np.square(centred[1]).sum() / (len(theirs) - 1)
-        assert frechet_distance(of(ours), of(theirs)).covariance == pytest.approx(wanted - 2 * root, rel=MOMENTS)
+    for prediction, target in ((rows(1, 20, 90), rows(2, 35, 90)), (rows(3, 8, 60) * 100, rows(4, 300, 60))):
+        centred = [one - one.mean(0) for one in (prediction, target)]
+        root = np.linalg.norm(centred[0] @ centred[1].T, "nuc") / math.sqrt((len(prediction) - 1) * (len(target) - 1))
+        wanted = np.square(centred[0]).sum() / (len(prediction) - 1) + np.square(centred[1]).sum() / (len(target) - 1)
+        assert frechet_distance(of(prediction), of(target)).covariance == pytest.approx(wanted - 2 * root, rel=MOMENTS)
 
 
 @pytest.mark.parametrize(("count", "scale"), [(500, 1), (30, 1), (30, 1000), (2, 1)])
@@ -131,12 +131,12 @@ def test_a_set_against_itself_is_zero(count, scale):
 
 
 def test_the_distance_is_symmetric_and_does_not_see_a_rotation_or_a_shift():
-    ours, theirs = rows(1, 60, 20), rows(2, 70, 20)
+    prediction, target = rows(1, 60, 20), rows(2, 70, 20)
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(20, 20)))[0]
-    found = frechet_distance(of(ours), of(theirs)).value
-    assert frechet_distance(of(theirs), of(ours)).value == pytest.approx(found, rel=SHARDS)
-    assert frechet_distance(of(ours @ turn + 5), of(theirs @ turn + 5)).value == pytest.approx(found, rel=MOMENTS)
-    shifted = frechet_distance(of(ours), of(ours + 3))
+    found = frechet_distance(of(prediction), of(target)).value
+    assert frechet_distance(of(target), of(prediction)).value == pytest.approx(found, rel=SHARDS)
+    assert frechet_distance(of(prediction @ turn + 5), of(target @ turn + 5)).value == pytest.approx(found, rel=MOMENTS)
+    shifted = frechet_distance(of(prediction), of(prediction + 3))
     assert shifted.mean == pytest.approx(9 * 20, rel=MOMENTS)
     assert shifted.covariance <= MOMENTS
 
@@ -164,13 +164,13 @@ def test_the_number_of_threads_is_left_as_it_was():
 
 
 def test_rfid_and_sfid_of_reconstructions():
-    theirs = images(1, 40)
-    ours = np.clip(theirs + np.random.default_rng(2).normal(4, 30, theirs.shape), 0, 255).astype(np.uint8)
+    target = images(1, 40)
+    prediction = np.clip(target + np.random.default_rng(2).normal(4, 30, target.shape), 0, 255).astype(np.uint8)
     network = PlainNetwork()
     metric = FeatureMetric("rfid", network, [Frechet("rfid"), Frechet("sfid", "spatial")])
     state = metric.start()
-    assert metric.add(state, samples(ours, theirs)) == [{}] * 40
-    numbers, features = metric.finish(state), [network.features(side[:, None]) for side in (ours, theirs)]
+    assert metric.add(state, samples(prediction, target)) == [{}] * 40
+    numbers, features = metric.finish(state), [network.features(side[:, None]) for side in (prediction, target)]
     for name, kind, width in (("rfid", "pooled", 12), ("sfid", "spatial", 27)):
         wanted = frechet_distance(*(of(side[kind]) for side in features))
         assert numbers[name] == wanted.value == numbers[f"{name} mean"] + numbers[f"{name} covariance"] > 0
@@ -208,10 +208,10 @@ def test_no_items_are_not_a_number():
 
 
 def test_pixels_that_do_not_count_are_black_on_both_sides():
-    theirs, ours = images(1, 20), images(1, 20)
-    ours[:, :6] = 255 - ours[:, :6]
+    target, prediction = images(1, 20), images(1, 20)
+    prediction[:, :6] = 255 - prediction[:, :6]
     metric = FrechetMetric("rfid", PlainNetwork())
-    state, seen = metric.start(), samples(ours, theirs)
+    state, seen = metric.start(), samples(prediction, target)
     mask = np.ones((1, 12, 12), bool)
     mask[:, :6] = False
     metric.add(state, [type(one)(one.item, one.target, one.prediction, mask) for one in seen])

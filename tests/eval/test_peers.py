@@ -13,7 +13,7 @@ from atoken.io import Video
 from eval.contract import Item
 from eval.models.autoencoders import Autoencoder, Shape
 from eval.models.torchscript import TorchScriptModel
-from tests.eval.media import greatest_difference, made_image, made_video, pixels
+from tests.eval.media import greatest_difference, pixels, synthetic_image, synthetic_video
 from tests.tolerances import PIXEL
 
 diffusers = pytest.importorskip("diffusers", reason="the extra eval is not installed")
@@ -75,7 +75,7 @@ def edged(frames, count, height, width):
 
 @pytest.mark.parametrize(("size", "whole"), [((32, 48), (32, 48)), ((17, 33), (20, 36)), ((1, 1), (4, 4))])
 def test_a_image_model_pads_to_its_multiple_and_cuts_again(sd, size, whole):
-    item, model = made_image(*size), Autoencoder(sd, device="cpu")
+    item, model = synthetic_image(*size), Autoencoder(sd, device="cpu")
     [sample] = model.reconstruct([item])
     expected = through(sd, "AutoencoderKL", edged(pixels(item), 1, *whole))[:, : size[0], : size[1]]
     assert model.shape == Shape(video=False, block=(1, 4, 4))
@@ -86,7 +86,7 @@ def test_a_image_model_pads_to_its_multiple_and_cuts_again(sd, size, whole):
 
 
 def test_a_video_is_a_batch_of_frames_to_a_image_model(sd):
-    item = made_video(18, 16, 20)  # more than go through at once
+    item = synthetic_video(18, 16, 20)  # more than go through at once
     [sample] = Autoencoder(sd, device="cpu").reconstruct([item])
     assert greatest_difference(sample.prediction, through(sd, "AutoencoderKL", pixels(item))) <= PIXEL
     assert sample.size == 18 * 4 * 5 * 4 * 4
@@ -94,20 +94,20 @@ def test_a_video_is_a_batch_of_frames_to_a_image_model(sd):
 
 @pytest.mark.parametrize(("frames", "whole"), [(1, 1), (2, 5), (5, 5), (6, 9)])
 def test_a_video_model_takes_images_and_videos_of_any_length(wan, frames, whole):
-    item, model = made_video(frames, 15, 18), Autoencoder(wan, device="cpu")
+    item, model = synthetic_video(frames, 15, 18), Autoencoder(wan, device="cpu")
     [sample] = model.reconstruct([item])
     expected = through(wan, "AutoencoderKLWan", edged(pixels(item), whole, 16, 20))[:frames, :15, :18]
     assert model.shape == Shape(video=True, block=(4, 4, 4), causal=True)
     assert greatest_difference(sample.prediction, expected) <= PIXEL
     assert sample.size == (1 + (whole - 1) // 4) * 4 * 5 * 4 * 4
-    image = made_image(15, 18)
+    image = synthetic_image(15, 18)
     [of_image] = model.reconstruct([image])
     expected = through(wan, "AutoencoderKLWan", edged(pixels(image), 1, 16, 20))[:, :15, :18]
     assert greatest_difference(of_image.prediction, expected) <= PIXEL
 
 
 def test_images_together_are_as_alone_and_in_order(sd):
-    items = [made_image(16, 16, n) for n in range(3)] + [made_image(17, 16), made_video(2, 16, 16)]
+    items = [synthetic_image(16, 16, n) for n in range(3)] + [synthetic_image(17, 16), synthetic_video(2, 16, 16)]
     model = Autoencoder(sd, device="cpu")
     for item, sample in zip(items, model.reconstruct(items), strict=True):
         [alone] = model.reconstruct([item])
@@ -119,7 +119,7 @@ def test_images_together_are_as_alone_and_in_order(sd):
 @pytest.mark.parametrize("model", ["sd", "wan"])
 def test_draws_belong_to_seed_and_key(model, request):
     folder = request.getfixturevalue(model)
-    items = [made_image(16, 16, n) for n in range(3)] + [made_video(5, 16, 16)]
+    items = [synthetic_image(16, 16, n) for n in range(3)] + [synthetic_video(5, 16, 16)]
     one, other = (Autoencoder(folder, device="cpu", sample=seed) for seed in (0, 1))
     whole = one.reconstruct(items)
     for item, sample, differently in zip(items, whole, other.reconstruct(items), strict=True):
@@ -132,7 +132,7 @@ def test_scaling_for_a_generator_changes_nothing(sd, tmp_path):
     other = shutil.copytree(sd, tmp_path / "scaled")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"scaling_factor": 3.0, "shift_factor": 1.0}))
-    [one], [same] = (Autoencoder(path, device="cpu").reconstruct([made_image()]) for path in (sd, other))
+    [one], [same] = (Autoencoder(path, device="cpu").reconstruct([synthetic_image()]) for path in (sd, other))
     assert np.array_equal(one.prediction, same.prediction)
 
 
@@ -151,11 +151,11 @@ def test_a_tiny_autoencoder_has_latents_and_no_posterior(tmp_path):
         num_decoder_blocks=(1, 1), latent_channels=3,
     )  # fmt: skip
     folder = saved(model, tmp_path / "tiny")
-    [sample] = Autoencoder(folder, device="cpu").reconstruct([made_image(17, 16)])
+    [sample] = Autoencoder(folder, device="cpu").reconstruct([synthetic_image(17, 16)])
     assert sample.prediction.shape == (1, 17, 16, 3)
     assert sample.size == 9 * 8 * 3 * 4
     with pytest.raises(AtokenError, match="no posterior to draw from"):
-        Autoencoder(folder, device="cpu", sample=0).reconstruct([made_image(16, 16)])
+        Autoencoder(folder, device="cpu", sample=0).reconstruct([synthetic_image(16, 16)])
 
 
 def test_what_cannot_be_measured_is_one_sentence(sd, tmp_path):
@@ -183,7 +183,7 @@ def test_what_cannot_be_measured_is_one_sentence(sd, tmp_path):
     with pytest.raises(CheckpointError, match="dtype must be one of"):
         Autoencoder(sd, device="cpu", dtype="int8")
     with pytest.raises(AtokenError, match="no vectors"):
-        Autoencoder(sd, device="cpu").embed([made_image()])
+        Autoencoder(sd, device="cpu").embed([synthetic_image()])
 
 
 # ------------------------------------------------------------------------------------------------------- TorchScript
@@ -233,7 +233,7 @@ def scripts(tmp_path_factory):
 
 @pytest.mark.parametrize("size", [(16, 20), (1, 1), (17, 33)])
 def test_an_identity_gives_every_pixel_back(scripts, size):
-    items = [made_image(*size), made_video(3, *size)]
+    items = [synthetic_image(*size), synthetic_video(3, *size)]
     model = TorchScriptModel(
         scripts / "Unshuffle.jit", scripts / "Shuffle.jit", trust=True, device="cpu", block=(1, 4, 4)
     )
@@ -245,7 +245,9 @@ def test_an_identity_gives_every_pixel_back(scripts, size):
 
 
 def test_one_autoencoder_does_not_say_its_bytes(scripts):
-    [sample] = TorchScriptModel(scripts / "Identity.jit", trust=True, device="cpu").reconstruct([made_image(17, 33)])
+    [sample] = TorchScriptModel(scripts / "Identity.jit", trust=True, device="cpu").reconstruct(
+        [synthetic_image(17, 33)]
+    )
     assert np.array_equal(sample.prediction, sample.target)
     assert sample.size is None
 
@@ -253,7 +255,7 @@ def test_one_autoencoder_does_not_say_its_bytes(scripts):
 @pytest.mark.parametrize(("codebook", "width"), [(256, 1), (257, 2), (64_000, 2), (65_537, 3)])
 def test_indices_are_codes_in_the_fewest_whole_bytes(scripts, codebook, width):
     paths = scripts / "Index.jit", scripts / "LookUp.jit"
-    item = made_image(17, 20)
+    item = synthetic_image(17, 20)
     [sample] = TorchScriptModel(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=codebook).reconstruct(
         [item]
     )
@@ -266,12 +268,12 @@ def test_indices_are_codes_in_the_fewest_whole_bytes(scripts, codebook, width):
 def test_indices_beyond_the_codebook_are_an_error(scripts):
     paths = scripts / "Index.jit", scripts / "LookUp.jit"
     with pytest.raises(AtokenError, match="not below 3; state its codebook"):
-        TorchScriptModel(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=3).reconstruct([made_image()])
+        TorchScriptModel(*paths, trust=True, device="cpu", block=(1, 4, 4), codebook=3).reconstruct([synthetic_image()])
 
 
 @pytest.mark.parametrize("window", [1, 5, 49])
 def test_windows_of_a_video_do_not_know_each_other(scripts, window):
-    item = made_video(12, 16, 16)
+    item = synthetic_video(12, 16, 16)
     model = TorchScriptModel(
         scripts / "FirstFrame.jit", trust=True, device="cpu", video=True, block=(4, 16, 16), window=window
     )
@@ -292,7 +294,7 @@ def test_a_module_that_fails_or_gives_too_little_is_one_sentence(scripts):
     with pytest.raises(AtokenError, match=r"Small-CI4x4 failed on torch\.float32 of shape \(1, 3, 17, 17\)"):
         TorchScriptModel(
             scripts / "Unshuffle.jit", scripts / "Shuffle.jit", trust=True, device="cpu", block=(1, 1, 1)
-        ).reconstruct([made_image(17, 17)])
+        ).reconstruct([synthetic_image(17, 17)])
     with pytest.raises(AtokenError, match="gave 1 frames of 8x8 back for 1 of 17x17"):
         TorchScriptModel(scripts / "Unshuffle.jit", scripts / "Identity.jit", trust=True, device="cpu").reconstruct(
             [Item("video", Video(np.zeros((1, 17, 17, 3), np.uint8)))]

@@ -36,8 +36,8 @@ def pixels(seed, *shape):
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-def measured(metric, ours, theirs):
-    return metric.measure(Output(Item("a", MEDIA), prediction=ours, target=theirs))["lpips"]
+def measured(metric, prediction, target):
+    return metric.measure(Output(Item("a", MEDIA), prediction=prediction, target=target))["lpips"]
 
 
 def written_out(network, heads, *frames_HW3):
@@ -63,25 +63,25 @@ def written_out(network, heads, *frames_HW3):
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 50), (64, 48)], ids=str)
 def test_it_is_its_paper_in_float64(metric, size):
-    ours, theirs = pixels(0, 1, *size), pixels(1, 1, *size)
-    expected = written_out(small_vgg(), small_heads(), ours[0], theirs[0])
+    prediction, target = pixels(0, 1, *size), pixels(1, 1, *size)
+    expected = written_out(small_vgg(), small_heads(), prediction[0], target[0])
     assert expected > 0.05
-    assert measured(metric, ours, theirs) == pytest.approx(expected, abs=FP32)
+    assert measured(metric, prediction, target) == pytest.approx(expected, abs=FP32)
 
 
 def test_nothing_is_at_no_distance_and_order_does_not_matter(metric):
-    ours, theirs = pixels(2, 1, 40, 32), pixels(3, 1, 40, 32)
-    assert measured(metric, ours, ours.copy()) == EXACT
-    assert measured(metric, ours, theirs) == pytest.approx(measured(metric, theirs, ours), abs=FP32)
-    dark = np.zeros_like(ours)
+    prediction, target = pixels(2, 1, 40, 32), pixels(3, 1, 40, 32)
+    assert measured(metric, prediction, prediction.copy()) == EXACT
+    assert measured(metric, prediction, target) == pytest.approx(measured(metric, target, prediction), abs=FP32)
+    dark = np.zeros_like(prediction)
     assert measured(metric, dark, dark) == EXACT
     assert measured(metric, dark + np.uint8(1), dark) > 0
 
 
 def test_a_video_is_the_mean_of_its_frames_and_shards_do_not_matter(metric):
-    ours, theirs = pixels(4, 3, 24, 20), pixels(5, 3, 24, 20)
-    alone = [measured(metric, *frames) for frames in zip(ours[:, None], theirs[:, None], strict=True)]
-    assert measured(metric, ours, theirs) == pytest.approx(np.mean(alone), rel=1e-12)
+    prediction, target = pixels(4, 3, 24, 20), pixels(5, 3, 24, 20)
+    alone = [measured(metric, *frames) for frames in zip(prediction[:, None], target[:, None], strict=True)]
+    assert measured(metric, prediction, target) == pytest.approx(np.mean(alone), rel=1e-12)
 
     samples = [
         Output(
@@ -163,12 +163,12 @@ from eval.contract import Item, Output
 from eval.metrics.perceptual import Lpips
 
 torch.manual_seed(0)
-theirs = lpips.LPIPS(pretrained=True, pnet_rand=True, net="vgg", verbose=False)
-for module in theirs.net.modules():
+package = lpips.LPIPS(pretrained=True, pnet_rand=True, net="vgg", verbose=False)
+for module in package.net.modules():
     if isinstance(module, torch.nn.Conv2d):
         torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-state = {"features." + name.split(".", 1)[1]: value for name, value in theirs.net.state_dict().items()}
-metric = Lpips(published_vgg(state), published_heads(theirs.state_dict()), {})
+state = {"features." + name.split(".", 1)[1]: value for name, value in package.net.state_dict().items()}
+metric = Lpips(published_vgg(state), published_heads(package.state_dict()), {})
 rng, found = np.random.default_rng(0), []
 for size in ((1, 16, 16, 3), (1, 33, 47, 3), (2, 48, 32, 3)):
     y = rng.integers(0, 256, size, dtype=np.uint8)
@@ -176,7 +176,7 @@ for size in ((1, 16, 16, 3), (1, 33, 47, 3), (2, 48, 32, 3)):
     sample = Output(Item("a", Image(y[0])), prediction=x, target=y)
     tensors = (torch.from_numpy(side).movedim(-1, 1) / 255 for side in (x, y))
     with torch.no_grad():
-        expected = theirs(*tensors, normalize=True).mean().item()
+        expected = package(*tensors, normalize=True).mean().item()
     found.append([metric.measure(sample)["lpips"], expected])
 print(json.dumps(found))
 """
@@ -187,6 +187,6 @@ def test_it_is_the_lpips_package_with_the_same_network():
     command = [sys.executable, "-W", "ignore", "-c", PACKAGE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    for ours, theirs in json.loads(done.stdout.splitlines()[-1]):
-        assert theirs > 100 * FP32
-        assert ours == pytest.approx(theirs, abs=FP32)
+    for found, package in json.loads(done.stdout.splitlines()[-1]):
+        assert package > 100 * FP32
+        assert found == pytest.approx(package, abs=FP32)

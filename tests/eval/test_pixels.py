@@ -24,11 +24,11 @@ PAIRS = 200
 ARTEFACTS, IN_TIME = "blocking artefacts", "blocking artefacts in time"
 
 
-def sample(ours, theirs, key="a", mask=None):
-    ours, theirs = (
-        None if pixels is None else pixels[None] if pixels.ndim == 3 else pixels for pixels in (ours, theirs)
+def sample(prediction, target, key="a", mask=None):
+    prediction, target = (
+        None if pixels is None else pixels[None] if pixels.ndim == 3 else pixels for pixels in (prediction, target)
     )
-    return Output(Item(key, MEDIA), target=theirs, prediction=ours, mask=mask)
+    return Output(Item(key, MEDIA), target=target, prediction=prediction, mask=mask)
 
 
 def blocks(rng, height, width):
@@ -62,29 +62,29 @@ def finished(metric, samples):
     return metric.finish(state), alone
 
 
-def skimage_ssim(ours, theirs, peak):
+def skimage_ssim(prediction, target, peak):
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": peak}
-    return structural_similarity(ours, theirs, channel_axis=-1, **options)
+    return structural_similarity(prediction, target, channel_axis=-1, **options)
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_psnr_and_ssim_of_200_pairs_are_scikit_images(part):
     pairs = [pair(seed, *size_of(seed)) for seed in range(part, PAIRS, 4)]
-    for metric, theirs in (
+    for metric, reference in (
         (Psnr(), lambda a, b: peak_signal_noise_ratio(b, a, data_range=255)),
         (Ssim(), lambda a, b: skimage_ssim(a, b, 255)),
     ):
         means, alone = finished(metric, [sample(*two) for two in pairs])
         with np.errstate(divide="ignore"):  # of pairs that are equal
-            expected = [theirs(*two) for two in pairs]
+            expected = [reference(*two) for two in pairs]
         assert np.ptp(expected) > 0.9
         assert [numbers[metric.name] for numbers in alone] == pytest.approx(expected, abs=FP32)
         assert means[metric.name] == pytest.approx(np.mean(expected), abs=FP32)
 
 
-def written_out(ours, theirs):
+def written_out(prediction, target):
     """MS-SSIM as Wang et al. 2003 have it, in float64, colour by colour."""
-    x, y = ours.astype(float), theirs.astype(float)
+    x, y = prediction.astype(float), target.astype(float)
     factors = []
     for _ in SCALES:
         mean_x, mean_y, xx, yy, xy = (blurred(values) for values in (x, y, x * x, y * y, x * y))
@@ -101,9 +101,9 @@ def blurred(values):
     return gaussian_filter(values, 1.5, truncate=3.4, axes=(0, 1))[5:-5, 5:-5]
 
 
-def by_torchmetrics(ours, theirs):
+def by_torchmetrics(prediction, target):
     """Of the same parts in torchmetrics, whose own MS-SSIM has mirrored borders in the SSIM of its coarsest scale."""
-    x, y = (torch.from_numpy(pixels).double().movedim(2, 0)[None] for pixels in (ours, theirs))
+    x, y = (torch.from_numpy(pixels).double().movedim(2, 0)[None] for pixels in (prediction, target))
     for scale in range(len(SCALES)):
         if scale:
             x, y = (torch.nn.functional.avg_pool2d(values, 2) for values in (x, y))
@@ -145,8 +145,8 @@ def test_similarity_has_its_own_gradient():
 
 def grey(error, *shape):
     """An image off by one step of 8 bits in each pixel, or by more: of squared error ``error`` ** 2."""
-    theirs = np.full((*shape, 3), 100, np.uint8)
-    return theirs + np.uint8(error), theirs
+    target = np.full((*shape, 3), 100, np.uint8)
+    return target + np.uint8(error), target
 
 
 def test_both_conventions_of_psnr_in_closed_form():
@@ -159,12 +159,12 @@ def test_both_conventions_of_psnr_in_closed_form():
 
 
 def test_the_psnr_of_a_video_is_of_its_error_over_all_frames_and_its_ssim_the_mean_of_frames():
-    ours, theirs = (np.stack(frames) for frames in zip(*(pair(seed, 30, 41) for seed in (0, 1, 2)), strict=True))
-    frames = [sample(*two) for two in zip(ours, theirs, strict=True)]
-    (whole,), split = finished(Psnr(), [sample(ours, theirs)])[1], finished(Psnr(), frames)[1]
+    prediction, target = (np.stack(frames) for frames in zip(*(pair(seed, 30, 41) for seed in (0, 1, 2)), strict=True))
+    frames = [sample(*two) for two in zip(prediction, target, strict=True)]
+    (whole,), split = finished(Psnr(), [sample(prediction, target)])[1], finished(Psnr(), frames)[1]
     assert whole["error"] == pytest.approx(np.mean([numbers["error"] for numbers in split]), rel=1e-12)
     assert whole["psnr"] == pytest.approx(10 * math.log10(255**2 / whole["error"]), rel=1e-12)
-    assert finished(Ssim(), [sample(ours, theirs)])[0] == pytest.approx(finished(Ssim(), frames)[0], rel=1e-12)
+    assert finished(Ssim(), [sample(prediction, target)])[0] == pytest.approx(finished(Ssim(), frames)[0], rel=1e-12)
 
 
 def test_a_perfect_sample_is_inf_and_not_hidden():
@@ -179,11 +179,13 @@ def test_a_perfect_sample_is_inf_and_not_hidden():
 
 
 def test_full_frame_and_foreground_are_numbers_of_their_own():
-    theirs = np.zeros((2, 4, 4, 3), np.uint8)
+    target = np.zeros((2, 4, 4, 3), np.uint8)
     mask = np.zeros((2, 4, 4), bool)
     mask[0, :2] = True
-    ours = theirs + np.uint8(4) * mask[..., None]
-    means, (alone, without) = finished(Psnr(foreground=True), [sample(ours, theirs, mask=mask), sample(*grey(1, 3, 3))])
+    prediction = target + np.uint8(4) * mask[..., None]
+    means, (alone, without) = finished(
+        Psnr(foreground=True), [sample(prediction, target, mask=mask), sample(*grey(1, 3, 3))]
+    )
     assert (alone["error"], alone["error foreground"]) == (4, 16)
     assert "psnr foreground" not in without
     assert (
@@ -192,11 +194,11 @@ def test_full_frame_and_foreground_are_numbers_of_their_own():
         == pytest.approx(10 * math.log10(255**2 / 16), rel=1e-12)
     )
     assert means["psnr of mean error"] == pytest.approx(10 * math.log10(255**2 / 2.5), rel=1e-12)
-    nothing = sample(ours, theirs, mask=np.zeros_like(mask))
+    nothing = sample(prediction, target, mask=np.zeros_like(mask))
     assert math.isnan(finished(Psnr(foreground=True), [nothing])[0]["psnr foreground"])
-    assert finished(Psnr(), [sample(ours, theirs, mask=mask)])[0]["psnr"] == alone["psnr"]
+    assert finished(Psnr(), [sample(prediction, target, mask=mask)])[0]["psnr"] == alone["psnr"]
     with pytest.raises(AtokenError, match=r"The mask of a must be bool of shape \(2, 4, 4\), not bool \(2, 4\)"):
-        finished(Psnr(foreground=True), [sample(ours, theirs, mask=mask[..., 0])])
+        finished(Psnr(foreground=True), [sample(prediction, target, mask=mask[..., 0])])
 
 
 METRICS = (Psnr(foreground=True), Ssim(), MsSsim(), BlockingArtefacts(16), BlockingArtefacts(2, in_time=True))
@@ -208,11 +210,11 @@ def several(large):
     for seed in range(9):
         height, width = (side + MS_SSIM_SIDE if large else side for side in (seed % 4, 20 + 3 * seed))
         height = max(height, 11)
-        ours, theirs = (
+        prediction, target = (
             np.stack(side) for side in zip(*(pair(seed + k, height, width) for k in range(1 + seed % 3)), strict=True)
         )
-        mask = np.random.default_rng(seed).random(ours.shape[:3]) > 0.5 if seed % 2 else None
-        made.append(sample(ours, theirs, str(seed), mask))
+        mask = np.random.default_rng(seed).random(prediction.shape[:3]) > 0.5 if seed % 2 else None
+        made.append(sample(prediction, target, str(seed), mask))
     return made
 
 
@@ -232,19 +234,21 @@ def test_shards_and_order_do_not_matter_to_the_last_bit(metric):
 
 
 def test_blocking_artefacts_in_closed_form():
-    theirs = np.broadcast_to(np.arange(0, 96, 2, dtype=np.uint8)[:, None], (48, 48, 3))  # steps of 2 between columns
-    ours = theirs + (np.arange(48) // 16).astype(np.uint8)[:, None]  # tiles of 16, each one brighter than the last
-    assert finished(BlockingArtefacts(16), [sample(theirs, theirs)]) == (
+    target = np.broadcast_to(np.arange(0, 96, 2, dtype=np.uint8)[:, None], (48, 48, 3))  # steps of 2 between columns
+    prediction = (
+        target + (np.arange(48) // 16).astype(np.uint8)[:, None]
+    )  # tiles of 16, each one brighter than the last
+    assert finished(BlockingArtefacts(16), [sample(target, target)]) == (
         {ARTEFACTS: 1},
         [{ARTEFACTS: 1}],
     )
-    assert finished(BlockingArtefacts(16), [sample(ours, theirs)])[0][ARTEFACTS] == pytest.approx(
+    assert finished(BlockingArtefacts(16), [sample(prediction, target)])[0][ARTEFACTS] == pytest.approx(
         (3 / 2) ** 2, rel=1e-12
     )
-    turned = sample(*(np.ascontiguousarray(pixels.swapaxes(0, 1)) for pixels in (ours, theirs)))
+    turned = sample(*(np.ascontiguousarray(pixels.swapaxes(0, 1)) for pixels in (prediction, target)))
     assert finished(BlockingArtefacts(16), [turned])[0][ARTEFACTS] == pytest.approx((3 / 2) ** 2, rel=1e-12)
     assert (
-        finished(BlockingArtefacts(12), [sample(ours, theirs)])[0][ARTEFACTS] < 1
+        finished(BlockingArtefacts(12), [sample(prediction, target)])[0][ARTEFACTS] < 1
     )  # steps elsewhere do not count as steps at the borders
 
     steps = np.arange(0, 24, 2, dtype=np.uint8)[:, None, None, None] + np.zeros((12, 3, 3, 3), np.uint8)
@@ -278,13 +282,13 @@ def test_five_scales_need_176_pixels():
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_what_is_no_pair_of_uint8_pixels_is_refused(metric):
-    ours, theirs = grey(1, 4, 5)
+    prediction, target = grey(1, 4, 5)
     for dtype in (bool, np.int8, np.uint16, np.float32, np.float64):
         with pytest.raises(AtokenError, match=r"The pixels of a must be uint8 of shape .*; convert them\."):
-            finished(metric, [sample(ours.astype(dtype), theirs.astype(dtype))])
+            finished(metric, [sample(prediction.astype(dtype), target.astype(dtype))])
     with pytest.raises(AtokenError, match=r"of a has shape \(1, 4, 4, 3\) instead of \(1, 4, 5, 3\)"):
-        finished(metric, [sample(ours[:, :4], theirs)])
+        finished(metric, [sample(prediction[:, :4], target)])
     with pytest.raises(AtokenError, match="no reconstruction of a to measure"):
-        finished(metric, [sample(None, theirs)])
+        finished(metric, [sample(None, target)])
     with pytest.raises(AtokenError, match="uint8 of shape"):
-        finished(metric, [sample(ours[:0], theirs[:0])])
+        finished(metric, [sample(prediction[:0], target[:0])])

@@ -43,16 +43,16 @@ def plain_adm(pixels, side):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_crop_of_adm_is_the_published_recipe(size):
     pixels = noise(*size)
-    ours = Preparation("adm", 256)(Image(pixels)).pixels
-    assert ours.shape == (256, 256, 3)
-    assert np.abs(ours.astype(int) - plain_adm(pixels, 256)).max() <= EXACT
+    found = Preparation("adm", 256)(Image(pixels)).pixels
+    assert found.shape == (256, 256, 3)
+    assert np.abs(found.astype(int) - plain_adm(pixels, 256)).max() <= EXACT
 
 
 def test_a_image_of_twice_the_side_becomes_means_of_four_pixels():
     pixels = noise(512, 512)
     means = pixels.reshape(256, 2, 256, 2, 3).mean((1, 3))
-    ours = np.asarray(adm_crop(PIL.Image.fromarray(pixels), 256, Resampling.BICUBIC))
-    assert np.abs(ours - means).max() <= 1  # Pillow rounds after each of two directions
+    found = np.asarray(adm_crop(PIL.Image.fromarray(pixels), 256, Resampling.BICUBIC))
+    assert np.abs(found - means).max() <= 1  # Pillow rounds after each of two directions
 
 
 def test_a_square_of_the_right_side_stays_as_it_is():

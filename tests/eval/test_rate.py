@@ -18,7 +18,7 @@ from eval.rate import CRFS, QUALITIES, Bench, media_of, rate
 from eval.report.page import report
 from eval.run import write_json
 from eval.sources.entry import Entry, Prepared
-from tests.eval.media import made_image, made_video
+from tests.eval.media import synthetic_image, synthetic_video
 from tests.report.pages import Page
 from tests.tokenizer.small import small_tokenizer
 from tests.tolerances import FP32
@@ -69,7 +69,7 @@ def number(row, name):
 
 
 def test_a_point_is_the_mean_of_its_files(tmp_path):
-    items = [made_image(48, 64), made_image(17, 33, 1), made_image(64, 64, 2)]
+    items = [synthetic_image(48, 64), synthetic_image(17, 33, 1), synthetic_image(64, 64, 2)]
     row, sizes = Bench("image", listed(*items)).one(lambda: ImageCodec("jpeg", 40))
     errors, likeness, total = [], [], 0
     for item in items:
@@ -89,7 +89,7 @@ def test_a_point_is_the_mean_of_its_files(tmp_path):
 
 
 def test_what_cannot_be_read_is_left_out_and_what_cannot_be_measured_says_why():
-    bench = Bench("image", listed(made_image(), None, made_image(number=1)))
+    bench = Bench("image", listed(synthetic_image(), None, synthetic_image(number=1)))
     row, sizes = bench.one(lambda: ImageCodec("jpeg", 40))
     assert (row["status"], row["items"]["measured"], len(sizes)) == ("partial", 2, 2)
     assert row["failed"] == [{"key": "broken-1", "why": "It is damaged."}]
@@ -104,7 +104,7 @@ def test_what_cannot_be_read_is_left_out_and_what_cannot_be_measured_says_why():
 
 
 def test_images_of_a_folder_are_curves_and_rows_at_the_same_bytes(tmp_path, small_pca):
-    for index, item in enumerate([made_image(48, 64), made_image(49, 33, 1)]):
+    for index, item in enumerate([synthetic_image(48, 64), synthetic_image(49, 33, 1)]):
         item.media.save(tmp_path / f"{index}.png")
     tokenizers = [small_tokenizer(), small_tokenizer("discrete")]
     rows = rate(tmp_path, models=tokenizers, peers=[ImageCodec("jpeg", 33)])
@@ -135,7 +135,7 @@ def test_images_of_a_folder_are_curves_and_rows_at_the_same_bytes(tmp_path, smal
 
 
 def test_videos_beside_codecs_of_videos(small_pca):
-    source = listed(made_video(9, 32, 48), made_video(5, 17, 20))
+    source = listed(synthetic_video(9, 32, 48), synthetic_video(5, 17, 20))
     rows = rate({"video": source}, models=[small_tokenizer("discrete")])
     for name in ("H.264", "H.265"):
         curve = [row for row in of(rows, "video-rate") if row["model"].startswith(name)]
@@ -150,8 +150,8 @@ def test_videos_beside_codecs_of_videos(small_pca):
 
 
 def test_media_are_what_a_folder_holds(tmp_path):
-    made_image().media.save(tmp_path / "a.png")
-    Video(made_video(2, 32, 32).media.frames).save(tmp_path / "b.mp4")
+    synthetic_image().media.save(tmp_path / "a.png")
+    Video(synthetic_video(2, 32, 32).media.frames).save(tmp_path / "b.mp4")
     found = media_of(tmp_path)
     assert {modality: [of.key(n) for n in range(len(of))] for modality, of in found.items()} == {
         "image": ["a.png"],
@@ -164,7 +164,7 @@ def test_media_are_what_a_folder_holds(tmp_path):
 
 def test_a_perfect_item_leaves_the_mean_psnr_out_and_the_chart_of_the_mean_error_has_every_point(tmp_path):
     grey = Item("grey", Image(np.full((32, 32, 3), 128, np.uint8)))
-    bench = Bench("image", listed(grey, made_image()))
+    bench = Bench("image", listed(grey, synthetic_image()))
     rows = [bench.one(lambda q=q: ImageCodec("jpeg", q))[0] for q in (20, 90)]
     rows.append(bench.one(lambda: ImageCodec("avif", -1), name="AVIF")[0])
     assert rows[1]["skipped"] == {"psnr": "It is inf."}

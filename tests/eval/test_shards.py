@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
         ShardFolder(tmp_path / "file" / "shards", "run").write(0, SHARD)
 
 
-def test_clear_leaves_what_is_not_ours(tmp_path):
+def test_clear_leaves_other_files(tmp_path):
     folder = ShardFolder(tmp_path / "shards", "run")
     folder.clear()
     folder.write(0, SHARD)

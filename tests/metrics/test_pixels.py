@@ -31,46 +31,50 @@ def test_one_step_of_uint8_everywhere_is_48_13_db():
 
 
 def test_error_and_psnr_are_scikit_images():
-    ours, theirs = pair(20, 30)
-    assert squared_error(ours, theirs) == np.mean((ours.astype(float) - theirs) ** 2)
-    assert psnr(ours, theirs) == pytest.approx(peak_signal_noise_ratio(ours, theirs, data_range=255), rel=1e-12)
-    assert psnr_of(squared_error(ours, theirs)) == psnr(ours, theirs)
+    prediction, target = pair(20, 30)
+    assert squared_error(prediction, target) == np.mean((prediction.astype(float) - target) ** 2)
+    assert psnr(prediction, target) == pytest.approx(
+        peak_signal_noise_ratio(prediction, target, data_range=255), rel=1e-12
+    )
+    assert psnr_of(squared_error(prediction, target)) == psnr(prediction, target)
 
 
 @pytest.mark.parametrize("kind", ["noise", "smooth"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_ssim_is_scikit_images(size, kind):
-    ours, theirs = pair(*size, kind=kind)
+    prediction, target = pair(*size, kind=kind)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    expected = structural_similarity(ours, theirs, channel_axis=-1, **options)
+    expected = structural_similarity(prediction, target, channel_axis=-1, **options)
     assert 0 < expected < 0.999
-    assert ssim(ours, theirs) == pytest.approx(expected, abs=FP32)
+    assert ssim(prediction, target) == pytest.approx(expected, abs=FP32)
 
 
 @pytest.mark.parametrize("size", [*SIZES, *SHORT], ids=str)
 def test_what_is_equal_is_perfect_and_what_is_not_is_not(size):
-    ours, theirs = pair(*size)
-    assert psnr(ours, ours) == math.inf
-    assert ssim(ours, ours) == pytest.approx(1.0, abs=FP32)
-    assert psnr(ours, theirs) < 40
-    assert ssim(ours, theirs) < 1 - FP32
+    prediction, target = pair(*size)
+    assert psnr(prediction, prediction) == math.inf
+    assert ssim(prediction, prediction) == pytest.approx(1.0, abs=FP32)
+    assert psnr(prediction, target) < 40
+    assert ssim(prediction, target) < 1 - FP32
 
 
 @pytest.mark.parametrize("size", [(20, 30), (3, 20)], ids=str)
 def test_a_video_is_the_mean_of_its_frames(size):
-    ours, theirs = pair(5, *size)
-    theirs[2] = 255 - theirs[2]
-    frames = list(zip(ours, theirs, strict=True))
-    assert ssim(ours, theirs) == pytest.approx(np.mean([ssim(*frame) for frame in frames]), abs=FP32)
-    assert squared_error(ours, theirs) == pytest.approx(np.mean([squared_error(*frame) for frame in frames]), rel=1e-12)
+    prediction, target = pair(5, *size)
+    target[2] = 255 - target[2]
+    frames = list(zip(prediction, target, strict=True))
+    assert ssim(prediction, target) == pytest.approx(np.mean([ssim(*frame) for frame in frames]), abs=FP32)
+    assert squared_error(prediction, target) == pytest.approx(
+        np.mean([squared_error(*frame) for frame in frames]), rel=1e-12
+    )
 
 
 def test_both_are_symmetric_and_do_not_care_for_turning_or_memory_order():
-    ours, theirs = pair(18, 33)
-    turned = [np.asfortranarray(np.rot90(array)) for array in (ours, theirs)]
+    prediction, target = pair(18, 33)
+    turned = [np.asfortranarray(np.rot90(array)) for array in (prediction, target)]
     for figure in (psnr, ssim):
-        assert figure(ours, theirs) == pytest.approx(figure(theirs, ours), abs=FP32)
-        assert figure(*turned) == pytest.approx(figure(ours, theirs), abs=FP32)
+        assert figure(prediction, target) == pytest.approx(figure(target, prediction), abs=FP32)
+        assert figure(*turned) == pytest.approx(figure(prediction, target), abs=FP32)
 
 
 @pytest.mark.parametrize("figure", [psnr, squared_error, ssim])

@@ -65,9 +65,9 @@ def layer_by_layer(state, images_B3HW):
 
 @pytest.mark.parametrize("size", [(2, 3, 32, 48), (1, 3, 17, 31)])
 def test_one_pass_gives_the_five_layers(vgg, state, size):
-    ours, theirs = vgg(images(2, *size)), layer_by_layer(state, images(2, *size))
-    assert len(ours) == 5
-    for a, b in zip(ours, theirs, strict=True):
+    found, expected = vgg(images(2, *size)), layer_by_layer(state, images(2, *size))
+    assert len(found) == 5
+    for a, b in zip(found, expected, strict=True):
         assert b.abs().max() > 0.1
         torch.testing.assert_close(a, b, rtol=FP32, atol=FP32 * b.abs().max().item())
 
@@ -97,18 +97,18 @@ from atoken.metrics import vgg
 def compared(pretrained):
     '''Values of both, the largest gradient, and how far the gradients are apart.'''
     torch.manual_seed(0)
-    theirs = lpips.LPIPS(pretrained=pretrained, pnet_rand=True, net="vgg", verbose=False)
-    for head in theirs.lins:
+    package = lpips.LPIPS(pretrained=pretrained, pnet_rand=True, net="vgg", verbose=False)
+    for head in package.lins:
         head.model[1].weight.data.abs_()
-    for module in theirs.net.modules():
+    for module in package.net.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    state = {"features." + name.split(".", 1)[1]: value for name, value in theirs.net.state_dict().items()}
-    ours, ours_heads = vgg.published_vgg(state), vgg.published_heads(theirs.state_dict())
+    state = {"features." + name.split(".", 1)[1]: value for name, value in package.net.state_dict().items()}
+    network, heads = vgg.published_vgg(state), vgg.published_heads(package.state_dict())
     x, y = torch.rand(2, 2, 3, 48, 32) * 2 - 1
     y[1] = x[1] + 0.1 * torch.randn(3, 48, 32)
     x.requires_grad_()
-    values = theirs(x, y).flatten(), vgg.lpips(*vgg.shared_pass(ours, x, y), ours_heads)
+    values = package(x, y).flatten(), vgg.lpips(*vgg.shared_pass(network, x, y), heads)
     gradient, other = (torch.autograd.grad(value.sum(), x)[0] for value in values)
     largest, apart = (each.abs().max().item() for each in (gradient, gradient - other))
     return [value.tolist() for value in values], largest, apart
@@ -126,43 +126,43 @@ def test_lpips_is_that_of_the_lpips_package():
     assert done.returncode == 0, done.stderr
     pinned, *both_heads = json.loads(done.stdout.splitlines()[-1])
     assert pinned
-    for (theirs, ours), gradient, apart in both_heads:
-        assert min(theirs) > 100 * FP32
-        assert ours == pytest.approx(theirs, rel=FP32, abs=FP32)
+    for (package, found), gradient, apart in both_heads:
+        assert min(package) > 100 * FP32
+        assert found == pytest.approx(package, rel=FP32, abs=FP32)
         assert apart <= FP32 * gradient
 
 
 def test_lpips_is_what_its_paper_says(vgg, heads):
-    ours, theirs = (vgg(images(seed, 3, 3, 32, 32)) for seed in (3, 4))
+    prediction, target = (vgg(images(seed, 3, 3, 32, 32)) for seed in (3, 4))
     expected = torch.zeros(3, dtype=torch.double)
-    for x, y, head_C in zip(ours, theirs, heads, strict=True):
+    for x, y, head_C in zip(prediction, target, heads, strict=True):
         difference = F.normalize(x.double(), dim=1) - F.normalize(y.double(), dim=1)
         expected += torch.einsum("bchw,c->b", difference**2, head_C.double()) / x[0, 0].numel()
-    torch.testing.assert_close(lpips(ours, theirs, heads).double(), expected, rtol=FP32, atol=FP32)
+    torch.testing.assert_close(lpips(prediction, target, heads).double(), expected, rtol=FP32, atol=FP32)
 
 
 def test_gram_in_closed_form():
-    ours = torch.tensor([[1.0, 2.0], [3.0, 0.0]]).reshape(1, 2, 1, 2)  # two channels at two places
-    theirs = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).reshape(1, 2, 1, 2)
+    prediction = torch.tensor([[1.0, 2.0], [3.0, 0.0]]).reshape(1, 2, 1, 2)  # two channels at two places
+    target = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).reshape(1, 2, 1, 2)
     # F F^T is [[5, 3], [3, 9]] and [[4, 0], [0, 1]]; C H W is 4.
     closed = (1 + 9 + 9 + 64) / 16
-    assert gram((ours,), (theirs,)).tolist() == [closed]
-    assert gram((ours, ours * 2), (theirs, theirs * 2)).tolist() == [closed * 17]
+    assert gram((prediction,), (target,)).tolist() == [closed]
+    assert gram((prediction, prediction * 2), (target, target * 2)).tolist() == [closed * 17]
 
 
 def test_gram_is_a_sum_over_pairs_of_channels(vgg):
-    ours, theirs = (vgg(images(seed, 2, 3, 32, 16)) for seed in (5, 6))
+    prediction, target = (vgg(images(seed, 2, 3, 32, 16)) for seed in (5, 6))
     expected = torch.zeros(2, dtype=torch.double)
-    for x, y in zip(ours, theirs, strict=True):
+    for x, y in zip(prediction, target, strict=True):
         a, b = (torch.einsum("bchw,bdhw->bcd", z.double(), z.double()) / z[0].numel() for z in (x, y))
         expected += torch.einsum("bcd,bcd->b", a - b, a - b)
-    torch.testing.assert_close(gram(ours, theirs).double(), expected, rtol=FP32, atol=FP32)
+    torch.testing.assert_close(gram(prediction, target).double(), expected, rtol=FP32, atol=FP32)
 
 
 def test_gram_does_not_depend_on_the_size_of_a_texture(vgg):
-    ours, theirs = (torch.rand(1, 8, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (7, 8))
-    tiled = (ours.repeat(1, 1, 3, 2),), (theirs.repeat(1, 1, 3, 2),)
-    torch.testing.assert_close(gram(*tiled), gram((ours,), (theirs,)), rtol=FP32, atol=FP32)
+    prediction, target = (torch.rand(1, 8, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (7, 8))
+    tiled = (prediction.repeat(1, 1, 3, 2),), (target.repeat(1, 1, 3, 2),)
+    torch.testing.assert_close(gram(*tiled), gram((prediction,), (target,)), rtol=FP32, atol=FP32)
 
 
 def test_losses_are_symmetric_fp32_and_of_each_image_alone(vgg, heads):
@@ -190,29 +190,29 @@ def test_under_autocast_features_are_rounded_but_sums_are_not(vgg, heads):
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_image_is_at_no_distance_from_itself_and_the_gradient_is_zero(vgg, heads, dark):
     x = torch.full((1, 3, 32, 32), -1.0) if dark else images(13, 1, 3, 32, 32)
-    ours = x.clone().requires_grad_()
-    features = shared_pass(vgg, ours, x)
+    prediction = x.clone().requires_grad_()
+    features = shared_pass(vgg, prediction, x)
     for value in (lpips(*features, heads), gram(*features)):
-        (gradient,) = torch.autograd.grad(value.sum(), ours, retain_graph=True)
+        (gradient,) = torch.autograd.grad(value.sum(), prediction, retain_graph=True)
         assert value.item() == EXACT
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize("other", [0.0, 1.0])
 def test_the_gradient_is_finite_where_no_feature_fires(other):
-    features, theirs = torch.zeros(1, 4, 2, 2, requires_grad=True), torch.full((1, 4, 2, 2), other)
-    value = lpips((features,), (theirs,), (torch.ones(4),))
+    features, target = torch.zeros(1, 4, 2, 2, requires_grad=True), torch.full((1, 4, 2, 2), other)
+    value = lpips((features,), (target,), (torch.ones(4),))
     (gradient,) = torch.autograd.grad(value.sum(), features)
     assert value.item() == pytest.approx(other, abs=FP32)
     assert torch.isfinite(gradient).all()
 
 
 def test_the_gradient_is_that_of_the_reconstruction_alone(vgg, heads):
-    ours, theirs = images(14, 1, 3, 16, 16).requires_grad_(), images(15, 1, 3, 16, 16).requires_grad_()
-    features = shared_pass(vgg, ours, theirs)
+    prediction, target = images(14, 1, 3, 16, 16).requires_grad_(), images(15, 1, 3, 16, 16).requires_grad_()
+    features = shared_pass(vgg, prediction, target)
     (lpips(*features, heads) + gram(*features)).sum().backward()
-    assert ours.grad.abs().sum() > 0
-    assert theirs.grad is None
+    assert prediction.grad.abs().sum() > 0
+    assert target.grad is None
     assert all(parameter.grad is None for parameter in vgg.parameters())
 
 
