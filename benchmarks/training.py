@@ -1,4 +1,4 @@
-"""Speed of training: the step against the matrix-product rate, and the input pipeline against what the model eats.
+"""Speed of training: the step against the matrix-product rate, and the input pipeline against what the model takes.
 
 ``python -m benchmarks.training`` prints two tables; the machine should be otherwise idle. A step is forward, backward
 and what the optimiser does; its share of the matrix-product rate is that of forward and backward, which are what MFU
@@ -28,6 +28,7 @@ from atoken.train.engine import PlainEngine
 from atoken.train.loader import batches
 from atoken.train.recipe import Recipe
 from benchmarks.measure import best_of, matrix_rate
+from benchmarks.tables import head, row
 
 BATCH = 1024  # tokens
 STEP = Stage("step", "base", {"image": Task("image", PATCHES, tokens=BATCH)}, {"image": 1}, frozen=UNUSED)
@@ -35,8 +36,7 @@ STEP = Stage("step", "base", {"image": Task("image", PATCHES, tokens=BATCH)}, {"
 
 def steps(sizes: list[str], runs: int, compiled: bool) -> None:
     """Print the table of training steps; ``compiled``: blocks by ``torch.compile``, for micro-batches of any size."""
-    print("| model | products in | tokens | step, s | forward + backward, s | Gop/s | matrix product Gop/s | share |")
-    print("|" + " --- |" * 8)
+    head("model", "products in", "tokens", "step, s", "forward + backward, s", "Gop/s", "matrix product Gop/s", "share")
     for size in sizes:
         for mixed in (False, True):
             _step(replace(STEP, preset=size, recipe=Recipe(mixed_precision=mixed)), runs, compiled)
@@ -54,10 +54,10 @@ def _step(stage: Stage, runs: int, compiled: bool) -> None:
     inner = best_of(runs, lambda: _forward_and_backward(engine, made))
     rate = max(rate, matrix_rate(dtype))
     work = engine.objective.flops(made) / inner
-    print(
-        f"| {stage.preset} | {str(dtype).removeprefix('torch.')} | {len(made.tokens.feats)} | {whole:.3f} | "
-        f"{inner:.3f} | {work / 1e9:.0f} | {rate / 1e9:.0f} | {work / rate:.1%} |"
-    )
+    row(
+        stage.preset, str(dtype).removeprefix("torch."), len(made), f"{whole:.3f}", f"{inner:.3f}",
+        f"{work / 1e9:.0f}", f"{rate / 1e9:.0f}", f"{work / rate:.1%}",
+    )  # fmt: skip
 
 
 def _forward_and_backward(engine: PlainEngine, made: Batch) -> None:
@@ -66,20 +66,18 @@ def _forward_and_backward(engine: PlainEngine, made: Batch) -> None:
 
 
 def pipeline(workers: list[int], count: int) -> None:
-    """Print the table of the input pipeline, by task of nano's third stage, beside what nano eats as it is trained."""
-    print("| task | nano eats, tokens/s | " + " | ".join(f"made by {n}, tokens/s" for n in workers) + " | ratio |")
-    print("|" + " --- |" * (len(workers) + 3))
+    """Print the table of the input pipeline, by task of nano's third stage, beside what a step of nano takes."""
+    head("task", "nano takes, tokens/s", *(f"{n} processes give, tokens/s" for n in workers), "ratio")
     nano = load("nano")
     for name, task in NANO_3.tasks.items():
-        if task.modality in ("surface", "views"):
+        if task.modality == "surface":
             continue
         stage = replace(NANO_3, tasks={name: task}, mixture={name: 1}, auxiliary=())
         (made,) = next(_batches(stage))
         engine = PlainEngine(Objective(nano.model, stage, texts=nano.texts), stage.recipe, "cpu")
-        eaten = len(made.tokens.feats) / best_of(5, lambda made=made, engine=engine: engine.train([made]))
+        taken = len(made) / best_of(5, lambda made=made, engine=engine: engine.train([made]))
         rates = [_rate(stage, number, count) for number in workers]
-        cells = " | ".join(f"{rate:,.0f}" for rate in rates)
-        print(f"| {name} | {eaten:,.0f} | {cells} | {max(rates) / eaten:.1f} |")
+        row(name, f"{taken:,.0f}", *(f"{rate:,.0f}" for rate in rates), f"{max(rates) / taken:.1f}")
 
 
 def _batches(stage: Stage, steps: int = 1, workers: int = 0) -> Generator[list[Batch]]:
@@ -93,7 +91,7 @@ def _rate(stage: Stage, workers: int, count: int) -> float:
     for _ in islice(made, first):
         pass
     start = time.perf_counter()
-    tokens = sum(len(batch.tokens.feats) for step in islice(made, count) for batch in step)
+    tokens = sum(len(batch) for step in islice(made, count) for batch in step)
     seconds = time.perf_counter() - start  # without the end of the workers
     made.close()
     return tokens / seconds

@@ -26,6 +26,7 @@ def train(options: argparse.Namespace) -> int:
         console.out(str(report(options.runs, options.out)))
         return 0
     from atoken.pretrain import command
+    from atoken.train.run_folder import rank_of_launch
 
     stages = command.chosen(options.preset, options.stage, options.changes, options.teachers)
     if options.plan:
@@ -36,7 +37,7 @@ def train(options: argparse.Namespace) -> int:
         evaluate_every=options.evaluate_every,
     )  # fmt: skip
     for stage, model in zip(stages, models, strict=True):
-        if command.speaks():
+        if rank_of_launch() == 0:
             console.out(f"{stage.name}: {model}")
     return 0
 

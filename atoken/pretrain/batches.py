@@ -1,7 +1,4 @@
-"""Batches: micro-batch b of a task is a function of stage, datasets and b alone.
-
-So a run can resume, on any number of ranks.
-"""
+"""Batches: micro-batch b of a task is a function of stage, datasets and b alone, so that a run can resume anywhere."""
 
 from __future__ import annotations
 
@@ -60,20 +57,17 @@ def batch(stage: Stage, datasets: Mapping[str, TaskDataset], name: str, number: 
     # Attention takes neighbours of one length together. Time steps come first: their order is that of all ranks.
     drawn = [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].value.tokens.lengths))]
     return Batch(
-        name,
-        SparseTokens.pack([one.value.tokens for one in drawn]),
+        name, SparseTokens.pack([one.value.tokens for one in drawn]),
         PATCH[0] * VALUES if task.modality == "video" else VALUES,
-        captions=tuple(one.value.caption for one in drawn),
-        samples=len(drawn),
+        captions=tuple(one.value.caption for one in drawn), samples=len(drawn),
         broken=tuple(broken for one in drawn for broken in one.broken),
         noise=hashed(stage.recipe.seed, stream(task, name), number),
-    )
+    )  # fmt: skip
 
 
 def _crop(stage: Stage, name: str, number: int) -> Batch:
     """A crop of one procedural asset, with the targets of its Gaussians where the task asks for them."""
-    task = stage.tasks[name]
-    seed = stage.recipe.seed
+    task, seed = stage.tasks[name], stage.recipe.seed
     (budget,) = budgets(task, seed, name, number)
     if task.modality == "surface":
         found = crop(seed, budget.index, budget.patches)

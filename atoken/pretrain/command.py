@@ -21,7 +21,6 @@ from atoken.pretrain.run import run
 from atoken.pretrain.stages import Stage
 from atoken.pretrain.teachers import NO_TEACHERS, load_teachers
 from atoken.train.checkpoints import Checkpoints
-from atoken.train.run_folder import rank_of_launch
 from atoken.train.zero import check_whole
 
 WITHOUT_TEACHERS = "none"  # in place of a folder
@@ -65,8 +64,7 @@ def train(
 
     start: folder of the model that the first one starts from; None: what was left in ``runs``, or comes with the
     package. data: as ``load_datasets`` takes it; None is procedural, but for tuning. teachers: their folder, ``none``,
-    or
-    None where the cache has them. device: cpu, cuda, or auto. zero: None is ZeRO-1 where a launcher started several
+    or None where the cache has them. device: cpu, cuda, or auto. zero: None is ZeRO-1 where a launcher started several
     processes, and the plain engine in one alone. Raises: AtokenError.
     """
     with _without_denormals():
@@ -138,11 +136,6 @@ def start_of(stage: Stage, runs: Path, given: Path | None) -> Path | None:
         f"Stage {stage.name} starts from stage {stage.start_from}, and there is no {left}: train that stage first, "
         "or name a model with --start."
     )
-
-
-def speaks() -> bool:
-    """Whether this process is the one that prints."""
-    return rank_of_launch() == 0
 
 
 def _device(name: str) -> str:

@@ -41,15 +41,9 @@ def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Sta
         "video", PATCHES, tokens=6144, micro_batches=256, patches=(16, 1024), length=(4, 8), sampled=True, stream="clip"
     )
     shown = Task(
-        "video",
-        ALIGNMENT,
-        tokens=8192,
-        micro_batches=256,
-        patches=(64, 256),
-        length=(4, 16),
-        fps=1.0,
+        "video", ALIGNMENT, tokens=8192, micro_batches=256, patches=(64, 256), length=(4, 16), fps=1.0,
         stream="clip-text",
-    )
+    )  # fmt: skip
     asset = Task("asset", PATCHES, tokens=16384, micro_batches=256, patches=(16384, 16384), sampled=True)
     first = Stage(
         "1", first_preset, {"image": image, "image-text": captioned}, {"image": 1}, auxiliary=("image-text",),
@@ -57,12 +51,8 @@ def paper(first_preset: str, continuous: str, discrete: str) -> Mapping[str, Sta
     )  # fmt: skip
     second = replace(
         first, name="2", preset=continuous, start_from="1", frozen=(*TEXT, *GAUSSIANS), recipe=replace(recipe, seed=1),
-        tasks={
-            **first.tasks,
-            "image": replace(image, tokens=8192, patches=(16, 4096)),
-            "video-text": shown,
-            "video": video,
-        },
+        tasks={**first.tasks, "image": replace(image, tokens=8192, patches=(16, 4096)), "video-text": shown,
+               "video": video},
         mixture={"image": 2, "video-text": 1, "video": 6},
     )  # fmt: skip
     larger = {

@@ -139,32 +139,27 @@ class Checkpoints:
         part = self.path / f".{final.name}.part"
         file = part / f"rank-{rank:05d}.safetensors"
 
-        def nothing() -> str:
-            return ""
-
-        def begin() -> str:
+        def begin() -> None:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            return ""
 
         def write() -> str:
             save_file(dict(tensors), file, {"starts": json.dumps(dict(starts))})
             sync(file)
             return manifest.sha256(file)
 
-        def end() -> str:
+        def end() -> None:
             (part / "numbers.json").write_text(json.dumps(dict(numbers)))
             manifest.seal(part, {name: value for name, value in sums.items() if value} | self.frozen)
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
             sync(self.path)
-            return ""
 
         try:
-            _together(exchange, final, begin if rank == 0 else nothing)
-            found = _together(exchange, final, write if tensors else nothing)
+            _together(exchange, final, begin if rank == 0 else None)
+            found = _together(exchange, final, write if tensors else None)
             sums = {f"rank-{number:05d}.safetensors": value for number, value in enumerate(found)}
-            _together(exchange, final, end if rank == 0 else nothing)
+            _together(exchange, final, end if rank == 0 else None)
         except CheckpointError:
             shutil.rmtree(part, ignore_errors=True)
             raise
@@ -183,13 +178,13 @@ class Checkpoints:
                 file.unlink()
 
 
-def _together(exchange: Exchange, path: Path, action: Callable[[], str]) -> list[str]:
+def _together(exchange: Exchange, path: Path, action: Callable[[], str | None] | None) -> list[str]:
     """What ``action`` returns on each rank, once it is done on all. Raises: CheckpointError, on all, if it fails."""
     try:
         with writing(path):
-            said = [action(), ""]
+            said = [action() if action else None, ""]
     except CheckpointError as error:
-        said = ["", str(error)]
+        said = [None, str(error)]
     found = [json.loads(text) for text in exchange(json.dumps(said))]
     for _, failure in found:
         if failure:

@@ -162,14 +162,15 @@ class PlainEngine:
     def _means(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
         names = list(dict.fromkeys(chain.from_iterable(rows)))
         means = [torch.stack([row[name].float() for row in rows if name in row]).mean() for name in names]
-        return dict(zip(names, self._over_ranks(torch.stack(means)).tolist(), strict=True))
-
-    def _over_ranks(self, means: Tensor) -> Tensor:
-        return means
+        return dict(zip(names, (self._summed(torch.stack(means)) / self.world).tolist(), strict=True))
 
     def total(self, numbers: Sequence[int]) -> list[int]:
         """Sums over ranks, the same answer on all."""
-        return list(numbers)
+        return [int(number) for number in self._summed(torch.tensor(numbers, device=self.device)).tolist()]
+
+    def _summed(self, numbers: Tensor) -> Tensor:
+        """Over ranks."""
+        return numbers
 
     def exchange(self, text: str) -> list[str]:
         """Every rank's text, on all ranks."""

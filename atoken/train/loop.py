@@ -75,7 +75,7 @@ def run(
     with _termination() as asked:
         tally = Tally(folder / f"broken-{engine.rank}.jsonl", most_broken, **run_folder.counted(engine.step))
         made = batches(source, engine.step, recipe.steps, workers, engine.rank, engine.world)
-        with living_workers(), closing(made), Watch(engine, run_folder, evaluate, evaluate_every) as watch:
+        with living_workers(), closing(made), closing(Watch(engine, run_folder, evaluate, evaluate_every)) as watch:
             while engine.step < recipe.steps:
                 before_step = time.monotonic()
                 micro_batches = next(made)

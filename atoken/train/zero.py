@@ -147,15 +147,9 @@ class ZeroEngine(PlainEngine):
         self.engine.step()
         return float(self.engine.get_global_grad_norm()) if self.engine.was_step_applied() else math.nan
 
-    def _over_ranks(self, means: Tensor) -> Tensor:
-        distributed.all_reduce(means)
-        return means / self.world
-
-    def total(self, numbers: Sequence[int]) -> list[int]:
-        """Sums over ranks, the same answer on all."""
-        found = torch.tensor(numbers, dtype=torch.int64, device=self.device)
-        distributed.all_reduce(found)
-        return [int(number) for number in found.tolist()]
+    def _summed(self, numbers: Tensor) -> Tensor:
+        distributed.all_reduce(numbers)
+        return numbers
 
     def exchange(self, text: str) -> list[str]:
         """Every rank's text, on all ranks."""

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 from dataclasses import replace
@@ -120,6 +121,22 @@ def test_a_run_that_is_killed_and_resumed_equals_an_uninterrupted_one(moment, un
     flow_run(tmp_path)
     assert outcome(tmp_path) == outcome(uninterrupted)
     assert not list(tmp_path.glob(".step-*"))
+
+
+def test_a_run_that_is_killed_at_random_moments_until_it_is_done_equals_an_uninterrupted_one(uninterrupted, tmp_path):
+    seconds, moments = (
+        json.loads((uninterrupted / "log.jsonl").read_text().splitlines()[-1])["seconds"],
+        random.Random(0),
+    )
+    for _ in range(8):
+        process = FORK.Process(target=flow_run, args=(tmp_path,), kwargs={"save_every": 1})
+        process.start()
+        process.join(0.05 + moments.uniform(0, seconds))
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+    flow_run(tmp_path, save_every=1)
+    assert outcome(tmp_path) == outcome(uninterrupted)
 
 
 def test_a_finished_run_run_again_changes_nothing(uninterrupted):

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -48,7 +49,7 @@ def watched(engine, folder, until, every=0):
     """Train to a step as the loop does."""
     run_folder = RunFolder(folder)
     run_folder.rewind(engine.step)
-    with Watch(engine, run_folder, evaluate, every) as watch:
+    with closing(Watch(engine, run_folder, evaluate, every)) as watch:
         while engine.step < until:
             batches = batches_of(engine.step)
             watch.step(engine.train(batches), batches, 0.0)
@@ -85,7 +86,7 @@ def test_time_is_that_of_steps_and_not_of_what_lies_between(tmp_path, monkeypatc
 
 def test_a_row_holds_what_the_engine_found_and_what_was_seen(tmp_path):
     engine, found = engine_of(), []
-    with Watch(engine, RunFolder(tmp_path), None, 0) as watch:
+    with closing(Watch(engine, RunFolder(tmp_path), None, 0)) as watch:
         for step in range(3):
             batches = batches_of(step)
             if step == 1:
@@ -132,7 +133,7 @@ def test_all_ranks_take_part_in_an_evaluation_and_the_first_alone_writes(every, 
     ema_weights = engine.ema_weights
     monkeypatch.setattr(engine, "rank", 1)
     monkeypatch.setattr(engine, "ema_weights", lambda: calls.append(engine.step) or ema_weights())
-    with Watch(engine, RunFolder(tmp_path), evaluate, every) as watch:
+    with closing(Watch(engine, RunFolder(tmp_path), evaluate, every)) as watch:
         batches = batches_of(0)
         row = engine.train(batches)
         for engine.step in range(1, SIX.steps + 1):
