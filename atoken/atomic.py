@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: write to a temporary name in the same folder, then rename."""
+"""Files written atomically: to a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atoken.errors import AtokenError
 
 @contextmanager
 def atomic_path(path: str | Path, error: type[AtokenError]) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success rename it there, on any failure remove it.
+    """Give a temporary path in the folder of ``path``; rename it to ``path`` on success, remove it on failure.
 
     Operating-system failures (no such folder, no space, no permission) are raised as ``error`` with one sentence.
     """

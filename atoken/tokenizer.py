@@ -88,9 +88,9 @@ def _dtype(device: str, dtype: str) -> torch.dtype:
 
 
 class Tokenizer:
-    """A model and a name for it. Results are the same alone and in a batch, and the same twice.
+    """A model and its name. Results are the same alone and in a batch, and the same twice.
 
-    texts: numbers the words for a model with a text side. Raises: CheckpointError for a model whose tiles do not divide
+    texts: the text tokenizer of a model with a text side. Raises: CheckpointError for a model whose tiles do not divide
     those of a token file.
     """
 
@@ -105,12 +105,12 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of configuration and weights: what a token file names to say who made it."""
+        """SHA-256 of configuration and weights, which token files state."""
         return checkpoint.fingerprint(self.model)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.device
 
     def encode(self, media: Media, *, generator: torch.Generator | None = None, coarsen: bool = False) -> Tokens:
@@ -175,8 +175,7 @@ class Tokenizer:
     def decode(self, tokens: Tokens) -> Image | Video | Gaussians:
         """Turn tokens back into an image or video of the original size and rate, or an asset into Gaussians.
 
-        Raises: TokenFileError where another model made the tokens; AtokenError for an asset where the model has no
-        Gaussian decoder.
+        Raises: TokenFileError for tokens of another model; AtokenError if the model cannot decode the modality.
         """
         return self.decode_batch([tokens])[0]
 
@@ -233,7 +232,7 @@ class Tokenizer:
     def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Video]:
         """Decode the pieces of one video, in order, in constant memory; the frames joined are the whole video's.
 
-        Yields one video for each piece. Raises: TokenFileError where another model made them or they do not follow.
+        Yields one video for each piece. Raises: TokenFileError for tokens of another model, or out of order.
         """
         cache, before = self.model.tile_cache(), None
         for piece in pieces:
@@ -259,7 +258,7 @@ class Tokenizer:
     def embed_frames(self, frames: Video | VideoReader) -> Tensor:
         """(D,) fp32 unit vector of a video: the mean of its frames' vectors, each frame seen as an image.
 
-        The other way to search videos, beside ``embed`` of the whole: the paper's for retrieval. Constant memory.
+        An alternative to ``embed`` of the whole video, which the paper uses for retrieval. Constant memory.
         Raises: MediaError (no frames).
         """
         total, count = torch.zeros(self.model.config.encoder_width), 0

@@ -30,7 +30,7 @@ def star_mask(height: int, width: int) -> np.ndarray:
 
 
 def scene(mesh: Mesh) -> trimesh.Scene:
-    """A mesh for export, y up: a part for each texture, and one for corner colours alone."""
+    """A mesh for export, y up: a mesh for each texture, and one for corner colours alone."""
     parts, vertices = trimesh.Scene(), mesh.vertices[:, [0, 2, 1]] * np.float32([1, 1, -1])
     for index in np.unique(mesh.texture):
         chosen = mesh.texture == index

@@ -1,6 +1,6 @@
 """The table of contents of a token file: what each item is and where its chunks lie.
 
-msgspec checks types and limits as they are declared here, before it makes room for what a file announces.
+msgspec checks types and limits as declared here, before it takes memory for what a file announces.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Tile = tuple[Chunk, Chunk | None]
 
 
 class Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an item is, as ``Tokens`` and files have it in common; ``docs/token-file.md`` explains the fields."""
+    """What tokens are of and who made them, in memory and in files; ``docs/token-file.md`` explains the fields."""
 
     modality: str
     size: tuple[Positive, Positive]
@@ -188,7 +188,7 @@ def _check_chunk(
 
 
 def _said(error: Exception) -> str:
-    """What msgspec says, its place first: "frames: expected `int` >= 1"."""
+    """An error of msgspec, the field first: "frames: expected `int` >= 1"."""
     what, _, where = str(error).partition(" - at `$")
     where = where.rstrip("`").lstrip(".")
     return f"{where}: {what[:1].lower()}{what[1:]}" if where else what[:1].lower() + what[1:]

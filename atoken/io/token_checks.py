@@ -114,10 +114,10 @@ def _check_positions(tokens: Tokens) -> None:
     extents = MODALITIES[tokens.modality].cells(tokens.size, tokens.frames)
     t, x, y, z = tokens.coords.numpy().T.astype(np.int64)
     t = t - tokens.first_frame // PATCH[0]
-    places = np.stack([t, x, y, z])
-    if ((places < 0) | (places >= np.array(extents)[:, None])).any():
+    positions = np.stack([t, x, y, z])
+    if ((positions < 0) | (positions >= np.array(extents)[:, None])).any():
         shape = "{} steps, {} rows, {} columns and {} layers".format(*extents)
         raise TokenFileError(f"coords must lie in the grid of {shape}.")
     _, rows, columns, layers = extents
     if (np.diff(((t * rows + x) * columns + y) * layers + z) <= 0).any():
-        raise TokenFileError("coords must be ordered by t, x (row), y (column), z, each place once.")
+        raise TokenFileError("coords must be ordered by t, x (row), y (column), z, each position once.")

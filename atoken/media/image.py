@@ -1,6 +1,6 @@
 """Images through Pillow: one format picked by magic bytes, size checked before decoding, alpha kept.
 
-Everything becomes 8-bit RGB, with alpha where the image has transparency in any form:
+Everything becomes 8-bit RGB, with alpha if the image has any transparency:
 
 * palette, grey, 1-bit, CMYK and YCbCr as Pillow converts them; ICC profiles and gamma chunks are ignored;
 * 16 bits a channel keep their high byte (65535 becomes 255);
@@ -53,7 +53,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass(frozen=True)
 class Image:
-    """An image: ``pixels`` (H, W, 3) uint8 RGB and, where it has one, ``alpha`` (H, W) uint8, not premultiplied."""
+    """An image: ``pixels`` (H, W, 3) uint8 RGB, and ``alpha`` (H, W) uint8, not premultiplied, or None."""
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None

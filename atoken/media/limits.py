@@ -25,7 +25,7 @@ class Limits:
     def check_size(self, height: int, width: int, what: str) -> None:
         """Refuse an empty frame or one over ``max_pixels`` or ``max_side``. Raises: MediaError."""
         if height < 1 or width < 1:
-            raise MediaError(f"{what} has no pixels ({width}x{height}); nothing can be made of it.")
+            raise MediaError(f"{what} has no pixels ({width}x{height}).")
         if max(height, width) > self.max_side or height * width > self.max_pixels:
             raise MediaError(
                 f"{what} is {width}x{height}, over the limit of {self.max_pixels:,} pixels and {self.max_side:,} a "

@@ -1,20 +1,20 @@
 """3D assets in GLB, glTF, OBJ, PLY, STL and OFF, read through trimesh in a child process.
 
 A damaged or hostile file can at worst end the child, which has limits on memory and time. What a file names is read
-only inside the file's own folder, and counts are checked before anything of that size is made.
+only inside the file's own folder, and counts are checked before memory is taken for them.
 
-**Axes.** glTF and OBJ are y up: (x, y, z) becomes (x, -z, y), so that their front (+z) looks to -y. PLY, STL and OFF
-say nothing and are taken as z up. Every asset is then fitted into [-0.5, 0.5]^3 (``atoken.mesh.fitted``).
+**Axes.** glTF and OBJ are y up: (x, y, z) becomes (x, -z, y), so that their front (+z) faces -y. PLY, STL and OFF do
+not state an axis and are taken as z up. Every asset is then fitted into [-0.5, 0.5]^3 (``atoken.mesh.fitted``).
 
-**Colours** are those of the surface without any light, as sRGB bytes; white where a file has none. Of glTF:
+**Colours** are those of the surface without lighting, as sRGB bytes; white if a file has none. Of glTF:
 baseColorFactor x COLOR_0 x baseColorTexture, or diffuse of KHR_materials_pbrSpecularGlossiness. Textures are sRGB in
 the file, the other two are linear; their product is encoded as sRGB, so that without a texture it is the byte that a
-viewer shows. With one, whoever renders multiplies two encoded values, which differs from the linear product by at most
-8 of 255. Alpha counts unless the material is opaque. Of OBJ: map_Kd, else vertex colours, else Kd, as stored (as
+viewer shows. With a texture, the renderer multiplies two encoded values, which differs from the linear product by at
+most 8 of 255. Alpha counts unless the material is opaque. Of OBJ: map_Kd, else vertex colours, else Kd, as stored (as
 Blender does, Kd does not tint map_Kd). Of PLY: TextureFile with texture coordinates, else face or vertex colours.
 STL and OFF give no colours.
 
-Animations, morphing, skeletons, normals and all other maps are not read; samplers are taken to repeat.
+Animations, morphing, skeletons, normals and all other maps are not read; textures always repeat.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def read_mesh(
 ) -> Mesh:
     """Read a GLB, glTF, OBJ, PLY, STL or OFF file, z up and in [-0.5, 0.5]^3; axes and colours as the module says.
 
-    All meshes of the file are joined, each where its nodes place it, and points that no face uses are left out.
-    ``source``: a path, bytes, or a binary file; of the last two, other files that it names are not found. ``name`` is
+    All meshes of the file are joined, each transformed by its nodes; unused vertices are left out.
+    ``source``: a path, bytes, or a binary file; the last two cannot refer to other files. ``name`` is
     for messages; its suffix tells glTF, OBJ and binary STL, which have no magic bytes. ``timeout``: seconds to read it,
     by default 7 and one more for each 2 MB. Raises: MediaError (missing, damaged, no faces, over a limit, too slow, or
     naming what is not in its folder), MissingExtraError. Warns of what is not read.

@@ -33,14 +33,14 @@ class Tables:
         self._made: dict[int, tuple[int, int]] = {}
 
     def bad(self, what: str, remedy: str = "export it again") -> MediaError:
-        """Say in one sentence why the file cannot be read."""
+        """An error: why the file cannot be read, and what to do."""
         return MediaError(f"Cannot read {self.folder.name}: {what}; {remedy}.")
 
     def item(self, table: str, index: Any) -> Table:
         """Give an entry of a table of the file."""
         entries = self._tree.get(table, [])
         if type(index) is not int or not 0 <= index < len(entries):
-            raise self.bad(f"it names number {str(index)[:20]} of its {len(entries)} {table}")
+            raise self.bad(f"it refers to number {str(index)[:20]} of its {len(entries)} {table}")
         entry: Table = entries[index]
         return entry
 
@@ -55,7 +55,7 @@ class Tables:
         shape, component = stated["type"], stated["componentType"]
         if shape not in shapes or component not in components:
             raise self.bad(
-                f"it has {str(shape)[:20]} of type {str(component)[:20]} where {' or '.join(shapes)} are due"
+                f"it has {str(shape)[:20]} of type {str(component)[:20]} where {' or '.join(shapes)} is expected"
             )
         if index not in self._made:
             self._made[index] = self._admit(stated, _COLUMNS[shape] * _WIDTHS[component])
@@ -68,7 +68,7 @@ class Tables:
         count, offset = self._whole(stated["count"]), self._whole(stated.get("byteOffset", 0))
         needed = (count - 1) * (stride or width) + width
         if count < 1 or 0 < stride < width or offset + needed > length:
-            raise self.bad(f"it declares {count:,} values where it has bytes for fewer", "it is truncated or damaged")
+            raise self.bad(f"it declares {count:,} values but has bytes for fewer", "it is truncated or damaged")
         self.folder.count(count * width, "its numbers")
         view = {"buffer": list(self.buffers).index(buffer), "byteOffset": start + offset, "byteLength": needed}
         self.views.append(view | ({"byteStride": stride} if stride else {}))
@@ -82,7 +82,7 @@ class Tables:
         buffer = self._buffer(stated["buffer"])
         start, length = self._whole(stated.get("byteOffset", 0)), self._whole(stated["byteLength"])
         if start + length > len(self.buffers[buffer]):
-            raise self.bad(f"bytes {start:,} to {start + length:,} of a buffer are not there", "it is truncated")
+            raise self.bad(f"a buffer ends before bytes {start:,} to {start + length:,}", "it is truncated")
         return buffer, start, length, self._whole(stated.get("byteStride", 0))
 
     def _buffer(self, index: Any) -> str:
@@ -91,11 +91,13 @@ class Tables:
         if name not in self.buffers:
             data = self.folder.read_uri(stated["uri"]) if "uri" in stated else self._chunk if index == 0 else None
             if data is None:
-                raise self.bad(f"the file {str(stated.get('uri'))[:80]!r} that it needs is missing", "put it beside it")
+                raise self.bad(
+                    f"the file {str(stated.get('uri'))[:80]!r} that it needs is missing", "put it into its folder"
+                )
             self.buffers[name] = data
         return name
 
     def _whole(self, value: Any) -> int:
         if type(value) is not int or value < 0:
-            raise self.bad(f"it has {str(value)[:20]} where a count must be")
+            raise self.bad(f"it has {str(value)[:20]!r} where a count is expected")
         return value

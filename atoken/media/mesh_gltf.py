@@ -1,7 +1,7 @@
-"""GLB and glTF 2.0: checked before anything is read, then given to trimesh with nothing but what was checked.
+"""GLB and glTF 2.0: checked first, then given to trimesh as a new header of what was checked.
 
-trimesh is handed a new header that holds only the nodes of the shown scene, their meshes and the accessors these use:
-no image, name, animation or extension. So a count, an index or an offset in the file is one that lies inside it.
+That header holds only the nodes of the default scene, their meshes and the accessors these use: no image, name,
+animation or extension. So every count, index and offset that trimesh sees lies inside the file.
 Colours and textures are read here (``atoken.media.mesh`` says how). Source: the glTF 2.0 specification, Khronos.
 """
 
@@ -26,12 +26,12 @@ _JSON, _BIN = 0x4E4F534A, 0x004E4942
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _DEPTH = 256  # of nodes
 _PIECES = 16_384
-# Extensions without which a file is read as it is meant to be, but for light and shading.
+# Required extensions that change nothing but light and shading, or are read.
 _UNDERSTOOD = ("KHR_materials_", "KHR_texture_transform", "KHR_lights_punctual", "EXT_texture_webp", "KHR_xmp")
 
 
 def read_gltf(folder: Folder, *, binary: bool) -> Mesh:
-    """Read the shown scene of ``folder.data``. Raises: MediaError; what Python raises on values of odd types."""
+    """Read the default scene of ``folder.data``. Raises: MediaError; what Python raises on values of odd types."""
     import trimesh
 
     text, chunk = _chunks(folder.data, folder.name) if binary else (folder.data, None)
@@ -49,7 +49,7 @@ def read_gltf(folder: Folder, *, binary: bool) -> Mesh:
 def _chunks(data: bytes, name: str) -> tuple[bytes, bytes | None]:
     """The JSON and the binary chunk of a GLB file. Raises: MediaError."""
     if len(data) < 20 or struct.unpack_from("<I", data, 4)[0] != 2:
-        raise MediaError(f"Cannot read {name}: it is no GLB file of version 2; export it as glTF 2.0.")
+        raise MediaError(f"Cannot read {name}: it is not a GLB file of version 2; export it as glTF 2.0.")
     found: dict[int, bytes] = {}
     at = 12
     while at + 8 <= len(data):
@@ -59,16 +59,16 @@ def _chunks(data: bytes, name: str) -> tuple[bytes, bytes | None]:
         found.setdefault(kind, data[at + 8 : at + 8 + length])
         at += 8 + length
     if _JSON not in found:
-        raise MediaError(f"Cannot read {name}: it is a GLB file without a description of its content.")
+        raise MediaError(f"Cannot read {name}: it is a GLB file without a JSON chunk; export it again.")
     return found[_JSON], found.get(_BIN)
 
 
 def _not_finite(value: str) -> NoReturn:
-    raise ValueError(f"{value} is no number of JSON")
+    raise ValueError(f"{value} is not a JSON number")
 
 
 class _Header:
-    """A file's header on its way to trimesh; ``surfaces`` are the materials of the pieces, by number."""
+    """Builds the header for trimesh from a file's header."""
 
     def __init__(self, tables: Tables, tree: Table) -> None:
         self._tables, self._tree, self._materials = tables, tree, Materials(tables)
@@ -81,10 +81,10 @@ class _Header:
         nodes, roots = self._nodes()
         uses = Counter(node["mesh"] for node in nodes if "mesh" in node)
         meshes = {index: found for index, count in uses.items() if (found := self._pieces(index, count))}
-        place = {index: number for number, index in enumerate(meshes)}
+        numbers = {index: number for number, index in enumerate(meshes)}
         for node in nodes:
-            if (index := node.pop("mesh", None)) in place:
-                node["mesh"] = place[index]
+            if (index := node.pop("mesh", None)) in numbers:
+                node["mesh"] = numbers[index]
         tables = self._tables
         return {
             "asset": {"version": "2.0"},
@@ -105,14 +105,14 @@ class _Header:
                 raise self._tables.bad(f"it needs the extension {str(name)[:60]}", "export it without compression")
 
     def _nodes(self) -> tuple[list[Table], list[int]]:
-        """The nodes of the shown scene, numbered anew, and the roots among them."""
+        """The nodes of the default scene, renumbered, and the roots among them."""
         roots = self._roots()
         number: dict[int, int] = {}
         level: Iterable[int] = roots
         for _ in range(_DEPTH):
             for index in level:
                 if index in number:
-                    raise self._tables.bad("its nodes form a ring, or one has two parents")
+                    raise self._tables.bad("its nodes form a cycle, or one has two parents")
                 number[index] = len(number)
             level = list(chain.from_iterable(self._children(index) for index in level))
         if level:
@@ -120,7 +120,7 @@ class _Header:
         return [self._node(index, number) for index in number], [number[index] for index in roots]
 
     def _roots(self) -> list[int]:
-        """The first nodes of the shown scene; of a file without scenes, all that have no parent."""
+        """The root nodes of the default scene; of a file without scenes, all without a parent."""
         if self._tree.get("scenes"):
             roots: list[int] = self._tables.item("scenes", self._tree.get("scene", 0)).get("nodes", [])
             return roots
@@ -135,7 +135,7 @@ class _Header:
     def _node(self, index: int, number: dict[int, int]) -> Table:
         node = self._tables.item("nodes", index)
         if "skin" in node:
-            self._tables.folder.note("its skeleton is not read; it has the pose in which its points are stored.")
+            self._tables.folder.note("its skeleton is not read; it has the pose in which its vertices are stored.")
         kept = {key: node[key] for key in ("matrix", "translation", "rotation", "scale", "mesh") if key in node}
         return kept | {"children": [number[child] for child in self._children(index)]}
 
@@ -152,7 +152,7 @@ class _Header:
         if mode == _FAN:
             raise self._tables.bad("it holds fans of triangles", "export it with plain triangles")
         if mode not in (_TRIANGLES, _STRIP):
-            self._tables.folder.note("it has points or lines, which are not read; only faces are.")
+            self._tables.folder.note("its points and lines are not read, only faces.")
             return None
         surface = self._materials.get(primitive.get("material"))
         attributes, corners = self._attributes(primitive["attributes"], surface)
@@ -160,14 +160,14 @@ class _Header:
         if "indices" in primitive:
             piece["indices"], corners = self._tables.accessor(primitive["indices"], ("SCALAR",), (BYTE, SHORT, INT))
         if (mode == _TRIANGLES and corners % 3) or corners < 3:
-            raise self._tables.bad(f"{corners:,} corners make no whole triangles")
+            raise self._tables.bad(f"{corners:,} corners are not a multiple of three")
         self._faces += uses * (corners - 2 if mode == _STRIP else corners // 3)
         self._tables.folder.limits.check_faces(self._faces, 0, self._tables.folder.name)
         self._surfaces.append(surface)
         return piece
 
     def _attributes(self, stated: Table, surface: Surface) -> tuple[dict[str, int], int]:
-        """Places, texture coordinates and colours of points by trimesh's names for them, and how many points."""
+        """Positions, texture coordinates and colours of vertices by trimesh's names for them, and how many vertices."""
         points, count = self._tables.accessor(stated["POSITION"], ("VEC3",), (FLOAT,))
         attributes = {"POSITION": points}
         wanted = {"_UV": (f"TEXCOORD_{surface.coordinates}", ("VEC2",)), "_COLOR": ("COLOR_0", ("VEC3", "VEC4"))}
@@ -175,5 +175,5 @@ class _Header:
             if key in stated:
                 attributes[name], values = self._tables.accessor(stated[key], shapes, (FLOAT, SHORT, BYTE))
                 if values != count:
-                    raise self._tables.bad(f"it has {values:,} values of {key} for {count:,} points")
+                    raise self._tables.bad(f"it has {values:,} values of {key} for {count:,} vertices")
         return attributes, count

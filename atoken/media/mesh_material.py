@@ -10,7 +10,7 @@ import numpy as np
 
 from atoken.media.mesh_accessor import Table, Tables
 
-_KINDS = {  # the table in a material, its factor, and its texture
+_WORKFLOWS = {  # the table in a material, its factor, and its texture
     "KHR_materials_pbrSpecularGlossiness": ("diffuseFactor", "diffuseTexture"),
     "pbrMetallicRoughness": ("baseColorFactor", "baseColorTexture"),
 }
@@ -27,37 +27,37 @@ def srgb_bytes(linear: np.ndarray) -> np.ndarray:
 class Surface:
     """One material: ``factor`` (4,) linear RGBA, a ``texture`` (H, W, 4) uint8 or None, and whether alpha counts.
 
-    ``coordinates`` is the number of the set of texture coordinates; ``turn`` (2, 2) and ``shift`` (2,) bring these to
-    places in the image, from its upper left corner down. Source: glTF 2.0 section 3.9.2, KHR_texture_transform.
+    ``coordinates`` is the number of the set of texture coordinates; ``linear`` (2, 2) and ``shift`` (2,) map these to
+    positions in the image, from its upper left corner down. Source: glTF 2.0 section 3.9.2, KHR_texture_transform.
     """
 
     factor: np.ndarray
     texture: np.ndarray | None
     opaque: bool
     coordinates: int
-    turn: np.ndarray
+    linear: np.ndarray
     shift: np.ndarray
 
     def corners(
         self, faces: np.ndarray, colors: np.ndarray | None, uv: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Give the colours of faces (F, 3), their uv and the texture, from numbers of the points as they are stored."""
-        linear = np.ones((1, 4)) if colors is None else _fractions(colors)
-        if linear.shape[1] == 3:
-            linear = np.concatenate([linear, np.ones((len(linear), 1))], 1)
-        linear = linear * self.factor
-        rgba = np.concatenate([srgb_bytes(linear[:, :3]), np.rint(255 * linear[:, 3:].clip(0, 1)).astype(np.uint8)], 1)
+        light = np.ones((1, 4)) if colors is None else _fractions(colors)
+        if light.shape[1] == 3:
+            light = np.concatenate([light, np.ones((len(light), 1))], 1)
+        light = light * self.factor
+        rgba = np.concatenate([srgb_bytes(light[:, :3]), np.rint(255 * light[:, 3:].clip(0, 1)).astype(np.uint8)], 1)
         if self.opaque:
             rgba[:, 3] = 255
         spread = rgba[0] if colors is None else rgba[faces]
         if uv is None or self.texture is None:
             return spread, None, None
-        places = _fractions(uv) @ self.turn.T + self.shift
-        return spread, np.stack([places[:, 0], 1 - places[:, 1]], 1)[faces], self.texture
+        positions = _fractions(uv) @ self.linear.T + self.shift
+        return spread, np.stack([positions[:, 0], 1 - positions[:, 1]], 1)[faces], self.texture
 
 
 def _fractions(values: np.ndarray) -> np.ndarray:
-    """Floats as they are, whole numbers as parts of their largest value."""
+    """Floats as they are, integers divided by their largest value."""
     return values / np.iinfo(values.dtype).max if values.dtype.kind == "u" else values.astype(np.float64)
 
 
@@ -77,9 +77,9 @@ class Materials:
 
     def _surface(self, material: Table) -> Surface:
         tables = material | material.get("extensions", {})
-        kind = next((kind for kind in _KINDS if kind in tables), "pbrMetallicRoughness")
-        factor_key, texture_key = _KINDS[kind]
-        base = tables.get(kind, {})
+        workflow = next((name for name in _WORKFLOWS if name in tables), "pbrMetallicRoughness")
+        factor_key, texture_key = _WORKFLOWS[workflow]
+        base = tables.get(workflow, {})
         factor = np.array(base.get(factor_key, [1, 1, 1, 1]), np.float64).reshape(4)
         opaque = material.get("alphaMode", "OPAQUE") == "OPAQUE"
         used = base.get(texture_key, {})
@@ -110,7 +110,7 @@ class Materials:
 
 
 def _placement(moved: Table) -> tuple[np.ndarray, np.ndarray]:
-    """What KHR_texture_transform does to texture coordinates: turn (2, 2), then shift (2,)."""
+    """KHR_texture_transform as a linear map (2, 2) and a shift (2,)."""
     angle, scale = moved.get("rotation", 0.0), np.array(moved.get("scale", [1, 1]), np.float64).reshape(2)
-    turn = np.array([[cos(angle), sin(angle)], [-sin(angle), cos(angle)]]) * scale
-    return turn, np.array(moved.get("offset", [0, 0]), np.float64).reshape(2)
+    linear = np.array([[cos(angle), sin(angle)], [-sin(angle), cos(angle)]]) * scale
+    return linear, np.array(moved.get("offset", [0, 0]), np.float64).reshape(2)

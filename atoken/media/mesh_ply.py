@@ -1,4 +1,4 @@
-"""What the header of a PLY file declares, before anything is read by it. Source: the PLY format, G. Turk, 1994."""
+"""Checks of what the header of a PLY file declares, before it is read. Source: the PLY format, G. Turk, 1994."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_ply(folder: Folder) -> None:
     text, elements = _header(folder)
     vertices, faces = (elements.get(name, _Element(0)) for name in ("vertex", "face"))
     if not faces.count and "f_dc_0" in vertices.types:
-        raise _bad(folder, "it is a 3D Gaussian splat, not a mesh; give the images or the mesh that it was made from")
+        raise _bad(folder, "it holds 3D Gaussians, not a mesh; use the images or the mesh that they come from")
     if not faces.count:
         raise _bad(folder, "it has no faces; point clouds and strips of triangles are not supported, export a mesh")
     folder.limits.check_faces(faces.count, vertices.count, folder.name)
@@ -38,7 +38,7 @@ def check_ply(folder: Folder) -> None:
     if least > rest:
         raise _bad(folder, f"it declares at least {least:,} bytes of data and has {rest:,}; it is truncated or damaged")
     if any(element.types.get("red", "uchar") not in _COLOURS for element in (vertices, faces)):
-        raise _bad(folder, "its colours are of an odd type; export them as uchar")
+        raise _bad(folder, "its colours have an unsupported type; export them as uchar")
 
 
 def _header(folder: Folder) -> tuple[bytes, dict[str, _Element]]:
@@ -53,16 +53,16 @@ def _header(folder: Folder) -> tuple[bytes, dict[str, _Element]]:
                 elements[name] = _Element(int(count))
             case ["property", "list", length, _, name] if elements and length in _BYTES:
                 elements[list(elements)[-1]].types[name] = length
-            case ["property", kind, name] if elements and kind in _BYTES:
-                elements[list(elements)[-1]].types[name] = kind
+            case ["property", type_, name] if elements and type_ in _BYTES:
+                elements[list(elements)[-1]].types[name] = type_
             case ["element" | "property", *_]:
-                raise _bad(folder, f"its header has the odd line {line[:60]!r}; export it again")
+                raise _bad(folder, f"its header has the unknown line {line[:60]!r}; export it again")
     return folder.data[: end + len(b"end_header\n")], elements
 
 
 def _least(element: _Element, ascii_file: bool) -> int:
     """Bytes of one row with empty lists; as text, a digit and a space for each property."""
-    return 2 * len(element.types) if ascii_file else sum(_BYTES[kind] for kind in element.types.values())
+    return 2 * len(element.types) if ascii_file else sum(map(_BYTES.__getitem__, element.types.values()))
 
 
 def _bad(folder: Folder, what: str) -> MediaError:

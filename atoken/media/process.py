@@ -1,4 +1,4 @@
-"""The child process that reads a file, seen from the parent: started, heard with a time limit, surely ended."""
+"""The parent's side of a child process that reads a file: start it, receive with a time limit, end it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from atoken.errors import MediaError
 
-HEADER = struct.Struct("<cQdI")  # kind, bytes that follow; of a frame also seconds and bytes a row
+HEADER = struct.Struct("<cQdI")  # kind of message, bytes that follow; of a frame also seconds and bytes a row
 INFO, DATA, TICK, DONE, ERROR = b"I", b"F", b"T", b"D", b"E"
 TEXT_BYTES = 1 << 20  # more than any message other than data needs
 _START = 120.0  # seconds until the first message: a busy machine starts a child slowly, whatever the file is
@@ -37,7 +37,7 @@ class ReaderProcess:
     """A child that reads one file, killed when closed, dropped, or silent too long.
 
     ``worker`` is the module that it runs (``atoken.media.worker``), ``name`` what the user calls the file, for
-    messages, ``file`` its contents, which the child inherits, so that the caller may close it; ``timeout`` the seconds
+    messages, ``file`` its contents, which the child inherits, so the caller may close it; ``timeout`` the seconds
     without any sign of progress, once it has started. Raises: MediaError (it does not start).
     """
 
@@ -57,7 +57,7 @@ class ReaderProcess:
 
     @property
     def open(self) -> bool:
-        """Whether the child may still be asked."""
+        """Whether the child still runs."""
         return self._end.alive
 
     @property
@@ -87,11 +87,11 @@ class ReaderProcess:
             raise
 
     def broken(self) -> MediaError:
-        """Say that the child ended without a word of its own, and how."""
+        """The error for a child that ended without sending one, and how it ended."""
         try:
             code = self._child.wait(timeout=1)
         except subprocess.TimeoutExpired:
-            return MediaError(f"Cannot read {self._name}: the process that reads it broke off; export the file again.")
+            return MediaError(f"Cannot read {self._name}: its reader sent something unexpected; export it again.")
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return MediaError(
             f"Cannot read {self._name}: the process that reads it {how}; the file is damaged or memory ran out."

@@ -1,9 +1,9 @@
 """Videos, read through PyAV or decord in a child process.
 
 A damaged or hostile file can at worst end the child, which has limits on memory and CPU time and whose demuxer may not
-open any other file. Damage that the decoder notices is an error, and so are frames that the container counts, or has
-time for, and that do not come. Where it states only a duration (MKV, WebM), the loss of up to two last frames goes
-unseen, and so do changed bytes that still decode, because few codecs carry checksums.
+open any other file. Damage that the decoder notices is an error, and so are fewer frames than the container's
+count or duration says. Where it states only a duration (MKV, WebM), the loss of up to two last frames goes unnoticed,
+and so do changed bytes that still decode, because few codecs carry checksums.
 
 Pixels are RGB by the colour matrix and range that the file states (BT.601, limited range where it states none);
 HDR is not tone-mapped. Rotation and mirroring by the display matrix are applied. Only the first video stream is read.
@@ -33,7 +33,7 @@ from atoken.media.video_writer import VideoWriter
 
 FrameRange = tuple[int | None, int | None]
 
-_TIMEOUT = 30.0  # seconds in which the child must show some progress
+_TIMEOUT = 30.0  # seconds without a sign of progress
 
 
 _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
@@ -98,15 +98,15 @@ class VideoReader:
     """Reads a video frame by frame: iterate for ``(seconds, frame)``, frame (H, W, 3) uint8; close, or use ``with``.
 
     ``source``: a path, bytes, or a binary file, which is read to its end at once; ``name`` is for messages.
-    ``seconds`` count from the file's first frame, exact to its clock. A time stamp that is missing or does not rise is
-    replaced by the one before it plus 1 / fps. ``fps`` resamples: frame k is the one shown at k / fps (the last whose
-    time stamp is at most that, within ``clock_slack``), up to 1 / source fps after the last time stamp. ``frames``
-    (start, stop) then takes a slice of what would be delivered; None means from the first, to the last.
+    ``seconds`` count from the first frame of the file, exact to its clock. A time stamp that is missing or does not
+    rise is replaced by the one before it plus 1 / fps. ``fps`` resamples: frame k is the one shown at k / fps (the last
+    whose time stamp is at most that, within ``clock_slack``), up to 1 / source fps after the last time stamp.
+    ``frames`` (start, stop) then takes a slice of these; None means from the first, to the last.
     ``limits`` hold for what is decoded, frames before ``start`` included; ``max_memory`` is not used here.
 
-    ``reader="decord"`` (Linux x86-64) seeks, so it is faster for ranges late in a video. Decord repeats the last good
-    frame where a file is damaged; it is told to stop instead, and its frame count is compared with the file's packets,
-    but damage that it does not notice stays unseen: use the default for files of doubtful origin.
+    ``reader="decord"`` (Linux x86-64) seeks, so it is faster for ranges late in a video. Decord would
+    repeat the last good frame of a damaged file; it is told to stop instead, and its frame count is compared with the
+    packets, but it notices less damage than the default, which is better for files of doubtful origin.
 
     ``expected_frames`` is how many frames will come if the file holds what it declares, None if it declares nothing.
     Raises, on opening or while iterating: MediaError (missing, damaged, over a limit, with an alpha channel, fewer

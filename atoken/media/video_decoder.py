@@ -1,7 +1,7 @@
-"""Decoding inside the child process: exact time stamps, and every loss an error.
+"""Decoding inside the child process: exact time stamps, and an error for every lost frame.
 
-Only ``atoken.media.video_worker`` imports this. FFmpeg by itself hides damage where it can; here a decoder is asked to
-stop at the first error, and what came out is compared with what the container states.
+FFmpeg conceals damage where it can; here a decoder must stop at the first error, and the number of frames is compared
+with what the container states.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Decoder:
         self._stream = _first_video(self._container, name)
         context = self._stream.codec_context
         limits.check_size(context.height, context.width, f"A frame of {name}")
-        # FRAME threads (in AUTO) and explode together make libavcodec report damage that it otherwise paints over.
+        # FRAME threads (in AUTO) and explode together make libavcodec report damage that it otherwise conceals.
         # Twice the limit, because a codec pads frames to whole blocks.
-        # Not FFV1's: there, frame threads make of the same damaged file other pixels each time.
+        # Not of FFV1: there, frame threads give different pixels each time for the same damaged file.
         self._stream.thread_type = "SLICE" if context.name == "ffv1" else "AUTO"
         context.options = {"err_detect": "explode", "max_pixels": str(2 * limits.max_pixels + 65_536)}
         self.fps = _rate(self._stream)
@@ -79,7 +79,7 @@ class Decoder:
             raise self.damaged(count, reason(error)) from error
 
     def describe(self, first: VideoFrame) -> dict[str, Any]:
-        """Give what ``VideoInfo`` holds, how to turn frames upright, and what of the file is not read; for JSON."""
+        """For JSON: the fields of ``VideoInfo``, how to make frames upright, and notes on what is not read."""
         turn = _turn(first, self.name)
         height, width = (first.width, first.height) if turn[0] else (first.height, first.width)
         duration = self._container.duration
@@ -179,7 +179,7 @@ class Decoder:
             raise MediaError(f"Cannot read {self.name}: its frame size changes at frame {index}; re-encode it.")
 
     def _lost(self, count: int, end: Fraction, discarded: int, corrupt: bool = False) -> str:
-        """Say what is missing by the container's count of frames or, where it has none, its duration; else ""."""
+        """What is missing by the container's count of frames or, without one, its duration; "" if nothing."""
         if corrupt:
             return "a packet is incomplete"
         if self._stream.frames:
@@ -281,22 +281,22 @@ def decord_frames(path: str, decoder: Decoder) -> tuple[Timed[int], Callable[[in
 
 
 def left_by_decord(turn: Turn, name: str) -> Turn:
-    """Give what is left to turn: nothing, because decord turns frames upright. Raises: MediaError if mirrored."""
+    """No rotation is left, because decord rotates frames itself. Raises: MediaError if mirrored."""
     if sum(turn) % 2:
         raise MediaError(f"Cannot read {name} with decord: it is mirrored, which decord ignores; use reader='pyav'.")
     return False, False, False
 
 
 def _ends(packet: Packet) -> bool:
-    """Whether the decoder must give all that it holds: at the end of the file, and before a part that is missing."""
+    """Whether the decoder must be flushed: at the end of the file, and before a missing part."""
     return packet.is_corrupt or not packet.size
 
 
 def _without_gaps(rest: list[tuple[Fraction, VideoFrame]], reached: int | None) -> list[tuple[Fraction, VideoFrame]]:
     """Leave out frames that a lost one may precede.
 
-    Packets are stored in the order of their decoding times, and none is shown before that; so whatever was lost is
-    shown after ``reached``, the last decoding time that was read.
+    Packets are stored by decoding time, and a frame is shown no earlier than that; so a lost frame would be shown after
+    ``reached``, the last decoding time that was read.
     """
 
     def is_sound(timed: tuple[Fraction, VideoFrame]) -> bool:
@@ -314,7 +314,7 @@ def _open(file: BinaryIO, format: str) -> InputContainer:
 
 
 def _refuse(*request: Any) -> NoReturn:
-    """Answer a demuxer that wants to open something else: a video cannot make it read a neighbour or call home."""
+    """Refuse to open another file or address that a demuxer asks for."""
     raise PermissionError("it refers to another file")
 
 
@@ -332,7 +332,7 @@ def _is_cover(stream: VideoStream) -> bool:
 
 
 def _rate(stream: VideoStream) -> Fraction:
-    """Give the mean rate, else FFmpeg's guess; a rate beyond reason counts as none."""
+    """Give the mean rate, else FFmpeg's guess, else the fallback; only rates up to 1000 count."""
     for rate in (stream.average_rate, stream.guessed_rate):
         if rate and 0 < rate <= 1000:
             return exact_fps(rate)
@@ -353,7 +353,7 @@ def _stated_length(container: InputContainer, stream: VideoStream) -> Fraction |
 
 
 def _turn(frame: VideoFrame, name: str) -> Turn:
-    """Read the display matrix. Raises: MediaError if it is not made of quarter turns and mirrors."""
+    """Read the display matrix. Raises: MediaError if it is not a quarter turn, mirrored or not."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return False, False, False
@@ -361,7 +361,7 @@ def _turn(frame: VideoFrame, name: str) -> Turn:
     largest = max(abs(a), abs(b), abs(c), abs(d))
     a, b, c, d = (value if 100 * abs(value) > largest else 0 for value in (a, b, c, d))  # muxers round
     if (a or d) and (b or c):
-        raise MediaError(f"Cannot read {name}: it is turned by an angle that is not a quarter turn; re-encode it.")
+        raise MediaError(f"Cannot read {name}: its rotation is not a multiple of 90 degrees; re-encode it.")
     if b or c:
         return True, b < 0, c < 0
     return False, d < 0, a < 0

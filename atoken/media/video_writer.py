@@ -1,4 +1,4 @@
-"""Videos, written as H.264 MP4 through PyAV: any size from 1x1, exact rates or time stamps, whole or not at all."""
+"""Videos, written atomically as H.264 MP4 through PyAV: any size from 1x1, exact rates or time stamps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ X264_OPTIONS = (
 
 
 class VideoWriter:
-    """Writes an H.264 MP4 part by part, whole or not at all; use ``with``. Nothing is kept if the block raises.
+    """Writes an H.264 MP4 in pieces; use ``with``. The file appears when the block ends, and not if it raises.
 
     ``fps`` is frames a second, ``size`` (H, W) in pixels, ``crf`` x264's quality: 0 is best, 18 looks lossless, 51 is
     worst. Colours are BT.709, limited range. Even sizes are yuv420p, which every player shows; yuv420p has no odd
@@ -60,7 +60,7 @@ class VideoWriter:
             with self._encoding(), self._opened:
                 self._encode(None)
             return
-        # The block's own exception is no failure to write: atomic_path must clean up but not rename it.
+        # atomic_path must remove the file; the exception of the block itself goes on as it is.
         empty = MediaError(f"Cannot write {self._path}: a video needs at least one frame.")
         with suppress(AtokenError), self._encoding(), self._opened:
             raise empty

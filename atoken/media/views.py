@@ -3,13 +3,13 @@
 The layout is that of TRELLIS's Blender script and of scripts/pack_multiview_feat.py of the published code. The file
 holds ``frames``, each with:
 
-* ``file_path`` of a square image, inside the folder (``.png`` where it has no suffix);
+* ``file_path`` of a square image, inside the folder (``.png`` if it has no suffix);
 * ``transform_matrix``, camera to world, 4x4, with Blender's camera axes (x right, y up, looking along -z);
 * ``camera_angle_x`` in radians, here or once for all frames.
 
-A frame's depth map lies beside its image: ``000_depth.npy`` for ``000.png``, camera-space z in world units, negative
-or not a number up to 10^6 where there is no surface (the published script makes them of ``.exr`` files, which are not
-read here); or ``000_depth.png``, 16 bits from the frame's ``depth: {"min": ..., "max": ...}``, full scale = no surface.
+A frame's depth map has the name of its image: ``000_depth.npy`` for ``000.png``, camera-space z in world units,
+negative, above 10^6 or NaN where there is no surface (the published script converts ``.exr`` files, which are not read
+here); or ``000_depth.png``, 16 bits from the frame's ``depth: {"min": ..., "max": ...}``, full scale = no surface.
 Other entries are ignored. The asset is expected in [-0.5, 0.5]^3, z up, as that script scales it.
 """
 
@@ -186,7 +186,7 @@ def _read_depth(root: Path, image: Path, frame: _Frame, number: int, limits: Lim
         if array.exists():
             return _read_array(_inside(root, array), limits)
         if not grey.exists():
-            raise MediaError(f"{image} has no depth map; put {array.name} or a 16-bit {grey.name} beside it.")
+            raise MediaError(f"{image} has no depth map; put {array.name} or a 16-bit {grey.name} into its folder.")
     if frame.depth is None:
         raise MediaError(f"Frame {number} of {TRANSFORMS} must state the range of its depth map, depth: min and max.")
     values, scale = _read_16_bit(_inside(root, grey), limits), (frame.depth.max - frame.depth.min) / _FULL

@@ -1,4 +1,4 @@
-"""What the child processes that read files have in common: one request in, messages out, limits on themselves.
+"""The child's side of processes that read files: one request in, messages out, limits on itself.
 
 One line of JSON comes in on standard input, messages of ``atoken.media.process.HEADER`` go out on standard output. A
 worker ends when standard input closes.
@@ -20,12 +20,12 @@ from typing import Any
 from atoken.errors import AtokenError
 from atoken.media.process import DONE, ERROR, HEADER, TICK
 
-_CPU_SECONDS = 600  # from one sign of progress to the next, over all threads
-MEMORY = 4 << 30  # bytes of address space that any reader may have, beside what the limits on the file allow
+_CPU_SECONDS = 600  # between signs of progress, over all threads
+MEMORY = 4 << 30  # bytes of address space of any reader, in addition to what the limits on the file allow
 
 
 class Channel:
-    """The way back to the parent: the pipe that was standard output, which no library can write to any more."""
+    """Sends messages through what was standard output, which libraries can then no longer write to."""
 
     def __init__(self) -> None:
         self._pipe = os.fdopen(os.dup(1), "wb")
@@ -40,22 +40,22 @@ class Channel:
         _limit(resource.RLIMIT_CPU, int(time.process_time()) + _CPU_SECONDS)
 
     def tick(self) -> None:
-        """Show the parent that work goes on."""
+        """Send a sign of progress."""
         self.send(TICK)
 
 
 def serve(answer: Callable[[dict[str, Any], Channel], None]) -> None:
-    """Serve one request, then end at once: nothing that a reader left behind matters any more.
+    """Serve one request, then end without any clean-up.
 
     ``answer`` sends the messages; what it raises is sent as one sentence that names the request's ``name``.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent, which ends this process
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     channel = Channel()
-    with suppress(BrokenPipeError):  # the parent has seen enough
+    with suppress(BrokenPipeError):  # the parent has closed the pipe
         try:
-            channel.tick()  # started: from here on the time is the file's
+            channel.tick()  # started: from here on the time limit of the file counts
             answer(request, channel)
             channel.send(DONE)
         except AtokenError as error:
@@ -75,7 +75,7 @@ def limit_memory(count: int) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Give the shortest account of an error of FFmpeg or Python, on one line."""
+    """One short line for an error of FFmpeg or Python."""
     if isinstance(error, MemoryError):
         return "it needs more memory than it may have"
     log = getattr(error, "log", None)
@@ -89,7 +89,7 @@ def _end_with_parent() -> None:
 
 
 def _limit(what: int, value: int) -> None:
-    """Lower a limit of this process; where the system does not know or allow it, the parent's time limit remains."""
+    """Lower a limit of this process, if the system knows it; the parent's time limit holds in any case."""
     with suppress(ValueError, OSError):
         hard = resource.getrlimit(what)[1]
         resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))

@@ -1,4 +1,4 @@
-"""``Modality``: all that the two ends of the tokenizer know of one kind of media; what lies between knows none."""
+"""``Modality``: all that is known of one kind of media. The network between encoding and decoding knows none of it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Modality:
-    """A record; nothing in it is changed by use, and heavy packages load when its functions are called.
+    """A record. Its functions import heavy packages when they are called.
 
     **Files.** ``formats``: those that are read. ``read(source, name=, limits=)`` gives one of ``types``; of a modality
     with frames also ``frames=`` and ``fps=``. ``suffix``: of the file that a decoded result's ``save`` writes.
 
-    **Tokens.** ``patchify(media, coarsen)`` gives one sample of patches and the fields of ``Tokens`` that say what it
-    is: ``size``, and where it has them ``frames``, ``fps``, ``timestamps``, ``alpha``. ``unpatchify(model, tokens,
-    patches)`` turns decoded patches into what the user gets. ``refusal(model, tokens)`` says in a sentence why a model
-    cannot decode such tokens, "" if it can. ``images(original)`` is for comparing what went in (media, or an open
-    reader of frames) with what came back: images (H, W, 3) uint8 of the first, and a function that gives those of a
-    decoded piece.
+    **Tokens.** ``patchify(media, coarsen)`` gives one sample of patches, and the fields ``size``, ``frames``, ``fps``,
+    ``timestamps`` and ``alpha`` of ``Tokens``, those that the modality has. ``unpatchify(model, tokens, patches)``
+    turns decoded patches into what the user gets. ``refusal(model, tokens)`` says in a sentence why a model cannot
+    decode such tokens, "" if it can. ``images(original)`` compares what went in (media, or an open reader of frames)
+    with what came back: it gives images (H, W, 3) uint8 of the first, and a function for those of a decoded piece.
 
     **Token files.** ``cells(size, frames)``: steps, rows, columns and layers of the grid that the tokens lie in; they
     fill it unless the modality is ``sparse``. ``allows_size(size)``, in words ``sizes``. ``has_alpha``: whether an

@@ -34,7 +34,7 @@ def grid(frames: int, height: int, width: int) -> tuple[int, int, int]:
 
 
 def grid_coords(steps: int, rows: int, columns: int) -> Tensor:
-    """(N, 4) int32: every place of a full grid, ordered by t, row, column; z is 0."""
+    """(N, 4) int32: every position of a full grid, ordered by t, row, column; z is 0."""
     axes = (torch.arange(size, dtype=torch.int32) for size in (steps, rows, columns, 1))
     return torch.cartesian_prod(*axes).reshape(-1, 4)
 
@@ -55,7 +55,7 @@ def patchify(values: Tensor) -> SparseTokens:
 def unpatchify(tokens: SparseTokens, frames: int, height: int, width: int) -> Tensor:
     """One sample of patches (N, P) back to a video (T, H, W, 3), padding cut off.
 
-    Patches may come in any order; t counts from the sample's first step. A place without a token stays 0 (grey).
+    Patches may come in any order; t counts from the sample's first step. A position without a token stays 0 (grey).
     """
     steps, rows, columns = grid(frames, height, width)
     first = tokens.reduce_coords("amin")[0, 0]

@@ -17,7 +17,7 @@ from atoken.media.views import Views
 from atoken.mesh import Mesh
 
 SIZE = 256  # pixels a side of a view
-_LAYERS = 8  # of transparent surface that a ray may pass; behind them it sees nothing
+_LAYERS = 8  # of transparent surface that a ray may pass; it sees nothing behind them
 _STEP = 1e-5  # depth by which a ray goes on behind a transparent surface
 
 
@@ -67,13 +67,13 @@ def _seen(mesh: Mesh, cameras: Cameras, wanted_Vhw: np.ndarray, colored: bool = 
 
 
 def _frame(mesh: Mesh, cameras: Cameras, view: int, height: int, width: int) -> np.ndarray:
-    """(h, w) bool: the rectangle outside of which no ray can meet the mesh; all, if some of it is beside the camera."""
+    """(h, w) bool: a rectangle with all rays that hit the mesh; everything if some of it is behind the camera."""
     inside = np.zeros((height, width), np.bool_)
-    places, depths = cameras.project(view, mesh.vertices)
+    positions, depths = cameras.project(view, mesh.vertices)
     if depths.min() <= 0:
         return ~inside
-    pixels = places * (width, height) - 0.5
-    # One pixel more on each side, for what Embree rounds.
+    pixels = positions * (width, height) - 0.5
+    # One pixel more on each side, for the rounding of Embree.
     corners = np.clip([pixels.min(0) - 1, pixels.max(0) + 3], 0, (width, height))
     (left, top), (right, bottom) = corners.astype(np.int64)
     inside[top:bottom, left:right] = True
@@ -128,10 +128,10 @@ def _scene(mesh: Mesh) -> Any:
 def _meet(
     mesh: Mesh, face_R: np.ndarray, origin_3: np.ndarray, directions_R3: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (R, 3) of the corners where a ray meets its triangle, and the depth (R,) of that place.
+    """Weights (R, 3) of the corners where a ray meets its triangle, and the depth (R,) there.
 
     In fp64, because Embree's fp32 answer is not exact enough for voxel borders. The triple products of Moeller and
-    Trumbore are turned so that what depends on the triangle alone is computed once for all of its rays.
+    Trumbore are rearranged so that what depends on the triangle alone is computed once for all of its rays.
     """
     is_hit = np.zeros(len(mesh.faces), np.bool_)
     is_hit[face_R] = True

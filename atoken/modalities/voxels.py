@@ -1,9 +1,9 @@
 """Views of an asset <-> voxel tokens (paper section 3.2; scripts/pack_multiview_feat.py of the published code).
 
 A token is a cell of a grid over [-0.5, 0.5]^3 that some view saw a surface in; coordinates are t = 0 and the cell's
-place along the world's x, y and z. Its feature is the 16x16 patch of pixels around the cell, in the view whose camera
-is nearest by depth; flattened as an image's patch is (row, column, channel), values in [-1, 1], zero-padded to 3072.
-Letters: ``N`` tokens, ``V`` views.
+position along the world's x, y and z. Its feature is the 16x16 patch of pixels around the cell, in the view whose
+camera is nearest by depth; flattened as an image's patch is (row, column, channel), values in [-1, 1], zero-padded to
+3072. Letters: ``N`` tokens, ``V`` views.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def voxelize_mesh(mesh: Mesh, max_tokens: int) -> Voxels:
     side = _DEPTHS_A_CELL * min(RESOLUTION, ceil((max_tokens / 2) ** 0.5))  # a closed surface: 2 cells a column or more
     seen = render_depths(mesh, size=side)
     cells_N3, resolution = _fitting(seen, RESOLUTION, max_tokens, coarsen=True)
-    view_N, place_N2 = _nearest(seen, _centres(cells_N3, resolution), None)
+    view_N, position_N2 = _nearest(seen, _centres(cells_N3, resolution), None)
     wanted_Vhw = np.zeros((len(seen), SIZE // PATCH[1], SIZE // PATCH[2]), np.bool_)
     shape = np.array(wanted_Vhw.shape[:0:-1])
-    row_N, column_N, inside_N = _indices(place_N2 * (shape - 1), shape)
+    row_N, column_N, inside_N = _indices(position_N2 * (shape - 1), shape)
     wanted_Vhw[view_N[inside_N], row_N[inside_N], column_N[inside_N]] = True
     rgb = render_patches(mesh, seen.cameras, wanted_Vhw, PATCH[1])
-    return _voxels(cells_N3, resolution, _patches(Views(rgb, seen.depth, seen.cameras), view_N, place_N2))
+    return _voxels(cells_N3, resolution, _patches(Views(rgb, seen.depth, seen.cameras), view_N, position_N2))
 
 
 def unvoxelize(tokens: SparseTokens) -> np.ndarray:
@@ -90,8 +90,8 @@ def occupied(views: Views, resolution: int) -> np.ndarray:
     grid = np.zeros((resolution,) * 3, np.bool_)
     slack = _BORDER * resolution
     for view in range(len(views)):
-        places = (views.points(view) + 0.5) * resolution
-        first, last = np.ceil(places - slack).astype(np.int64) - 1, np.floor(places + slack).astype(np.int64)
+        points = (views.points(view) + 0.5) * resolution
+        first, last = np.ceil(points - slack).astype(np.int64) - 1, np.floor(points + slack).astype(np.int64)
         grid[tuple(_cells(first, last, resolution).T)] = True
     return np.argwhere(grid)
 
@@ -147,48 +147,48 @@ def _cells(first: np.ndarray, last: np.ndarray, resolution: int) -> np.ndarray:
 
 
 def _nearest(views: Views, centres_N3: np.ndarray, margin: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """For each point the view of the smallest positive depth, (N,), and its place there, (N, 2) in units of the size.
+    """For each point the view of the smallest positive depth, (N,), and its relative position there, (N, 2).
 
     With a ``margin``, views whose depth map shows something nearer by more than that, or nothing, come last.
     """
     best_N, view_N = np.full(len(centres_N3), np.inf), np.zeros(len(centres_N3), np.int64)
-    place_N2 = np.full((len(centres_N3), 2), np.nan)
+    position_N2 = np.full((len(centres_N3), 2), np.nan)
     for view in range(len(views)):
-        place, depth = views.cameras.project(view, centres_N3)
+        position, depth = views.cameras.project(view, centres_N3)
         depth = np.where(depth > 0, depth, np.inf)
         if margin is not None:
-            depth = np.where(_shown(views, view, place, depth - margin), depth, depth + _HIDDEN)
+            depth = np.where(_shown(views, view, position, depth - margin), depth, depth + _HIDDEN)
         nearer = depth < best_N
-        best_N[nearer], view_N[nearer], place_N2[nearer] = depth[nearer], view, place[nearer]
-    return view_N, place_N2
+        best_N[nearer], view_N[nearer], position_N2[nearer] = depth[nearer], view, position[nearer]
+    return view_N, position_N2
 
 
-def _shown(views: Views, view: int, place_N2: np.ndarray, depth_N: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether the depth map, at a place in the image, shows a surface no nearer than ``depth_N``."""
+def _shown(views: Views, view: int, position_N2: np.ndarray, depth_N: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether the depth map, at a position in the image, shows a surface no nearer than ``depth_N``."""
     depth_map = views.depth[view]
     size = np.array(depth_map.shape[::-1])
-    row_N, column_N, inside_N = _indices(place_N2 * size - views.pixel_offset, size)
+    row_N, column_N, inside_N = _indices(position_N2 * size - views.pixel_offset, size)
     surface_N = depth_map[row_N, column_N]
     return inside_N & (surface_N >= depth_N)
 
 
-def _patches(views: Views, view_N: np.ndarray, place_N2: np.ndarray) -> np.ndarray:
-    """(N, 768) uint8: the patch at a place of a view; black outside the image.
+def _patches(views: Views, view_N: np.ndarray, position_N2: np.ndarray) -> np.ndarray:
+    """(N, 768) uint8: the patch at a position of a view; black outside the image.
 
     The first patch's centre is at 0 and the last one's at 1 (``align_corners=True`` of the published code), so that a
-    place u is in patch round((grid - 1) u).
+    position u is in patch round((grid - 1) u).
     """
     patches = rearrange(views.rgb, "v (h ph) (w pw) c -> v h w (ph pw c)", ph=PATCH[1], pw=PATCH[2])
     size = np.array(patches.shape[2:0:-1])
-    row_N, column_N, inside_N = _indices(place_N2 * (size - 1), size)
+    row_N, column_N, inside_N = _indices(position_N2 * (size - 1), size)
     found_NP = patches[view_N, row_N, column_N]
     found_NP[~inside_N] = 0
     return found_NP
 
 
-def _indices(places_N2: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns (N,) nearest to places (x, y) in a grid of ``size`` (width, height), and which are in it."""
-    index_N2 = np.rint(places_N2)
+def _indices(positions_N2: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns (N,) nearest to positions (x, y) in a grid of ``size`` (width, height), and which are in it."""
+    index_N2 = np.rint(positions_N2)
     inside_N = ((index_N2 >= 0) & (index_N2 < size)).all(1)
     column_N, row_N = np.where(inside_N[:, None], index_N2, 0).astype(np.int64).T
     return row_N, column_N, inside_N
@@ -197,7 +197,7 @@ def _indices(places_N2: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.nd
 def _check(views: Views, resolution: int, over: str) -> None:
     height, width = views.rgb.shape[1:3]
     if height % PATCH[1] or width % PATCH[2]:
-        raise MediaError(f"Views are cut into patches of {PATCH[1]} pixels a side; {width}x{height} is no multiple.")
+        raise MediaError(f"Views are cut into patches of {PATCH[1]} pixels a side; {width}x{height} is not a multiple.")
     if not 1 <= resolution <= 512:
         raise MediaError(f"resolution must be from 1 to 512 voxels a side, got {resolution}.")
     if over not in ("refuse", "coarsen"):

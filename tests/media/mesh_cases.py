@@ -148,13 +148,13 @@ def _hostile_gltf(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
     for number, entry in enumerate(views):
         data[f"view-{number}.glb"] = _with("bufferViews", 0, **entry), ""
     return data | {
-        "points-1e8.glb": (_changed(count=10**8), "100,000,000 values where it has bytes for fewer"),
-        "faces-1e8.glb": (_with("accessors", 1, count=3 * 10**8), "where it has bytes for fewer"),
-        "points-minus.glb": (_changed(count=-4), "where a count must be"),
-        "points-1e308.glb": (_changed(count=1e308), "where a count must be"),
-        "points-text.glb": (_changed(count="4"), "where a count must be"),
+        "points-1e8.glb": (_changed(count=10**8), "100,000,000 values but has bytes for fewer"),
+        "faces-1e8.glb": (_with("accessors", 1, count=3 * 10**8), "but has bytes for fewer"),
+        "points-minus.glb": (_changed(count=-4), "where a count is expected"),
+        "points-1e308.glb": (_changed(count=1e308), "where a count is expected"),
+        "points-text.glb": (_changed(count="4"), "where a count is expected"),
         "offset.glb": (_changed(byteOffset=44), "bytes for fewer"),
-        "matrices.glb": (_changed(type="MAT4"), "VEC3 are due"),
+        "matrices.glb": (_changed(type="MAT4"), "VEC3 is expected"),
         "sparse.glb": (_changed(sparse={"count": 1 << 30}), "compressed or sparse"),
         "not-there.glb": (_changed(bufferView=99), "number 99 of its 2 bufferViews"),
         "from-the-end.glb": (_changed(bufferView=-1), "number -1"),
@@ -215,8 +215,8 @@ def _hostile_nodes() -> dict[str, tuple[bytes, str]]:
         many.node(mesh=mesh)
     nan, inf = float("nan"), float("inf")
     return {
-        "ring.glb": (_nodes([1], [2], [0]), "ring"),
-        "own-child.glb": (_nodes([0]), "ring"),
+        "ring.glb": (_nodes([1], [2], [0]), "cycle"),
+        "own-child.glb": (_nodes([0]), "cycle"),
         "two-parents.glb": (_nodes([1, 2], [3], [3], []), "two parents"),
         "doubling.glb": (_nodes(*([number + 1] * 2 for number in range(60)), []), "two parents"),
         "nested.glb": (_nodes(*([number + 1] for number in range(10_000)), []), "256 deep"),
@@ -295,13 +295,13 @@ def _hostile_plain(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
         "points-4e9.ply": (huge.format(4 * 10**9, 1).encode(), "over the limit|declares at least"),
         "faces-1e8.ply": (huge.format(3, 10**8).encode(), "over the limit"),
         "points-1e6.ply": (huge.format(10**6, 10**6).encode(), "declares at least"),
-        "faces-minus.ply": (huge.format(3, -1).encode(), "odd line"),
+        "faces-minus.ply": (huge.format(3, -1).encode(), "unknown line"),
         "long-list.ply": (
             huge.replace("uchar int", "uint int").format(3, 1).encode() + struct.pack("<9fI", *range(9), 2**31),
             "",
         ),
         "endless.ply": (b"ply\nformat ascii 1.0\n" + b"comment \n" * 10_000, "header does not end"),
-        "splat.ply": (splat.encode(), "3D Gaussian splat"),
+        "splat.ply": (splat.encode(), "3D Gaussians"),
         "cloud.ply": (ply(points, []).encode(), "no faces"),
         "texture-up.ply": (texture.encode(), "outside"),
         "no-such-point.ply": (ply(points, ["3 0 1 9"]).encode(), ""),

@@ -29,7 +29,7 @@ SHAPES = {
     "box": trimesh.creation.box((1, 2, 3)),
     "ball": trimesh.creation.icosphere(1),
     "cylinder": trimesh.creation.cylinder(1, 3, sections=12),
-    "ring": trimesh.creation.annulus(1, 2, 1, sections=12),
+    "cycle": trimesh.creation.annulus(1, 2, 1, sections=12),
     "cone": trimesh.creation.cone(1, 2, sections=12),
 }
 

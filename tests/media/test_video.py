@@ -164,7 +164,7 @@ def test_the_display_matrix_is_applied(tmp_path: Path, matrix: tuple[int, int, i
 
 
 def test_an_odd_angle_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="quarter turn"):
+    with pytest.raises(MediaError, match="multiple of 90 degrees"):
         read_video(turned(written(tmp_path / "a.mp4", 3), 1, 1, -1, 1))
 
 

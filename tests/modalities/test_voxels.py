@@ -235,5 +235,5 @@ def test_what_cannot_be_packed_is_refused():
     for wrong, message in (({"resolution": 0}, "resolution"), ({"resolution": 513}, "512"), ({"over": "?"}, "over")):
         with pytest.raises(MediaError, match=message):
             pack(views, **wrong)
-    with pytest.raises(MediaError, match="no multiple"):
+    with pytest.raises(MediaError, match="not a multiple"):
         pack(replace(views, rgb=views.rgb[:, :20]))
