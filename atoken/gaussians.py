@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import inf, pi
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +23,8 @@ from atoken.cameras import Cameras
 from atoken.errors import AtokenWarning, MediaError
 from atoken.media.image import Image
 from atoken.media.limits import DEFAULT_LIMITS, Limits
+from atoken.media.ply import HEADER_BYTES, Header, read_header
+from atoken.media.source import Source, name_of, opened, translated
 from atoken.media.video_writer import VideoWriter
 from atoken.rasterize import NEAR, Splats, rasterize
 
@@ -113,15 +114,16 @@ class Gaussians:
             )
 
     @staticmethod
-    def load(path: str | Path, *, up: Up = "z", limits: Limits = DEFAULT_LIMITS) -> Gaussians:
-        """Read a binary .ply of 3D Gaussian splatting, in fp32 on the CPU; ``up`` as in ``save``.
+    def load(source: Source, *, name: str | None = None, up: Up = "z", limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+        """Read a binary .ply of 3D Gaussian splatting from a path, bytes, or a file; in fp32 on the CPU.
 
-        Properties without a field here (view-dependent colour f_rest_*) are skipped with an AtokenWarning. The declared
-        size is checked against the file and ``limits.max_memory`` before the file is read. Raises: MediaError (missing,
-        not such a file, damaged, truncated, over the limit, values that are not finite).
+        ``up`` as in ``save``. Properties without a field here (view-dependent colour f_rest_*) are skipped with an
+        AtokenWarning. The declared size is checked against the file and ``limits.max_memory`` before the file is read.
+        Raises: MediaError (missing, not such a file, damaged, truncated, over the limit, values that are not finite).
         """
         cos, sin = _rotation_to(up)
-        return _rotated(_activated(_read_ply(Path(path), limits), path), cos, -sin)
+        name = name_of(source, name)
+        return _rotated(_activated(_read_ply(source, name, limits), name), cos, -sin)
 
     def _save_turntable(self, path: str | Path) -> None:
         cameras = Cameras.turntable(_FRAMES)
@@ -160,12 +162,6 @@ _MEANS, _NORMALS, _DC = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1"
 _SCALES, _QUATS = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
 _FIELDS = (*_MEANS, *_NORMALS, *_DC, "opacity", *_SCALES, *_QUATS)
 SH_0 = 0.5 / pi**0.5  # the constant spherical harmonic
-_HEADER_BYTES = 1 << 16
-_TYPES = {
-    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "<i2", "int16": "<i2", "ushort": "<u2",
-    "uint16": "<u2", "int": "<i4", "int32": "<i4", "uint": "<u4", "uint32": "<u4", "float": "<f4", "float32": "<f4",
-    "double": "<f8", "float64": "<f8",
-}  # fmt: skip
 
 
 def _write_ply(gaussians: Gaussians, path: str | Path) -> None:
@@ -185,7 +181,7 @@ def _write_ply(gaussians: Gaussians, path: str | Path) -> None:
         file.write(table.tobytes())
 
 
-def _activated(table: dict[str, np.ndarray], path: str | Path) -> Gaussians:
+def _activated(table: dict[str, np.ndarray], path: str) -> Gaussians:
     """Gaussians from the stored values; the inverse of the activations of 3DGS."""
 
     def columns(names: Sequence[str]) -> Tensor:
@@ -201,12 +197,13 @@ def _activated(table: dict[str, np.ndarray], path: str | Path) -> Gaussians:
     return Gaussians(columns(_MEANS), scales, quats / lengths, opacities, colors)
 
 
-def _read_ply(path: Path, limits: Limits) -> dict[str, np.ndarray]:
+def _read_ply(source: Source, name: str, limits: Limits) -> dict[str, np.ndarray]:
     """The stored values of the properties of ``_FIELDS`` that are used, each (M,) fp32 and finite."""
-    failed = f"Cannot read {path}"
-    with _opened(path) as file:
-        count, row = _vertex_layout(file, failed)
-        size, left = count * row.itemsize, os.fstat(file.fileno()).st_size - file.tell()
+    failed = f"Cannot read {name}"
+    with opened(source, name) as file, translated(failed):
+        header = read_header(file.read(HEADER_BYTES), failed)
+        count, row = _vertex_layout(header, failed, name)
+        size, left = count * row.itemsize, file.seek(0, os.SEEK_END) - header.size
         if size > left:
             raise MediaError(f"{failed}: it declares {count:,} Gaussians but is shorter; export or copy it again.")
         if size > limits.max_memory:
@@ -214,86 +211,35 @@ def _read_ply(path: Path, limits: Limits) -> dict[str, np.ndarray]:
                 f"{failed}: its {count:,} Gaussians take {size:,} bytes, over the limit of {limits.max_memory:,}; "
                 "raise the limit (Limits in Python) if you trust the file."
             )
-        table = np.fromfile(file, row, count)
+        file.seek(header.size)
+        table = np.frombuffer(file.read(size), row)
     with np.errstate(over="ignore"):  # doubles beyond fp32 become infinite and are refused below
         used = {name: table[name].astype(np.float32) for name in _FIELDS if name not in _NORMALS}
     _check_finite(used, failed)
     return used
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        if not path.is_file():  # opening a pipe or a device could block
-            raise MediaError(f"Cannot read {path}: there is no such file; pass a .ply of Gaussians.")
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise MediaError(f"Cannot read {path}: {error.strerror}.") from error
-    except MemoryError as error:
-        raise MediaError(f"Cannot read {path}: there is not enough memory for it.") from error
-
-
-def _vertex_layout(file: BinaryIO, failed: str) -> tuple[int, np.dtype]:
+def _vertex_layout(header: Header, failed: str, name: str) -> tuple[int, np.dtype]:
     """Number and layout of the vertices that follow in the file; warns of unused properties. Raises: MediaError."""
-    elements = _header(file, failed)
-    if not elements or elements[0][0] != "vertex":
+    if header.format != "binary_little_endian":
+        raise MediaError(f"{failed}: only binary little-endian .ply files are read; export it as such.")
+    if not header.elements or header.elements[0].name != "vertex":
         raise MediaError(f"{failed}: its first element is not 'vertex', so it is not a .ply of Gaussians.")
-    _, count, layout = elements[0]
-    names = [name for name, _ in layout]
-    missing = [name for name in _FIELDS if name not in names and name not in _NORMALS]
-    if missing or len(set(names)) < len(names):
-        what = f"lacks {', '.join(missing)}" if missing else "has a property twice"
+    _, count, properties = header.elements[0]
+    names = [property.name for property in properties]
+    missing = [field for field in _FIELDS if field not in names and field not in _NORMALS]
+    odd = "has a property twice" if len(set(names)) < len(names) else ""
+    odd = odd or ("has a list" if any(property.is_list for property in properties) else "")
+    if missing or odd:
+        what = f"lacks {', '.join(missing)}" if missing else odd
         raise MediaError(
             f"{failed}: it {what}, so it is not a .ply of Gaussians; meshes are read by atoken.load_media."
         )
-    unused = [name for name in names if name not in _FIELDS]
+    unused = [field for field in names if field not in _FIELDS]
     if unused:
         listed = unused[0] if len(unused) == 1 else f"{unused[0]} to {unused[-1]} ({len(unused)})"
-        message = f"{failed.removeprefix('Cannot read ')} has properties that are not read: {listed}."
-        warnings.warn(message, AtokenWarning, stacklevel=4)
-    return count, np.dtype(layout)
-
-
-def _header(file: BinaryIO, failed: str) -> list[tuple[str, int, list[tuple[str, str]]]]:
-    """Elements of a binary .ply: name, count, and (name, numpy type) of its properties ("" for a list)."""
-    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
-    binary = False
-    for line in _header_lines(file, failed):
-        match line.split():
-            case ["format", "binary_little_endian", "1.0"]:
-                binary = True
-            case ["element", name, count] if count.isascii() and count.isdigit() and len(count) < 16:
-                elements.append((name, int(count), []))
-            case ["property", kind, name] if elements and kind in _TYPES:
-                elements[-1][2].append((name, _TYPES[kind]))
-            case ["property", "list", _, _, _] if elements and elements[-1][0] != "vertex":
-                continue
-            case ["comment" | "obj_info", *_] | []:
-                continue
-            case ["format", *_]:
-                raise MediaError(f"{failed}: only binary little-endian .ply files are read; export it as such.")
-            case _:
-                raise MediaError(
-                    f"{failed}: its header has a line that a .ply of Gaussians does not have: {line[:60]!r}."
-                )
-    if not binary:
-        raise MediaError(f"{failed}: its header has no format; export it as binary little-endian .ply.")
-    return elements
-
-
-def _header_lines(file: BinaryIO, failed: str) -> Iterator[str]:
-    """Lines between "ply" and "end_header"."""
-    if file.readline(8).strip() != b"ply":
-        raise MediaError(f"{failed}: it does not begin with 'ply'; pass a .ply of Gaussians.")
-    while file.tell() < _HEADER_BYTES:
-        line = file.readline(_HEADER_BYTES).decode("ascii", "replace")
-        if line.strip() == "end_header":
-            return
-        if not line.endswith("\n"):
-            break
-        yield line.strip()
-    raise MediaError(f"{failed}: its header does not end within {_HEADER_BYTES:,} bytes; it is damaged or truncated.")
+        warnings.warn(f"{name} has properties that are not read: {listed}.", AtokenWarning, stacklevel=4)
+    return count, np.dtype([(property.name, property.type) for property in properties])
 
 
 def _check_finite(columns: dict[str, np.ndarray], failed: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from atoken.errors import MediaError
 from atoken.media.mesh_folder import Folder, FolderResolver, decoded
 from atoken.media.mesh_parts import WHITE, Part, joined, placed
-from atoken.media.mesh_ply import check_ply
+from atoken.media.ply import Element, read_header
 from atoken.mesh import Mesh
 
 _COUNTS_BACK = re.compile(r"^f[^\n]*[ \t/]-\d", re.MULTILINE)
@@ -35,7 +35,7 @@ def read_plain(folder: Folder, format: str) -> Mesh:
 def _checked(folder: Folder, format: str) -> IO[Any]:
     """Give the file to trimesh: text as UTF-8, after a look at its counts. Raises: MediaError."""
     if format == "ply":
-        check_ply(folder)
+        _check_ply(folder)
         return io.BytesIO(folder.data)
     if format == "stl":
         return io.BytesIO(_stl(folder))
@@ -46,6 +46,28 @@ def _checked(folder: Folder, format: str) -> IO[Any]:
     elif "COFF" in text[:4096]:
         folder.note("colours of OFF files are not read; it is white.")
     return io.StringIO(text)
+
+
+def _check_ply(folder: Folder) -> None:
+    """Refuse what has no faces, holds 3D Gaussians, or declares more than the file has. Raises: MediaError."""
+    failed = f"Cannot read {folder.name}"
+    header = read_header(folder.data, failed)
+    elements = {element.name: element for element in header.elements}
+    vertices, faces = (elements.get(name, Element(name, 0, [])) for name in ("vertex", "face"))
+    if not faces.rows:
+        splats = any(property.name == "f_dc_0" for property in vertices.properties)
+        what = "it holds 3D Gaussians, not a mesh" if splats else "it has no faces, or strips of triangles"
+        raise MediaError(f"{failed}: {what}; export a mesh with faces.")
+    folder.limits.check_faces(faces.rows, vertices.rows, folder.name)
+    is_text = header.format == "ascii"
+    # The least that a row takes: lists empty; as text, a digit and a space for each property.
+    widths = (2 * len(e.properties) if is_text else sum(np.dtype(p.type).itemsize for p in e.properties)
+            for e in header.elements)  # fmt: skip
+    least = sum(e.rows * width for e, width in zip(header.elements, widths, strict=True)) - is_text
+    if least > (rest := len(folder.data) - header.size):
+        raise MediaError(f"{failed}: it declares at least {least:,} bytes of data and has {rest:,}; it is truncated.")
+    if any(p.name == "red" and p.type[-2:] not in ("u1", "f4", "f8") for p in vertices.properties + faces.properties):
+        raise MediaError(f"{failed}: its colours have an unsupported type; export them as uchar.")
 
 
 def _stl(folder: Folder) -> bytes:

@@ -295,7 +295,7 @@ def _hostile_plain(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
         "points-4e9.ply": (huge.format(4 * 10**9, 1).encode(), "over the limit|declares at least"),
         "faces-1e8.ply": (huge.format(3, 10**8).encode(), "over the limit"),
         "points-1e6.ply": (huge.format(10**6, 10**6).encode(), "declares at least"),
-        "faces-minus.ply": (huge.format(3, -1).encode(), "unknown line"),
+        "faces-minus.ply": (huge.format(3, -1).encode(), "line that cannot be read"),
         "long-list.ply": (
             huge.replace("uchar int", "uint int").format(3, 1).encode() + struct.pack("<9fI", *range(9), 2**31),
             "",

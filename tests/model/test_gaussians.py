@@ -147,7 +147,7 @@ HOSTILE = {
     "no end": (b"ply\n" + b"comment a\n" * 100_000, "does not end within 65,536 bytes"),
     "one line": (b"ply\n" + b"x" * 1_000_000, "does not end within"),
     "cut header": (ply()[:60], "does not end within"),
-    "no format": (ply().replace(b"format binary_little_endian 1.0\n", b""), "has no format"),
+    "no format": (ply().replace(b"format binary_little_endian 1.0\n", b""), "only binary little-endian"),
     "ascii": (ply(form="ascii"), "only binary little-endian"),
     "big endian": (ply(form="binary_big_endian"), "only binary little-endian"),
     "cut": (ply(rows=10)[:-1], "declares 10 Gaussians but is shorter"),
@@ -155,7 +155,7 @@ HOSTILE = {
     "beyond count": (ply(count=10**400), "has a line"),
     "negative": (ply(count=-1), "has a line"),
     "no number": (ply(count="²"), "has a line"),
-    "list": (ply().replace(b"property float nx", b"property list uchar int nx"), "has a line"),
+    "list": (ply().replace(b"property float nx", b"property list uchar int nx"), "has a list"),
     "unknown type": (ply().replace(b"float nx", b"quaternion nx"), "has a line"),
     "orphan": (b"ply\nformat binary_little_endian 1.0\nproperty float x\nend_header\n", "has a line"),
     "no element": (b"ply\nformat binary_little_endian 1.0\nend_header\n", "first element is not 'vertex'"),
@@ -194,9 +194,19 @@ def test_a_sparse_file_is_refused_by_its_size(tmp_path: Path):
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path):
-    for path in (tmp_path, tmp_path / "absent.ply"):
-        with pytest.raises(MediaError, match="no such file"):
+    for path, reason in ((tmp_path, "not a file"), (tmp_path / "absent.ply", "no such file")):
+        with pytest.raises(MediaError, match=reason):
             Gaussians.load(path)
+
+
+def test_bytes_are_read_as_a_file_is(tmp_path: Path):
+    some().save(tmp_path / "a.ply")
+    from_path, from_bytes = (
+        Gaussians.load(source) for source in (tmp_path / "a.ply", (tmp_path / "a.ply").read_bytes())
+    )
+    assert all(
+        torch.equal(getattr(from_path, name), getattr(from_bytes, name)) for name in ("means", "quats", "colors")
+    )
 
 
 def test_mutated_files_are_read_or_refused(tmp_path: Path):
