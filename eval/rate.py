@@ -36,8 +36,10 @@ from eval.sources.entry import Prepared
 from eval.sources.folders import local
 from eval.tasks import LOCAL
 
-QUALITIES = (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)
-CRFS = (50, 45, 40, 35, 30, 25, 20, 15)
+CODECS: dict[str, tuple[Mapping[str, Any], Callable[..., Model], Sequence[int]]] = {  # formats, codec, qualities
+    "image": (FORMATS, ImageCodec, (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)),
+    "video": (VIDEO_FORMATS, VideoCodec, (50, 45, 40, 35, 30, 25, 20, 15)),
+}
 BATCH = {"image": 8, "video": 1}
 STORED: tuple[Stored, ...] = ("float32", "float16")
 
@@ -138,9 +140,10 @@ class Bench:
 
 def curves(bench: Bench) -> Iterator[ResultRow]:
     """Every codec of the modality, from few bytes to many."""
-    for format, name in formats(bench.modality).items():
-        for quality in QUALITIES if bench.modality == "image" else CRFS:
-            yield bench.one(partial(_codec, bench.modality, format, quality), name=name)[0]
+    formats, codec, qualities = CODECS[bench.modality]
+    for format, described in formats.items():
+        for quality in qualities:
+            yield bench.one(partial(codec, format, quality), described.name)[0]
 
 
 def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[ResultRow]:
@@ -150,7 +153,7 @@ def own_points(bench: Bench, tokenizers: Sequence[Tokenizer]) -> Iterator[Result
         channels = tokenizer.model.config.latent_channels
         if channels not in fitted:
             fit = PCA.of_images if bench.modality == "image" else PCA.of_videos
-            fitted[channels] = fit(components=channels)
+            fitted[channels] = fit(channels)
         for stored in STORED[:1] if tokenizer.model.config.fsq_levels else STORED:
             yield from _at_the_same_bytes(bench, AToken(tokenizer, stored=stored), fitted[channels].stored_as(stored))
     for pca in fitted.values():
@@ -163,23 +166,10 @@ def _at_the_same_bytes(bench: Bench, model: AToken, pca: PCA) -> Iterator[Result
     yield row
     if row["status"] == "failed":
         return
-    target = AtMost(sizes, model.name)
-    same = [
-        bench.one(partial(_codec, bench.modality, format, target), name)[0]
-        for format, name in formats(bench.modality).items()
-    ]
+    target, (formats, codec, _) = AtMost(sizes, model.name), CODECS[bench.modality]
+    same = [bench.one(partial(codec, format, target), known.name)[0] for format, known in formats.items()]
     for other in (row, *same, bench.one(lambda: pca, pca.name)[0]):
         yield other | {"task": f"{other['task']}, at the bytes of {model.name}"}
-
-
-def formats(modality: str) -> dict[str, str]:
-    """The codecs of a modality, and their names."""
-    known: Mapping[str, Any] = FORMATS if modality == "image" else VIDEO_FORMATS
-    return {format: described.name for format, described in known.items()}
-
-
-def _codec(modality: str, format: str, quality: int | AtMost) -> Model:
-    return ImageCodec(format, quality) if modality == "image" else VideoCodec(format, quality)
 
 
 def _itself(model: Model) -> Model:

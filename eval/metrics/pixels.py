@@ -7,7 +7,7 @@ frames or views together (PSNR, blocking artefacts) or the mean over them (SSIM,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -36,16 +36,6 @@ def pixels_of(output: Output) -> tuple[np.ndarray, np.ndarray]:
         shapes = f"{prediction.shape} instead of {target.shape}"
         raise AtokenError(f"The reconstruction of {key} has shape {shapes}; let the model keep the size.")
     return prediction, target
-
-
-def large_frames(output: Output, smallest: int, metric: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The pairs of frames of an output for a metric that needs sides of so many pixels. Raises: AtokenError."""
-    prediction, target = pixels_of(output)
-    height, width = prediction.shape[1:3]
-    if min(height, width) < smallest:
-        reason = f"sides of {smallest} pixels or more, and {output.item.key} is {width}x{height}"
-        raise AtokenError(f"{metric} needs {reason}; prepare larger ones, or leave it out.")
-    return zip(prediction, target, strict=True)
 
 
 class Psnr(Mean):
@@ -93,34 +83,39 @@ def _error_within(mask: np.ndarray, prediction: np.ndarray, target: np.ndarray, 
     return squared_error(prediction[mask], target[mask]) if mask.any() else math.nan
 
 
-class Ssim(Mean):
-    """Structural similarity (Wang et al. 2004, ``atoken.metrics.pixels``): mean over frames, then over outputs."""
+class FrameMean(Mean):
+    """The mean over frames, then over outputs, of a function of two (H, W, 3) uint8 frames.
 
-    name = "ssim"
-    numbers = ("ssim",)
+    smallest: pixels of a side that the function needs; a smaller output raises AtokenError. record: for the protocol.
+    """
 
-    def __init__(self) -> None:
-        self.record = {"window": WINDOWS, "mean": "over frames, then over samples"}
+    def __init__(self, name: str, function: Callable[..., float], record: Mapping[str, str], smallest: int = 0) -> None:
+        self.name, self.numbers, self._function, self._smallest = name, (name,), function, smallest
+        self.record = {"mean": "over frames, then over samples", **record}
 
     def measure(self, output: Output) -> dict[str, float]:
-        """``ssim``, from -1 to 1. Raises: AtokenError."""
-        frames = zip(*pixels_of(output), strict=True)
-        return {"ssim": fmean(ssim(*frame) for frame in frames)}
+        """The mean over the frames of one output. Raises: AtokenError."""
+        prediction, target = pixels_of(output)
+        height, width = prediction.shape[1:3]
+        if min(height, width) < self._smallest:
+            reason = f"sides of {self._smallest} pixels or more, and {output.item.key} is {width}x{height}"
+            raise AtokenError(f"{self.name.upper()} needs {reason}; prepare larger ones, or leave it out.")
+        return {self.name: fmean(self._function(*frame) for frame in zip(prediction, target, strict=True))}
 
 
-class MsSsim(Mean):
-    """SSIM over five scales (``atoken.metrics.pixels.ms_ssim``): mean over frames, then over outputs."""
+class Ssim(FrameMean):
+    """Structural similarity (Wang et al. 2004), from -1 to 1."""
 
-    name = "ms-ssim"
-    numbers = ("ms-ssim",)
+    def __init__(self) -> None:
+        super().__init__("ssim", ssim, {"window": WINDOWS})
+
+
+class MsSsim(FrameMean):
+    """SSIM over five scales (``atoken.metrics.pixels.ms_ssim``), from 0 to 1."""
 
     def __init__(self) -> None:
         scales = "five, means of 2 x 2 pixels, weights of Wang et al. 2003, negative factors as 0"
-        self.record = {"window": WINDOWS, "scales": scales, "mean": "over frames, then over samples"}
-
-    def measure(self, output: Output) -> dict[str, float]:
-        """``ms-ssim``, from 0 to 1. Raises: AtokenError, also where a side is shorter than 176 pixels."""
-        return {"ms-ssim": fmean(ms_ssim(*frame) for frame in large_frames(output, MS_SSIM_SIDE, "MS-SSIM"))}
+        super().__init__("ms-ssim", ms_ssim, {"window": WINDOWS, "scales": scales}, MS_SSIM_SIDE)
 
 
 class BlockingArtefacts(Mean):

@@ -54,8 +54,8 @@ TYPES: dict[str, Callable[[str, argparse.Namespace], Model]] = {
     **{format: partial(_codec, format) for format in (*FORMATS, *VIDEO_FORMATS)},
     "diffusers": _autoencoder,
     "torchscript": _torchscript,
-    "pca": lambda components, _: PCA.of_images(components=int(_number(components, "number"))),
-    "pca-of-photographs": lambda components, _: PCA.of_photographs(components=int(_number(components, "number"))),
+    "pca": lambda components, _: PCA.of_images(int(_number(components, "number"))),
+    "pca-of-photographs": lambda components, _: PCA.of_photographs(int(_number(components, "number"))),
 }
 
 

@@ -12,13 +12,14 @@ from copy import copy
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from atoken.data.synthetic.procedural import make_image, make_video
 from atoken.errors import AtokenError
 from atoken.metrics.pca import leading
 from atoken.modalities.pixels import PATCH
 from eval.contract import Item, Output
-from eval.models.pixels import Block, PixelModel, Stored, cut, frames_of, padded, rounded
+from eval.models.pixels import Block, PixelModel, Stored, cut, frames_of, how_drawn, padded, rounded
 from eval.prepare import Preparation
 from eval.sources.entry import Prepared
 from eval.sources.synthetic import photographs
@@ -27,79 +28,69 @@ COMPONENTS = 48  # latent channels of nano
 FITTED_SEED = 20_260_917  # of procedural media that neither training nor a task uses
 IMAGES, VIDEOS, SIDE = 128, 64, 256  # what is fitted on: 32,768 patches, and as many of videos of 8 frames
 OF_EACH = 400  # random patches of each photograph
+_FRAMES, _PATCHES = "(t a) (h b) (w c) d", "(t h w) (a b c d)"
 
 
 class PCA(PixelModel):
     """The mean and the first principal components of patches of ``block``: frames, rows, columns.
 
-    Sides that are no multiples are padded by their edge and cut again. ``size`` is the plain bytes of the coefficients
-    as ``stored`` floats, without header; the mean and the components, which all items share, are not counted. The
-    coefficients are rounded to what is stored before they are used.
+    Sides that are not multiples are padded by their edge and cut again. ``size`` is the plain bytes of the coefficients
+    as ``stored`` floats, to which they are rounded, without header; the mean and the components, which all items share,
+    are not counted.
 
-    fitted: (T, H, W, 3) uint8 each, of which whole patches are taken. where: says in the record what these are.
+    fitted: (T, H, W, 3) uint8 each, of which whole patches are taken. where: describes these in the record.
     Raises: AtokenError where there are fewer patches than components.
     """
 
     def __init__(
-        self,
-        fitted: Iterable[np.ndarray],
-        where: str,
-        *,
-        components: int = COMPONENTS,
-        block: Block = (1, *PATCH[1:]),
-        stored: Stored = "float32",
+        self, fitted: Iterable[np.ndarray], where: str, components: int = COMPONENTS, block: Block = (1, *PATCH[1:])
     ) -> None:
         self.block = block
-        count, digest, mean, covariance = _moments(fitted, block)
-        if not 1 <= components <= min(count, len(mean)):
-            raise AtokenError(f"{components} components need as many patches and values, got {count} of {len(mean)}.")
-        self.mean_P = mean
+        count, digest, self.mean_P, covariance = _moments(fitted, block)
+        if not 1 <= components <= min(count, len(self.mean_P)):
+            raise AtokenError(f"{components} components need as many patches and values, got {count}.")
         self.basis_CP = leading(torch.from_numpy(covariance), components)[0].T.numpy()
-        self._of = f"{components} principal components of patches of {' x '.join(map(str, block))} pixels"
-        self._fitted = f"fitted on {where}: {count:,} patches, SHA-256 {digest}"
-        self._store(stored)
-
-    def _store(self, stored: Stored) -> None:
-        self.stored = stored
-        self.name = f"PCA, {len(self.basis_CP)} numbers a patch" + ("" if stored == "float32" else f", {stored}")
+        self.stored: Stored = "float32"
+        self.name = f"PCA, {components} numbers a patch"
         self.record = {
-            "model": self._of,
-            "fingerprint": self._fitted,
+            "model": f"{components} principal components of patches of {' x '.join(map(str, block))} pixels",
+            "fingerprint": f"fitted on {where}: {count:,} patches, SHA-256 {digest}",
             "dtype": "float32",
-            "latents": "mean",
-            "seed": "none",
-            "bytes": f"coefficients as {stored}, without header; components not counted",
+            **how_drawn(None),
+            "bytes": "coefficients as float32, without header; components not counted",
         }
 
     def stored_as(self, stored: Stored) -> PCA:
-        """The same components, other floats."""
+        """The same components, with other floats than float32."""
+        if stored == self.stored:
+            return self
         other = copy(self)
-        other._store(stored)
+        other.stored, other.name = stored, f"{self.name}, {stored}"
+        other.record = self.record | {"bytes": self.record["bytes"].replace("float32", stored)}
         return other
 
     @classmethod
-    def of_images(cls, *, components: int = COMPONENTS, stored: Stored = "float32") -> PCA:
+    def of_images(cls, components: int = COMPONENTS) -> PCA:
         """Fitted on patches of 16x16 pixels of procedural images."""
         drawn = (make_image(FITTED_SEED, index, SIDE, SIDE).frames for index in range(IMAGES))
-        where = f"{IMAGES} procedural images of series {FITTED_SEED}, {SIDE}x{SIDE}"
-        return cls(drawn, where, components=components, stored=stored)
+        return cls(drawn, f"{IMAGES} procedural images of series {FITTED_SEED}, {SIDE}x{SIDE}", components)
 
     @classmethod
-    def of_videos(cls, *, components: int = COMPONENTS, stored: Stored = "float32") -> PCA:
+    def of_videos(cls, components: int = COMPONENTS) -> PCA:
         """Fitted on patches of 4 frames of 16x16 pixels of procedural videos."""
         drawn = (make_video(FITTED_SEED, index, 2 * PATCH[0], SIDE, SIDE).frames for index in range(VIDEOS))
         where = f"{VIDEOS} procedural videos of series {FITTED_SEED}, {2 * PATCH[0]} frames of {SIDE}x{SIDE}"
-        return cls(drawn, where, components=components, block=PATCH, stored=stored)
+        return cls(drawn, where, components, PATCH)
 
     @classmethod
-    def of_photographs(cls, *, components: int = COMPONENTS) -> PCA:
+    def of_photographs(cls, components: int = COMPONENTS) -> PCA:
         """Fitted on random patches of the photographs of the task ``photographs``: as good as linear codes get there.
 
         Raises: MissingExtraError without scikit-image.
         """
         items = Prepared(photographs().entries, Preparation())
         fitted = random_patches(frames_of(items[number], "PCA") for number in range(len(items)))
-        found = cls(fitted, f"{OF_EACH} patches of each of the photographs", components=components)
+        found = cls(fitted, f"{OF_EACH} patches of each of the photographs", components)
         found.name = found.name.replace("PCA", "PCA of the photographs")
         return found
 
@@ -122,15 +113,15 @@ def random_patches(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def patches(frames: np.ndarray, block: Block) -> np.ndarray:
-    """(N, P): frames (T, H, W, 3) of whole blocks in order of frame, row, column; the values of a patch likewise."""
-    grid = [side for size, part in zip(frames.shape, block, strict=False) for side in (size // part, part)]
-    return frames.reshape(*grid, 3).transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, 3 * int(np.prod(block)))
+    """(N, P): the whole blocks of frames (T, H, W, 3) by frame, row, column; the values of a patch likewise."""
+    whole = frames[tuple(slice(size // side * side) for size, side in zip(frames.shape, block, strict=False))]
+    return rearrange(whole, f"{_FRAMES} -> {_PATCHES}", **dict(zip("abc", block, strict=True)))
 
 
 def joined(values_NP: np.ndarray, shape: tuple[int, ...], block: Block) -> np.ndarray:
     """Frames of ``shape`` from their patches: the inverse of ``patches``."""
-    grid = [size // part for size, part in zip(shape, block, strict=False)]
-    return values_NP.reshape(*grid, *block, 3).transpose(0, 3, 1, 4, 2, 5, 6).reshape(shape)
+    sizes = dict(zip("abc", block, strict=True)) | {"h": shape[1] // block[1], "w": shape[2] // block[2]}
+    return rearrange(values_NP, f"{_PATCHES} -> {_FRAMES}", d=3, **sizes)
 
 
 def _moments(fitted: Iterable[np.ndarray], block: Block) -> tuple[int, str, np.ndarray, np.ndarray]:
@@ -142,15 +133,7 @@ def _moments(fitted: Iterable[np.ndarray], block: Block) -> tuple[int, str, np.n
     digest, count, total, squares = hashlib.sha256(), 0, np.zeros(width), np.zeros((width, width))
     for frames in fitted:
         digest.update(str(frames.shape).encode() + np.ascontiguousarray(frames).tobytes())
-        for values in _pieces(frames, block):
-            count, total = count + len(values), total + values.sum(0)
-            squares += values.T @ values
+        values = patches(frames, block).astype(np.float64)
+        count, total, squares = count + len(values), total + values.sum(0), squares + values.T @ values
     mean = total / max(count, 1)
     return count, digest.hexdigest(), mean, squares - count * np.outer(mean, mean)
-
-
-def _pieces(frames: np.ndarray, block: Block) -> Iterator[np.ndarray]:
-    whole = frames[tuple(slice(size // part * part) for size, part in zip(frames.shape, block, strict=False))]
-    values = patches(whole, block)
-    for start in range(0, len(values), 4096):
-        yield values[start : start + 4096].astype(np.float64)

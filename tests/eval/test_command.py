@@ -11,7 +11,7 @@ import pytest
 
 from atoken.data.synthetic.procedural import make_image
 from atoken.io import Image, Video, write_image, write_video
-from eval import commands, tasks
+from eval import commands, rate, tasks
 from eval.command import main, parser
 from eval.probes import table
 from eval.protocol import FORMAT
@@ -168,7 +168,7 @@ def test_generation_of_two_folders(photographs, tmp_path):
 
 def test_rate_of_a_folder(photographs, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("eval.rate.QUALITIES", (30, 80))
+    monkeypatch.setitem(rate.CODECS, "image", (*rate.CODECS["image"][:2], (30, 80)))
     out = tmp_path / "out"
     assert main(["rate", str(photographs), "--model", "pca:12", "-o", str(out)]) == 0
     assert "PCA, 12 numbers a patch" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from eval.contract import Item, Output
 from eval.models.codecs import FORMATS, AtMost, ImageCodec
 from eval.prepare import Preparation
 from eval.protocol import FORMAT
-from eval.rate import CRFS, QUALITIES, Bench, media_of, rate
+from eval.rate import CODECS, Bench, media_of, rate
 from eval.report.page import report
 from eval.run import write_json
 from eval.sources.entry import Entry, Prepared
@@ -111,7 +111,7 @@ def test_images_of_a_folder_are_curves_and_rows_at_the_same_bytes(tmp_path, smal
     for format in FORMATS.values():
         curve = [row for row in of(rows, "image-rate") if row["model"].startswith(format.name)]
         sizes = [number(row, "bits per pixel") for row in curve if row["model"] != "JPEG, quality 33"]
-        assert len(sizes) == len(QUALITIES)
+        assert len(sizes) == len(CODECS["image"][2])
         assert sizes == sorted(sizes)
     names = ["small-continuous", "small-continuous, float16", "small-discrete"]
     assert [row["model"] for row in of(rows, "image-rate")[-6:]] == [
@@ -139,7 +139,7 @@ def test_videos_beside_codecs_of_videos(small_pca):
     rows = rate({"video": source}, models=[small_tokenizer("discrete")])
     for name in ("H.264", "H.265"):
         curve = [row for row in of(rows, "video-rate") if row["model"].startswith(name)]
-        assert len(curve) == len(CRFS)
+        assert len(curve) == len(CODECS["video"][2])
         if not curve[0]["why"]:
             sizes = [number(row, "bytes") for row in curve]
             assert sizes == sorted(sizes)

@@ -232,7 +232,7 @@ def test_the_line_of_an_entry_changes_with_everything_that_counts(tmp_path):
 
 
 def test_synthetic_data_is_that_of_the_generators(tmp_path):
-    images, videos = synthetic.images(synthetic.SEED, 3), synthetic.videos(synthetic.SEED)
+    images, videos = synthetic.images(synthetic.SEED, many=3), synthetic.videos(synthetic.SEED)
     wanted = procedural.make_image(synthetic.SEED, 2, 256, 256).frames[0]
     assert np.array_equal(Prepared(images.entries, Preparation())[2].media.pixels, wanted)
     assert Prepared(videos.entries, Preparation())[1].media.frames.shape == (16, 128, 128, 3)
