@@ -44,24 +44,24 @@ def steps(sizes: list[str], runs: int, compiled: bool) -> None:
 
 def _step(stage: Stage, runs: int, compiled: bool) -> None:
     dtype = torch.bfloat16 if stage.recipe.mixed_precision else torch.float32
-    (made,) = next(_batches(stage))
+    (batch,) = next(_batches(stage))
     config = preset(stage.preset)
     engine = PlainEngine(Objective(ATokenModel(config), stage), stage.recipe, "cpu")
     for block in (module for module in engine.objective.model.modules() if compiled and isinstance(module, Block)):
         block.compile(dynamic=True)
     rate = matrix_rate(dtype)
-    whole = best_of(runs, lambda: engine.train([made]))
-    inner = best_of(runs, lambda: _forward_and_backward(engine, made))
+    whole = best_of(runs, lambda: engine.train([batch]))
+    inner = best_of(runs, lambda: _forward_and_backward(engine, batch))
     rate = max(rate, matrix_rate(dtype))
-    work = engine.objective.flops(made) / inner
+    work = engine.objective.flops(batch) / inner
     row(
-        stage.preset, str(dtype).removeprefix("torch."), len(made), f"{whole:.3f}", f"{inner:.3f}",
+        stage.preset, str(dtype).removeprefix("torch."), len(batch), f"{whole:.3f}", f"{inner:.3f}",
         f"{work / 1e9:.0f}", f"{rate / 1e9:.0f}", f"{work / rate:.1%}",
     )  # fmt: skip
 
 
-def _forward_and_backward(engine: PlainEngine, made: Batch) -> None:
-    engine._backward(made, 1.0, last=True)
+def _forward_and_backward(engine: PlainEngine, batch: Batch) -> None:
+    engine._backward(batch, 1.0, last=True)
     engine.objective.zero_grad(set_to_none=True)
 
 
@@ -73,9 +73,9 @@ def pipeline(workers: list[int], count: int) -> None:
         if task.modality == "surface":
             continue
         stage = replace(NANO_3, tasks={name: task}, mixture={name: 1}, auxiliary=())
-        (made,) = next(_batches(stage))
+        (batch,) = next(_batches(stage))
         engine = PlainEngine(Objective(nano.model, stage, texts=nano.texts), stage.recipe, "cpu")
-        taken = len(made) / best_of(5, lambda made=made, engine=engine: engine.train([made]))
+        taken = len(batch) / best_of(5, lambda batch=batch, engine=engine: engine.train([batch]))
         rates = [_rate(stage, number, count) for number in workers]
         row(name, f"{taken:,.0f}", *(f"{rate:,.0f}" for rate in rates), f"{max(rates) / taken:.1f}")
 
@@ -87,13 +87,13 @@ def _batches(stage: Stage, steps: int = 1, workers: int = 0) -> Generator[list[B
 def _rate(stage: Stage, workers: int, count: int) -> float:
     """Tokens a second over ``count`` batches, after the workers have started and filled their queues."""
     first = 1 + 5 * workers  # what is ready does not count
-    made = _batches(stage, first + count + 1, workers)
-    for _ in islice(made, first):
+    prefetched = _batches(stage, first + count + 1, workers)
+    for _ in islice(prefetched, first):
         pass
     start = time.perf_counter()
-    tokens = sum(len(batch) for step in islice(made, count) for batch in step)
+    tokens = sum(len(batch) for step in islice(prefetched, count) for batch in step)
     seconds = time.perf_counter() - start  # without the end of the workers
-    made.close()
+    prefetched.close()
     return tokens / seconds
 
 

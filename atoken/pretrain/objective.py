@@ -42,7 +42,7 @@ class Objective(objective.Objective[Batch]):
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def to(self, *arguments: Any, **options: Any) -> Self:
-        """As of any module; the teachers go with it."""
+        """As of any module; the teachers are moved, too."""
         super().to(*arguments, **options)
         self.teachers = self.teachers.to(self.model.device)
         return self
@@ -86,13 +86,10 @@ class Objective(objective.Objective[Batch]):
     def _step(self, batch: Batch) -> Step | GaussianStep:
         if batch.targets is not None:
             return GaussianStep(self._gaussians(batch), batch.targets)
-        noise = self._noise(batch) if self.stage.tasks[batch.task].sampled else None
+        noise = None
+        if self.stage.tasks[batch.task].sampled:  # of the micro-batch alone, so that any number of ranks can resume
+            noise = torch.Generator(batch.tokens.feats.device).manual_seed(batch.noise)
         return Step(self.model, batch.tokens, batch.values, batch.captions, self.teachers, self.texts, noise)
-
-    @staticmethod
-    def _noise(batch: Batch) -> torch.Generator:
-        """A function of the micro-batch alone, so that a run can resume on any number of ranks."""
-        return torch.Generator(batch.tokens.feats.device).manual_seed(batch.noise)
 
     def _gaussians(self, batch: Batch) -> Gaussians:
         """Of the original patches, not of decoded ones: the Gaussian decoder is trained apart, as the published one."""
@@ -116,7 +113,7 @@ class Objective(objective.Objective[Batch]):
             self._check_siglip(name)
 
     def _check_siglip(self, name: str) -> None:
-        """Whether the teacher can read our ids, and its vectors are as wide as ours."""
+        """Raises: CheckpointError where the teacher reads other ids, or its vectors are of another width."""
         assert self.model.text_tower is not None
         assert self.teachers.siglip is not None
         own, teacher = self.model.text_tower.config, self.teachers.siglip.config.text_config

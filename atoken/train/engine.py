@@ -155,8 +155,8 @@ class PlainEngine:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row == PATIENCE:
             raise AtokenError(
-                f"The gradient was not finite {PATIENCE} steps in a row, last at step {self.step - 1}; go back to a "
-                "checkpoint and lower the learning rate, or look in the log for the term that is not finite."
+                f"The gradient was not finite {PATIENCE} steps in a row, last at step {self.step - 1}; resume from a "
+                "checkpoint with a lower learning rate, or look in the log for the term that is not finite."
             )
 
     def _means(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:

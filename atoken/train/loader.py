@@ -1,4 +1,4 @@
-"""The batches of a source, step by step, made ahead by processes of their own."""
+"""The batches of a source, step by step, prefetched by processes of their own."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from atoken.train.objective import B, Source
 def batches(
     source: Source[B], first_step: int, steps: int, workers: int, rank: int = 0, world: int = 1
 ) -> Generator[list[B]]:
-    """The micro-batches of a rank in each step from ``first_step`` to ``steps``, made ahead by ``workers`` processes.
+    """The micro-batches of a rank in each step from ``first_step`` to ``steps``, prefetched by ``workers`` processes.
 
-    Close it, or its processes go on for as long as something holds it. Raises: AtokenError (micro-batches that ranks
+    Close it, or its processes live as long as something refers to it. Raises: AtokenError (micro-batches that ranks
     cannot share evenly, and as the source).
     """
     shares = (_share(source, step, rank, world) for step in range(first_step, steps))

@@ -74,11 +74,12 @@ def run(
         run_folder.note(f"start-{engine.step:06d}", now)
     with _termination() as asked:
         tally = Tally(folder / f"broken-{engine.rank}.jsonl", most_broken, **run_folder.counted(engine.step))
-        made = batches(source, engine.step, recipe.steps, workers, engine.rank, engine.world)
-        with living_workers(), closing(made), closing(Watch(engine, run_folder, evaluate, evaluate_every)) as watch:
+        watch = Watch(engine, run_folder, evaluate, evaluate_every)
+        prefetched = batches(source, engine.step, recipe.steps, workers, engine.rank, engine.world)
+        with living_workers(), closing(watch), closing(prefetched):
             while engine.step < recipe.steps:
                 before_step = time.monotonic()
-                micro_batches = next(made)
+                micro_batches = next(prefetched)
                 waited = time.monotonic() - before_step
                 row = engine.train(micro_batches)
                 last = engine.step == recipe.steps

@@ -41,7 +41,7 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Drop what a run resumed at ``step`` will write again: lines of all logs, those cut short, images.
 
-        Notes of later starts and parts of checkpoints that a killed run left go, too. Raises: CheckpointError.
+        Notes of later starts and unfinished checkpoints of a killed run are removed, too. Raises: CheckpointError.
         """
         for note in self.path.glob("start-*.json"):
             if step_of(note) > step:

@@ -2,10 +2,10 @@
 
 | ZeRO | a rank holds its share of |
 | --- | --- |
-| 0 | nothing: all of everything, gradients are averaged |
-| 1 | moments, averages and one copy of the weights |
-| 2 | and of the gradients |
-| 3 | and of the weights that the network computes with |
+| 0 | nothing: each has all of it |
+| 1 | moments, EMA and fp32 weights |
+| 2 | and gradients |
+| 3 | and the weights that the network computes with |
 
 Numbers are those of the plain engine: weights are kept, and gradients summed, in fp32, products are autocast.
 """
@@ -47,8 +47,8 @@ class ZeroEngine(PlainEngine):
         self.zero = zero
         self.deepspeed = _join(device)
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
-        place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
-        super().__init__(objective, recipe, place, saved)
+        of_rank = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
+        super().__init__(objective, recipe, of_rank, saved)
 
     def _masters(self) -> dict[str, Tensor]:
         """DeepSpeed's fp32 weights: flat vectors of many parameters each, of which this rank has a piece."""
@@ -126,7 +126,7 @@ class ZeroEngine(PlainEngine):
     def _check_order(self, batches: Sequence[Batch]) -> None:
         """Ranks that do not run the same modules in the same order would wait for each other for ever."""
         order = [(batch.task, self.objective.layout(batch) if self.zero == 3 else None) for batch in batches]
-        number = zlib.crc32(repr(order).encode())
+        number = zlib.crc32(repr((self.step, order)).encode())
         ends = torch.tensor([number, -number], device=self.device)
         distributed.all_reduce(ends, distributed.ReduceOp.MAX)
         if ends[0] != -ends[1]:

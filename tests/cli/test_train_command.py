@@ -123,9 +123,9 @@ def test_each_stage_starts_from_what_the_one_before_left(train, there):
 def test_a_stage_starts_from_the_folder_that_is_named(train, there):
     changes = ["steps=1", "lr=0", "final_lr=0"]
     assert train("--stage", "surface", "--start", BUNDLED / "nano", changes=changes)[0] == 0
-    ours, theirs = weights(there / "runs" / "surface" / "model"), weights(BUNDLED / "nano")
-    kept = [name for name in theirs if not name.startswith("logit_")]  # new, where the text side is new
-    assert all(torch.equal(ours[name], theirs[name]) for name in kept)
+    trained, bundled = weights(there / "runs" / "surface" / "model"), weights(BUNDLED / "nano")
+    kept = [name for name in bundled if not name.startswith("logit_")]  # new, where the text side is new
+    assert all(torch.equal(trained[name], bundled[name]) for name in kept)
 
 
 def test_images_come_from_the_file_that_is_named(train, there):

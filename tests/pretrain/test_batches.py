@@ -35,12 +35,12 @@ DATASETS = load_datasets("procedural", TINY)
 FILLED = 0.9  # of the budget, on average, at least
 
 
-def same(ours: Batch, theirs: Batch) -> bool:
+def same(left: Batch, right: Batch) -> bool:
     return (
-        replace(ours, tokens=None) == replace(theirs, tokens=None)  # type: ignore[arg-type]
-        and ours.tokens.lengths == theirs.tokens.lengths
-        and torch.equal(ours.tokens.feats, theirs.tokens.feats)
-        and torch.equal(ours.tokens.coords, theirs.tokens.coords)
+        replace(left, tokens=None) == replace(right, tokens=None)  # type: ignore[arg-type]
+        and left.tokens.lengths == right.tokens.lengths
+        and torch.equal(left.tokens.feats, right.tokens.feats)
+        and torch.equal(left.tokens.coords, right.tokens.coords)
     )
 
 
@@ -174,9 +174,9 @@ def alone() -> list[list[Batch]]:
     return steps()
 
 
-def equal(ours: list[list[Batch]], theirs: list[list[Batch]]) -> bool:
-    return [len(step) for step in ours] == [len(step) for step in theirs] and all(
-        same(*pair) for step in zip(ours, theirs, strict=True) for pair in zip(*step, strict=True)
+def equal(left: list[list[Batch]], right: list[list[Batch]]) -> bool:
+    return [len(step) for step in left] == [len(step) for step in right] and all(
+        same(*pair) for step in zip(left, right, strict=True) for pair in zip(*step, strict=True)
     )
 
 

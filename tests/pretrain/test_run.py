@@ -67,9 +67,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(uninterrupted, tmp_path, monk
         with pytest.raises(Killed):
             tiny_run(TINY, tmp_path, save_every=2)
     torch.manual_seed(99)
-    ours, theirs = exported(tiny_run(TINY, tmp_path, save_every=2)), exported(uninterrupted)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    left, right = exported(tiny_run(TINY, tmp_path, save_every=2)), exported(uninterrupted)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in right)
 
 
 def test_a_run_records_its_stage_and_its_data(uninterrupted):

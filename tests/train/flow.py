@@ -1,4 +1,4 @@
-"""A thing that is nothing of ours and trains in the room: flow matching (Lipman et al. 2023) on points of a plane."""
+"""A thing that trains in the room and is no tokenizer: flow matching (Lipman et al. 2023) on points of a plane."""
 
 from dataclasses import dataclass
 

@@ -28,9 +28,9 @@ def weights(engine):
     return {name: parameter.detach().clone() for name, parameter in engine.objective.named_parameters()}
 
 
-def equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+def equal(left, right):
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in right)
 
 
 def test_learning_rate_warms_up_in_a_line_and_falls_as_a_cosine():
@@ -160,9 +160,9 @@ def test_an_engine_that_resumes_continues_as_the_first_would_have(muon, tmp_path
     assert (second.step, second.applied) == (3, 2)
     for step in (2, 4):
         assert first.train(batches(step)) == second.train(batches(step))
-    ours, theirs = (saved(engine, tmp_path / f"{number}") for number, engine in enumerate((first, second)))
-    assert ours.numbers == theirs.numbers
-    assert equal(contents(ours, Flow()), contents(theirs, Flow()))
+    left, right = (saved(engine, tmp_path / f"{number}") for number, engine in enumerate((first, second)))
+    assert left.numbers == right.numbers
+    assert equal(contents(left, Flow()), contents(right, Flow()))
 
 
 class Headless(Flow):

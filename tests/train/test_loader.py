@@ -29,9 +29,9 @@ def steps(first=0, workers=0, rank=0, world=1, source=SOURCE):
         return list(found)
 
 
-def equal(ours, theirs):
-    assert [[one.task for one in step] for step in ours] == [[one.task for one in step] for step in theirs]
-    pairs = [pair for ranks in zip(ours, theirs, strict=True) for pair in zip(*ranks, strict=True)]
+def equal(left, right):
+    assert [[one.task for one in step] for step in left] == [[one.task for one in step] for step in right]
+    pairs = [pair for ranks in zip(left, right, strict=True) for pair in zip(*ranks, strict=True)]
     return all(torch.equal(one.rows, other.rows) for one, other in pairs)
 
 

@@ -1,4 +1,4 @@
-"""A run of something that is nothing of ours: what it writes, and that it can be killed at any moment and resumed."""
+"""A run of the flow in flow.py: what it writes, and that it can be killed at any moment and resumed."""
 
 import json
 import multiprocessing

@@ -166,8 +166,8 @@ def test_an_evaluation_changes_nothing_that_is_trained(tmp_path):
         assert randomness() == before
         assert [part.training for part in engine.objective.modules()] == modes
         assert all(parameter.grad is None for parameter in engine.objective.parameters())
-    for ours, theirs in ((engine.masters, plain.masters), (engine.ema, plain.ema)):
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for watched_state, state in ((engine.masters, plain.masters), (engine.ema, plain.ema)):
+        assert all(torch.equal(watched_state[name], state[name]) for name in state)
 
 
 def test_what_is_evaluated_are_the_ema_weights(tmp_path):

@@ -65,15 +65,15 @@ def rows_of(folder, name):
     return json.loads((folder / name / "rows.json").read_text())
 
 
-def apart(ours, theirs):
+def apart(left, right):
     """The largest difference between two states."""
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-def rows_apart(ours, theirs, key):
+def rows_apart(left, right, key):
     """The largest difference between two logs, relative above 1; what is not finite in one is not in the other."""
-    pairs = [(one[key], other[key]) for one, other in zip(ours, theirs, strict=True)]
+    pairs = [(one[key], other[key]) for one, other in zip(left, right, strict=True)]
     assert all(math.isfinite(one) == math.isfinite(other) for one, other in pairs)
     return max(abs(one - other) / max(1, abs(other)) for one, other in pairs if math.isfinite(one))
 
@@ -86,10 +86,10 @@ def test_every_zero_stage_trains_as_the_plain_engine(name, level, world, folder,
     found = f"{name} {level} {world}"
     assert apart(held(folder, found), contents(saved(engine, tmp_path), Flow())) <= TWIN
     assert apart(load_file(folder / found / "flow.safetensors"), engine.ema_weights()) <= TWIN
-    ours = rows_of(folder, found)
-    assert rows_apart(ours, rows, "loss") <= FP32
-    assert rows_apart(ours, rows, "norm") <= FP32
-    assert [set(row) for row in ours] == [set(row) for row in rows]
+    left = rows_of(folder, found)
+    assert rows_apart(left, rows, "loss") <= FP32
+    assert rows_apart(left, rows, "norm") <= FP32
+    assert [set(row) for row in left] == [set(row) for row in rows]
 
 
 @worlds
@@ -119,9 +119,9 @@ def tokenizer_twin():
 @worlds
 @levels
 def test_the_tokenizer_trains_as_with_the_plain_engine(level, world, folder):
-    (rows, engine), ours = tokenizer_twin(), rows_of(folder, f"tokenizer {level} {world}")
-    assert rows_apart(ours, rows, "loss") <= FP32
-    assert rows_apart(ours, rows, "norm") <= FP32
+    (rows, engine), left = tokenizer_twin(), rows_of(folder, f"tokenizer {level} {world}")
+    assert rows_apart(left, rows, "loss") <= FP32
+    assert rows_apart(left, rows, "norm") <= FP32
     exported = load_file(folder / f"tokenizer {level} {world}" / "flow.safetensors")
     assert apart(exported, engine.ema_weights()) <= FP32
 
@@ -154,9 +154,9 @@ def test_each_rank_writes_what_it_holds_and_nothing_twice(level, folder):
 
 @levels
 def test_ranks_that_disagree_all_say_so(level, folder):
-    ours, theirs = (json.loads((folder / f"refusals {level} 2 {rank}.json").read_text()) for rank in (0, 1))
-    assert ours == theirs
-    tasks, layout = ours
+    left, right = (json.loads((folder / f"refusals {level} 2 {rank}.json").read_text()) for rank in (0, 1))
+    assert left == right
+    tasks, layout = left
     assert "The ranks have different work at step 0" in tasks
     assert (layout is not None) == (level == 3)
 
