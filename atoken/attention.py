@@ -37,7 +37,7 @@ def varlen_attention(
     """
     kv_bounds = bounds if kv_bounds is None else kv_bounds
     chosen = backend(q_NHK.device.type, q_NHK.dtype)
-    if softcap is None:
+    if softcap is None or q_NHK.device.type == "meta":  # which has no logits to cap
         return chosen(q_NHK, k_NHK, v_NHK, bounds, kv_bounds)
     capped = flash_attn_package if chosen is flash_attn_package else softcapped
     return capped(q_NHK, k_NHK, v_NHK, bounds, kv_bounds, softcap)
@@ -45,7 +45,12 @@ def varlen_attention(
 
 @functools.cache
 def backend(device: str, dtype: torch.dtype) -> Backend:
-    """The path for a device type and dtype: a variable-length flash kernel on CUDA, else SDPA by sample."""
+    """The path for a device type and dtype: a variable-length flash kernel on CUDA, else SDPA by sample.
+
+    The meta device, on which costs are counted, has that of CUDA.
+    """
+    if device == "meta":
+        return torch_varlen
     if device == "cuda" and dtype in (torch.bfloat16, torch.float16):
         return flash_attn_package if importlib.util.find_spec("flash_attn") else torch_varlen
     return sdpa_by_sample
@@ -162,8 +167,9 @@ def flash_attn_package(
 @functools.lru_cache(maxsize=64)
 def _on_device(bounds: Bounds, device: torch.device) -> Tensor:
     """Bounds as an int32 tensor; cached, because every block of a forward pass needs the same one."""
+    place = "cpu" if device.type == "meta" else device  # FlopCounterMode reads the lengths
     with torch.inference_mode(False):  # a later training step could not use a tensor of inference mode
-        return torch.tensor(bounds, dtype=torch.int32, device=device)
+        return torch.tensor(bounds, dtype=torch.int32, device=place)
 
 
 def _longest(bounds: Bounds) -> int:

@@ -57,7 +57,8 @@ class Windows:
         sorted_N, order = window_N.sort(stable=True)
         counts = torch.unique_consecutive(sorted_N, return_counts=True)[1]
         back = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
-        return Windows(order, back, (0, *counts.cumsum(0).tolist()))
+        device = voxels.feats.device  # on the meta device, where costs are counted, coordinates stay on the host
+        return Windows(order.to(device), back.to(device), (0, *counts.cumsum(0).tolist()))
 
 
 class WindowAttention(nn.Module):
@@ -117,7 +118,7 @@ class Neighborhood(nn.Module):
 
     def forward(self, voxels: SparseTokens) -> Tensor:
         """Voxels of 64^3 to (N, D)."""
-        return self.project(occupancy(voxels, self.side).to(self.project.weight.dtype))
+        return self.project(occupancy(voxels, self.side).to(self.project.weight))
 
 
 class GaussianDecoder(nn.Module):
@@ -152,7 +153,7 @@ class GaussianDecoder(nn.Module):
             raise ValueError(f"Voxel coordinates must be in [0, {RESOLUTION}).")
         windows = Windows.of(voxels, 0), Windows.of(voxels, SHIFT)
         x_ND = self.inputs(voxels.feats.to(self.inputs.weight.dtype))
-        x_ND = x_ND + positions(coords_N3, x_ND.shape[1]).to(x_ND.dtype)
+        x_ND = x_ND + positions(coords_N3, x_ND.shape[1]).to(x_ND)
         if self.neighborhood is not None:
             x_ND = x_ND + self.neighborhood(voxels)
         for layer, block in enumerate(self.blocks):

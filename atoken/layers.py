@@ -38,7 +38,7 @@ class Positions:
     @staticmethod
     def of(tokens: SparseTokens, head_width: int, base: float | None) -> Positions:
         """Positions of tokens that attend to one another; ``base`` None switches the rotary embedding off."""
-        rotated = None if base is None else rotation(tokens.coords, head_width, base)
+        rotated = None if base is None else rotation(tokens.coords, head_width, base).to(tokens.feats.device)
         return Positions(tokens.bounds, rotated, tokens.bounds, rotated)
 
 

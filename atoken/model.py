@@ -326,7 +326,8 @@ def _scatter(
     order = torch.cat([index for index, _ in windows if isinstance(index, Tensor)])
     # index_select with the inverse index: index_copy would keep everything it copies for the gradient.
     back = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
-    return replace(tokens, feats=torch.cat([part.feats for part in parts]).index_select(0, back))
+    feats = torch.cat([part.feats for part in parts])
+    return replace(tokens, feats=feats.index_select(0, back.to(feats.device)))
 
 
 AutoConfig.register(ATokenConfig.model_type, ATokenConfig)

@@ -11,7 +11,7 @@ from torch import Tensor
 from atoken.errors import CheckpointError
 from atoken.gaussians import Gaussians
 from atoken.model import ATokenModel
-from atoken.pretrain import cost, losses
+from atoken.pretrain import cost
 from atoken.pretrain.batches import Batch
 from atoken.pretrain.losses import GaussianStep, Step
 from atoken.pretrain.stages import Stage, Task
@@ -19,8 +19,6 @@ from atoken.pretrain.teachers import NO_TEACHERS, WITHOUT, Teachers
 from atoken.text import TextTokenizer
 from atoken.train import objective
 from atoken.train.objective import Group
-
-EMBEDDING = (losses.kl, losses.semantics, losses.alignment)  # terms that do not read what is decoded
 
 
 class Objective(objective.Objective[Batch]):
@@ -68,13 +66,10 @@ class Objective(objective.Objective[Batch]):
         return self.model.config.steps(self.model.config.tile_frames)
 
     def flops(self, batch: Batch) -> int:
-        """Of the model without its text side, by the formulas of ``cost.py``."""
-        task, config = self.stage.tasks[batch.task], self.model.config
-        if batch.targets is None:
-            parts = cost.model_parts(config, cost.tiles(batch.tokens, self._tile_steps), decode=decodes(task))
-        else:
-            parts = cost.gaussian_parts(config, batch.tokens)
-        return cost.training_flops(parts, self.stage.frozen).counted
+        """Of the network without its text side, as ``cost.py`` counts them."""
+        read = cost.reads(self.stage.tasks[batch.task])
+        found = cost.flops(self.model.config, self.stage.frozen, read, batch.tokens)
+        return found.forward + found.backward
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term unweighted and detached, by name."""
@@ -123,8 +118,3 @@ class Objective(objective.Objective[Batch]):
                     f"The teacher siglip of task {name} has {size} {getattr(teacher, size)} in its text side, the "
                     f"model {getattr(own, size)}: take the SigLIP2 that the model started from, {WITHOUT}."
                 )
-
-
-def decodes(task: Task) -> bool:
-    """Whether some term of the task reads reconstructions."""
-    return any(term.fn not in EMBEDDING for term in task.computed)

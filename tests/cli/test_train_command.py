@@ -76,7 +76,10 @@ def test_every_stage_has_a_plan_and_nothing_is_written(preset, stage, run, there
     code, out, error = run("train", "--preset", preset, "--stage", stage.name, "--plan")
     assert (code, error, files_in(there)) == (0, "", [])
     assert out.startswith(f"stage        {stage.name}, ")
-    assert all(f"\n{task} " in out for task in stage.used)
+    assert all(f"\n{task} " in out and f"\nloss of {task}: " in out for task in stage.used)
+    terms = [f"{term.weight:g} {term.fn.__name__}" for task in stage.used.values() for term in task.terms]
+    for words in (stage.preset, f"{stage.recipe.steps:,}", *(stage.teachers or ["none"]), "ZeRO 3", "H100", *terms):
+        assert words in out
 
 
 def test_a_plan_of_all_stages_is_theirs_one_after_another(run):
@@ -303,7 +306,7 @@ def test_texts_need_a_model_with_a_text_side(there):
         (["--set", "step=3"], "did you mean steps"),
         (["--set", "steps=0"], "steps cannot be 0: expected a whole number >= 1"),
         (["--plan", "--gpu", "abacus"], "The peak of abacus is not known"),
-        (["--plan", "--gpus", "3"], "3 GPUs cannot share"),
+        (["--plan", "--gpus", "3"], "cannot be shared out evenly to 3 ranks"),
         (["--preset", "base", "--stage", "1", "--start", ".", "--teachers", "."], "vgg16-.* --teachers none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -15,10 +15,11 @@ from atoken.pretrain import cost, losses
 from atoken.pretrain.batches import Batch
 from atoken.pretrain.crops import SurfaceTargets
 from atoken.pretrain.curriculum import CURRICULA
-from atoken.pretrain.objective import Objective, decodes
+from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Task, Term
 from atoken.pretrain.teachers import NO_TEACHERS, Teachers
 from atoken.tokens import SparseTokens
+from atoken.train.cost import count
 from tests.model.sizes import small_model
 from tests.pretrain.small_teachers import small_siglip, small_teachers
 from tests.pretrain.tiny import stage_of
@@ -216,16 +217,28 @@ def of_sizes(task, *sizes, targets=None):
     return Batch(task, SparseTokens.pack(samples), 768 if sizes[0][0] == 1 else 3072, targets=targets)
 
 
-def test_flops_are_those_of_what_a_task_runs():
-    objective = Objective(small_texts_model(), COSTED, texts=words())
-    config = objective.model.config
+def counted(objective, batch):
+    """FLOPs of its network, on the meta device."""
+    network = cost.Network(objective.model.config, COSTED.frozen, cost.reads(COSTED.tasks[batch.task]))
+    return sum(count(network, batch.tokens.with_feats(batch.tokens.feats.to("meta")))[:2])
 
-    def cost_of(tiles, decode):
-        return cost.training_flops(cost.model_parts(config, tiles, decode=decode), COSTED.frozen).counted
 
-    assert objective.flops(of_sizes("caption", (1, 16, 32), (1, 32, 32))) == cost_of([(2,), (4,)], False)
-    assert objective.flops(of_sizes("image", (1, 32, 32), (1, 16, 48))) == cost_of([(4,), (3,)], True)
-    assert objective.flops(of_sizes("video", (8, 32, 32), (8, 16, 48))) == cost_of([(8,), (6,)], True)
+@pytest.mark.parametrize(
+    ("task", "sizes"),
+    [
+        ("caption", [(1, 16, 32), (1, 32, 32)]),
+        ("image", [(1, 32, 32), (1, 16, 48)]),
+        ("video", [(24, 32, 32), (8, 16, 48)]),
+        ("surface", [(1, 32, 32)]),
+    ],
+)
+def test_flops_are_those_of_what_a_task_reads(task, sizes):
+    model = small_model(text=text_sizes(96), gaussian_decoder={"width": 32, "layers": 2, "heads": 2, "mlp": 48})
+    objective = Objective(model, COSTED, texts=words())
+    batch = of_sizes(task, *sizes)
+    values = 768 if task == "surface" else 3072
+    batch = replace(batch, tokens=batch.tokens.with_feats(batch.tokens.feats[:, :values]))
+    assert objective.flops(batch) == counted(objective, batch) > 0
 
 
 @pytest.mark.parametrize(
@@ -243,28 +256,13 @@ def test_attention_is_counted_as_the_sum_of_squared_lengths(even, uneven):
     assert flops[1] - flops[0] == passes * layers * 4 * width * (pairs[1] - pairs[0])
 
 
-def test_a_step_of_the_gaussian_decoder_costs_that_alone():
-    model = small_model(text=text_sizes(96), gaussian_decoder={"width": 32, "layers": 2, "heads": 2, "mlp": 48})
-    stage = replace(COSTED, frozen=("encoder.", "decoder."))
-    none = torch.empty(0)
-    voxels = of_sizes("surface", (1, 32, 32), targets=SurfaceTargets(none, none, none, none))
-    expected = cost.training_flops(cost.gaussian_parts(model.config, voxels.tokens), stage.frozen).counted
-    assert Objective(model, stage, texts=words()).flops(voxels) == expected
-
-
 @pytest.mark.parametrize("fn", [losses.l1, losses.kl, losses.alignment])
-def test_what_is_said_to_decode_does(fn):
+def test_what_is_said_to_read_patches_decodes(fn):
     task, calls = Task("image", (Term(fn, 1.0),)), []
     objective = Objective(small_texts_model(), stage_of({"image": task}), texts=words())
     objective.model.decoder.register_forward_hook(lambda *_: calls.append(1))
     objective(images("image", CAPTIONS))
-    assert bool(calls) == decodes(task)
-
-
-@pytest.mark.parametrize("names", [("l1", "lpips", "gram", "clip"), ("kl", "semantics", "alignment")])
-def test_terms_of_reconstructions_decode_and_others_do_not(names):
-    for name in names:
-        assert decodes(Task("image", (Term(getattr(losses, name), 1.0),))) == (names[0] == "l1")
+    assert bool(calls) == ("patches" in cost.reads(task))
 
 
 # Ranks
