@@ -106,7 +106,7 @@ class Neighborhood(nn.Module):
     """A convolution of occupancy: which cells of the cube of ``side`` around each voxel hold a voxel, to a vector.
 
     The published decoder has none. With it, a small decoder learns within minutes where in its voxel a surface lies;
-    attention over sinusoidal positions takes far longer (docs/recipe.md). Raises ValueError for an even side.
+    attention over sinusoidal positions takes far longer (docs/log.md). Raises ValueError for an even side.
     """
 
     def __init__(self, side: int, width: int) -> None:
@@ -195,7 +195,7 @@ def to_gaussians(outputs_NX: Tensor, coords_N3: Tensor) -> Gaussians:
     Means are at most 0.75 voxels from the centre of their voxel along each axis. Outputs of zero give means spread over
     the voxel (Hammersley points), scales of 4e-3, opacities of 0.1, no rotation, and grey.
     """
-    offsets_NR3, colors_NR3, scales_NR3, quats_NR4, opacities_NR1 = parts(outputs_NX.float()).values()
+    offsets_NR3, colors_NR3, scales_NR3, quats_NR4, opacities_NR1 = by_name(outputs_NX.float()).values()
     centres_N3 = (coords_N3.float() + 0.5) / RESOLUTION - 0.5
     spread_R3 = torch.tensor(spread(), device=outputs_NX.device)
     means_NR3 = centres_N3[:, None] + torch.tanh(offsets_NR3 + spread_R3) * (0.5 * REACH / RESOLUTION)
@@ -210,7 +210,7 @@ def to_gaussians(outputs_NX: Tensor, coords_N3: Tensor) -> Gaussians:
     )
 
 
-def parts(outputs_NX: Tensor) -> dict[str, Tensor]:
+def by_name(outputs_NX: Tensor) -> dict[str, Tensor]:
     """Network outputs (N, 448) by name, each (N, 32, 1 to 4)."""
     split = outputs_NX.split([GAUSSIANS * width for width in LAYOUT.values()], dim=1)
     return {name: part.unflatten(1, (GAUSSIANS, -1)) for name, part in zip(LAYOUT, split, strict=True)}

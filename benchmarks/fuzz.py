@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.fuzz`` makes valid images, videos, token files and meshes, damages them and what meshes refer to
 (bits, bytes, blocks of 512 bytes, header fields, numbers in text, cut, inserted or repeated parts), adds the hostile
-files of the tests, and reads each through the public API in another process. A row of its table is one kind of file:
+files of the tests, and reads each through the public API in another process. A row of its table is one type of file:
 
 * read, refused in one sentence: what may happen. Images and videos have no check sums, so that damage may go unseen;
 * crashes and hangs: the reading process ended, or took over 10 s;
@@ -47,9 +47,9 @@ ALLOWED_MB, ALLOWED_TIMES = 300, 4  # of meshes
 
 @dataclass
 class Tally:
-    """What became of the files of one kind."""
+    """What became of the files of one type."""
 
-    kind: str
+    name: str
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)  # a line each
     judged: int = 0  # files of which something is expected
@@ -70,7 +70,7 @@ class Tally:
             faults = [wrong]
         if faults:
             detail = " ".join(answer.detail.split())[:200]
-            self.faults.append(f"{self.kind}: {case.path.name}: {', '.join(faults)}: {detail}")
+            self.faults.append(f"{self.name}: {case.path.name}: {', '.join(faults)}: {detail}")
 
     def row(self) -> str:
         """The line of the table."""
@@ -78,7 +78,7 @@ class Tally:
         bad = [self.outcomes[what] for what in FAULTS]
         wrong = self.wrong if self.judged else "-"
         figures = [self.outcomes.total(), self.outcomes["refused"], read, *bad, wrong, self.opens]
-        return _line([self.kind, *map(str, figures), f"{self.slowest:.2f}", f"{self.growth_mb:.0f}"])
+        return _line([self.name, *map(str, figures), f"{self.slowest:.2f}", f"{self.growth_mb:.0f}"])
 
 
 def _wrong(case: Case, answer: Answer) -> str:
@@ -88,9 +88,9 @@ def _wrong(case: Case, answer: Answer) -> str:
     return "read as something else" if answer.what == "tokens" and case.contents not in ("", answer.detail) else ""
 
 
-def run(kind: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch) -> Tally:
+def run(name: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch) -> Tally:
     """Read every case; their files are removed afterwards."""
-    tally = Tally(kind)
+    tally = Tally(name)
     with closing(Reader(warm_up)) as reader:
         watch.alarmed()
         for case in cases:
@@ -103,7 +103,7 @@ def run(kind: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch)
 
 
 def tallies(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
-    """One kind of file after another."""
+    """One type of file after another."""
     seeds, cases, sound, seed = folder / "seeds", folder / "cases", folder / "sound meshes", options.seed
     for path in (seeds, cases, sound):
         path.mkdir()
@@ -136,7 +136,7 @@ def tallies(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
         (run("hostile meshes", meshes, hostile_meshes(cases, watch.port), watch), most),
     ):
         if tally.growth_mb > ALLOWED_MB + ALLOWED_TIMES * largest / 1e6:
-            tally.faults.append(f"{tally.kind}: RSS grew by {tally.growth_mb:.0f} MB.")
+            tally.faults.append(f"{tally.name}: RSS grew by {tally.growth_mb:.0f} MB.")
         yield tally
 
 

@@ -1,4 +1,4 @@
-"""README and docs say what is true: the tree, guarantees, links, Python, every path and every command."""
+"""README and docs say what is true: the tree, guarantees, links, Python, the plan, every path and every command."""
 
 import contextlib
 import importlib.util
@@ -155,6 +155,15 @@ def test_the_readme_shows_every_command():
 
     shown = {words[1] for text in blocks("sh") for words in commands(f"```sh\n{text}```") if words[0] == "atoken"}
     assert shown == set(parser()._subparsers._group_actions[0].choices)
+
+
+def test_the_plan_is_as_printed(capsys):
+    from atoken.cli import main
+
+    recipe = (ROOT / "docs" / "recipe.md").read_text()
+    (command,) = [words for words in commands(recipe) if "--plan" in words and "--gpus" in words]
+    assert main(command[1:]) == 0
+    assert capsys.readouterr().out.strip() in [code.strip() for code in blocks("", recipe)]
 
 
 def test_the_python_runs_as_printed(tmp_path):

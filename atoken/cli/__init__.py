@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     options = parser().parse_args(arguments)
     # OpenMP reads it when torch loads: threads that spin while they wait keep the cores from the processes that make
-    # the batches, and a training step then takes several times as long (docs/results.md).
+    # the batches, and a training step then takes several times as long (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         console = import_module("atoken.cli.console")

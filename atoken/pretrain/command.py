@@ -101,7 +101,7 @@ def _generated(stage: Stage) -> str:
 def _without_denormals() -> Iterator[None]:
     """Denormals are zero in this thread and in those that start meanwhile.
 
-    Weights of sharp attention are full of them, which made some steps twice as long (docs/recipe.md).
+    Weights of sharp attention are full of them, which made some steps twice as long (docs/log.md).
     """
     torch.set_flush_denormal(True)
     try:

@@ -1,4 +1,4 @@
-"""One run of one stage: its model, objective, batches and callbacks, handed to the training room."""
+"""One run of one stage: its model, objective, batches and callbacks, handed to ``atoken/train``."""
 
 from __future__ import annotations
 

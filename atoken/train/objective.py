@@ -1,4 +1,4 @@
-"""What the training room knows of the thing that it trains: an objective, batches, and where they come from.
+"""What ``atoken.train`` knows of the thing that it trains: an objective, batches, and where they come from.
 
 An objective is a network together with its loss, one module, so that an engine sees every forward pass.
 """

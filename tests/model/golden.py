@@ -79,7 +79,7 @@ def gaussian_pairs(folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
     assert decoder is not None
     outputs = voxels.with_feats(decoder.outputs(voxels)).unpack()
     for i, (sample, found) in enumerate(zip(outputs, decoder(voxels), strict=True)):
-        raw = {name: part.flatten(0, 1) for name, part in gaussian_decoder.parts(sample.feats).items()}
+        raw = {name: values.flatten(0, 1) for name, values in gaussian_decoder.by_name(sample.feats).items()}
         yield f"{i}.raw_xyz", found.means + 0.5, io[f"{i}.raw_xyz"]  # the published code works in [0, 1]^3 until then
         yield f"{i}.raw_features_dc", raw["colors"][:, None], io[f"{i}.raw_features_dc"]
         yield f"{i}.raw_scaling", raw["scales"], io[f"{i}.raw_scaling"]

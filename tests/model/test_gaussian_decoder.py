@@ -18,8 +18,8 @@ from atoken.gaussian_decoder import (
     SOFTCAP,
     WindowAttention,
     Windows,
+    by_name,
     occupancy,
-    parts,
     positions,
     spread,
     to_gaussians,
@@ -239,9 +239,9 @@ def test_gaussians_of_any_outputs_keep_to_their_ranges():
     assert gaussians.scales.min() >= 9e-4 - FP32
     assert ((gaussians.opacities >= 0) & (gaussians.opacities <= 1)).all()
     torch.testing.assert_close(gaussians.quats.norm(dim=1), torch.ones(1600), atol=FP32, rtol=0)
-    by_kind = parts(outputs)
-    assert {name: part.shape[2] for name, part in by_kind.items()} == LAYOUT
-    assert torch.equal(torch.cat([part.flatten(1) for part in by_kind.values()], dim=1), outputs)
+    named = by_name(outputs)
+    assert {name: part.shape[2] for name, part in named.items()} == LAYOUT
+    assert torch.equal(torch.cat([part.flatten(1) for part in named.values()], dim=1), outputs)
 
 
 def test_bf16_stays_near_fp32():

@@ -1,4 +1,4 @@
-"""A thing that trains in the room and is no tokenizer: flow matching (Lipman et al. 2023) on points of a plane."""
+"""Something else than a tokenizer, trained by ``atoken.train``: flow matching (Lipman et al. 2023) on points of a plane."""
 
 from dataclasses import dataclass
 

@@ -80,7 +80,7 @@ def _attend_to_neighbours(encoder: Stack, base: float) -> None:
     """Let every head begin by attending to one neighbour of a patch, as the taps of a convolution do.
 
     After ConViT (d'Ascoli et al. 2021, arXiv 2103.10697), here by the rotary embedding: the biases of queries and keys
-    are aligned if the key is one step of the head away. Matching with texts then needs fewer images (docs/recipe.md).
+    are aligned if the key is one step of the head away. Matching with texts then needs fewer images (docs/log.md).
     """
     blocks = [block for block in encoder.blocks if isinstance(block, Block)]
     for number, block in enumerate(blocks[:NEIGHBOUR_BLOCKS]):
