@@ -61,7 +61,7 @@ ALLOWED_NAMES = {
     "atoken/pretrain/teachers.py:CLIP": "its network",
     "atoken/train/recipe.py:clip": "the largest norm of a gradient",
     "atoken/report/charts.py:BINS": "of a histogram",
-    **dict.fromkeys((f"atoken/media/mesh_parts.py:{name}" for name in ("mesh_parts", "Part", "parts")), "of a mesh file"),
+    **dict.fromkeys((f"atoken/media/mesh_parts.py:{name}" for name in ("mesh_parts", "Part", "parts")), "of a mesh"),
     **dict.fromkeys((f"atoken/data/synthetic/textures.py:{name}" for name in ("sheet", "sheets")), "of a pattern"),
     "atoken/data/sources/tar.py:kind": "of a member of an archive: file, link, header",
     **dict.fromkeys((f"atoken/media/{name}.py:kind" for name in ("process", "worker")), "of a message"),

@@ -1,4 +1,4 @@
-"""Something else than a tokenizer, trained by ``atoken.train``: flow matching (Lipman et al. 2023) on points of a plane."""
+"""Flow matching (Lipman et al. 2023) on points of a plane: ``atoken.train`` trains more than tokenizers."""
 
 from dataclasses import dataclass
 
