@@ -10,8 +10,9 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import count
 from typing import Any
 
 from atoken.errors import AtokenError, AtokenWarning
@@ -26,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # must not; more cores are for more ranks. A user who sets the variable overrides this.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    notes = _Notes()
     try:
         from eval.torchvision_step import mend_torchvision
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         silence_transformers()
         with warnings.catch_warnings():
             warnings.simplefilter("always", AtokenWarning)
-            warnings.showwarning = notes.show
+            warnings.showwarning = _printer()
             return int(getattr(commands, options.command)(options))
     except AtokenError as error:
         print(f"eval: {error}", file=sys.stderr)  # noqa: T201 - the output of the program
@@ -47,19 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Notes:
+def _printer() -> Callable[..., None]:
     """Prints the first few warnings that are meant for a user."""
+    numbers = count(1)
 
-    def __init__(self) -> None:
-        self._shown = 0
-
-    def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if not issubclass(category, AtokenWarning):
-            return
-        self._shown += 1
-        if self._shown <= MOST_NOTES:
-            more = "" if self._shown < MOST_NOTES else " (No more notes are shown.)"
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, AtokenWarning) and (number := next(numbers)) <= MOST_NOTES:
+            more = "" if number < MOST_NOTES else " (No more notes are shown.)"
             print(f"eval: note: {message}{more}", file=sys.stderr)  # noqa: T201
+
+    return show
 
 
 def parser() -> argparse.ArgumentParser:

@@ -92,7 +92,7 @@ def job(options: argparse.Namespace, task: Task, listing: Listing, model: Model)
     weights = None if options.weights is None else Path(options.weights)
     needs = Needs(model, listing.classes, task.templates, weights, device_of(options), options.trust)
     metrics, skipped = built(task.metrics, needs)
-    data = Prepared(listing.first(getattr(options, "items", None)).entries, task.prepare)
+    data = Prepared(listing.entries[: getattr(options, "items", None)], task.prepare)
     return Job(task, data, model, metrics, skipped, task.full or len(listing.entries))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,19 +72,9 @@ def merge(job: Job, folder: Path, shards: Iterable[Shard]) -> dict[str, Any]:
             for index, line in zip(job.items_of(number), shard.lines, strict=True):
                 summary.add(index, line)
                 file.write(json.dumps(line, allow_nan=False) + "\n")
-    numbers, faults = _numbers(job, states, skipped, summary)
-    return _row(job, folder, summary, numbers, faults, skipped)
-
-
-def _numbers(
-    job: Job, states: Mapping[str, State], skipped: dict[str, str], summary: _Summary
-) -> tuple[dict[str, tuple[str, float]], dict[str, str]]:
-    """Finite numbers by name, with their metrics; and, for metrics with a number that is not finite, a sentence."""
     numbers: dict[str, tuple[str, float]] = {}
     faults: dict[str, str] = {}
-    for metric in job.metrics:
-        if metric.name not in states or not summary.measured:
-            continue
+    for metric in [metric for metric in job.metrics if metric.name in states and summary.measured]:
         try:
             found = metric.finish(states[metric.name])
         except AtokenError as error:
@@ -94,17 +84,7 @@ def _numbers(
         numbers |= {name: (metric.name, value) for name, value in found.items() if math.isfinite(value)}
         if wrong := [summary.why(name, value) for name, value in found.items() if not math.isfinite(value)]:
             faults[metric.name] = " ".join(wrong)
-    return numbers, faults
 
-
-def _row(
-    job: Job,
-    folder: Path,
-    summary: _Summary,
-    numbers: Mapping[str, tuple[str, float]],
-    faults: Mapping[str, str],
-    skipped: Mapping[str, str],
-) -> dict[str, Any]:
     lost, planned = set(summary.failed), len(job.data)
     full = planned if job.full is None else job.full
     status, why = "complete", ""
@@ -117,17 +97,12 @@ def _row(
         status, why = "failed", f"No metric gave a number: {' '.join(skipped.values())}".strip()
     elif summary.measured != full:
         status, why = "partial", f"{summary.measured:,} items were measured, and the whole data set has {full:,}."
-    protocol = job.protocol(
-        [index for index in range(planned) if index not in lost],
-        [metric for metric in job.metrics if metric.name not in skipped],
-    )
+    kept = [index for index in range(planned) if index not in lost]
+    protocol = job.protocol(kept, [metric for metric in job.metrics if metric.name not in skipped])
+    items = {"planned": planned, "measured": summary.measured, "full": full, "file": f"{folder.name}/items.jsonl"}
     return result_row(
-        job.task.name, job.model.name, job.model.record, job.task.modality, protocol, numbers,
-        status=status, why=why, faults=dict(faults), skipped=dict(skipped), failed=summary.listed,
-        items={
-            "planned": planned, "measured": summary.measured, "full": full, "file": f"{folder.name}/items.jsonl",
-        },
-        **_images(job, folder, summary, lost),
+        job.task.name, job.model.name, job.model.record, job.task.modality, protocol, numbers, status=status, why=why,
+        faults=faults, skipped=skipped, failed=summary.listed, items=items, **_images(job, folder, summary, lost),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What the samples of a generator are like as a whole: Inception Score, precision and recall.
 
-Both are measures of ``metrics/features.py``. Letters: ``B``, ``N``, ``M`` rows, ``D`` width, ``K`` classes.
+Both are measures of a ``FeatureMetric``. Letters: ``B``, ``N``, ``M`` rows, ``D`` width, ``K`` classes.
 """
 
 from __future__ import annotations

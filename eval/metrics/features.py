@@ -5,39 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Protocol
 
 import numpy as np
 
 from atoken.errors import AtokenError
 from atoken.metrics.frechet import Gaussian, check_width, frechet_distance
 from eval.contract import Output, State
+from eval.metrics.distribution import InceptionScore, PrecisionRecall
 from eval.metrics.moments import add_rows, gaussian, merge_rows
 from eval.networks import Network
 
 SIDES = ("prediction", "target")
-
-
-class Measure(Protocol):
-    """A number of the features of one kind, on two sides; all its arrays in a state begin with its name and a dot."""
-
-    @property
-    def name(self) -> str:
-        """Of its number, and of its arrays."""
-
-    @property
-    def kind(self) -> str:
-        """Which features it reads: "pooled", "spatial" or "probabilities"."""
-
-    @property
-    def record(self) -> dict[str, str]:
-        """For the protocol."""
-
-    def fold(self, state: State, side: str, rows: np.ndarray, keys: Sequence[str]) -> None:
-        """Add (B, D) features of one side, in order, in place; ``keys`` name them."""
-
-    def finish(self, state: State) -> dict[str, float]:
-        """Its numbers, by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +59,10 @@ class Frechet:
         if items <= len(prediction.mean_D):
             numbers[" items lacking"] = float(len(prediction.mean_D) + 1 - items)
         return {f"{self.name}{end}": number for end, number in numbers.items()}
+
+
+# ``fold`` adds (B, D) features of one side, in order; arrays of a state begin with the name of the measure and a dot.
+Measure = Frechet | InceptionScore | PrecisionRecall
 
 
 class FeatureMetric:

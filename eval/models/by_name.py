@@ -71,15 +71,11 @@ def model_of(options: argparse.Namespace, **settings: Any) -> Model:
 
 def tokenizer_of(options: argparse.Namespace) -> Tokenizer:
     """The tokenizer of AToken that the options ask for. Raises: CheckpointError."""
-    files = options.config, options.gaussians, options.gaussian_config
-    return _loaded(options.model, device_of(options), options.dtype, *files)
+    files = {name: getattr(options, name) for name in ("config", "gaussians", "gaussian_config")}
+    return _loaded(options.model, device=device_of(options), dtype=options.dtype, **files)
 
 
-@lru_cache(maxsize=1)
-def _loaded(model: str, device: str, dtype: str, *files: str | None) -> Tokenizer:
-    """Once for all tasks."""
-    config, gaussians, gaussian_config = files
-    return load(model, device=device, dtype=dtype, config=config, gaussians=gaussians, gaussian_config=gaussian_config)
+_loaded = lru_cache(maxsize=1)(load)  # once for all tasks
 
 
 def device_of(options: argparse.Namespace) -> str:

@@ -42,16 +42,19 @@ class AtMost:
             raise AtokenError(f"There is no number of bytes for {key}; measure {self.like or 'it'} on the same items.")
         return self.size[key]
 
-    def file(self, model: str, key: str, levels: Sequence[T], encoded: Callable[[T], bytes]) -> bytes:
-        """The file of an item at the highest of ``levels`` that is small enough. Raises: AtokenError where none is."""
-        most = self.of(key)
-        found = largest(levels, encoded, most)
-        if found is None:
-            raise AtokenError(
-                f"{model} takes {len(encoded(levels[0])):,} bytes for {key} at its lowest quality, over the {most:,} "
-                "asked for; ask for more bytes, or leave it out of the comparison."
-            )
-        return found[1]
+
+def file_at(quality: T | AtMost, model: str, key: str, levels: Sequence[T], encoded: Callable[[T], bytes]) -> bytes:
+    """The file of an item at a quality, or at the highest of ``levels`` that is small enough. Raises: AtokenError."""
+    if not isinstance(quality, AtMost):
+        return encoded(quality)
+    most = quality.of(key)
+    found = largest(levels, encoded, most)
+    if found is None:
+        raise AtokenError(
+            f"{model} takes {len(encoded(levels[0])):,} bytes for {key} at its lowest quality, over the {most:,} asked "
+            "for; ask for more bytes, or leave it out of the comparison."
+        )
+    return found[1]
 
 
 def largest(levels: Sequence[T], encoded: Callable[[T], bytes], most: int) -> tuple[T, bytes] | None:
@@ -120,10 +123,7 @@ class ImageCodec(PixelModel):
         if len(frames) != 1:
             raise AtokenError(f"{self.format.name} stores images and {item.key} is a video; take h264 or h265.")
         encoded = partial(self.encoded, frames[0])
-        if isinstance(self.quality, AtMost):
-            data = self.quality.file(self.format.name, item.key, self.format.qualities, encoded)
-        else:
-            data = encoded(self.quality)
+        data = file_at(self.quality, self.format.name, item.key, self.format.qualities, encoded)
         prediction = np.array(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
         return Output(item, frames, prediction[None], size=len(data))
 

@@ -118,8 +118,7 @@ def checksum(*paths: Path) -> str:
     for path in paths:
         try:
             with path.open("rb") as file:
-                while data := file.read(1 << 20):
-                    digest.update(data)
+                hashlib.file_digest(file, lambda: digest)
         except OSError as error:
             raise AtokenError(f"Cannot read {path}: {error.strerror}.") from error
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from atoken.errors import AtokenError
 from atoken.io import Video
 from atoken.media.video_writer import X264_OPTIONS
 from eval.contract import Item, Output
-from eval.models.codecs import AtMost
+from eval.models.codecs import AtMost, file_at
 from eval.models.pixels import PixelModel, cut, frames_of, padded
 
 _RGB, _YUV = (Colorspace.DEFAULT, ColorRange.JPEG), (Colorspace.ITU709, ColorRange.MPEG)
@@ -88,10 +88,7 @@ class VideoCodec(PixelModel):
         frames = frames_of(item, self.format.name)
         rate = item.media.fps if isinstance(item.media, Video) else Fraction(24)
         encoded = partial(self.encoded, frames, rate)
-        if isinstance(self.quality, AtMost):
-            data = self.quality.file(self.format.name, item.key, CRFS, encoded)
-        else:
-            data = encoded(self.quality)
+        data = file_at(self.quality, self.format.name, item.key, CRFS, encoded)
         return Output(item, frames, cut(decoded(data), frames, self.format.name), size=len(data))
 
     def encoded(self, frames: np.ndarray, rate: Fraction, crf: float) -> bytes:

@@ -78,17 +78,16 @@ def _learn(
         features.append(dense(image.pixels))
         for name, table in sets.items():
             shares[name].append(_shares(image, features[-1], table, features[0]))
-    checks_P = np.arange(len(features)) % CHECKED == CHECKED - 1
-    return {name: _guessers(features, of, checks_P) for name, of in shares.items()}
-
-
-def _guessers(features: list[np.ndarray], shares: list[np.ndarray], checks_P: np.ndarray) -> tuple[Linear, np.ndarray]:
-    """From P images, of which ``checks`` choose the strength. Raises: AtokenError (no pixels that count)."""
-    if not all(sum(one.sum() for one, check in zip(shares, checks_P, strict=True) if check == part) for part in (0, 1)):
-        raise AtokenError(f"A segmentation probe needs {CHECKED} training images, got {len(shares)}; add some.")
-    x, y = (np.concatenate([one.reshape(-1, one.shape[-1]) for one in of]) for of in (features, shares))
-    counts, checks = y.sum(1) > 0, np.repeat(checks_P, features[0].shape[0] * features[0].shape[1])
-    return best(logistic, x[counts], y[counts], checks[counts]), np.sum(shares, axis=0)
+    checks_P = np.arange(len(features)) % CHECKED == CHECKED - 1  # the images that choose the strength
+    found = {}
+    for name, of in shares.items():
+        counted_P = np.array([one.sum() > 0 for one in of], bool)
+        if not (counted_P & checks_P).any() or not (counted_P & ~checks_P).any():
+            raise AtokenError(f"A segmentation probe needs {CHECKED} training images, got {len(of)}; add some.")
+        x, y = (np.concatenate([one.reshape(-1, one.shape[-1]) for one in rows]) for rows in (features, of))
+        counts, checks = y.sum(1) > 0, np.repeat(checks_P, features[0].shape[0] * features[0].shape[1])
+        found[name] = best(logistic, x[counts], y[counts], checks[counts]), np.sum(of, axis=0)
+    return found
 
 
 def _shares(image: Masked, features: np.ndarray, table: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -37,10 +37,6 @@ class Listing:
     entries: Sequence[Entry]
     classes: tuple[str, ...] = ()
 
-    def first(self, count: int | None) -> Listing:
-        """The same, cut to ``count`` entries."""
-        return Listing(self.entries[:count], self.classes)
-
 
 class Prepared:
     """The items of a listing, as a ``Dataset``. Raises: MediaError while reading."""

@@ -256,12 +256,6 @@ def test_synthetic_captions_all_differ(tmp_path, monkeypatch):
     assert " left of " in item.captions[0]
 
 
-def test_a_listing_is_cut_from_its_start(tmp_path):
-    listing = synthetic.labelled_images(synthetic.SEED)
-    assert keys(listing.first(3)) == keys(listing)[:3]
-    assert listing.first(None) == listing
-
-
 def test_the_photographs(tmp_path):
     pytest.importorskip("skimage")
     source = Prepared(synthetic.photographs().entries, Preparation())
