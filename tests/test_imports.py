@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# The house, top floor first (design section 2). A room is a module or a folder of atoken. An import must lead to a
+# The house, top floor first. A room is a module or a folder of atoken. An import must lead to a
 # lower floor or stay in its room; rooms on one floor do not see each other. __init__ is what "import atoken" gives.
 FLOORS = [
     {"__main__"},

@@ -2,7 +2,7 @@
 
 Patches are 4 frames x 16 rows x 16 columns, flattened in the order frame, row, column, channel; values are in [-1, 1].
 H and W are padded to whole patches by repeating the edge pixels, T with zeros (grey), and the padding is cut off again
-(design section 4). Letters: ``T`` frames, ``H`` rows, ``W`` columns of pixels; ``N`` tokens, ``P`` = 3072.
+(docs/conventions.md). Letters: ``T`` frames, ``H`` rows, ``W`` columns of pixels; ``N`` tokens, ``P`` = 3072.
 """
 
 from __future__ import annotations

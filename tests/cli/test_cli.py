@@ -27,15 +27,15 @@ METRICS = 1e-6  # relative: the same sums in another order
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (19, 35), (64, 3)])
-def test_a_image_there_and_back_is_what_python_gives(size, run, there, tokenizer):
+def test_an_image_there_and_back_is_what_python_gives(size, run, there, tokenizer):
     path = image(there / "a.png", *size)
     assert run("encode", path)[0] == 0
-    ours, theirs = Tokens.load("a.atok"), tokenizer.encode(path)
-    assert torch.equal(ours.latents, theirs.latents)
-    assert torch.equal(ours.pooled, theirs.pooled)
-    assert ours.name == "a.png"
+    actual, expected = Tokens.load("a.atok"), tokenizer.encode(path)
+    assert torch.equal(actual.latents, expected.latents)
+    assert torch.equal(actual.pooled, expected.pooled)
+    assert actual.name == "a.png"
     assert run("decode", "a.atok") == (0, "wrote\nout/a.png.png\n", "")
-    assert np.array_equal(pixels_of("out/a.png.png"), tokenizer.decode(theirs).pixels)
+    assert np.array_equal(pixels_of("out/a.png.png"), tokenizer.decode(expected).pixels)
 
 
 def test_alpha_is_kept(run, there):
@@ -48,11 +48,11 @@ def test_alpha_is_kept(run, there):
 def test_a_video_there_and_back_is_what_python_gives(run, there, tokenizer):
     path = film(there / "a.mp4")
     assert run("encode", path, "-o", "b.atok")[0] == 0
-    ours, theirs = Tokens.load("b.atok"), tokenizer.encode(path)
-    torch.testing.assert_close(ours.latents, theirs.latents, atol=FP32, rtol=FP32)
-    assert (ours.fps, ours.frames, ours.size) == (Fraction(30000, 1001), 37, (18, 30))
+    actual, expected = Tokens.load("b.atok"), tokenizer.encode(path)
+    torch.testing.assert_close(actual.latents, expected.latents, atol=FP32, rtol=FP32)
+    assert (actual.fps, actual.frames, actual.size) == (Fraction(30000, 1001), 37, (18, 30))
     assert run("decode", "b.atok", "-o", "b.mp4")[0] == 0
-    write_video(tokenizer.decode(ours), "c.mp4")
+    write_video(tokenizer.decode(actual), "c.mp4")
     assert np.array_equal(pixels_of("b.mp4"), pixels_of("c.mp4"))  # the same frames give the same file
     assert read_video("b.mp4").fps == Fraction(30000, 1001)
 
@@ -68,10 +68,10 @@ def test_a_range_of_frames_decodes_to_just_these(kind, run, there, tmp_path_fact
         assert run("decode", "a.atok", "--frames", wanted, "-o", "b.mp4", model=folder)[0] == 0
         stamps = None if whole.timestamps is None else whole.timestamps[first:last]
         write_video(Video(whole.frames[first:last], whole.fps, stamps), "c.mp4")
-        ours, theirs = read_video("b.mp4"), read_video("c.mp4")
-        assert ours.frames.shape == theirs.frames.shape
-        assert psnr(ours.frames, theirs.frames) > 45  # a piece may differ by one step of uint8 before the codec
-        assert ours.fps == theirs.fps
+        actual, expected = read_video("b.mp4"), read_video("c.mp4")
+        assert actual.frames.shape == expected.frames.shape
+        assert psnr(actual.frames, expected.frames) > 45  # a piece may differ by one step of uint8 before the codec
+        assert actual.fps == expected.fps
     says_one_sentence(run("decode", "a.atok", "--frames", "50:", model=folder), "selects none")
 
 
@@ -125,14 +125,14 @@ def test_reconstruct_writes_its_files_and_true_figures(run, there, tokenizer):
     )  # fmt: skip
     for path, row in zip((odd, flight), rows, strict=True):
         stored = there / "there" / f"{path.name}.atok"
-        original, ours = pixels_of(path), tokenizer.decode(Tokens.load(stored))
-        ours = ours.pixels if isinstance(ours, Image) else ours.frames
-        assert row["psnr"] == pytest.approx(psnr(ours, original), rel=METRICS)
-        assert row["ssim"] == pytest.approx(ssim(ours, original), rel=METRICS)
+        original, actual = pixels_of(path), tokenizer.decode(Tokens.load(stored))
+        actual = actual.pixels if isinstance(actual, Image) else actual.frames
+        assert row["psnr"] == pytest.approx(psnr(actual, original), rel=METRICS)
+        assert row["ssim"] == pytest.approx(ssim(actual, original), rel=METRICS)
         assert row["tokens"] == len(Tokens.load(stored).latents)
         assert row["bytes"] == stored.stat().st_size
         assert row["bits_per_pixel"] == 8 * row["bytes"] / (original.size / 3)
-        both = [original, ours] if original.ndim == 3 else [original[0], ours[0]]
+        both = [original, actual] if original.ndim == 3 else [original[0], actual[0]]
         assert np.array_equal(pixels_of(f"there/{path.name}.compare.png"), np.concatenate(both, axis=1))
     assert np.array_equal(pixels_of("there/odd.png.png"), tokenizer.decode(tokenizer.encode(odd)).pixels)
     assert len(read_video("there/flight.mp4.mp4").frames) == 20

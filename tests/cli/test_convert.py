@@ -25,16 +25,16 @@ def published(tmp_path_factory):
 def test_published_weights_become_a_folder_with_the_same_features(run, there, published):
     code, out, error = run("convert", OFFICIAL, "--config", published, "-o", "mine")
     assert (code, error) == (0, "")
-    ours, theirs = atoken.load("./mine", device="cpu"), load_official(OFFICIAL, published)
-    assert out == f"mine: {sum(p.numel() for p in theirs.parameters()) / 1e6:.1f} million weights\n"
-    assert ours.fingerprint == fingerprint(theirs)
+    actual, expected = atoken.load("./mine", device="cpu"), load_official(OFFICIAL, published)
+    assert out == f"mine: {sum(p.numel() for p in expected.parameters()) / 1e6:.1f} million weights\n"
+    assert actual.fingerprint == fingerprint(expected)
     tokens = patchify(torch.rand(4, 48, 32, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     with torch.no_grad():
-        pairs = zip(ours.model(tokens), theirs.eval()(tokens), strict=True)
-        (ours, theirs), (our_patches, their_patches) = pairs
-    assert torch.equal(ours.features.feats, theirs.features.feats)
-    torch.testing.assert_close(ours.pooled, theirs.pooled, atol=FP32, rtol=0)
-    assert torch.equal(our_patches.feats, their_patches.feats)
+        pairs = zip(actual.model(tokens), expected.eval()(tokens), strict=True)
+        (actual, expected), (actual_patches, expected_patches) = pairs
+    assert torch.equal(actual.features.feats, expected.features.feats)
+    torch.testing.assert_close(actual.pooled, expected.pooled, atol=FP32, rtol=0)
+    assert torch.equal(actual_patches.feats, expected_patches.feats)
 
 
 def test_a_published_file_loads_directly_with_the_yaml_beside_it(there, published):

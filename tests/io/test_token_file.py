@@ -407,8 +407,8 @@ def test_items_of_all_modalities_lie_in_one_file(tmp_path: Path) -> None:
     with TokenFileWriter(tmp_path / "a.atok") as writer:
         for item in items:
             writer.add(item)
-    for ours, theirs in zip(read_all(tmp_path / "a.atok"), items, strict=True):
-        assert_same(ours, theirs)
+    for actual, expected in zip(read_all(tmp_path / "a.atok"), items, strict=True):
+        assert_same(actual, expected)
 
 
 ODD_ASSETS: dict[str, dict[str, Any]] = {

@@ -246,7 +246,7 @@ def test_missing_empty_and_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tiff"])
-def test_further_frames_are_said(tmp_path: Path, suffix: str) -> None:
+def test_further_frames_give_a_warning(tmp_path: Path, suffix: str) -> None:
     options = {"lossless": True} if suffix == "webp" else {}
     more = [PIL.Image.fromarray(255 - COLOURS)]
     path = save(
@@ -257,7 +257,7 @@ def test_further_frames_are_said(tmp_path: Path, suffix: str) -> None:
     assert np.abs(image.pixels.astype(int) - COLOURS).max() <= (60 if suffix == "gif" else 0)
 
 
-def test_selecting_frames_of_a_image_is_refused(tmp_path: Path) -> None:
+def test_selecting_frames_of_an_image_is_refused(tmp_path: Path) -> None:
     path = save(PIL.Image.fromarray(COLOURS), tmp_path / "a.png")
     with pytest.raises(MediaError, match="from videos only"):
         load_media(path, fps=2)

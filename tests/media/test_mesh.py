@@ -309,7 +309,7 @@ def test_points_that_no_face_uses_do_not_count(tmp_path: Path) -> None:
     assert mesh.vertices[:, :2].max() == 0.5
 
 
-def test_missing_textures_are_said_aloud(tmp_path: Path) -> None:
+def test_missing_textures_give_a_warning(tmp_path: Path) -> None:
     path = obj_square(tmp_path)
     (tmp_path / "a.png").unlink()
     with pytest.warns(AtokenWarning, match=r"'a\.png'.* missing"):

@@ -195,9 +195,9 @@ def test_other_codecs_and_containers(tmp_path: Path, codec: str, suffix: str) ->
 @pytest.mark.parametrize("selection", [{}, {"frames": (11, 14)}, {"fps": 10}, {"fps": 30, "frames": (2, 20)}])
 def test_decord_gives_the_same(tmp_path: Path, selection: dict) -> None:
     for path in (written(tmp_path / "a.mp4", 17), written(tmp_path / "b.mp4", 17, 33, 47)):
-        ours, theirs = read_video(path, **selection), read_video(path, reader="decord", **selection)
-        np.testing.assert_array_equal(ours.frames, theirs.frames)
-        assert (ours.fps, ours.timestamps) == (theirs.fps, theirs.timestamps)
+        actual, expected = read_video(path, **selection), read_video(path, reader="decord", **selection)
+        np.testing.assert_array_equal(actual.frames, expected.frames)
+        assert (actual.fps, actual.timestamps) == (expected.fps, expected.timestamps)
 
 
 @needs_decord
@@ -205,9 +205,9 @@ def test_decord_keeps_times_and_turns(tmp_path: Path) -> None:
     times = np.array([0.0, 0.04, 0.3, 1.25])
     write_video(Video(moving(4, 32, 48), Fraction(24), times), tmp_path / "a.mp4")
     turned(tmp_path / "a.mp4", 0, 1, -1, 0)
-    ours, theirs = read_video(tmp_path / "a.mp4"), read_video(tmp_path / "a.mp4", reader="decord")
-    np.testing.assert_array_equal(ours.frames, theirs.frames)
-    np.testing.assert_array_equal(ours.timestamps, theirs.timestamps)
+    actual, expected = read_video(tmp_path / "a.mp4"), read_video(tmp_path / "a.mp4", reader="decord")
+    np.testing.assert_array_equal(actual.frames, expected.frames)
+    np.testing.assert_array_equal(actual.timestamps, expected.timestamps)
     with pytest.raises(MediaError, match="reader='pyav'"):
         read_video(turned(tmp_path / "a.mp4", -1, 0, 0, 1), reader="decord")
 
@@ -218,7 +218,7 @@ def test_missing_decord_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
         read_video(written(tmp_path / "a.mp4", 2), reader="decord")
 
 
-def test_audio_is_said_once(tmp_path: Path) -> None:
+def test_audio_gives_one_warning(tmp_path: Path) -> None:
     path = encoded(tmp_path / "a.mp4", "libx264", moving(6, 32, 32), audio=True)
     with pytest.warns(AtokenWarning, match="no sound") as caught:
         video = read_video(path)

@@ -29,10 +29,10 @@ def decoders() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         try:
-            ours = child.status() == psutil.STATUS_ZOMBIE or "atoken.media.video_worker" in child.cmdline()
+            actual = child.status() == psutil.STATUS_ZOMBIE or "atoken.media.video_worker" in child.cmdline()
         except psutil.NoSuchProcess:
             continue
-        found += [child] if ours else []
+        found += [child] if actual else []
     return found
 
 

@@ -52,8 +52,8 @@ def change(root, number=1, /, **entries):
     write(root, {"frames": frames})
 
 
-def close(ours, theirs, tolerance=EXACT):
-    np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=0)
+def close(actual, expected, tolerance=EXACT):
+    np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=0)
 
 
 def refused(root, match, **options):

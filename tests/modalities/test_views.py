@@ -18,8 +18,8 @@ FRONT = Cameras.looking_at_centre(torch.tensor([[0.0, -2.0, 0.0]]))  # x to the 
 GENERIC = Cameras.sphere(5)
 
 
-def close(ours, theirs, tolerance=FP32):
-    np.testing.assert_allclose(ours, theirs, atol=tolerance, rtol=0)
+def close(actual, expected, tolerance=FP32):
+    np.testing.assert_allclose(actual, expected, atol=tolerance, rtol=0)
 
 
 def test_a_ray_and_a_projection_undo_each_other():

@@ -21,8 +21,8 @@ RANDOM = np.random.default_rng(0)
 GREEN = (40, 200, 90, 255)
 
 
-def close(ours, theirs, tolerance=FP32):
-    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+def close(actual, expected, tolerance=FP32):
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
 
 
 def pack(views, resolution=64, **options):
@@ -136,12 +136,12 @@ def test_turning_mesh_and_cameras_together_turns_the_voxels():
     cameras = Cameras.sphere(6)
     views = render_views(clutter(), cameras, 64)
     turned = replace(views, cameras=quarter_turned(cameras))
-    ours, theirs = pack(views, 32), pack(turned, 32)
-    t, x, y, z = ours.coords.unbind(1)
+    actual, expected = pack(views, 32), pack(turned, 32)
+    t, x, y, z = actual.coords.unbind(1)
     coords = torch.stack([t, 31 - y, x, z], 1)
     order = (coords.long() @ torch.tensor([0, 1024, 32, 1])).argsort()
-    close(theirs.coords, coords[order], EXACT)
-    close(theirs.feats, ours.feats[order], EXACT)
+    close(expected.coords, coords[order], EXACT)
+    close(expected.feats, actual.feats[order], EXACT)
 
 
 def test_every_surface_that_a_view_shows_is_in_a_cell():
@@ -190,7 +190,7 @@ def test_a_cell_outside_of_a_image_is_not_shown_by_it():
         assert (unvoxelize(tokens)[index] == colour).all()
 
 
-def test_over_the_limit_an_asset_is_refused_or_coarsened_aloud():
+def test_over_the_limit_an_asset_is_refused_or_coarsened_with_a_warning():
     views = render_views(sphere(), 8, 128)
     count = len(occupied(views, 16))
     assert len(pack(views, 16, max_tokens=count).feats) == count
@@ -219,13 +219,13 @@ def test_few_rays_give_the_patches_of_many_and_nearly_all_of_the_cells(most):
     for one in (sphere(), clutter(), labelled_asset(3, 16).mesh):
         few, many = voxelize_mesh(one, most), voxelize(render_views(one), max_tokens=most, over="coarsen")
         assert few.resolution == many.resolution
-        theirs, ours = (
+        expected, actual = (
             {tuple(cell): patch for cell, patch in zip(tokens.coords.tolist(), tokens.feats, strict=True)}
             for tokens in (many.tokens, few.tokens)
         )
-        shared = theirs.keys() & ours.keys()
-        assert len(shared) >= 0.9 * max(len(theirs), len(ours))
-        assert all(torch.equal(ours[cell], theirs[cell]) for cell in shared)
+        shared = expected.keys() & actual.keys()
+        assert len(shared) >= 0.9 * max(len(expected), len(actual))
+        assert all(torch.equal(actual[cell], expected[cell]) for cell in shared)
 
 
 def test_what_cannot_be_packed_is_refused():

@@ -57,9 +57,9 @@ def views():
     return render_views(mesh(), 4, 64)
 
 
-def assert_same(ours, theirs, tolerance):
+def assert_same(actual, expected, tolerance):
     for name in ("means", "scales", "quats", "opacities", "colors"):
-        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), atol=tolerance, rtol=tolerance)
 
 
 def test_tokens_lie_where_the_surface_is(tokenizer):
@@ -71,19 +71,19 @@ def test_tokens_lie_where_the_surface_is(tokenizer):
 
 
 def test_a_mesh_is_encoded_from_its_sixteen_views(tokenizer):
-    ours, theirs = tokenizer.encode(mesh()), tokenizer.encode(render_views(mesh(), 16, 256))
-    torch.testing.assert_close(ours.latents, theirs.latents, atol=EXACT, rtol=EXACT)
-    torch.testing.assert_close(ours.coords, theirs.coords, atol=EXACT, rtol=EXACT)
+    actual, expected = tokenizer.encode(mesh()), tokenizer.encode(render_views(mesh(), 16, 256))
+    torch.testing.assert_close(actual.latents, expected.latents, atol=EXACT, rtol=EXACT)
+    torch.testing.assert_close(actual.coords, expected.coords, atol=EXACT, rtol=EXACT)
 
 
 def test_a_saved_asset_decodes_to_the_same_gaussians_near_its_voxels(tokenizer, tmp_path):
     tokens = tokenizer.encode(views())
     tokens.save(tmp_path / "a.atok")
-    ours, theirs = tokenizer.decode(tokens), tokenizer.decode(Tokens.load(tmp_path / "a.atok"))
-    assert_same(ours, theirs, EXACT)
-    assert len(ours) == 32 * len(tokens.coords)
+    actual, expected = tokenizer.decode(tokens), tokenizer.decode(Tokens.load(tmp_path / "a.atok"))
+    assert_same(actual, expected, EXACT)
+    assert len(actual) == 32 * len(tokens.coords)
     centres = (tokens.coords[:, 1:] + 0.5) / 64 - 0.5
-    assert (ours.means.unflatten(0, (-1, 32)) - centres[:, None]).abs().max() <= 0.75 / 64 + FP32
+    assert (actual.means.unflatten(0, (-1, 32)) - centres[:, None]).abs().max() <= 0.75 / 64 + FP32
 
 
 def test_alone_is_in_a_batch_of_all_kinds(tokenizer):

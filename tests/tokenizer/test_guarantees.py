@@ -81,8 +81,8 @@ def test_alone_equals_in_a_batch(kind):
         else:
             assert (alone.codes == tokens.codes).float().mean() > 0.99
         torch.testing.assert_close(alone.pooled, tokens.pooled, atol=FP32, rtol=FP32)
-        ours = tokenizer.decode(tokens)
-        difference = np.abs(frames_of(ours).astype(int) - frames_of(back))
+        actual = tokenizer.decode(tokens)
+        difference = np.abs(frames_of(actual).astype(int) - frames_of(back))
         assert difference.max() <= 1  # two values on either side of a rounding boundary of uint8
         assert (difference > 0).mean() < 1e-3
 

@@ -47,8 +47,8 @@ def test_vectors_are_those_of_transformers_tower():
     tower = Siglip2TextModel(model.text_tower.config).eval()
     tower.load_state_dict(model.text_tower.state_dict())
     with torch.no_grad():
-        ours, theirs = model.encode_text(ids), tower(ids).pooler_output
-    torch.testing.assert_close(ours, theirs, atol=FP32, rtol=0)
+        actual, expected = model.encode_text(ids), tower(ids).pooler_output
+    torch.testing.assert_close(actual, expected, atol=FP32, rtol=0)
 
 
 def test_the_text_side_is_saved_with_the_model_bit_for_bit(tmp_path):
