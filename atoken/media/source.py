@@ -52,7 +52,8 @@ def _opened_path(path: Path) -> BinaryIO:
     if not path.exists():
         raise MediaError(f"Cannot read {path}: there is no such file.")
     if not path.is_file():  # opening a pipe or a device could wait for ever
-        raise MediaError(f"Cannot read {path}: it is not a file.")
+        what = "a folder, not a file; name the files in it" if path.is_dir() else "not a file"
+        raise MediaError(f"Cannot read {path}: it is {what}.")
     return path.open("rb")
 
 

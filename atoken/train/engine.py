@@ -166,7 +166,8 @@ class PlainEngine:
 
     def total(self, numbers: Sequence[int]) -> list[int]:
         """Sums over ranks, the same answer on all."""
-        return [int(number) for number in self._summed(torch.tensor(numbers, device=self.device)).tolist()]
+        found = self._summed(torch.tensor(numbers, dtype=torch.int64, device=self.device))
+        return [int(number) for number in found.tolist()]
 
     def _summed(self, numbers: Tensor) -> Tensor:
         """Over ranks."""

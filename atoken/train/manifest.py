@@ -18,15 +18,16 @@ NAME = "manifest.json"
 
 
 def seal(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """Write the manifest of a folder that is complete, and all of it to disk. Raises: OSError.
+    """Write the manifest of a folder that is complete, folders in it included, and all of it to disk. Raises: OSError.
 
     known: SHA-256 by name, relative to the folder, of files that need not be read again; they may be outside of it.
     """
     sums = dict(known or {})
-    for file in sorted(folder.iterdir()):
-        if file.name not in sums:
-            sums[file.name] = sha256(file)
-        sync(file)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in sums:
+            sums[name] = sha256(path)
+        sync(path)
     (folder / NAME).write_text(json.dumps(sums, indent=1))
     sync(folder / NAME)
     sync(folder)

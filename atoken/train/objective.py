@@ -71,7 +71,11 @@ class Group(NamedTuple):
 
 
 class Objective(nn.Module, ABC, Generic[B]):
-    """A network and its loss."""
+    """A network and its loss.
+
+    Its state is its parameters: checkpoints hold neither buffers that training changes nor the state of random
+    generators, so what it draws must be a function of the batch, or a resumed run would not equal an uninterrupted one.
+    """
 
     @abstractmethod
     def forward(self, batch: B) -> tuple[Tensor, dict[str, Tensor]]:

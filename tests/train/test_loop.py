@@ -205,6 +205,17 @@ def test_an_exported_model_has_a_manifest(uninterrupted, tmp_path):
             manifest.read(folder)
 
 
+def test_the_manifest_of_a_model_covers_the_folders_in_it(tmp_path):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "config.json").write_text("{}")
+    (tmp_path / "index.json").write_text("[]")
+    manifest.seal(tmp_path)
+    assert manifest.read(tmp_path).keys() == {"index.json", "scheduler/config.json"}
+    (tmp_path / "scheduler" / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"scheduler/config\.json is damaged"):
+        manifest.read(tmp_path)
+
+
 def test_a_folder_that_holds_another_run_is_refused(uninterrupted):
     for change, said in (({"lr": 0.1}, r"recipe\.lr: 0\.01, now 0\.1"), ({"seed": 7}, r"recipe\.seed: 0, now 7")):
         with pytest.raises(CheckpointError, match=rf"holds a finished run \({said}\); name another folder with -o"):
