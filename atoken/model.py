@@ -5,8 +5,8 @@ Nothing here knows whether a token came from an image, a video or a 3D asset. Sh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ class Stack(nn.Module):
         super().__init__()
         width, heads = getattr(config, f"{side}_width"), getattr(config, f"{side}_heads")
         decoder = side == "decoder"
-        self.head_width = width // heads
+        self.head_width, self.rotary_base = width // heads, config.rotary_base
         self.inputs = Linear(inputs, width, bias=not decoder)
         self.position = PositionTable(config.position_grid, width)
         self.blocks = nn.ModuleList(
@@ -147,20 +147,92 @@ class Stack(nn.Module):
         )
         self.norm = RMSNorm(width, eps=NORM_EPS) if decoder else nn.LayerNorm(width, eps=NORM_EPS)
 
-    def forward(self, tokens: SparseTokens, positions: Positions, cache: TileCache | None = None) -> Tensor:
-        """One tile: (N, inputs) -> (N, D)."""
+    def forward(
+        self, tokens: SparseTokens, positions: Positions, cache: TileCache | None = None, layers: Sequence[int] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One tile: (N, inputs) -> (N, D), and the (N, D) after each number of blocks in ``layers``, not normalised."""
         x_ND = self.inputs(tokens.feats.to(self.inputs.weight.dtype))
         x_ND = x_ND + self.position(tokens).to(x_ND.dtype)
+        hidden = {0: x_ND} if 0 in layers else {}
         for layer, block in enumerate(self.blocks):
             memory = cache.layers[layer] if cache else None
             if self.gradient_checkpointing and self.training:
                 x_ND = self._gradient_checkpointing_func(block.__call__, x_ND, positions, memory)
             else:
                 x_ND = block(x_ND, positions, memory)
-        return self.norm(x_ND)
+            if layer + 1 in layers:
+                hidden[layer + 1] = x_ND
+        return self.norm(x_ND), [hidden[layer] for layer in layers]
 
 
-class ATokenModel(PreTrainedModel):
+class EncoderModel(PreTrainedModel):
+    """What the tokenizer and the vision tower (``atoken/tower.py``) share: the encoder and its pooling head."""
+
+    encoder: Stack
+    pool: PoolingHead
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("Block", "WindowBlock", "Siglip2EncoderLayer")
+    _supports_sdpa = True
+
+    def encode_tiles(
+        self, tokens: SparseTokens, steps: int, *, state: PoolState | None = None, layers: Sequence[int] = ()
+    ) -> tuple[SparseTokens, PoolState, list[SparseTokens]]:
+        """Features (N, D), the pooling over them, and features after each number of blocks in ``layers``.
+
+        Tiles of ``steps`` time steps do not attend to one another; results are in the order of ``tokens``.
+        """
+        windows = tokens.time_windows(steps)
+        state = state or self.pool.start(len(tokens.lengths))
+        parts: list[list[Tensor]] = []
+        for _, window in windows:
+            positions = Positions.of(window, self.encoder.head_width, self.encoder.rotary_base)
+            features, hidden = self.encoder(window, positions, layers=layers)
+            state = self.pool.update(state, window.with_feats(features))
+            parts.append([features, *hidden])
+        features, *hidden = (_scatter(tokens, windows, part) for part in zip(*parts, strict=True))
+        return features, state, hidden
+
+    def save_pretrained(self, save_directory: str | Path, max_shard_size: str = "5GB", **options: Any) -> None:
+        """As in transformers, with weights above 5 GB in several files."""
+        super().save_pretrained(save_directory, max_shard_size=max_shard_size, **options)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill every parameter.
+
+        | parameter | start |
+        | --- | --- |
+        | linear weights, position tables, probe | normal, ``initializer_range`` |
+        | patch weights of frames 1 to 3 | zero, so that images are read as in SigLIP2 (paper section 3.2) |
+        | linear biases | zero |
+        | norms and QK gains | one (biases zero) |
+        | output weights of the Gaussian decoder | zero, so that it starts with small Gaussians spread over a voxel |
+        | logit scale, logit bias | from the config |
+        """
+        std = self.config.initializer_range
+        match module:
+            case OutputLayer():
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+            case Linear():
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            case nn.LayerNorm() | RMSNorm():
+                nn.init.ones_(module.weight)
+                if isinstance(module, nn.LayerNorm):
+                    nn.init.zeros_(module.bias)
+            case QKNorm():
+                nn.init.ones_(module.gain_HK)
+            case PositionTable():
+                nn.init.normal_(module.weight, std=std)
+            case PoolingHead():
+                nn.init.normal_(module.probe, std=std)
+            case EncoderModel():
+                nn.init.zeros_(module.encoder.inputs.weight[:, self.config.frame_values :])
+
+
+class ATokenModel(EncoderModel):
     """Encoder, bottleneck, pooling head and decoder over packed tokens.
 
     ``gaussian_decoder`` turns the decoded patches of voxels into Gaussians (``atoken/gaussian_decoder.py``), and
@@ -169,9 +241,6 @@ class ATokenModel(PreTrainedModel):
 
     config_class = ATokenConfig
     base_model_prefix = "atoken"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("Block", "WindowBlock", "Siglip2EncoderLayer")
-    _supports_sdpa = True
 
     def __init__(self, config: ATokenConfig) -> None:
         super().__init__(config)
@@ -198,14 +267,9 @@ class ATokenModel(PreTrainedModel):
         pooled vector is over all tiles, with ``pool_state`` also over those of earlier calls.
         Raises ValueError for a tile that is not a whole number of time steps.
         """
-        windows = tokens.time_windows(self.config.steps(tile_frames or self.config.tile_frames))
-        state = pool_state or self.pool.start(len(tokens.lengths))
-        parts = []
-        for _, window in windows:
-            positions = Positions.of(window, self.encoder.head_width, self.config.rotary_base)
-            parts.append(window.with_feats(self.encoder(window, positions)))
-            state = self.pool.update(state, parts[-1])
-        return self._bottleneck(_scatter(tokens, windows, parts), state)
+        steps = self.config.steps(tile_frames or self.config.tile_frames)
+        features, state, _ = self.encode_tiles(tokens, steps, state=pool_state)
+        return self._bottleneck(features, state)
 
     def _bottleneck(self, features: SparseTokens, state: PoolState) -> Encoded:
         mean, logvar = self.to_latent(features.feats).float().chunk(2, dim=-1)
@@ -240,10 +304,11 @@ class ATokenModel(PreTrainedModel):
         frames = self.config.cache_frames if cache_frames is None else cache_frames
         return TileCache(self.config.steps(frames), len(self.decoder.blocks)) if frames else None
 
-    def _decode_tile(self, tile: SparseTokens, steps: int, cache: TileCache | None) -> SparseTokens:
-        width, base = self.decoder.head_width, self.config.rotary_base
+    def _decode_tile(self, tile: SparseTokens, steps: int, cache: TileCache | None) -> Tensor:
+        width, base = self.decoder.head_width, self.decoder.rotary_base
         positions = Positions.of(tile, width, base) if cache is None else cache.enter(tile, steps, width, base)
-        return tile.with_feats(self.to_patch(self.decoder(tile, positions, cache)))
+        features, _ = self.decoder(tile, positions, cache)
+        return self.to_patch(features)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """``TextTokenizer`` ids (T, L) to (T, D) fp32, not normalised, comparable with ``Encoded.pooled``.
@@ -265,46 +330,12 @@ class ATokenModel(PreTrainedModel):
         encoded = self.encode(tokens)
         return encoded, self.decode(encoded.latents)
 
-    def save_pretrained(self, save_directory: str | Path, max_shard_size: str = "5GB", **options: Any) -> None:
-        """As in transformers, with weights above 5 GB in several files."""
-        super().save_pretrained(save_directory, max_shard_size=max_shard_size, **options)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fill every parameter.
-
-        | parameter | start |
-        | --- | --- |
-        | linear weights, position tables, probe | normal, ``initializer_range`` |
-        | patch weights of frames 1 to 3 | zero, so that images are read as in SigLIP2 (paper section 3.2) |
-        | linear biases | zero |
-        | norms and QK gains | one (biases zero) |
-        | logit scale, logit bias | from the config |
-        | output weights of the Gaussian decoder | zero, so that it starts with small Gaussians spread over a voxel |
-        """
-        std = self.config.initializer_range
-        match module:
-            case OutputLayer():
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
-            case Linear():
-                nn.init.normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            case nn.LayerNorm() | RMSNorm():
-                nn.init.ones_(module.weight)
-                if isinstance(module, nn.LayerNorm):
-                    nn.init.zeros_(module.bias)
-            case QKNorm():
-                nn.init.ones_(module.gain_HK)
-            case PositionTable():
-                nn.init.normal_(module.weight, std=std)
-            case PoolingHead():
-                nn.init.normal_(module.probe, std=std)
-            case ATokenModel():
-                nn.init.constant_(module.logit_scale, self.config.logit_scale_init)
-                nn.init.constant_(module.logit_bias, self.config.logit_bias_init)
-                nn.init.zeros_(module.encoder.inputs.weight[:, self.config.frame_values :])
+        super()._init_weights(module)
+        if isinstance(module, ATokenModel):
+            nn.init.constant_(module.logit_scale, self.config.logit_scale_init)
+            nn.init.constant_(module.logit_bias, self.config.logit_bias_init)
 
 
 def _text_tower(fields: dict[str, Any], width: int) -> PreTrainedModel:
@@ -318,16 +349,16 @@ def _text_tower(fields: dict[str, Any], width: int) -> PreTrainedModel:
 
 
 def _scatter(
-    tokens: SparseTokens, windows: list[tuple[Tensor | slice, SparseTokens]], parts: list[SparseTokens]
+    tokens: SparseTokens, windows: list[tuple[Tensor | slice, SparseTokens]], parts: Sequence[Tensor]
 ) -> SparseTokens:
     """Results of the windows, back in the order of ``tokens``."""
     if len(windows) == 1:
-        return tokens.with_feats(parts[0].feats)
+        return tokens.with_feats(parts[0])
     order = torch.cat([index for index, _ in windows if isinstance(index, Tensor)])
     # index_select with the inverse index: index_copy would keep everything it copies for the gradient.
     back = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
-    feats = torch.cat([part.feats for part in parts])
-    return replace(tokens, feats=feats.index_select(0, back.to(feats.device)))
+    feats = torch.cat(list(parts))
+    return tokens.with_feats(feats.index_select(0, back.to(feats.device)))
 
 
 AutoConfig.register(ATokenConfig.model_type, ATokenConfig)
