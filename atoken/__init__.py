@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from atoken.io.token_file import Tokens as Tokens
     from atoken.model import ATokenConfig as ATokenConfig
     from atoken.model import ATokenModel as ATokenModel
+    from atoken.patches import from_grid as from_grid
+    from atoken.patches import to_grid as to_grid
     from atoken.tokenizer import Tokenizer as Tokenizer
     from atoken.tokenizer import load as load
     from atoken.tokens import SparseTokens as SparseTokens
@@ -30,6 +32,7 @@ _NAMES = {
     "io": ("Image", "Mesh", "Video", "load_media"),
     "io.token_file": ("Tokens",),
     "model": ("ATokenConfig", "ATokenModel"),
+    "patches": ("from_grid", "to_grid"),
     "tokenizer": ("Tokenizer", "load"),
     "tokens": ("SparseTokens",),
 }

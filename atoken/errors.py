@@ -21,6 +21,10 @@ class CheckpointError(AtokenError):
     """Model weights or a model configuration that are missing, damaged, or do not fit."""
 
 
+class TensorError(AtokenError, ValueError):
+    """A tensor of a shape, dtype, device or range that is not taken."""
+
+
 class MissingExtraError(AtokenError):
     """An optional package that is not installed; the message holds the install command."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from atoken.bottleneck import FSQ, Posterior
+from atoken.errors import TensorError
 from atoken.gaussian_decoder import GaussianDecoder, OutputLayer
 from atoken.layers import (
     NORM_EPS,
@@ -28,6 +29,7 @@ from atoken.layers import (
     RMSNorm,
     TileCache,
 )
+from atoken.patches import Size, from_grid, pack_pixels, sizes_of, unpack_pixels
 from atoken.tokens import SparseTokens
 
 
@@ -298,6 +300,32 @@ class ATokenModel(EncoderModel):
         cache = cache or self.tile_cache(cache_frames)
         windows = latents.time_windows(steps)
         return _scatter(latents, windows, [self._decode_tile(window, steps, cache) for _, window in windows])
+
+    def encode_pixels(self, x: Tensor | Sequence[Tensor]) -> Encoded:
+        """``encode`` of images (B, 3, H, W) or videos (B, 3, T, H, W) in [-1, 1], or a list without B of mixed sizes.
+
+        Any device and float dtype; results are on the model's device. Gradients flow unless they are switched off.
+        Raises: TensorError.
+        """
+        return self.encode(pack_pixels(x).to(self.device))
+
+    def decode_latents(
+        self, latents: SparseTokens | Tensor | Sequence[Tensor], *, sizes: Size | Sequence[Size] | None = None
+    ) -> Tensor | list[Tensor]:
+        """``decode`` to images (B, 3, H, W) or videos (B, 3, T, H, W), nominally in [-1, 1]; a list if sizes differ.
+
+        latents: ``Encoded.latents``, or dense grids (B, C, H, W) or (B, C, T, H, W), or a list of them without B.
+        sizes: (H, W) or (T, H, W) in pixels, one for all samples (``x.shape[2:]``) or one for each; where left out,
+        whole patches, and a single time step is an image unless it came as (B, C, 1, H, W).
+        Gradients flow unless they are switched off. Raises: TensorError.
+        """
+        packed = latents if isinstance(latents, SparseTokens) else from_grid(latents)
+        if packed.feats.shape[1] != self.config.latent_channels:
+            raise TensorError(
+                f"The latents have {packed.feats.shape[1]} channels, those of this model {self.config.latent_channels}."
+            )
+        each = sizes_of(packed, sizes, images=isinstance(latents, SparseTokens) or latents[0].ndim == 3)
+        return unpack_pixels(self.decode(packed.to(self.device)), each)
 
     def tile_cache(self, cache_frames: int | None = None) -> TileCache | None:
         """An empty cache for ``decode``; None if the decoder attends to no earlier frames."""

@@ -28,8 +28,8 @@ from atoken.media.source import Source
 from atoken.media.views import Views
 from atoken.mesh import Mesh
 from atoken.modalities import MODALITIES, Modality
-from atoken.modalities.pixels import PATCH
 from atoken.model import ATokenModel, Encoded
+from atoken.patches import PATCH, Size
 from atoken.presets import BUNDLED, PRESETS, folder_of
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
@@ -186,7 +186,7 @@ class Tokenizer:
             return []
         for tokens in batch:
             self._check(tokens)
-        packed = SparseTokens.pack([self._sparse(tokens) for tokens in batch])
+        packed = SparseTokens.pack([tokens.packed for tokens in batch]).to(self.device)
         patches = self.model.decode(packed).unpack()
         return [self._unpatchified(tokens, part) for tokens, part in zip(batch, patches, strict=True)]
 
@@ -197,9 +197,6 @@ class Tokenizer:
         check_model(tokens, self.fingerprint, self.name)
         if refusal := MODALITIES[tokens.modality].refusal(self.model, tokens):
             raise AtokenError(f"Model {self.name} cannot decode {tokens.name or tokens.modality}: {refusal}")
-
-    def _sparse(self, tokens: Tokens) -> SparseTokens:
-        return SparseTokens(tokens.latents, tokens.coords, (len(tokens.latents),)).to(self.device)
 
     def encode_stream(
         self, frames: Source | Video | VideoReader | Iterable[np.ndarray], *, fps: Fraction | float | None = None
@@ -241,9 +238,19 @@ class Tokenizer:
             else:
                 check_follows(before, piece)
             with torch.inference_mode():
-                patches = self.model.decode(self._sparse(piece), cache=cache)
+                patches = self.model.decode(piece.packed.to(self.device), cache=cache)
             yield self._unpatchified(piece, patches)
             before = piece
+
+    def encode_pixels(self, x: Tensor | Sequence[Tensor]) -> Encoded:
+        """Encode tensors: ``ATokenModel.encode_pixels``, for people who hold pixels, differentiable."""
+        return self.model.encode_pixels(x)
+
+    def decode_latents(
+        self, latents: SparseTokens | Tensor | Sequence[Tensor], *, sizes: Size | Sequence[Size] | None = None
+    ) -> Tensor | list[Tensor]:
+        """Decode latents to tensors: ``ATokenModel.decode_latents``, differentiable."""
+        return self.model.decode_latents(latents, sizes=sizes)
 
     def embed(self, media: Media | Tokens) -> Tensor:
         """(D,) fp32 unit vector of an image, a video, an asset, or tokens (whose stored vector is used, no pixel read).

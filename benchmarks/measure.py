@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from atoken.modalities.pixels import grid_coords
 from atoken.model import ATokenConfig
+from atoken.patches import grid_coords
 from atoken.tokens import SparseTokens
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from atoken.modalities.pixels import grid, patchify, to_values
+from atoken.modalities.pixels import patchify, to_values
+from atoken.patches import grid
 from atoken.tokenizer import Tokenizer
 from atoken.tokens import SparseTokens
 from eval.code import code_digest

@@ -35,7 +35,7 @@ FLOORS = [
     {"data", "report"},
     {"io"},
     {"modalities", "metrics", "layers", "rasterize"},
-    {"media"},
+    {"media", "patches"},
     {"tokens", "attention", "rope", "bottleneck", "cameras", "mesh"},
     {"atomic"},
     {"errors"},

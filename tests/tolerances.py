@@ -1,6 +1,7 @@
 """Every tolerance of the tests, written once (design section 6)."""
 
 FP32 = 1e-5  # absolute, between two fp32 paths to the same numbers
+TENSORS = 1e-6  # absolute, before uint8: tensors in and out against files in and out
 RANKS = 1e-6  # relative to the largest absolute value of the tensor, fp32 over processes against one in fp64
 BF16_FORWARD = 1e-2
 BF16_GRADIENT = 5e-2

@@ -20,8 +20,8 @@ from atoken.io import VideoReader, read_image, read_mesh
 from atoken.media.clock import exact_fps
 from atoken.media.source import translated
 from atoken.mesh import Mesh
-from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import voxelize_mesh
+from atoken.patches import PATCH
 from atoken.tokens import SparseTokens
 
 TIMEOUT = 120.0  # seconds without progress: long, so that a sample does not depend on how busy the machine is

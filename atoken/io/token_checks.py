@@ -13,7 +13,7 @@ from atoken.errors import MediaError, TokenFileError
 from atoken.io.contents import MAX_CHANNELS, TILE, Item
 from atoken.media.clock import check_timestamps
 from atoken.modalities import MODALITIES, Modality
-from atoken.modalities.pixels import PATCH
+from atoken.patches import PATCH
 
 if TYPE_CHECKING:
     from atoken.io.token_file import Tokens

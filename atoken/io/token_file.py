@@ -26,7 +26,8 @@ from atoken.io.contents import TILE, Description, Item, Tile, described, plain_n
 from atoken.io.token_checks import check_arrays, check_follows
 from atoken.media.clock import varying
 from atoken.modalities import MODALITIES, Modality
-from atoken.modalities.pixels import PATCH
+from atoken.patches import PATCH
+from atoken.tokens import SparseTokens
 
 Dtype = Literal["float32", "float16"]
 
@@ -63,6 +64,11 @@ class Tokens:
         object.__setattr__(self, "name", plain_name(self.name))
         self.description()
         check_arrays(self)
+
+    @property
+    def packed(self) -> SparseTokens:
+        """The latents at their positions, as the model takes them."""
+        return SparseTokens(self.latents, self.coords, (len(self.latents),))
 
     def description(self) -> Description:
         """What a file says of these tokens without their arrays. Raises: TokenFileError."""

@@ -30,7 +30,7 @@ def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Im
 
 def cells(size: Size, frames: int) -> tuple[int, int, int, int]:
     """Steps, rows, columns of patches, in one layer."""
-    from atoken.modalities.pixels import grid
+    from atoken.patches import grid
 
     return (*grid(frames, *size), 1)
 

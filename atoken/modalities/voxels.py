@@ -19,8 +19,9 @@ from einops import rearrange
 from atoken.errors import AtokenWarning, MediaError
 from atoken.media.views import Views
 from atoken.mesh import Mesh
-from atoken.modalities.pixels import PATCH, to_uint8, to_values
+from atoken.modalities.pixels import to_uint8, to_values
 from atoken.modalities.views import SIZE, render_depths, render_patches
+from atoken.patches import PATCH
 from atoken.tokens import SparseTokens
 
 MAX_TOKENS = 32_768  # of an asset, as TRELLIS has it

@@ -9,8 +9,8 @@ import torch
 
 from atoken.data.mixing import Broken, hashed
 from atoken.errors import AtokenError
-from atoken.modalities.pixels import PATCH
 from atoken.modalities.voxels import VALUES
+from atoken.patches import PATCH
 from atoken.pretrain.crops import FEW, SurfaceTargets, crop, surface
 from atoken.pretrain.datasets import TaskDataset
 from atoken.pretrain.packing import CROPS, budgets, stream

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from atoken.gaussian_decoder import SHIFT, WindowBlock, Windows
 from atoken.layers import Block
-from atoken.modalities.pixels import grid_coords
 from atoken.model import ATokenConfig, ATokenModel
+from atoken.patches import grid_coords
 from atoken.pretrain import losses
 from atoken.pretrain.stages import Task
 from atoken.tokens import SparseTokens

@@ -18,7 +18,8 @@ from atoken.data.sources import FolderSource, Sample, ShardSource, Source, Table
 from atoken.data.synthetic import labelled, procedural
 from atoken.errors import AtokenError, MediaError
 from atoken.modalities import MODALITIES
-from atoken.modalities.pixels import PATCH, patchify, to_values
+from atoken.modalities.pixels import patchify, to_values
+from atoken.patches import PATCH
 from atoken.pretrain.data_file import Data, Origin, read_data
 from atoken.pretrain.packing import Budget, stream
 from atoken.pretrain.stages import Stage, Task

@@ -17,8 +17,9 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from atoken.gaussian_decoder import RESOLUTION
 from atoken.gaussians import Gaussians
 from atoken.metrics import vgg
-from atoken.modalities.pixels import PATCH, unpatchify
+from atoken.modalities.pixels import unpatchify
 from atoken.model import ATokenModel, Encoded
+from atoken.patches import PATCH
 from atoken.pretrain.alignment import distillation, sigmoid_loss
 from atoken.pretrain.crops import SurfaceTargets
 from atoken.pretrain.teachers import NO_TEACHERS, Teachers, cosine_distance, image_features, siglip_images, siglip_texts

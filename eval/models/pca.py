@@ -17,7 +17,7 @@ from einops import rearrange
 from atoken.data.synthetic.procedural import make_image, make_video
 from atoken.errors import AtokenError
 from atoken.metrics.pca import leading
-from atoken.modalities.pixels import PATCH
+from atoken.patches import PATCH
 from eval.contract import Item, Output
 from eval.models.pixels import Block, PixelModel, Stored, cut, frames_of, how_drawn, padded, rounded
 from eval.prepare import Preparation

@@ -17,8 +17,8 @@ from atoken.io import Image, Video
 from atoken.io.contents import TILE
 from atoken.io.token_file import TokenFile, Tokens
 from atoken.media.views import Views
-from atoken.modalities.pixels import grid
 from atoken.modalities.voxels import unvoxelize
+from atoken.patches import grid
 from atoken.tokenizer import Tokenizer, load
 from eval.assets import mask_of, rendered, voxel_tokens
 from eval.contract import Item, Output

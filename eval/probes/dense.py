@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError
-from atoken.modalities.pixels import PATCH, grid, patchify, to_values
+from atoken.modalities.pixels import patchify, to_values
+from atoken.patches import PATCH, grid
 from atoken.tokenizer import Tokenizer
 from eval.probes.figures import IGNORED, SETS, Masked
 from eval.probes.linear import Linear, best, logistic

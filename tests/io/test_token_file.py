@@ -24,7 +24,7 @@ from atoken.io.contents import plain_name
 from atoken.io.token_checks import check_model
 from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens, read_items
 from atoken.media.clock import varying
-from atoken.modalities.pixels import grid
+from atoken.patches import grid
 from tests.io.token_cases import FINGERPRINT, LEVELS, assert_same, frame_tokens, make, read_all, take
 
 

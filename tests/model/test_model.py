@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from atoken.modalities.pixels import grid_coords
 from atoken.model import ATokenConfig, ATokenModel
+from atoken.patches import grid_coords
 from atoken.presets import PRESETS, preset
 from atoken.tokens import SparseTokens
 from tests.model.golden import distance

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from atoken.modalities.pixels import grid, grid_coords, patchify, to_uint8, to_values, unpatchify
+from atoken.modalities.pixels import patchify, to_uint8, to_values, unpatchify
+from atoken.patches import grid, grid_coords
 from atoken.tokens import SparseTokens
 
 

@@ -14,8 +14,8 @@ from atoken.data.synthetic.procedural import make_asset
 from atoken.errors import AtokenError, TokenFileError
 from atoken.io import Image, Video
 from atoken.io.token_file import Tokens
-from atoken.modalities.pixels import grid
 from atoken.modalities.views import render_views
+from atoken.patches import grid
 from atoken.tokenizer import Tokenizer
 from tests.model.sizes import small_model
 from tests.model.test_model import away_from_boundaries
