@@ -11,14 +11,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import inf, pi
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from atoken.atomic import atomic_path
+from atoken.atomic import Target, atomic_path, called, suffix_of
 from atoken.cameras import Cameras
 from atoken.errors import AtokenWarning, MediaError
 from atoken.media.image import Image
@@ -93,24 +92,25 @@ class Gaussians:
             grid[view // columns, view % columns] = self._view(cameras[view : view + 1], size)[0]
         return Image(grid.swapaxes(1, 2).reshape(-1, columns * size, 3))
 
-    def save(self, path: str | Path, *, up: Up = "z") -> None:
+    def save(self, target: Target, *, format: str | None = None, up: Up = "z") -> None:
         """Write, atomically, a .ply of all Gaussians, a .png of one view, or an .mp4 of one turn of the camera.
 
+        target: a path, or a binary file object, which gets a .ply unless its name or ``format`` says otherwise.
         up: the axis of the .ply file that points up. "z" as here; "y" as in glTF and three.js; "-y" as in files of 3DGS
         and TRELLIS and in their viewers, whose axes are those of a camera. A .ply is lossless up to fp32 rounding if
         opacities are in 0..1 and scales above 0. Raises: MediaError (another suffix, values that are not finite, a
         failure to write).
         """
-        suffix = Path(path).suffix.lower()
+        suffix = suffix_of(target, ".ply", format)
         if suffix == ".ply":
-            _write_ply(_rotated(self, *_rotation_to(up)), path)
+            _write_ply(_rotated(self, *_rotation_to(up)), target)
         elif suffix == ".png":
-            self.image_grid(Cameras.turntable(1), _VIEW).save(path)
+            self.image_grid(Cameras.turntable(1), _VIEW).save(target, format="png")
         elif suffix == ".mp4":
-            self._save_turntable(path)
+            self._save_turntable(target)
         else:
             raise MediaError(
-                f"Cannot write {path}: Gaussians are written as .ply, .png or .mp4; use one of these suffixes."
+                f"Cannot write {called(target)}: Gaussians are written as .ply, .png or .mp4; use such a suffix."
             )
 
     @staticmethod
@@ -125,9 +125,9 @@ class Gaussians:
         name = name_of(source, name)
         return _rotated(_activated(_read_ply(source, name, limits), name), cos, -sin)
 
-    def _save_turntable(self, path: str | Path) -> None:
+    def _save_turntable(self, target: Target) -> None:
         cameras = Cameras.turntable(_FRAMES)
-        with VideoWriter(path, _FPS, size=(_VIEW, _VIEW)) as writer:
+        with VideoWriter(target, _FPS, size=(_VIEW, _VIEW)) as writer:
             for view in range(len(cameras)):
                 writer.write(self._view(cameras[view : view + 1], _VIEW))
 
@@ -164,7 +164,7 @@ _FIELDS = (*_MEANS, *_NORMALS, *_DC, "opacity", *_SCALES, *_QUATS)
 SH_0 = 0.5 / pi**0.5  # the constant spherical harmonic
 
 
-def _write_ply(gaussians: Gaussians, path: str | Path) -> None:
+def _write_ply(gaussians: Gaussians, target: Target) -> None:
     exact = gaussians.to("cpu", torch.float64)
     tiny = torch.finfo(torch.float32).tiny
     columns = [
@@ -173,10 +173,10 @@ def _write_ply(gaussians: Gaussians, path: str | Path) -> None:
         exact.scales.clamp_min(tiny).log(), exact.quats,
     ]  # fmt: skip
     table = torch.cat(columns, dim=1).detach().float().numpy().astype("<f4", copy=False)
-    _check_finite(dict(zip(_FIELDS, table.T, strict=True)), f"Cannot write {path}")
+    _check_finite(dict(zip(_FIELDS, table.T, strict=True)), f"Cannot write {called(target)}")
     properties = "".join(f"property float {name}\n" for name in _FIELDS)
     header = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(table)}\n{properties}end_header\n"
-    with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
+    with atomic_path(target, MediaError) as temporary, temporary.open("wb") as file:
         file.write(header.encode())
         file.write(table.tobytes())
 

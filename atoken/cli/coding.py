@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import mimetypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from atoken.atomic import Target, called, is_written_into
 from atoken.cli import console
 from atoken.errors import AtokenError
 from atoken.gaussians import Gaussians
@@ -22,15 +23,16 @@ from atoken.tokenizer import Tokenizer
 
 def encode(options: argparse.Namespace) -> int:
     """All files to one token file, item by item."""
-    if options.out is None and len(options.files) > 1:
-        raise AtokenError("Several inputs go into one token file: name it with -o set.atok.")
-    target = Path(options.out or Path(options.files[0]).with_suffix(".atok").name)
+    if options.out is None and (len(options.files) > 1 or options.files[0] in console.STDIN):
+        raise AtokenError("Several inputs, or standard input, go into one token file: name it with -o set.atok.")
+    target = console.target(options.out or Path(options.files[0]).with_suffix(".atok").name)
     tokenizer = console.tokenizer(options)
     with TokenFileWriter(target) as writer:
         done, failed = console.each(options.files, lambda file: add(tokenizer, writer, file, options))
         if not done:
-            raise AtokenError(f"None of the inputs could be encoded; {target} was not written.")
-    return _describe(target, options) or failed
+            raise AtokenError(f"None of the inputs could be encoded; {called(target)} was not written.")
+    _describe(writer.items, options)
+    return failed
 
 
 def add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argparse.Namespace) -> None:
@@ -44,41 +46,43 @@ def add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argpa
             writer.add(shown, dtype=options.latents, clock_slack=slack)
         return
     tokens = tokenizer.encode(media, coarsen=options.coarsen)
-    writer.add(replace(tokens, name=Path(file).name), dtype=options.latents)
+    writer.add(replace(tokens, name=console.plain_name(file)), dtype=options.latents)
 
 
 def decode(options: argparse.Namespace) -> int:
     """Items of a token file to images, videos and Gaussians."""
+    source = console.source(options.file)
     if options.model is None:
-        named = read_items(options.file)[0].model
+        named = read_items(source)[0].model
         options.model = named if named in PRESETS and (BUNDLED / named).is_dir() else "nano"
     tokenizer = console.tokenizer(options)
-    with TokenFile(options.file) as tokens:
+    with TokenFile(source) as tokens:
         chosen = options.item or range(len(tokens))
         for index in chosen:
             if not 0 <= index < len(tokens):
                 raise AtokenError(f"{options.file} has no item {index}; it holds 0 to {len(tokens) - 1}.")
         jobs = list(zip(chosen, _decode_targets(tokens, list(chosen), options), strict=True))
         done, failed = console.each(jobs, lambda job: write_item(tokenizer, tokens, *job, frames=options.frames))
-    console.say(["wrote"], [[str(path)] for path in done], options, [str(path) for path in done])
+    names = [called(target) for target in done]
+    console.say(["wrote"], [[name] for name in names], options, names)
     return failed
 
 
-def _decode_targets(tokens: TokenFile, chosen: list[int], options: argparse.Namespace) -> list[Path]:
-    if _names_media(options.out):
+def _decode_targets(tokens: TokenFile, chosen: list[int], options: argparse.Namespace) -> list[Target]:
+    if _names_one(options.out):
         if len(chosen) > 1:
             raise AtokenError(f"{options.file} holds {len(chosen)} items; give a folder with -o, or one --item.")
-        return [Path(options.out)]
+        return [console.target(options.out)]
     out = console.folder(options.out)
     items = [tokens.items[index] for index in chosen]
     names = console.unique(item.name or f"item-{index}" for index, item in zip(chosen, items, strict=True))
     return [result_path(out / name, item) for name, item in zip(names, items, strict=True)]
 
 
-def _names_media(path: str) -> bool:
-    """Whether a path names an image, a video or Gaussians, also in a format that we do not write, and not a folder."""
-    kind = mimetypes.guess_type(path)[0] or ""
-    return kind.startswith(("image/", "video/")) or Path(path).suffix.lower() == ".ply"
+def _names_one(path: str) -> bool:
+    """Whether a path is no folder: an image, a video or Gaussians in whatever format, a device, a pipe, or ``-``."""
+    media = (mimetypes.guess_type(path)[0] or "").startswith(("image/", "video/")) or path.lower().endswith(".ply")
+    return media or path in console.STDOUT or is_written_into(path)
 
 
 def result_path(target: Path, item: Item) -> Path:
@@ -90,23 +94,23 @@ def write_item(
     tokenizer: Tokenizer,
     tokens: TokenFile,
     index: int,
-    path: Path,
+    target: Target,
     *,
     frames: tuple[int | None, int | None] | None = None,
     seen: Callable[[Image | Video | Gaussians], None] = lambda _: None,
-) -> Path:
-    """Decode one item piece by piece into ``path``; ``seen`` gets every decoded piece before any video codec."""
+) -> Target:
+    """Decode one item piece by piece into ``target``; ``seen`` gets every decoded piece before any video codec."""
     item = tokens.items[index]
     write_frames = MODALITIES[item.modality].write_frames
     if write_frames is None:
         media = tokenizer.decode(tokens.read(index))
-        media.save(path)
+        media.save(target)
         seen(media)
-        return path
+        return target
     first, last = _wanted_frames(item, frames)
     start = item.first_frame if tokenizer.model.config.cache_frames else first
     pieces = tokenizer.decode_stream(_pieces(tokens, index, start, last))
-    with write_frames(path, item.fps or 24, size=item.size) as writer:
+    with write_frames(target, item.fps or 24, size=item.size) as writer:
         at = start // TILE * TILE
         for video in console.progress(pieces, last - first, "decode"):
             keep = slice(max(first - at, 0), max(last - at, 0))
@@ -114,7 +118,7 @@ def write_item(
                 writer.write(video.frames[keep], None if video.timestamps is None else video.timestamps[keep])
             seen(video)
             at += len(video.frames)
-    return path
+    return target
 
 
 def _wanted_frames(item: Item, frames: tuple[int | None, int | None] | None) -> tuple[int, int]:
@@ -135,11 +139,11 @@ def _pieces(tokens: TokenFile, index: int, first: int, last: int) -> Iterator[To
 
 def info(options: argparse.Namespace) -> int:
     """Say what a token file holds."""
-    return _describe(Path(options.file), options)
+    _describe(read_items(console.source(options.file)), options)
+    return 0
 
 
-def _describe(path: Path, options: argparse.Namespace) -> int:
-    items = read_items(path)
+def _describe(items: Sequence[Item], options: argparse.Namespace) -> None:
     head = ["item", "name", "modality", "size", "fps", "tokens", "bytes", "stored as", "model"]
     cells = [
         [f"{i}", item.name, item.modality, MODALITIES[item.modality].shown(item.size, item.frames),
@@ -154,4 +158,3 @@ def _describe(path: Path, options: argparse.Namespace) -> int:
         for item in items
     ]  # fmt: skip
     console.say(head, cells, options, plain)
-    return 0

@@ -7,18 +7,23 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from atoken.atomic import Target
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image, Limits, Mesh, Video, VideoReader, Views, load_media, sniff
 from atoken.io.token_file import Tokens
+from atoken.media.source import Source
 from atoken.tokenizer import Tokenizer, load
 
 T = TypeVar("T")
+
+STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
 
 
 def silence_transformers() -> None:
@@ -38,14 +43,37 @@ def media(file: str, options: argparse.Namespace) -> Image | Video | Mesh | View
     """What a file holds; of a video a reader, to be closed, of what the options select. Raises: AtokenError."""
     names = ("max_pixels", "max_side", "max_seconds", "max_frames")
     limits = replace(Limits(), **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
-    read_frames = sniff(file).modality.read_frames
+    found, name = source(file), "standard input" if file in STDIN else file
+    read_frames = sniff(found, name=name).modality.read_frames
     if read_frames:
-        return read_frames(file, frames=options.frames, fps=options.fps, limits=limits)
-    return load_media(file, limits=limits)
+        return read_frames(found, name=name, frames=options.frames, fps=options.fps, limits=limits)
+    return load_media(found, name=name, limits=limits)
+
+
+def source(file: str) -> Source:
+    """The path, or for ``-`` what standard input holds."""
+    return _standard_input() if file in STDIN else file
+
+
+@cache  # a command may read its input twice
+def _standard_input() -> bytes:
+    return sys.stdin.buffer.read()
+
+
+def plain_name(file: str) -> str:
+    """The name that results of an input get."""
+    return "stdin" if file in STDIN else Path(file).name
+
+
+def target(path: str) -> Target:
+    """The path, or standard output for ``-``."""
+    return open(sys.stdout.fileno(), "wb", closefd=False) if path in STDOUT else Path(path)
 
 
 def folder(path: str) -> Path:
     """The folder, created if need be. Raises: MediaError."""
+    if path in STDOUT:
+        raise MediaError("There are several files to write; give a folder with -o instead of standard output.")
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,11 +111,12 @@ def progress(pieces: Iterator[T], frames: int | None, what: str) -> Iterator[T]:
 
 
 def say(head: list[str], lines: list[list[str]], options: argparse.Namespace, plain: list[Any]) -> None:
-    """A table for a person, none without lines; or ``plain`` as JSON."""
+    """A table for a person, none without lines; or ``plain`` as JSON; on standard error if results go to the output."""
+    file = sys.stderr if getattr(options, "out", None) in STDOUT else sys.stdout
     if options.json:
-        out(json.dumps(plain, indent=1))
+        print(json.dumps(plain, indent=1), file=file, flush=True)
     elif lines:
-        out(columns([head, *lines]))
+        print(columns([head, *lines]), file=file, flush=True)
 
 
 def columns(lines: list[list[str]]) -> str:

@@ -37,25 +37,30 @@ def _add_tokenizing(commands: Commands) -> None:
     reconstruct.set_defaults(module="reconstruct")
     reconstruct.add_argument("-o", "--out", default="out", help="folder for the results (default: out)")
     encode = commands.add_parser("encode", help="images, videos and 3D assets to one token file")
-    encode.add_argument("-o", "--out", help="token file (default, for one input: its name with .atok)")
+    encode.add_argument(
+        "-o", "--out", help="token file, or - for standard output (default, for one input: its name with .atok)"
+    )
     for command in (reconstruct, encode):
-        _add_inputs(command, "images, videos and 3D assets")
+        _add_inputs(command, "images, videos and 3D assets; - is standard input")
         command.add_argument(
             "--latents", default="float32", choices=["float32", "float16"],
             help="how a continuous model's latents are stored; float16 is half the size and rounds them",
         )  # fmt: skip
 
     decode = commands.add_parser("decode", help="a token file back to images, videos and Gaussians")
-    decode.add_argument("file", metavar="FILE.atok")
+    decode.add_argument("file", metavar="FILE.atok", help="- is standard input")
     decode.add_argument(
-        "-o", "--out", default="out", help="folder, or a .png, .mp4 or .ply name for one item (default: out)"
+        "-o",
+        "--out",
+        default="out",
+        help="folder, or for one item a .png, .jpg, .mp4 or .ply name, or - (default: out)",
     )
     decode.add_argument("--item", type=int, action="append", help="number of an item, from 0; may be given again")
     decode.add_argument("--frames", type=_frame_range, help="of a video: FIRST:LAST, from 0, LAST not included")
     _add_model(decode, default=None, shown="the bundled one that the file names, else nano")
 
     info = commands.add_parser("info", help="what a token file holds")
-    info.add_argument("file", metavar="FILE.atok")
+    info.add_argument("file", metavar="FILE.atok", help="- is standard input")
     _add_json(info)
     for command in (encode, decode, info):
         command.set_defaults(module="coding")
@@ -66,7 +71,7 @@ def _add_semantic(commands: Commands) -> None:
     embed = commands.add_parser("embed", help="one vector for each image, video, asset, item of a token file, or text")
     embed.add_argument("--text", action="append", default=[], help="a text to embed, too; may be given again")
     embed.add_argument(
-        "-o", "--out", default="vectors.npz", help="NumPy file of names and vectors (default: vectors.npz)"
+        "-o", "--out", default="vectors.npz", help="NumPy file of names and vectors, or - (default: vectors.npz)"
     )
     classify = commands.add_parser("classify", help="which label fits each file best")
     classify.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="texts to choose from")
@@ -75,7 +80,7 @@ def _add_semantic(commands: Commands) -> None:
     search.add_argument("--top", type=int, default=10, help="how many to show (default: 10)")
     for command in (embed, classify, search):
         command.set_defaults(module="semantic")
-        _add_inputs(command, "media, or token files, which hold the vectors of their items")
+        _add_inputs(command, "media, or token files, which hold the vectors of their items; - is standard input")
         command.add_argument(
             "--pool", choices=["whole", "frames"], default="whole",
             help="of videos: one vector of all tokens, or the mean of the frames' vectors (default: whole)",

@@ -34,7 +34,7 @@ def reconstruct(options: argparse.Namespace) -> int:
     file. Encode seconds: reading, encoding and writing tokens; decode seconds: reading tokens, decoding and writing.
     """
     tokenizer, out = console.tokenizer(options), console.folder(options.out)
-    jobs = list(zip(options.files, console.unique(Path(file).name for file in options.files), strict=True))
+    jobs = list(zip(options.files, console.unique(map(console.plain_name, options.files)), strict=True))
     rows, failed = console.each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options))
     lines = [[form.format(v) if v is not None else "-" for form, v in zip(FORMATS, row.values(), strict=True)]
              for row in rows]  # fmt: skip

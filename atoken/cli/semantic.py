@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atoken.atomic import atomic_path
+from atoken.atomic import Target, atomic_path
 from atoken.cli import console
 from atoken.errors import AtokenError, MediaError
 from atoken.io import VideoReader
@@ -29,7 +29,7 @@ def embed(options: argparse.Namespace) -> int:
     if not found:
         raise AtokenError(f"None of the inputs could be embedded; {options.out} was not written.")
     names, vectors = [name for name, _ in found], torch.stack([vector for _, vector in found]).numpy()
-    _write(Path(options.out), names, vectors)
+    _write(console.target(options.out), names, vectors)
     plain = [{"name": name, "vector": vector.tolist()} for name, vector in found]
     console.say(["name", "values"], [[name, f"{vectors.shape[1]}"] for name in names], options, plain)
     return failed
@@ -76,7 +76,8 @@ def _found(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Vect
 
 def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Vector]:
     """The vector of a file, or those of a token file's items."""
-    if Path(file).suffix == ".atok":
+    source = console.source(file)
+    if Path(file).suffix == ".atok" or (isinstance(source, bytes) and source.startswith(b"ATOK")):
         return _stored(tokenizer, file, options)
     media = console.media(file, options)
     if not isinstance(media, VideoReader):
@@ -90,7 +91,7 @@ def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> li
 
 def _stored(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Vector]:
     """No pixel is read, and no token. Raises: TokenFileError for another model's; AtokenError for vectors of frames."""
-    with TokenFile(file) as tokens:
+    with TokenFile(console.source(file)) as tokens:
         if options.pool == "frames" and any(MODALITIES[item.modality].read_frames for item in tokens.items):
             raise AtokenError(f"{file} holds the vectors of whole videos; pass the videos for --pool frames.")
         found = []
@@ -100,7 +101,7 @@ def _stored(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> lis
     return found
 
 
-def _write(path: Path, names: list[str], vectors: np.ndarray) -> None:
+def _write(target: Target, names: list[str], vectors: np.ndarray) -> None:
     """Write the file atomically. Raises: MediaError."""
-    with atomic_path(path, MediaError) as temporary, temporary.open("wb") as file:
+    with atomic_path(target, MediaError) as temporary, temporary.open("wb") as file:
         np.savez(file, names=np.array(names), vectors=vectors)

@@ -15,10 +15,11 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
-from atoken.atomic import atomic_path
+from atoken.atomic import Target, atomic_path, called
 from atoken.errors import TokenFileError
 from atoken.io.chunks import Chunk, Levels, decode, encode
 from atoken.io.contents import MAX_TOC, Item, pack, unpack
+from atoken.media.source import Source, name_of, opened
 
 VERSION = 2
 _PREFIX = struct.Struct("<4sHH")  # magic, version, reserved
@@ -28,19 +29,20 @@ _END_MAGIC = b"KOTA"
 
 
 class ArchiveWriter:
-    """Writes chunks, then the table of contents of ``items``; the file appears at ``path`` when the block ends well.
+    """Writes chunks, then the table of contents of ``items``; the file appears at ``target`` when the block ends well.
 
+    ``target``: a path, or a binary file object, which gets the whole file at the end of the block.
     Raises: TokenFileError, also when the block ends without an item.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._items: list[Item] = []
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self.items: list[Item] = []
         self._end = len(_START)  # of the last complete item
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_path(self.path, TokenFileError))
+            temporary = stack.enter_context(atomic_path(self._target, TokenFileError))
             self._file = stack.enter_context(temporary.open("xb"))
             self._file.write(_START)
             self._stack = stack.pop_all()
@@ -65,13 +67,13 @@ class ArchiveWriter:
 
     def complete(self, item: Item) -> None:
         """End an item, all chunks of which are written."""
-        self._items.append(item)
+        self.items.append(item)
         self._end = self._file.tell()
 
     def _finish(self) -> None:
-        if not self._items:
-            raise TokenFileError(f"{self.path} would hold no item; a token file needs at least one.")
-        contents = pack(self._items)
+        if not self.items:
+            raise TokenFileError(f"{called(self._target)} would hold no item; a token file needs at least one.")
+        contents = pack(self.items)
         digest = hashlib.sha256(_START + contents).digest()
         self._file.seek(self._end)
         self._file.write(contents + _FOOTER.pack(self._end, len(contents), digest, _END_MAGIC))
@@ -81,18 +83,18 @@ class ArchiveWriter:
 class Archive:
     """An open token file: ``items``, and ``get`` for their arrays; use ``with``.
 
-    Raises: TokenFileError for a file that is missing, damaged, changed, or of another version.
+    ``source``: a path, bytes, or a binary file, which is read to its end at once.
+    Raises: TokenFileError for a file that is missing, damaged, changed, or of another version; MediaError for an object
+    that gives no bytes.
     """
 
     items: tuple[Item, ...]
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        with ExitStack() as stack, _faults_of(self.path):
-            if not self.path.is_file():  # a pipe would block, a device would never end
-                raise _UnreadableError(f"There is no token file {self.path}; check the path.")
-            self._file = stack.enter_context(self.path.open("rb"))
-            self.items = _read_contents(self._file, self.path)
+    def __init__(self, source: Source) -> None:
+        self.name = name_of(source)
+        with ExitStack() as stack, _faults_of(self.name):
+            self._file = stack.enter_context(_opened(source, self.name))
+            self.items = _read_contents(self._file, self.name)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -109,8 +111,8 @@ class Archive:
     def reading(self) -> Iterator[None]:
         """Name the file in every error of the block. Raises: TokenFileError (also if the file is closed)."""
         if self._file.closed:
-            raise TokenFileError(f"{self.path} was closed; open it again to read it.")
-        with _faults_of(self.path):
+            raise TokenFileError(f"{self.name} was closed; open it again to read it.")
+        with _faults_of(self.name):
             yield
 
     def get(self, chunk: Chunk, dtype: str, levels: Levels | None = None) -> np.ndarray:
@@ -118,9 +120,17 @@ class Archive:
         return decode(chunk, _bytes(self._file, chunk.offset, chunk.stored), dtype, levels)
 
 
-def _read_contents(file: BinaryIO, path: Path) -> tuple[Item, ...]:
+def _opened(source: Source, name: str) -> BinaryIO:
+    if not isinstance(source, str | Path):
+        return opened(source, name)
+    if not Path(source).is_file():  # a pipe would block, a device would never end
+        raise _UnreadableError(f"There is no token file {name}; check the path.")
+    return Path(source).open("rb")
+
+
+def _read_contents(file: BinaryIO, name: str) -> tuple[Item, ...]:
     size = file.seek(0, os.SEEK_END)
-    _check_start(_bytes(file, 0, min(size, len(_START))), path)
+    _check_start(_bytes(file, 0, min(size, len(_START))), name)
     end = size - _FOOTER.size
     offset, length, digest, magic = _FOOTER.unpack(_bytes(file, max(end, 0), _FOOTER.size))
     if magic != _END_MAGIC or offset < len(_START) or length > MAX_TOC or offset + length != end:
@@ -131,15 +141,15 @@ def _read_contents(file: BinaryIO, path: Path) -> tuple[Item, ...]:
     return unpack(contents, len(_START), offset)
 
 
-def _check_start(start: bytes, path: Path) -> None:
+def _check_start(start: bytes, name: str) -> None:
     magic, version, reserved = _PREFIX.unpack(start.ljust(len(_START), b"\0"))
     if magic != b"ATOK":
-        raise _UnreadableError(f"{path} is not a token file; give one that AToken wrote.")
+        raise _UnreadableError(f"{name} is not a token file; give one that AToken wrote.")
     if version > VERSION:
-        raise _UnreadableError(f"{path} has format version {version}, newer than {VERSION}; update AToken to read it.")
+        raise _UnreadableError(f"{name} has format version {version}, newer than {VERSION}; update AToken to read it.")
     if 0 < version < VERSION:
         raise _UnreadableError(
-            f"{path} has format version {version}, which this AToken no longer reads (it reads {VERSION}); encode the "
+            f"{name} has format version {version}, which this AToken no longer reads (it reads {VERSION}); encode the "
             "original again."
         )
     if version != VERSION or reserved:
@@ -155,19 +165,19 @@ def _bytes(file: BinaryIO, offset: int, length: int) -> bytes:
 
 
 class _UnreadableError(TokenFileError):
-    """Already a whole sentence with the path in it."""
+    """Already a whole sentence with the file's name in it."""
 
 
 @contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
-    """Make one sentence with the path in it of whatever is wrong with a file."""
+def _faults_of(name: str) -> Iterator[None]:
+    """Make one sentence with the file's name in it of whatever is wrong with a file."""
     try:
         yield
     except _UnreadableError as error:
         raise TokenFileError(str(error)) from error
     except TokenFileError as error:
         raise TokenFileError(
-            f"{path} is damaged, {str(error).rstrip('.')}; make it again or get another copy."
+            f"{name} is damaged, {str(error).rstrip('.')}; make it again or get another copy."
         ) from error
     except OSError as error:
-        raise TokenFileError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise TokenFileError(f"Cannot read {name}: {error.strerror or error}.") from error

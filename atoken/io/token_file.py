@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from msgspec import structs
 from torch import Tensor
 
+from atoken.atomic import Target
 from atoken.bottleneck import FSQ
 from atoken.errors import TokenFileError
 from atoken.io.archive import Archive, ArchiveWriter
@@ -25,6 +25,7 @@ from atoken.io.chunks import DIGITS, Chunk
 from atoken.io.contents import TILE, Description, Item, Tile, described, plain_name
 from atoken.io.token_checks import check_arrays, check_follows
 from atoken.media.clock import varying
+from atoken.media.source import Source, name_of
 from atoken.modalities import MODALITIES, Modality
 from atoken.patches import PATCH
 from atoken.tokens import SparseTokens
@@ -82,20 +83,24 @@ class Tokens:
         rate = None if self.fps is None else self.fps.as_integer_ratio()
         return described({name: getattr(self, name) for name in names} | {"fps": rate, "fingerprint": sha256})
 
-    def save(self, path: str | Path, *, dtype: Dtype = "float32") -> None:
-        """Write a token file of this one item, atomically; float16 rounds the latents of a continuous model.
+    def save(self, target: Target, *, dtype: Dtype = "float32") -> None:
+        """Write a token file of this one item: atomically to a path, or to a binary file object.
 
-        Raises: TokenFileError.
+        float16 rounds the latents of a continuous model. Raises: TokenFileError.
         """
-        with TokenFileWriter(path) as writer:
+        with TokenFileWriter(target) as writer:
             writer.add(self, dtype=dtype)
 
     @classmethod
-    def load(cls, path: str | Path, *, item: int | None = None) -> Tokens:
-        """Read one item of a token file; None means the only one. Raises: TokenFileError, also if there are several."""
-        with TokenFile(path) as file:
+    def load(cls, source: Source, *, item: int | None = None) -> Tokens:
+        """Read one item of a token file (a path, bytes, or a binary file); None means the only one.
+
+        Raises: TokenFileError, also if there are several.
+        """
+        with TokenFile(source) as file:
             if item is None and len(file) > 1:
-                raise TokenFileError(f"{path} holds {len(file)} items; say which with item=0 to item={len(file) - 1}.")
+                name, last = name_of(source), len(file) - 1
+                raise TokenFileError(f"{name} holds {len(file)} items; say which with item=0 to item={last}.")
             return file.read(item or 0)
 
     @classmethod
@@ -120,10 +125,11 @@ class Tokens:
 
 
 class TokenFileWriter(ArchiveWriter):
-    """Write a token file item by item; it appears at ``path`` when the ``with`` block ends well, and not otherwise.
+    """Write a token file item by item; it appears at ``target`` when the ``with`` block ends well, and not otherwise.
 
-    The same tokens give the same bytes. Memory does not grow with what is written but for the table of contents, about
-    1 kB a tile of 16 frames, and 8 bytes a frame for the timestamps of the video being written.
+    ``target``: a path, or a binary file object, which gets the whole file at the end of the block. The same tokens give
+    the same bytes. Memory does not grow with what is written but for the table of contents, about 1 kB a tile of 16
+    frames, and 8 bytes a frame for the timestamps of the video being written.
 
     Raises: TokenFileError, also when the block ends without an item.
     """
@@ -196,8 +202,8 @@ class TokenFile(Archive):
     than ``max_memory`` bytes of tokens at once.
     """
 
-    def __init__(self, path: str | Path, *, max_memory: int = 4 << 30) -> None:
-        super().__init__(path)
+    def __init__(self, source: Source, *, max_memory: int = 4 << 30) -> None:
+        super().__init__(source)
         self._max_memory = max_memory
 
     def __len__(self) -> int:
@@ -229,7 +235,7 @@ class TokenFile(Archive):
             pooled = self._get(item.pooled, "float32")
         if pooled is None:
             raise TokenFileError(
-                f"{self.path} holds a piece of {item.name} without its vector; encode the whole video."
+                f"{self.name} holds a piece of {item.name} without its vector; encode the whole video."
             )
         return torch.nn.functional.normalize(torch.from_numpy(pooled), dim=-1)
 
@@ -247,7 +253,7 @@ class TokenFile(Archive):
 
     def _item(self, index: int) -> Item:
         if not 0 <= index < len(self.items):
-            raise TokenFileError(f"{self.path} has no item {index}; it holds items 0 to {len(self.items) - 1}.")
+            raise TokenFileError(f"{self.name} has no item {index}; it holds items 0 to {len(self.items) - 1}.")
         return self.items[index]
 
     def _check_memory(self, item: Item, tiles: range) -> None:
@@ -297,9 +303,9 @@ class TokenFile(Archive):
         return None if chunk is None else self.get(chunk, dtype)
 
 
-def read_items(path: str | Path) -> tuple[Item, ...]:
+def read_items(source: Source) -> tuple[Item, ...]:
     """Say what a token file holds, reading only its table of contents. Raises: TokenFileError."""
-    with Archive(path) as file:
+    with Archive(source) as file:
         return file.items
 
 

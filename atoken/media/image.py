@@ -13,12 +13,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from atoken.atomic import atomic_path
+from atoken.atomic import Target, atomic_path, called, suffix_of
 from atoken.errors import AtokenWarning, MediaError
 from atoken.media.formats import Format, begins, format_of
 from atoken.media.limits import DEFAULT_LIMITS, Limits
@@ -38,6 +37,12 @@ _OPENERS = {
     "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
     "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
     "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
+}
+_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    **dict.fromkeys((".jpg", ".jpeg"), ("JPEG", {"quality": 95, "subsampling": 0})),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: the colours of transparent pixels, too
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF", {"compression": "tiff_adobe_deflate"})),
 }
 _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 FORMATS = (
@@ -65,9 +70,9 @@ class Image:
                 f"alpha must be uint8 of shape {self.pixels.shape[:2]}, got {self.alpha.dtype} {self.alpha.shape}."
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write a PNG (lossless, with alpha), atomically. Raises: MediaError."""
-        write_image(self, path)
+    def save(self, target: Target, *, format: str | None = None) -> None:
+        """Write the image as ``write_image`` does. Raises: MediaError."""
+        write_image(self, target, format=format)
 
 
 def check_pixels(pixels: np.ndarray, axes: int, what: str, shape: str) -> None:
@@ -107,15 +112,32 @@ def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:
         return _convert(_upright(pil, "the image"))
 
 
-def write_image(image: Image, path: str | Path) -> None:
-    """Write a PNG (lossless, with alpha), atomically. Raises: MediaError."""
+def write_image(image: Image, target: Target, *, format: str | None = None) -> None:
+    """Write an image: atomically to a path, or to a binary file object.
+
+    The format is that of the target's suffix, or ``format``; a file object, a device or a pipe without one gets a PNG.
+    .png, .webp and .tif are lossless, with alpha; .jpg is of quality 95 with full colour (4:4:4), without alpha.
+    Raises: MediaError (another format, a JPEG of an image with transparent pixels, a failure to write).
+    """
     import PIL.Image
 
-    if Path(path).suffix.lower() != ".png":
-        raise MediaError(f"Cannot write {path}: images are written as PNG; choose a name that ends in .png.")
-    pixels = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
-    with atomic_path(path, MediaError) as temporary:
-        PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
+    suffix = suffix_of(target, ".png", format)
+    if suffix not in _WRITTEN:
+        raise MediaError(
+            f"Cannot write {called(target)}: images are written as {', '.join(_WRITTEN)}; use one of these."
+        )
+    kind, how = _WRITTEN[suffix]
+    alpha = image.alpha
+    if kind == "JPEG" and alpha is not None:
+        if alpha.min() < 255:
+            raise MediaError(f"Cannot write {called(target)}: a JPEG has no transparency; use .png, .webp or .tif.")
+        alpha = None
+    pixels = image.pixels if alpha is None else np.dstack([image.pixels, alpha])
+    with atomic_path(target, MediaError) as temporary:
+        try:
+            PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, kind, **how)
+        except ValueError as error:  # WebP has at most 16383 pixels a side
+            raise MediaError(f"Cannot write {called(target)} as {kind}: {error}.") from error
 
 
 def _bmp_header(start: bytes) -> int:

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from atoken.atomic import Target
 from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.media.clock import check_timestamps, clock_slack, exact_fps, varying
 from atoken.media.formats import Format, Head, begins, format_of
@@ -70,9 +71,12 @@ class Video:
         if self.timestamps is not None:
             check_timestamps(self.timestamps, len(self.frames))
 
-    def save(self, path: str | Path) -> None:
-        """Write an H.264 MP4 with the video's time stamps, atomically. Raises: MediaError."""
-        write_video(self, path)
+    def save(self, target: Target) -> None:
+        """Write an H.264 MP4 with the video's time stamps: atomically to a path, or to a binary file object.
+
+        Raises: MediaError.
+        """
+        write_video(self, target)
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,7 @@ def _fitting(count: int, frame_shape: tuple[int, int, int], name: str, max_memor
     return count
 
 
-def write_video(video: Video, path: str | Path, *, crf: int = 18) -> None:
+def write_video(video: Video, target: Target, *, crf: int = 18) -> None:
     """Write an H.264 MP4 with the video's rate or time stamps, as ``VideoWriter`` does. Raises: MediaError."""
-    with VideoWriter(path, video.fps, size=(video.frames.shape[1], video.frames.shape[2]), crf=crf) as writer:
+    with VideoWriter(target, video.fps, size=(video.frames.shape[1], video.frames.shape[2]), crf=crf) as writer:
         writer.write(video.frames, video.timestamps)

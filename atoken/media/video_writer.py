@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
-from pathlib import Path
 from platform import machine
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
-from atoken.atomic import atomic_path
+from atoken.atomic import Target, atomic_path, called, suffix_of
 from atoken.errors import AtokenError, MediaError
 from atoken.media.clock import check_timestamps, exact_fps
 
@@ -31,18 +30,21 @@ X264_OPTIONS = (
 class VideoWriter:
     """Writes an H.264 MP4 in pieces; use ``with``. The file appears when the block ends, and not if it raises.
 
+    ``target``: a path, or a binary file object, which gets the video when the block ends.
+
     ``fps`` is frames a second, ``size`` (H, W) in pixels, ``crf`` x264's quality: 0 is best, 18 looks lossless, 51 is
     worst. Colours are BT.709, limited range. Even sizes are yuv420p, which every player shows; yuv420p has no odd
     sizes, so those are yuv444p, which VLC, mpv and FFmpeg show but many browsers and hardware players do not.
     Raises: MediaError (a name, size, rate, frames or times that cannot be written, no space on the disk).
     """
 
-    def __init__(self, path: str | Path, fps: Fraction | float, *, size: tuple[int, int], crf: int = 18) -> None:
-        if Path(path).suffix.lower() != ".mp4":
-            raise MediaError(f"Cannot write {path}: videos are written as MP4; choose a name that ends in .mp4.")
+    def __init__(self, target: Target, fps: Fraction | float, *, size: tuple[int, int], crf: int = 18) -> None:
+        self._target, self._name = target, called(target)
+        if suffix_of(target, ".mp4") != ".mp4":
+            raise MediaError(f"Cannot write {self._name}: videos are written as MP4; choose a name that ends in .mp4.")
         if min(size) < 1:
-            raise MediaError(f"Cannot write {path}: a frame of size {size} has no pixels.")
-        self._path, self._size, self._fps, self._crf = Path(path), tuple(size), exact_fps(fps), crf
+            raise MediaError(f"Cannot write {self._name}: a frame of size {size} has no pixels.")
+        self._size, self._fps, self._crf = tuple(size), exact_fps(fps), crf
         self._output: tuple[OutputContainer, VideoStream] | None = None
         self._count = 0
         self._timed = False
@@ -50,7 +52,7 @@ class VideoWriter:
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
-            temporary = opened.enter_context(atomic_path(self._path, MediaError))
+            temporary = opened.enter_context(atomic_path(self._target, MediaError))
             self._file: BinaryIO = opened.enter_context(temporary.open("wb"))
             self._opened = opened.pop_all()
         return self
@@ -61,7 +63,7 @@ class VideoWriter:
                 self._encode(None)
             return
         # atomic_path must remove the file; the exception of the block itself goes on as it is.
-        empty = MediaError(f"Cannot write {self._path}: a video needs at least one frame.")
+        empty = MediaError(f"Cannot write {self._name}: a video needs at least one frame.")
         with suppress(AtokenError), self._encoding(), self._opened:
             raise empty
         if kind is None:
@@ -110,7 +112,7 @@ class VideoWriter:
             return self._count
         tick = round((seconds - self._first) / _CLOCK)
         if tick <= self._last_tick:
-            raise MediaError(f"Cannot write {self._path}: time stamps must rise by at least 1/90000 s at each frame.")
+            raise MediaError(f"Cannot write {self._name}: time stamps must rise by at least 1/90000 s at each frame.")
         self._last_tick = tick
         return tick
 
@@ -142,4 +144,4 @@ class VideoWriter:
             yield
         except (OSError, av.FFmpegError, ValueError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise MediaError(f"Cannot write {self._path}: {reason}.") from error
+            raise MediaError(f"Cannot write {self._name}: {reason}.") from error

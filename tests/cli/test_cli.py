@@ -219,7 +219,7 @@ def test_items_and_names_that_do_not_fit_are_refused(run, there):
         says_one_sentence(run("decode", "s.atok", f"--item={item}"), f"no item {item}; it holds 0 to 1")
     says_one_sentence(run("decode", "s.atok", "-o", "one.png"), "2 items")
     says_one_sentence(run("decode", "s.atok", "--item", 0, "-o", "one.mp4"), "one.mp4")
-    for name in ("one.jpg", "one.webm"):  # not written as a folder of that name
+    for name in ("one.bmp", "one.webm"):  # not written as a folder of that name
         says_one_sentence(run("decode", "s.atok", "--item", 0, "-o", name), r"\.png")
         assert not Path(name).exists()
     says_one_sentence(run("decode", "s.atok", "--item", 1, "-o", "one.png"), "one.png")

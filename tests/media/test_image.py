@@ -173,9 +173,30 @@ def test_png_keeps_every_bit(tmp_path: Path, alpha: np.ndarray | None) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.PNG"]
 
 
-def test_only_png_is_written(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match=r"ends in \.png"):
-        write_image(Image(COLOURS), tmp_path / "a.jpg")
+@pytest.mark.parametrize("suffix", ["webp", "tif", "tiff"])
+def test_other_lossless_formats_are_written(tmp_path: Path, suffix: str) -> None:
+    for alpha in (None, ALPHA):
+        Image(COLOURS, alpha).save(tmp_path / f"a.{suffix}")
+        image = read_image(tmp_path / f"a.{suffix}")
+        np.testing.assert_array_equal(image.pixels, COLOURS)
+        np.testing.assert_array_equal(image.alpha, alpha)
+
+
+def test_jpeg_is_written_at_high_quality_and_without_transparency(tmp_path: Path) -> None:
+    fine = np.zeros((32, 32, 3), np.uint8)
+    fine[:, ::2, 0] = 255  # red lines of one pixel, which a subsampled JPEG would blur
+    Image(fine, np.full((32, 32), 255, np.uint8)).save(tmp_path / "a.JPG")
+    assert np.abs(read_image(tmp_path / "a.JPG").pixels.astype(int) - fine).max() <= 8
+    with pytest.raises(MediaError, match="a JPEG has no transparency"):
+        Image(COLOURS, ALPHA).save(tmp_path / "b.jpeg")
+    with pytest.raises(MediaError, match=r"Cannot write \S+ as WEBP: "):
+        Image(np.zeros((1, 16_384, 3), np.uint8)).save(tmp_path / "b.webp")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.JPG"]
+
+
+def test_other_formats_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"images are written as \.png, \.jpg, "):
+        write_image(Image(COLOURS), tmp_path / "a.bmp")
     with pytest.raises(MediaError, match="No such file"):
         write_image(Image(COLOURS), tmp_path / "absent" / "a.png")
     assert not list(tmp_path.iterdir())
