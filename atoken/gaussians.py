@@ -229,7 +229,7 @@ def _vertex_layout(header: Header, failed: str, name: str) -> tuple[int, np.dtyp
     names = [property.name for property in properties]
     missing = [field for field in _FIELDS if field not in names and field not in _NORMALS]
     odd = "has a property twice" if len(set(names)) < len(names) else ""
-    odd = odd or ("has a list" if any(property.is_list for property in properties) else "")
+    odd = odd or ("has a list" if any(property.items for property in properties) else "")
     if missing or odd:
         what = f"lacks {', '.join(missing)}" if missing else odd
         raise MediaError(

@@ -43,6 +43,7 @@ FLOORS = [
 ]
 SIBLINGS = {"mllm", "generation", "eval", "demos", "scripts", "benchmarks", "tests"}
 OPTIONAL = {
+    "DracoPy",
     "decord",
     "deepspeed",
     "flash_attn",

@@ -1,4 +1,4 @@
-"""3D assets in GLB, glTF, OBJ, PLY, STL and OFF, read through trimesh in a child process.
+"""3D assets in GLB, glTF, OBJ, PLY, STL and OFF, read in a child process (all but glTF through trimesh).
 
 A damaged or hostile file can at worst end the child, which has limits on memory and time. What a file names is read
 only inside the file's own folder, and counts are checked before memory is taken for them.
@@ -14,7 +14,10 @@ most 8 of 255. Alpha counts unless the material is opaque. Of OBJ: map_Kd, else 
 Blender does, Kd does not tint map_Kd). Of PLY: TextureFile with texture coordinates, else face or vertex colours.
 STL and OFF give no colours.
 
-Animations, morphing, skeletons, normals and all other maps are not read; textures always repeat.
+glTF is read with instances (EXT_mesh_gpu_instancing), KHR_mesh_quantization, sparse accessors, strips and fans,
+KHR_texture_transform, WebP textures, and KHR_draco_mesh_compression with the extra ``draco``. A required extension
+beyond these and those of light and shading is refused by name; others that are not read give one warning. Animations,
+morphing, skeletons, normals and all other maps are not read; textures always repeat.
 """
 
 from __future__ import annotations

@@ -27,22 +27,22 @@ def srgb_bytes(linear: np.ndarray) -> np.ndarray:
 class Surface:
     """One material: ``factor`` (4,) linear RGBA, a ``texture`` (H, W, 4) uint8 or None, and whether alpha counts.
 
-    ``coordinates`` is the number of the set of texture coordinates; ``linear`` (2, 2) and ``shift`` (2,) map these to
+    ``coordinates`` is the name of the set of texture coordinates; ``linear`` (2, 2) and ``shift`` (2,) map these to
     positions in the image, from its upper left corner down. Source: glTF 2.0 section 3.9.2, KHR_texture_transform.
     """
 
     factor: np.ndarray
     texture: np.ndarray | None
     opaque: bool
-    coordinates: int
+    coordinates: str
     linear: np.ndarray
     shift: np.ndarray
 
     def corners(
         self, faces: np.ndarray, colors: np.ndarray | None, uv: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Give the colours of faces (F, 3), their uv and the texture, from numbers of the points as they are stored."""
-        light = np.ones((1, 4)) if colors is None else _fractions(colors)
+        """Give the colours of faces (F, 3), their uv and the texture, from linear colours and uv of the points."""
+        light = np.ones((1, 4)) if colors is None else colors
         if light.shape[1] == 3:
             light = np.concatenate([light, np.ones((len(light), 1))], 1)
         light = light * self.factor
@@ -52,13 +52,8 @@ class Surface:
         spread = rgba[0] if colors is None else rgba[faces]
         if uv is None or self.texture is None:
             return spread, None, None
-        positions = _fractions(uv) @ self.linear.T + self.shift
+        positions = uv @ self.linear.T + self.shift
         return spread, np.stack([positions[:, 0], 1 - positions[:, 1]], 1)[faces], self.texture
-
-
-def _fractions(values: np.ndarray) -> np.ndarray:
-    """Floats as they are, integers divided by their largest value."""
-    return values / np.iinfo(values.dtype).max if values.dtype.kind == "u" else values.astype(np.float64)
 
 
 class Materials:
@@ -84,14 +79,18 @@ class Materials:
         opaque = material.get("alphaMode", "OPAQUE") == "OPAQUE"
         used = base.get(texture_key, {})
         moved = used.get("extensions", {}).get("KHR_texture_transform", {})
-        coordinates = moved.get("texCoord", used.get("texCoord", 0))
+        coordinates = f"TEXCOORD_{moved.get('texCoord', used.get('texCoord', 0))}"
         texture = self._texture(used["index"], opaque) if used else None
         return Surface(factor, texture, opaque, coordinates, *_placement(moved))
 
     def _texture(self, index: Any, opaque: bool) -> np.ndarray | None:
         stated = self._tables.item("textures", index)
-        webp = stated.get("extensions", {}).get("EXT_texture_webp", {})
-        source = webp.get("source", stated.get("source"))
+        extensions = stated.get("extensions", {})
+        source = extensions.get("EXT_texture_webp", {}).get("source", stated.get("source"))
+        if source is None:
+            known = f"as {', '.join(extensions)[:80]}" if extensions else "nowhere"
+            self._tables.folder.note(f"a texture of it is stored {known}, which is not read; it is read without it.")
+            return None
         key = (source, opaque)
         if key not in self._textures:
             pixels = self._image(source)

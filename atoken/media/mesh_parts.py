@@ -1,19 +1,15 @@
-"""Pieces from trimesh to one ``Mesh``: with a colour at each corner, joined, z up, fitted into the box."""
+"""Pieces of a file to one ``Mesh``: with a colour at each corner, joined, z up, fitted into the box."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atoken.errors import MediaError
 from atoken.media.limits import Limits
 from atoken.mesh import Mesh, fitted
-
-if TYPE_CHECKING:
-    from trimesh import Scene
 
 WHITE = np.full(4, 255, np.uint8)
 
@@ -33,38 +29,15 @@ class Part:
     texture: np.ndarray | None = None
 
 
-def placed(scene: Scene, name: str) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """Give every ``Trimesh`` of a scene once for each node that shows it, its vertices in the world, and its faces.
-
-    Faces are flipped where the node mirrors. Raises: MediaError (a face refers to a missing vertex).
-    """
-    for node in scene.graph.nodes_geometry:
-        matrix, key = scene.graph[node]
-        mesh: Any = scene.geometry[key]
-        faces = np.asarray(getattr(mesh, "faces", ()))
-        if not len(faces):
-            continue
-        vertices = np.asarray(mesh.vertices, np.float64)
-        if faces.min() < 0 or faces.max() >= len(vertices):
-            wrong = faces[(faces < 0) | (faces >= len(vertices))][0]
-            raise MediaError(
-                f"Cannot read {name}: a face refers to vertex {wrong}, but there are only {len(vertices)} vertices; "
-                "export it again."
-            )
-        with np.errstate(over="ignore", invalid="ignore"):
-            vertices = vertices @ matrix[:3, :3].T + matrix[:3, 3]
-        yield mesh, vertices, faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces
-
-
 def joined(parts: Sequence[Part], name: str, limits: Limits, *, y_up: bool) -> Mesh:
     """One mesh of all parts, z up, in [-0.5, 0.5]^3. Raises: MediaError (no face, over a limit, all vertices equal)."""
     faces = sum(len(part.faces) for part in parts)
     if not faces:
         raise MediaError(f"Cannot read {name}: it has no faces; point clouds and empty scenes are not supported.")
     limits.check_faces(faces, 0, name)
-    compact = [_compact(part) for part in parts]
-    starts = np.cumsum([0, *(len(vertices) for vertices, _ in compact)])
-    vertices = np.concatenate([vertices for vertices, _ in compact])
+    compact = [compacted(part.faces, len(part.vertices)) for part in parts]
+    starts = np.cumsum([0, *(len(used) for used, _ in compact)])
+    vertices = np.concatenate([part.vertices[used] for part, (used, _) in zip(parts, compact, strict=True)])
     images = {id(part.texture): part.texture for part in parts if part.texture is not None}
     position = {key: index for index, key in enumerate(images)}
     return Mesh(
@@ -77,11 +50,22 @@ def joined(parts: Sequence[Part], name: str, limits: Limits, *, y_up: bool) -> M
     )
 
 
-def _compact(part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """The vertices that faces use, and the faces as indices of these."""
-    used = np.zeros(len(part.vertices), bool)
-    used[part.faces] = True
-    return part.vertices[used], (np.cumsum(used) - 1)[part.faces]
+def checked(faces: np.ndarray, count: int, name: str) -> np.ndarray:
+    """The same faces. Raises: MediaError (a face refers to a vertex beyond the ``count`` that there are)."""
+    if faces.min() < 0 or faces.max() >= count:
+        wrong = faces[(faces < 0) | (faces >= count)][0]
+        raise MediaError(
+            f"Cannot read {name}: a face refers to vertex {wrong}, but there are only {count} vertices; "
+            "export it again."
+        )
+    return faces
+
+
+def compacted(faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (V,) of the vertices, of ``count``, that faces use, and the faces as indices of these."""
+    used = np.zeros(count, bool)
+    used[faces] = True
+    return np.flatnonzero(used), (np.cumsum(used) - 1)[faces]
 
 
 def _uv(part: Part) -> np.ndarray:

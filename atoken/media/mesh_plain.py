@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import re
-from typing import IO, Any, cast
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from atoken.errors import MediaError
 from atoken.media.mesh_folder import Folder, FolderResolver, decoded
-from atoken.media.mesh_parts import WHITE, Part, joined, placed
-from atoken.media.ply import Element, read_header
+from atoken.media.mesh_parts import WHITE, Part, checked, joined
+from atoken.media.ply import Element, for_trimesh, read_header
 from atoken.mesh import Mesh
+
+if TYPE_CHECKING:
+    from trimesh import Scene
 
 _COUNTS_BACK = re.compile(r"^f[^\n]*[ \t/]-\d", re.MULTILINE)
 
@@ -25,18 +29,21 @@ def read_plain(folder: Folder, format: str) -> Mesh:
     scene = trimesh.load_scene(_checked(folder, format), format, resolver=cast(Any, resolver), process=False)
     if resolver.refused:
         raise resolver.refused
-    parts = [
-        Part(vertices, faces, *_surface(mesh, faces, resolver.images))
-        for mesh, vertices, faces in placed(scene, folder.name)
-    ]
-    return joined(parts, folder.name, folder.limits, y_up=format == "obj")
+    return joined(list(_parts(scene, folder, resolver.images)), folder.name, folder.limits, y_up=format == "obj")
+
+
+def _parts(scene: Scene, folder: Folder, images: dict[str, np.ndarray]) -> Iterator[Part]:
+    """The meshes of a scene of trimesh; in these formats, none is moved by a node."""
+    for mesh in scene.geometry.values():
+        if len(faces := np.asarray(getattr(mesh, "faces", ()))):
+            vertices = np.asarray(mesh.vertices, np.float64)
+            yield Part(vertices, checked(faces, len(vertices), folder.name), *_surface(mesh, faces, images))
 
 
 def _checked(folder: Folder, format: str) -> IO[Any]:
     """Give the file to trimesh: text as UTF-8, after a look at its counts. Raises: MediaError."""
     if format == "ply":
-        _check_ply(folder)
-        return io.BytesIO(folder.data)
+        return io.BytesIO(_ply(folder))
     if format == "stl":
         return io.BytesIO(_stl(folder))
     text = decoded(folder.data)
@@ -48,8 +55,8 @@ def _checked(folder: Folder, format: str) -> IO[Any]:
     return io.StringIO(text)
 
 
-def _check_ply(folder: Folder) -> None:
-    """Refuse what has no faces, holds 3D Gaussians, or declares more than the file has. Raises: MediaError."""
+def _ply(folder: Folder) -> bytes:
+    """A PLY for trimesh. Raises: MediaError (no faces, 3D Gaussians, more declared than the file has)."""
     failed = f"Cannot read {folder.name}"
     header = read_header(folder.data, failed)
     elements = {element.name: element for element in header.elements}
@@ -68,6 +75,7 @@ def _check_ply(folder: Folder) -> None:
         raise MediaError(f"{failed}: it declares at least {least:,} bytes of data and has {rest:,}; it is truncated.")
     if any(p.name == "red" and p.type[-2:] not in ("u1", "f4", "f8") for p in vertices.properties + faces.properties):
         raise MediaError(f"{failed}: its colours have an unsupported type; export them as uchar.")
+    return for_trimesh(folder.data, header, folder.limits, failed)
 
 
 def _stl(folder: Folder) -> bytes:

@@ -1,10 +1,15 @@
-"""The header of a PLY file: its format, and the elements that it declares. Source: the PLY format, G. Turk, 1994."""
+"""The header of a PLY file, and its faces as triangles. Source: the PLY format, G. Turk, 1994."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from atoken.errors import MediaError
+from atoken.media.limits import Limits
 
 HEADER_BYTES = 1 << 16
 TYPES = {
@@ -15,11 +20,11 @@ TYPES = {
 
 
 class Property(NamedTuple):
-    """A property and its NumPy type; of a list, that of its length."""
+    """A property and its NumPy type; of a list that of its length, and ``items``, that of its values."""
 
     name: str
     type: str
-    is_list: bool = False
+    items: str = ""
 
 
 class Element(NamedTuple):
@@ -31,33 +36,89 @@ class Element(NamedTuple):
 
 
 class Header(NamedTuple):
-    """``size`` in bytes, ``format`` such as "ascii", and the elements in order."""
+    """``size`` in bytes, ``format`` such as "ascii", the elements in order, and how lines end."""
 
     size: int
     format: str
     elements: list[Element]
+    newline: bytes
 
 
 def read_header(start: bytes, failed: str) -> Header:
     """Parse the header in the first ``HEADER_BYTES`` of a file. Raises: MediaError that begins with ``failed``."""
-    first, *lines = start[:HEADER_BYTES].split(b"\n")
-    if first.strip() != b"ply":
+    begins = re.match(rb"ply[ \t]*(\r?\n|\r)", start)
+    if not begins:
         raise MediaError(f"{failed}: it does not begin with 'ply'; use a .ply file.")
-    format, elements, size = "", list[Element](), len(first) + 1
-    for line in lines[:-1]:
-        size += len(line) + 1
+    format, elements, size, newline = "", list[Element](), begins.end(), begins[1]
+    for line in start[size:HEADER_BYTES].split(newline)[:-1]:
+        size += len(line) + len(newline)
         match line.decode("latin-1").split():
             case ["end_header"]:
-                return Header(size, format, elements)
+                return Header(size, format, elements, newline)
             case ["format", name, *_]:
                 format = name
             case ["element", name, count] if count.isascii() and count.isdecimal() and len(count) < 16:
                 elements.append(Element(name, int(count), []))
-            case ["property", "list", length, _, name] if elements and length in TYPES:
-                elements[-1].properties.append(Property(name, TYPES[length], is_list=True))
+            case ["property", "list", length, items, name] if elements and length in TYPES and items in TYPES:
+                elements[-1].properties.append(Property(name, TYPES[length], TYPES[items]))
             case ["property", type, name] if elements and type in TYPES:
                 elements[-1].properties.append(Property(name, TYPES[type]))
             case ["element" | "property", *_]:
                 shown = line.decode("latin-1").strip()[:60]
                 raise MediaError(f"{failed}: its header has a line that cannot be read: {shown!r}; export it again.")
     raise MediaError(f"{failed}: its header does not end within {HEADER_BYTES:,} bytes; it is damaged or truncated.")
+
+
+def for_trimesh(data: bytes, header: Header, limits: Limits, failed: str) -> bytes:
+    """The same file as trimesh reads it: lines end in newlines, and faces of a binary file are all triangles or quads.
+
+    Other polygons become fans of triangles, where a face has just one list. Raises: MediaError (truncated, over the
+    limit).
+    """
+    head, body = data[: header.size].replace(header.newline, b"\n"), data[header.size :]
+    if header.format == "ascii":
+        return head + body.replace(header.newline, b"\n")
+    names = [element.name for element in header.elements]
+    before, face = header.elements[: names.index("face")], header.elements[names.index("face")]
+    lists = [index for index, property in enumerate(face.properties) if property.items]
+    if len(lists) != 1 or any(property.items for element in before for property in element.properties):
+        return head + body
+    start = sum(element.rows * _width(element.properties) for element in before)
+    triangles, stop = _fans(body, start, face, lists[0], "big" if "big" in header.format else "little", limits, failed)
+    if triangles is None:
+        return head + body
+    head = re.sub(rb"(element\s+face\s+)\d+", lambda found: found[1] + str(len(triangles)).encode(), head)
+    return head + body[:start] + b"".join(triangles) + body[stop:]
+
+
+def _fans(
+    body: bytes, at: int, face: Element, index: int, order: Literal["little", "big"], limits: Limits, failed: str
+) -> tuple[list[bytes] | None, int]:
+    """Rows of triangles in place of the faces from byte ``at``, None if all are triangles or quads; and their end."""
+    (_, length, items), width = face.properties[index], _width(face.properties)
+    lead, size, item = _width(face.properties[:index]), np.dtype(length).itemsize, np.dtype(items).itemsize
+    corners = body[at + lead : at + lead + size]
+    stride = width + int.from_bytes(corners, order) * item
+    if int.from_bytes(corners, order) in (3, 4) and at + face.rows * stride <= len(body):
+        lengths = np.ndarray((face.rows, size), np.uint8, body, at + lead, (stride, 1))
+        if (lengths == np.frombuffer(corners, np.uint8)).all():
+            return None, at + face.rows * stride
+    triangles, total, three = list[bytes](), 0, (3).to_bytes(size, order)
+    for _ in range(face.rows):
+        first = at + lead + size
+        count = int.from_bytes(body[at + lead : first], order)
+        end = at + width + count * item
+        if end > len(body):
+            raise MediaError(f"{failed}: its faces end after its last byte; it is truncated or damaged.")
+        total += max(count - 2, 0)
+        limits.check_faces(total, 0, failed.removeprefix("Cannot read "))
+        start, rest = body[at : at + lead] + three + body[first : first + item], body[first + count * item : end]
+        for corner in range(first + item, first + (count - 1) * item, item):
+            triangles.append(start + body[corner : corner + 2 * item] + rest)
+        at = end
+    return triangles, at
+
+
+def _width(properties: Sequence[Property]) -> int:
+    """Bytes of properties in a row of a binary file, lists taken as empty."""
+    return sum(np.dtype(property.type).itemsize for property in properties)

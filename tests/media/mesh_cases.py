@@ -18,8 +18,13 @@ RED, GREEN, BLUE, GREY = (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), (
 CORNERS = np.array([[RED, GREEN], [BLUE, GREY]], np.uint8)  # of an image of 2x2: its upper left corner is red
 SQUARE = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)  # counter-clockwise from the lower left
 HALVES = np.array([[0, 1, 2], [0, 2, 3]], np.uint16)
-COMPONENTS = {"u1": 5121, "u2": 5123, "u4": 5125, "f4": 5126}
+COMPONENTS = {"i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123, "u4": 5125, "f4": 5126}
 SHAPES = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
+# SQUARE, its x and y as texture coordinates (attribute 0; positions are attribute 1) and HALVES, as DracoPy packs them.
+DRACO = base64.b64decode(
+    "RFJBQ08CAgEBAAAABAIAAgAAAR//AREB/wAAAgMJAgEAAAkDAAEAAgAAAAAAAAAAAACAPwAAgD8AAAAAAACAPwAAgD8AAAAAAAEBAAMDASABIAMA"
+    "IISYkAAAAAAA/z8AAAAAAAAAAAAAAAAAAAAAgD8O"
+)
 
 
 def png(pixels: np.ndarray = CORNERS) -> bytes:
@@ -68,6 +73,24 @@ class Gltf:
         image = self.add("images", bufferView=self.bytes(png()), mimeType="image/png")
         texture = {"index": self.add("textures", source=image)}
         return self.add("materials", pbrMetallicRoughness={"baseColorTexture": texture} | material)
+
+    def draco(self, data: bytes = DRACO, **primitive: Any) -> int:
+        """Append a mesh whose only geometry is the square of ``DRACO``, or what ``data`` has in its place."""
+        uv, points, corners = (
+            self.add("accessors", componentType=type, type=shape, count=count)
+            for type, shape, count in ((5126, "VEC2", 4), (5126, "VEC3", 4), (5123, "SCALAR", 6))
+        )
+        packed = {"bufferView": self.bytes(data), "attributes": {"POSITION": 1, "TEXCOORD_0": 0}}
+        self.tree["extensionsRequired"] = ["KHR_draco_mesh_compression"]
+        stated = {"attributes": {"POSITION": points, "TEXCOORD_0": uv}, "indices": corners}
+        return self.add(
+            "meshes", primitives=[stated | {"extensions": {"KHR_draco_mesh_compression": packed}} | primitive]
+        )
+
+    def instances(self, mesh: int, **attributes: int) -> int:
+        """Append a node that shows a mesh once for each value of these accessors."""
+        self.tree["extensionsUsed"] = ["EXT_mesh_gpu_instancing"]
+        return self.node(mesh=mesh, extensions={"EXT_mesh_gpu_instancing": {"attributes": attributes}})
 
     def node(self, *, root: bool = True, **entry: Any) -> int:
         """Append a node, to the scene if it is a root."""
@@ -125,7 +148,8 @@ def bomb(side: int) -> bytes:
 
 def hostile(folder: Path, port: int = 9) -> dict[str, tuple[bytes, str]]:
     """Give files for ``folder`` (see ``secrets``) that must be refused, with a part of our sentence ("": any)."""
-    return _hostile_gltf(folder, port) | _hostile_nodes() | _hostile_textures(port) | _hostile_plain(folder, port)
+    gltf = _hostile_gltf(folder, port) | _hostile_nodes() | _hostile_packed() | _hostile_textures(port)
+    return gltf | _hostile_plain(folder, port)
 
 
 def _changed(**entry: Any) -> bytes:
@@ -155,12 +179,14 @@ def _hostile_gltf(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
         "points-text.glb": (_changed(count="4"), "where a count is expected"),
         "offset.glb": (_changed(byteOffset=44), "bytes for fewer"),
         "matrices.glb": (_changed(type="MAT4"), "VEC3 is expected"),
-        "sparse.glb": (_changed(sparse={"count": 1 << 30}), "compressed or sparse"),
+        "no-values.glb": (_changed(count=0), "declares 0 values"),
+        "no-bytes-1e9.glb": (_without_bytes(10**9), "over the limit of 300 MB"),
         "not-there.glb": (_changed(bufferView=99), "number 99 of its 2 bufferViews"),
         "from-the-end.glb": (_changed(bufferView=-1), "number -1"),
         "missing.gltf": (_referring("absent.bin"), "missing"),
         "data-damaged.gltf": (_referring("data:application/octet-stream;base64,!!!!"), "data URI"),
-        "draco.glb": (_tree(extensionsRequired=["KHR_draco_mesh_compression"]), "KHR_draco"),
+        "meshopt.glb": (_tree(extensionsRequired=["EXT_meshopt_compression"]), "EXT_meshopt.*without compression"),
+        "private.glb": (_tree(extensionsRequired=["ACME_gizmo"]), "the extension ACME_gizmo.*without it"),
         "old.glb": (_tree(asset={"version": "1.0"}), "glTF 2.0"),
         "half.glb": (sound[: len(sound) // 2], "truncated"),
         "chunk.glb": (sound[:12] + b"\xff\xff\xff\xff" + sound[16:], "truncated"),
@@ -193,9 +219,10 @@ def _tree(**entries: Any) -> bytes:
     return file.glb()
 
 
-def _points(*rows: Sequence[float]) -> bytes:
+def _points(*rows: Sequence[float], mode: int = 4) -> bytes:
     file = Gltf()
-    file.node(mesh=file.mesh(np.array(rows, np.float32), HALVES[:1]))
+    file.node(mesh=file.mesh(np.array(rows, np.float32), HALVES[:1] if mode == 4 else HALVES[0, :2]))
+    file.tree["meshes"][0]["primitives"][0]["mode"] = mode
     return file.glb()
 
 
@@ -230,8 +257,68 @@ def _hostile_nodes() -> dict[str, tuple[bytes, str]]:
         "no-such-point.glb": (_points([0, 0, 0], [1, 0, 0]), "refers to vertex"),
         "empty.glb": (Gltf().glb(), "no faces"),
         "points.glb": (_tree(meshes=[{"primitives": [{"mode": 0, "attributes": {"POSITION": 0}}]}]), "no faces"),
-        "fan.glb": (_tree(meshes=[{"primitives": [{"mode": 6, "attributes": {"POSITION": 0}}]}]), "fans"),
+        "fan.glb": (_points([0, 0, 0], [1, 0, 0], mode=6), "2 corners"),
     }
+
+
+def _instanced(count: int, **accessor: Any) -> bytes:
+    """A GLB file with two instances of a square that states so many, in an accessor with these fields besides."""
+    file = Gltf()
+    number = file.array(np.zeros((2, 3), np.float32), **accessor | {"count": count})
+    if "bufferView" in accessor:
+        del file.tree["accessors"][number]["bufferView"]
+    file.instances(file.mesh(), TRANSLATION=number)
+    return file.glb()
+
+
+def _sparse(rows: np.ndarray, values: np.ndarray, **sparse: Any) -> bytes:
+    """A GLB file whose positions are replaced at ``rows`` by ``values``, with these fields of "sparse" besides."""
+    file = Gltf()
+    file.node(mesh=file.mesh())
+    indices = {"bufferView": file.bytes(rows.tobytes()), "componentType": COMPONENTS[rows.dtype.str[1:]]}
+    stated = {"count": len(rows), "indices": indices, "values": {"bufferView": file.bytes(values.tobytes())}}
+    file.tree["accessors"][0]["sparse"] = stated | sparse
+    return file.glb()
+
+
+def _draco(data: bytes, **primitive: Any) -> bytes:
+    file = Gltf()
+    file.node(mesh=file.draco(data, **primitive))
+    return file.glb()
+
+
+def _hostile_packed() -> dict[str, tuple[bytes, str]]:
+    """Instances, sparse values and Draco data that claim more than there is."""
+    row, value = np.array([1], np.uint8), np.zeros((1, 3), np.float32)
+    other = {"extensions": {"KHR_draco_mesh_compression": {"bufferView": 0, "attributes": {"POSITION": 9}}}}
+    # Byte 11 on, of edgebreaker data: its kind, then the numbers of vertices, faces, ...
+    many = [DRACO[:at] + b"\xff\xff\xff\xff\x07" + DRACO[at + 1 :] for at in range(12, 17)]
+    file = Gltf()
+    places, turns = (file.array(np.zeros((n, k), np.float32)) for n, k in ((2, 3), (3, 4)))
+    file.instances(file.mesh(), TRANSLATION=places, ROTATION=turns)
+    return {
+        "instances-1e9.glb": (_instanced(10**9), "but has bytes for fewer"),
+        "instances-1e9-no-bytes.glb": (_instanced(10**9, bufferView=None), "over the limit of 300 MB"),
+        "instances-3e6.glb": (_instanced(3 * 10**6, bufferView=None), "over the limit of 2,000,000"),
+        "instances-differ.glb": (file.glb(), "different numbers"),
+        "sparse-count.glb": (_sparse(row, value, count=1 << 30), "replaces 1,073,741,824 of 4"),
+        "sparse-outside.glb": (_sparse(row + 3, value), "replaces value 4 of 4"),
+        "sparse-short.glb": (_sparse(row, value[:, :1]), "bytes for fewer"),
+        "sparse-floats.glb": (_sparse(row.astype(np.float32), value), ""),
+        **{f"draco-2e9-{number}.glb": (_draco(data), "") for number, data in enumerate(many)},
+        "draco-half.glb": (_draco(DRACO[:60]), ""),
+        "draco-other-id.glb": (_draco(DRACO, **other), ""),
+        "draco-more.glb": (_draco(DRACO).replace(b'"count": 4', b'"count": 5'), "VEC. are expected"),
+    }
+
+
+def _without_bytes(count: int) -> bytes:
+    """A GLB file whose accessor of positions has no view: all are zero."""
+    file = Gltf()
+    file.node(mesh=file.mesh())
+    del file.tree["accessors"][0]["bufferView"]
+    file.tree["accessors"][0]["count"] = count
+    return file.glb()
 
 
 def _hostile_textures(port: int) -> dict[str, tuple[bytes, str]]:
@@ -277,6 +364,8 @@ def _hostile_plain(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
     }
     huge = "ply\nformat binary_little_endian 1.0\nelement vertex {}\nproperty float x\nproperty float y\n"
     huge += "property float z\nelement face {}\nproperty list uchar int vertex_indices\nend_header\n"
+    mixed = huge.replace("uchar int", "uint int").format(4, 2).encode() + SQUARE.tobytes()
+    mixed += struct.pack("<5i4i", 4, 0, 1, 2, 3, 3, 0, 1, 2)
     points, face = ["0 0 0", "1 0 0", "0 1 0"], ["3 0 1 2"]
     splat = ply(["0 0 0 1"], [], "float f_dc_0")
     texture = ply([f"{row} 0 0" for row in points], face, "float s", "float t", comment="TextureFile ../secret.png")
@@ -300,6 +389,8 @@ def _hostile_plain(folder: Path, port: int) -> dict[str, tuple[bytes, str]]:
             huge.replace("uchar int", "uint int").format(3, 1).encode() + struct.pack("<9fI", *range(9), 2**31),
             "",
         ),
+        "mixed-1e9.ply": (mixed.replace(b"\x03\0\0\0", struct.pack("<I", 10**9)), "truncated"),
+        "mixed-half.ply": (mixed[:-3], "truncated|at least"),
         "endless.ply": (b"ply\nformat ascii 1.0\n" + b"comment \n" * 10_000, "header does not end"),
         "splat.ply": (splat.encode(), "3D Gaussians"),
         "cloud.ply": (ply(points, []).encode(), "no faces"),
