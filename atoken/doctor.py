@@ -7,12 +7,18 @@ line says otherwise; bf16 and accelerators are judged by the PSNR between two re
 from __future__ import annotations
 
 import copy
+import json
 import math
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +31,14 @@ from atoken.io import Image, Video
 from atoken.io.token_file import Tokens
 from atoken.metrics.pixels import psnr
 from atoken.modalities.views import render_views
+from atoken.model import ATokenConfig, ATokenModel
 from atoken.presets import BUNDLED
 from atoken.tokenizer import Tokenizer
+from atoken.train.devices import peak_memory
 
 FP32, BF16_DB, DEVICE_DB = 1e-5, 30.0, 45.0
 BF16 = 2e-2  # of latents, relative to their largest, where the model itself runs in bf16
+TILES, GROWTH = 72, 16 << 20  # of a video; bytes by which the peak may rise after its first 8 tiles (one has 0.8 MB)
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class Finding:
 def examine(tokenizer: Tokenizer) -> Iterator[Finding]:
     """Run every check, one after another."""
     checks: list[Callable[[Tokenizer], Finding | None]] = [
-        weights, sizes, alpha_and_rate, twice, batch, streaming, strided, files, assets, other_model, bfloat16,
-        accelerator,
+        weights, sizes, alpha_and_rate, twice, batch, streaming, constant_memory, strided, files, assets, other_model,
+        bfloat16, accelerator,
     ]  # fmt: skip
     for check in checks:
         try:
@@ -125,6 +134,45 @@ def streaming(tokenizer: Tokenizer) -> Finding:
     off = int(np.abs(frames.astype(int) - _pixels(tokenizer.decode(whole))).max())
     finding = _numeric("streaming = whole (latents, pooled; pixels)", difference, tokenizer)
     return Finding(finding.guarantee, f"{finding.figure}; {off} of 255", finding.passed and off <= 1)
+
+
+def constant_memory(tokenizer: Tokenizer) -> Finding:
+    """Memory does not grow with a video that is encoded and decoded tile by tile.
+
+    The peak is that of a process of its own, which has a small model with the switches of this one.
+    """
+    config = tokenizer.model.config
+    switches = {name: getattr(config, name) for name in ("fsq_levels", "tile_frames", "cache_frames")}
+    code = "import json, sys; from atoken.doctor import streamed_growth; print(streamed_growth(**json.load(sys.stdin)))"
+    paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        input=json.dumps(switches),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    growth = int(done.stdout.splitlines()[-1])
+    figure = f"peak grows by {growth / 1e6:.1f} MB in {TILES - 8} tiles, at most {GROWTH / 1e6:.1f}"
+    return Finding("streaming in constant memory", figure, growth <= GROWTH)
+
+
+def streamed_growth(**switches: Any) -> int:
+    """Bytes by which this process's peak memory rises between the 8th and the last tile of a long streamed video.
+
+    switches: fields of the config of the small model. Its latents of a tile take more bytes than the frames of a tile,
+    so that a stream that keeps either is seen. Only the first call in a process is of use: a peak never falls.
+    """
+    sizes = {"width": 64, "layers": 1, "heads": 2, "mlp": 64}
+    sides = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    channels = 512 * len(switches["fsq_levels"] or range(6))  # 3.1 MB a tile of 16 frames of 128x128
+    model = ATokenModel(ATokenConfig(**sides, latent_channels=channels, **switches))
+    tokenizer, frames = Tokenizer(model, "small"), repeat(np.zeros((128, 128, 3), np.uint8), 16 * TILES)
+    before = 0
+    for tile, _ in enumerate(tokenizer.decode_stream(tokenizer.encode_stream(frames)), 1):
+        before = peak_memory("cpu") if tile == 8 else before
+    return peak_memory("cpu") - before
 
 
 def strided(tokenizer: Tokenizer) -> Finding:

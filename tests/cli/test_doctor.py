@@ -7,10 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from atoken import layers, presets
+from atoken import doctor, layers, presets
 from atoken.modalities import IMAGE, MODALITIES
 from atoken.model import ATokenModel
 from tests.model.sizes import small_model
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without the check that starts a process of its own."""
+    monkeypatch.setattr(doctor, "constant_memory", lambda tokenizer: None)
 
 
 def test_doctor_passes_a_sound_model(run):
@@ -22,7 +28,7 @@ def test_doctor_passes_a_sound_model(run):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_doctor_passes_a_discrete_model(dtype, run, tmp_path_factory):
+def test_doctor_passes_a_discrete_model(dtype, run, tmp_path_factory, quick):
     folder = tmp_path_factory.mktemp("models") / "discrete"
     small_model(fsq_levels=presets.FSQ_LEVELS).save_pretrained(folder)
     code, out, _ = run("doctor", "--dtype", dtype, "--json", model=folder)
@@ -79,7 +85,7 @@ FAULTS = {
     [(guarantee, fault) for guarantee, faults in FAULTS.items() for fault in faults],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_doctor_names_the_guarantee_that_is_broken(guarantee, fault, run, monkeypatch):
+def test_doctor_names_the_guarantee_that_is_broken(guarantee, fault, run, monkeypatch, quick):
     fault(monkeypatch)
     code, out, _ = run("doctor")
     assert code == 1
@@ -87,7 +93,17 @@ def test_doctor_names_the_guarantee_that_is_broken(guarantee, fault, run, monkey
     assert any(line.startswith("ok") and "weights" in line for line in out.splitlines())
 
 
-def test_doctor_finds_a_weight_that_is_not_a_number(run, tmp_path_factory):
+def test_doctor_names_a_stream_that_takes_more_memory_than_it_may(run, monkeypatch):
+    monkeypatch.setattr(doctor, "GROWTH", -1)
+    code, out, _ = run("doctor")
+    failed = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert code == 1
+    assert len(failed) == 1
+    assert "streaming in constant memory" in failed[0]
+    assert "MB in 64 tiles, at most -0.0" in failed[0]
+
+
+def test_doctor_finds_a_weight_that_is_not_a_number(run, tmp_path_factory, quick):
     folder, model = tmp_path_factory.mktemp("models") / "nan", small_model()
     with torch.no_grad():
         model.to_patch.weight[7, 7] = math.nan

@@ -77,6 +77,23 @@ def test_a_image_takes_the_bytes_of_its_file(format, height, width, tmp_path):
     assert np.array_equal(sample.prediction[0], np.asarray(PIL.Image.open(path).convert("RGB")))
 
 
+@pytest.mark.parametrize("quality", [1, 40, 100])
+@pytest.mark.parametrize("format", BUILT_IN)
+def test_the_file_has_the_subsampling_that_the_record_states(format, quality):
+    codec = ImageCodec(format, quality)
+    assert codec.record["codec"].endswith(", 4:2:0")
+    with av.open(io.BytesIO(codec.encoded(synthetic_image(48, 64).media.pixels, quality))) as file:
+        assert file.streams.video[0].pix_fmt in ("yuv420p", "yuvj420p")
+
+
+@pytest.mark.parametrize("format", WITH_ENCODER)
+def test_a_video_file_has_the_subsampling_that_the_record_states(format):
+    codec, item = VideoCodec(format, 20), synthetic_video(3, 32, 48)
+    assert ", 4:2:0, " in codec.record["codec"]
+    with av.open(io.BytesIO(codec.encoded(item.media.frames, item.media.fps, 20))) as file:
+        assert file.streams.video[0].pix_fmt == "yuv420p"
+
+
 @pytest.mark.parametrize("format", BUILT_IN)
 def test_more_quality_is_more_bytes_and_less_error(format):
     items = [synthetic_image(64, 64, number) for number in range(3)]

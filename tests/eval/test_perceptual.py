@@ -182,7 +182,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="the extra eval is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="the extra inception is not installed")
 def test_it_is_the_lpips_package_with_the_same_network():
     command = [sys.executable, "-W", "ignore", "-c", PACKAGE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)

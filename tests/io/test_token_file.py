@@ -349,6 +349,10 @@ def test_tokens_of_another_model_are_refused_by_name() -> None:
     sentence = r"photo.jpg: made by model nano \(fingerprint 01234567…\), this is micro \(ffffffff…\): load that model"
     with pytest.raises(TokenFileError, match=sentence):
         check_model(tokens, "f" * 64, "micro")
+    for place in range(64):  # all digits count, not only those that the message shows
+        other = FINGERPRINT[:place] + ("0" if FINGERPRINT[place] != "0" else "1") + FINGERPRINT[place + 1 :]
+        with pytest.raises(TokenFileError, match="made by model nano"):
+            check_model(tokens, other, "nano")
 
 
 def test_names_become_plain_and_grids_round_up() -> None:

@@ -119,7 +119,7 @@ print(json.dumps([pinned, compared(pretrained=True), compared(pretrained=False)]
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="the extra eval is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="the extra inception is not installed")
 def test_lpips_is_that_of_the_lpips_package():
     command = [sys.executable, "-W", "ignore", "-c", PACKAGE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)

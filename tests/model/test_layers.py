@@ -126,6 +126,26 @@ def test_pooling_tile_by_tile_equals_pooling_at_once_and_an_empty_sample_is_zero
     assert not at_once[1].any()
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e5])
+def test_pooling_of_large_logits_is_that_in_double_precision(scale):
+    """exp(89) is infinite in fp32: the largest logit must be subtracted, that of all tiles seen so far."""
+    head, x = pooling(), torch.randn(12, 48)
+    head.kv.weight.data[:48] *= scale
+    with torch.no_grad():
+        q_HK, key_HKD = head.q(head.probe).unflatten(0, (2, -1)), head.kv.weight[:48].unflatten(0, (2, -1))
+        logits_HL = torch.einsum("hk,hkd,ld->hl", q_HK.double(), key_HKD.double(), x.double()) / 24**0.5
+        value_HKD = head.kv.weight[48:].double().unflatten(0, (2, -1))
+        values = torch.einsum("hl,ld,hkd->hk", logits_HL.softmax(1), x.double(), value_HKD).flatten()
+        attended = head.out((values + head.kv.bias[48:].double()).float())
+        expected = attended + head.mlp(head.norm(attended))
+        assert scale == 1 or logits_HL.abs().max() > 100
+        for order in (logits_HL[0].argsort(), logits_HL[0].argsort(descending=True)):
+            sample = SparseTokens(x[order], torch.zeros(12, 4, dtype=torch.int32), (12,))
+            tiles = [SparseTokens(sample.feats[at : at + 4], sample.coords[:4], (4,)) for at in (0, 4, 8)]
+            for parts in ([sample], tiles):
+                torch.testing.assert_close(pool(head, parts)[0], expected, atol=10 * FP32, rtol=10 * FP32)
+
+
 def test_kl_of_the_unit_gaussian_is_zero_and_of_another_its_closed_form():
     zero = torch.zeros(2, 48)
     assert not Posterior(zero, zero).kl().any()
@@ -165,6 +185,37 @@ def test_fsq_rounds_the_bound_and_passes_its_gradient():
     gradient = torch.autograd.grad(quantised.sum(), z)[0]
     torch.testing.assert_close(gradient, torch.autograd.grad((bounded / 2).sum(), z)[0], atol=FP32, rtol=FP32)
     assert torch.equal(fsq.from_codes(fsq.to_codes(quantised)), quantised.detach())
+
+
+def test_odd_levels_are_bounded_without_a_shift_and_even_ones_by_half_a_step():
+    """Channel by channel in closed form: tanh times half the width, which odd levels reach on either side of 0."""
+    levels, z = (3, 5, 4, 2), torch.linspace(-6, 6, 101)
+    bounded = FSQ(levels).bound(z[:, None].expand(-1, 4))
+    for channel, level in enumerate(levels):
+        half = (level - 1) * 1.001 / 2
+        shift = 0.0 if level % 2 else 0.5
+        expected = torch.tanh(z.double() + math.atanh(shift / half)) * half - shift
+        torch.testing.assert_close(bounded[:, channel].double(), expected, atol=FP32, rtol=0)
+        found = bounded[:, channel].round().unique().tolist()
+        assert found == list(range(-(level // 2), (level + 1) // 2))
+    assert FSQ(levels).bound(torch.zeros(4))[:2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("levels", [(3,), (5,), (3, 5), (5, 3, 4), (4, 7)])
+def test_codes_of_any_levels_round_trip_and_are_the_mixed_radix_of_their_digits(levels):
+    fsq = FSQ(levels)
+    codes = torch.arange(math.prod(levels))[:, None]
+    values = fsq.from_codes(codes)
+    assert torch.equal(fsq.to_codes(values), codes)
+    for noise in (-0.1, 0.1):  # of a step: the code is that of the nearest level
+        assert torch.equal(fsq.to_codes(values + noise / max(levels)), codes)
+    digits = list(itertools.product(*map(range, reversed(levels))))  # the first channel is the lowest digit
+    expected = [[(d - level // 2) / (level // 2) for d, level in zip(row[::-1], levels, strict=True)] for row in digits]
+    torch.testing.assert_close(values, torch.tensor(expected), atol=FP32, rtol=0)
+    z = torch.randn(5000, 2 * len(levels), generator=torch.Generator().manual_seed(0))
+    quantised = fsq.quantise(z)
+    torch.testing.assert_close(fsq.from_codes(fsq.to_codes(quantised)), quantised, atol=FP32, rtol=0)
+    assert len(fsq.to_codes(quantised).unique()) == len(codes)
 
 
 def test_fsq_refuses_codes_and_widths_it_does_not_have():

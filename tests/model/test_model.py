@@ -81,6 +81,17 @@ def test_time_is_counted_from_each_samples_first_step():
         assert torch.equal(model.encode(batch).latents.feats, model.encode(later).latents.feats)
 
 
+def test_batch_mates_that_begin_at_different_steps_are_what_they_are_alone():
+    model, batch = small_model(), patches((3, 2, 2), (6, 1, 2), (1, 2, 1))
+    starts = torch.tensor([7, 0, 4], dtype=torch.int32)[batch.sample_N]
+    later = SparseTokens(batch.feats, batch.coords + starts[:, None] * torch.tensor([1, 0, 0, 0]), batch.lengths)
+    with torch.no_grad():
+        expected, found = model.encode(batch), model.encode(later)
+        assert torch.equal(found.latents.feats, expected.latents.feats)
+        assert torch.equal(found.pooled, expected.pooled)
+        assert torch.equal(model.decode(found.latents).feats, model.decode(expected.latents).feats)
+
+
 def test_the_order_of_tokens_in_a_sample_does_not_matter():
     model, batch = small_model(), patches((6, 2, 3))
     order = torch.randperm(36, generator=torch.Generator().manual_seed(0))
@@ -117,6 +128,20 @@ def test_the_cache_is_the_last_steps_of_one_longer_attention():
         together = model.decode(latents, tile_frames=8, cache_frames=0).feats
         in_turn = model.decode(latents, tile_frames=4, cache_frames=4).feats
     torch.testing.assert_close(in_turn[4:], together[4:], atol=FP32, rtol=FP32)
+
+
+def test_no_gradient_reaches_an_earlier_tile_through_the_cache():
+    """The cache is detached (paper section 3.4), else the graph of a long video would never be freed."""
+    model, latents = small_model(cache_frames=4), patches((3, 2, 2))
+    latents = latents.with_feats(latents.feats[:, :48].clone().requires_grad_())
+    decoded = model.decode(latents, tile_frames=4).feats
+    for tile in range(3):
+        (gradient,) = torch.autograd.grad(decoded[4 * tile :][:4].sum(), latents.feats, retain_graph=True)
+        reached = gradient.abs().sum(1).view(3, 4).ne(0).any(1)
+        assert reached.tolist() == [other == tile for other in range(3)]
+    cache = model.tile_cache()
+    model.decode(latents, tile_frames=4, cache=cache)
+    assert not any(kept.requires_grad for layer in cache.layers for kept in (layer.keys, layer.values))
 
 
 def test_gradient_checkpointing_changes_nothing():

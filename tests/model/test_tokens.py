@@ -44,6 +44,30 @@ def test_windows_partition_every_sample_from_its_own_first_step():
         assert torch.equal(window.feats, tokens.feats[index])
 
 
+def later(tokens, *steps):
+    """The same samples, each begun at a step of its own."""
+    starts = torch.tensor(steps, dtype=torch.int32)[tokens.sample_N]
+    return SparseTokens(tokens.feats, tokens.coords + starts[:, None] * torch.tensor([1, 0, 0, 0]), tokens.lengths)
+
+
+def test_smallest_and_largest_coordinates_are_those_of_each_sample():
+    tokens = later(video_tokens((5, 1, 2), (2, 4, 3)), 3, 8)
+    tokens = SparseTokens(tokens.feats, tokens.coords, (10, 0, 24))
+    assert tokens.reduce_coords("amin").tolist() == [[3, 0, 0, 0], [0, 0, 0, 0], [8, 0, 0, 0]]
+    assert tokens.reduce_coords("amax").tolist() == [[7, 0, 1, 0], [0, 0, 0, 0], [9, 3, 2, 0]]
+
+
+def test_batch_mates_that_begin_at_different_steps_have_the_windows_that_each_has_alone():
+    tokens = video_tokens((5, 1, 2), (2, 2, 2), (7, 1, 1))
+    windows = tokens.time_windows(2)
+    for steps in ((3, 0, 5), (0, 9, 1), (1, 1, 0)):
+        found = later(tokens, *steps).time_windows(2)
+        for (index, window), (expected_index, expected) in zip(found, windows, strict=True):
+            assert torch.equal(index, expected_index)
+            assert torch.equal(window.coords, expected.coords)
+            assert window.lengths == expected.lengths
+
+
 def test_windows_of_shuffled_tokens_hold_the_same_tokens():
     tokens = video_tokens((4, 2, 2))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1))

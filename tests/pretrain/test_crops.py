@@ -126,6 +126,9 @@ def test_position_color_and_opacity_in_closed_form(surface):
     counts = torch.rand(count, generator=generator) < 0.7
     for field in ("means", "scales", "opacities", "colors"):  # what does not count may be anything
         getattr(wrong, field)[~counts] = 0.9
+    assert (~surface.within & counts).any()
+    for field in ("means", "colors"):  # nor does the place and colour of a Gaussian that cannot reach the surface
+        getattr(wrong, field)[~surface.within] = 0.8
     step = losses.GaussianStep(wrong, replace(surface, counts=counts))
     share = float(surface.within[counts].float().mean())
     assert float(losses.position(step)) == pytest.approx(3.5, abs=1e-4)
@@ -133,6 +136,21 @@ def test_position_color_and_opacity_in_closed_form(surface):
     assert float(losses.size(step)) == pytest.approx(0.25, abs=FP32)
     expected = -share * np.log(0.25) - (1 - share) * np.log(0.75)
     assert float(losses.opacity(step)) == pytest.approx(expected, abs=FP32)
+
+
+def test_the_grain_just_covers_a_flat_surface():
+    """Gaussians at their starts, moved onto a plane through nine voxels: how much of the middle one they hide."""
+    layer = torch.tensor([[x, y, 0] for x in range(3) for y in range(3)])
+    starts = (to_gaussians(torch.zeros(9, 448), layer).means[:, :2] + 0.5) * RESOLUTION
+    places = torch.cartesian_prod(*[torch.linspace(1, 2, 33)] * 2)
+    squared = (places[:, None] - starts).square().sum(-1)
+
+    def least_hidden(scale):
+        return 1 - (1 - torch.exp(-squared / (2 * scale**2))).prod(1).max()
+
+    assert least_hidden(losses.GRAIN) > 0.95
+    assert least_hidden(0.75 * losses.GRAIN) < 0.8
+    assert losses.GRAIN == 0.12  # docs/recipe.md
 
 
 def test_voxel_tokens_are_learned_like_the_others():

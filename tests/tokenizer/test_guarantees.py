@@ -1,16 +1,17 @@
 """The guarantees of the README; one test each, named as in the README."""
 
-import gc
-import itertools
-import os
+import subprocess
+import sys
+import weakref
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from atoken.data.synthetic.procedural import make_asset
+from atoken.doctor import GROWTH
 from atoken.errors import AtokenError, TokenFileError
 from atoken.io import Image, Video
 from atoken.io.token_file import Tokens
@@ -19,9 +20,11 @@ from atoken.patches import grid
 from atoken.tokenizer import Tokenizer
 from tests.model.sizes import small_model
 from tests.model.test_model import away_from_boundaries
-from tests.tokenizer.small import KINDS, random_frames, small_tokenizer
+from tests.tokenizer.small import KINDS, exact_tokenizer, random_frames, small_tokenizer
 from tests.tolerances import FP32
 
+ROOT = Path(__file__).parents[2]
+SWITCHES = {"fsq_levels": None, "tile_frames": 16, "cache_frames": 0}
 EDGES = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 70]
 LENGTHS = [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 36, 37]
 
@@ -47,6 +50,27 @@ def test_nothing_is_silently_lost(kind, tmp_path):
         back = tokenizer.decode(tokens)
         assert type(back) is type(media)
         assert (back.pixels[None] if frames == 1 else back.frames).shape == pixels.shape
+
+
+def test_every_pixel_comes_back_where_it_was(tmp_path):
+    """With a model that passes patches through, alone, in a batch, from files, and as streams."""
+    tokenizer, chosen = exact_tokenizer(), shapes()
+    originals = [random_frames(*shape, seed=seed) for seed, shape in enumerate(chosen)]
+    batch = [Image(pixels[0]) if len(pixels) == 1 else Video(pixels, 12) for pixels in originals]
+    together = tokenizer.encode_batch(batch)
+    for number, (media, pixels, tokens) in enumerate(zip(batch, originals, together, strict=True)):
+        alone = tokenizer.encode(media)
+        assert torch.equal(alone.latents, tokens.latents)
+        assert np.array_equal(np.atleast_3d(frames_of(tokenizer.decode(alone))).reshape(pixels.shape), pixels)
+        if isinstance(media, Video):
+            pieces = list(tokenizer.encode_stream(media))
+            assert np.array_equal(np.concatenate([v.frames for v in tokenizer.decode_stream(pieces)]), pixels)
+            assert np.array_equal(tokenizer.decode(Tokens.join(pieces)).frames, pixels)
+        if number % 4 == 0 and pixels.size < 200_000:
+            alone.save(tmp_path / "x.atok")
+            assert torch.equal(Tokens.load(tmp_path / "x.atok").latents, alone.latents)
+    for pixels, back in zip(originals, tokenizer.decode_batch(together), strict=True):
+        assert np.array_equal(frames_of(back).reshape(pixels.shape), pixels)
 
 
 def test_alpha_rate_and_time_stamps_are_kept(tmp_path):
@@ -139,20 +163,55 @@ def test_streaming_takes_frames_one_by_one_and_refuses_none():
         next(tokenizer.encode_stream([]))
 
 
-def test_streaming_memory_does_not_grow_with_the_video():
-    """Live tensors and arrays after many tiles are no more than after few."""
-    tokenizer = small_tokenizer()
+@pytest.mark.parametrize("kind", KINDS)
+def test_streaming_memory_does_not_grow_with_the_video(kind):
+    assert growth(**KINDS[kind]) <= GROWTH
 
-    def live_after(tiles):
-        frame = random_frames(48, 48)
-        stream = tokenizer.decode_stream(tokenizer.encode_stream(itertools.repeat(frame, 16 * tiles)))
-        for _ in stream:
-            pass
-        gc.collect()
-        return psutil.Process(os.getpid()).memory_info().rss
 
-    live_after(8)
-    assert live_after(80) - live_after(8) < 8e6
+KEPT = {
+    "frames": ("_encode_tile", "kept.append(arguments[1])"),
+    "tokens": ("_encode_tile", "kept.append(result)"),
+    "videos": ("_unpatchified", "kept.append(result)"),
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_a_stream_that_keeps_what_it_has_done_is_found_out(what):
+    method, keep = KEPT[what]
+    patch = f"""
+from atoken.tokenizer import Tokenizer
+kept, method = [], Tokenizer.{method}
+def keeping(*arguments):
+    result = method(*arguments)
+    {keep}
+    return result
+Tokenizer.{method} = keeping
+"""
+    assert growth(patch) > 2 * GROWTH
+
+
+def growth(patch="", **switches):
+    """How far the peak memory of a process of its own rises while it streams a long video."""
+    code = f"{patch}\nfrom atoken.doctor import streamed_growth\nprint(streamed_growth(**{SWITCHES | switches!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+def test_a_stream_holds_one_piece_at_a_time():
+    """What was yielded is free as soon as its receiver lets go of it."""
+    tokenizer, alive = small_tokenizer(), []
+
+    def watched(pieces):
+        for piece in pieces:
+            alive.append(weakref.ref(piece))
+            assert sum(ref() is not None for ref in alive) <= 4  # on each side this one and the one before
+            yield piece
+
+    frames = iter(random_frames(16 * 6, 16, 16))
+    for _ in watched(tokenizer.decode_stream(watched(tokenizer.encode_stream(frames)))):
+        pass
+    assert len(alive) == 12
 
 
 def test_a_frame_range_of_a_file_decodes_to_those_frames_of_the_whole(tmp_path):
