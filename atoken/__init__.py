@@ -5,6 +5,8 @@ touch of a name that needs them.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     from atoken.tokens import SparseTokens as SparseTokens
 
 __version__ = "0.1.0"
+
+# OpenMP reads this once, when torch loads it. Threads that spin while they wait take the cores from other processes:
+# beside a busy one, a small image then costs many times its CPU time (docs/results.md). ``doctor`` says if it is late.
+SPINNING = "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.environ
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _NAMES = {
     "errors": ("AtokenError", "AtokenWarning"),

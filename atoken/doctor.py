@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from atoken import SPINNING
 from atoken.checkpoint import fingerprint
 from atoken.data.synthetic.procedural import make_asset, make_image, make_video
 from atoken.errors import MissingExtraError, TokenFileError
@@ -58,7 +59,7 @@ def examine(tokenizer: Tokenizer) -> Iterator[Finding]:
     """Run every check, one after another."""
     checks: list[Callable[[Tokenizer], Finding | None]] = [
         weights, sizes, alpha_and_rate, twice, batch, streaming, constant_memory, strided, files, assets, other_model,
-        bfloat16, accelerator,
+        neighbours, bfloat16, accelerator,
     ]  # fmt: skip
     for check in checks:
         try:
@@ -243,6 +244,15 @@ def accelerator(tokenizer: Tokenizer) -> Finding | None:
     device = torch.accelerator.current_accelerator()
     twins = [Tokenizer(copy.deepcopy(tokenizer.model).float().to(where), tokenizer.name) for where in ("cpu", device)]
     return _same_image(f"cpu = {device} (fp32, between reconstructions)", twins, DEVICE_DB)
+
+
+def neighbours(_: Tokenizer) -> Finding:
+    """Threads that wait sleep, so that a busy process beside this one does not make it dear."""
+    late = SPINNING and torch.get_num_threads() > 1
+    figure = f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY')}"
+    if late:
+        figure = "torch was imported before atoken: import atoken first, or set OMP_WAIT_POLICY=PASSIVE"
+    return Finding("threads that wait leave the cores to other processes", figure, not late)
 
 
 def _before_the_quantiser(tokenizer: Tokenizer) -> Tokenizer:

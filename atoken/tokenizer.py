@@ -24,6 +24,7 @@ from atoken.io.token_checks import check_follows, check_model
 from atoken.io.token_file import Tokens
 from atoken.layers import PoolState
 from atoken.media.clock import exact_fps
+from atoken.media.scaling import smaller
 from atoken.media.source import Source
 from atoken.media.views import Views
 from atoken.mesh import Mesh
@@ -113,23 +114,36 @@ class Tokenizer:
         """The device of the model."""
         return self.model.device
 
-    def encode(self, media: Media, *, generator: torch.Generator | None = None, coarsen: bool = False) -> Tokens:
+    def encode(
+        self,
+        media: Media,
+        *,
+        generator: torch.Generator | None = None,
+        coarsen: bool = False,
+        max_side: int | None = None,
+    ) -> Tokens:
         """Turn one image, video or 3D asset into tokens.
 
         generator: draws the latents from the posterior instead of taking its mean (continuous models). coarsen: pack
-        an asset of too many voxels at a lower resolution, with an AtokenWarning, instead of refusing it.
+        an asset of too many voxels at a lower resolution, with an AtokenWarning, instead of refusing it. max_side:
+        scale a larger image or video down to this many pixels; it then comes back at that size.
         Raises: MediaError, one sentence, for what cannot be read or is too large.
         """
-        return self.encode_batch([media], generator=generator, coarsen=coarsen)[0]
+        return self.encode_batch([media], generator=generator, coarsen=coarsen, max_side=max_side)[0]
 
     @torch.inference_mode()
     def encode_batch(
-        self, batch: Sequence[Media], *, generator: torch.Generator | None = None, coarsen: bool = False
+        self,
+        batch: Sequence[Media],
+        *,
+        generator: torch.Generator | None = None,
+        coarsen: bool = False,
+        max_side: int | None = None,
     ) -> list[Tokens]:
         """Turn images, videos and assets of any sizes into tokens in one pass; the same numbers as one by one."""
         if not batch:
             return []
-        samples = [_sample(as_media(one), coarsen=coarsen) for one in batch]
+        samples = [_sample(smaller(as_media(one), max_side), coarsen=coarsen) for one in batch]
         names = [Path(one).name if isinstance(one, str | Path) else "" for one in batch]
         encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
         described = [fields | {"name": name} for (_, fields), name in zip(samples, names, strict=True)]
@@ -199,22 +213,27 @@ class Tokenizer:
             raise AtokenError(f"Model {self.name} cannot decode {tokens.name or tokens.modality}: {refusal}")
 
     def encode_stream(
-        self, frames: Source | Video | VideoReader | Iterable[np.ndarray], *, fps: Fraction | float | None = None
+        self,
+        frames: Source | Video | VideoReader | Iterable[np.ndarray],
+        *,
+        fps: Fraction | float | None = None,
+        max_side: int | None = None,
     ) -> Iterator[Tokens]:
         """Encode a video of any length tile by tile, in constant memory; ``Tokens.join`` of the pieces is the whole.
 
         frames: a video, an open ``VideoReader``, a path, bytes, a binary file, or frames (H, W, 3) uint8 one by one,
-        with ``fps``. Yields a piece for each 16 frames; only the last carries the pooled vector. Raises: MediaError.
+        with ``fps``. max_side: as in ``encode``. Yields a piece for each 16 frames; only the last carries the pooled
+        vector. Raises: MediaError.
         """
         if isinstance(frames, str | Path | bytes) or hasattr(frames, "read"):
             with VideoReader(cast(Source, frames)) as reader:
-                yield from self.encode_stream(reader, fps=fps)
+                yield from self.encode_stream(reader, fps=fps, max_side=max_side)
             return
         name = frames.path.name if isinstance(frames, VideoReader) and frames.path else ""
         state, first = None, 0
         for tile, following in pairwise(chain(_tiles(frames, fps), [None])):
             assert tile is not None
-            tokens, state = self._encode_tile(tile, state, first, name)
+            tokens, state = self._encode_tile(smaller(tile, max_side), state, first, name)
             yield replace(tokens, pooled=None) if following else tokens
             first += len(tile.frames)
         if state is None:
@@ -262,15 +281,16 @@ class Tokenizer:
             raise AtokenError("These tokens are a piece of a video without its pooled vector; pass the whole video.")
         return normalize(pooled, dim=-1)
 
-    def embed_frames(self, frames: Video | VideoReader) -> Tensor:
+    def embed_frames(self, frames: Video | VideoReader, *, max_side: int | None = None) -> Tensor:
         """(D,) fp32 unit vector of a video: the mean of its frames' vectors, each frame seen as an image.
 
-        An alternative to ``embed`` of the whole video, which the paper uses for retrieval. Constant memory.
-        Raises: MediaError (no frames).
+        An alternative to ``embed`` of the whole video, which the paper uses for retrieval. Constant memory. max_side:
+        as in ``encode``. Raises: MediaError (no frames).
         """
         total, count = torch.zeros(self.model.config.encoder_width), 0
         for tile in _tiles(frames, None):
-            vectors = [self.embed(tokens) for tokens in self.encode_batch([Image(frame) for frame in tile.frames])]
+            images = [Image(frame) for frame in tile.frames]
+            vectors = [self.embed(tokens) for tokens in self.encode_batch(images, max_side=max_side)]
             total, count = total + torch.stack(vectors).sum(0), count + len(vectors)
         if not count:
             raise MediaError("The video has no frames; there is nothing to embed.")

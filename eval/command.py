@@ -23,10 +23,9 @@ MOST_NOTES = 5  # warnings about single files that are shown
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     options = parser().parse_args(arguments)
-    # OpenMP reads both when torch loads. One thread, because sums in torch depend on the number of threads, and results
+    # OpenMP reads it when torch loads. One thread, because sums in torch depend on the number of threads, and results
     # must not; more cores are for more ranks. A user who sets the variable overrides this.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from eval.torchvision_step import mend_torchvision
 

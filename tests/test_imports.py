@@ -4,6 +4,7 @@ import ast
 import graphlib
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -292,6 +293,28 @@ print(json.dumps([*loaded, missing]))
 def test_import_atoken_loads_nothing_heavy_and_every_public_name_comes_on_touch():
     at_import, at_errors, missing = python(LAZY, json.dumps(HEAVY))
     assert (at_import, at_errors, missing) == ([], [], [])
+
+
+WAITING = """
+import json, os, sys
+for name in sys.argv[1:]:
+    __import__(name)
+import atoken, torch
+print(json.dumps([atoken.SPINNING, os.environ["OMP_WAIT_POLICY"]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "setting", "expected"),
+    [([], None, [False, "PASSIVE"]), (["torch"], None, [True, "PASSIVE"]), (["torch"], "PASSIVE", [False, "PASSIVE"]),
+     ([], "ACTIVE", [False, "ACTIVE"])],
+)  # fmt: skip
+def test_import_atoken_lets_threads_that_wait_sleep_unless_the_user_says_otherwise(first, setting, expected):
+    settings = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    settings |= {"OMP_WAIT_POLICY": setting} if setting else {}
+    command = [sys.executable, "-c", WAITING, *first]
+    done = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == expected
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 some inputs failed (listed, the others done), 2 usage. Onl
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,9 +18,6 @@ from atoken.errors import AtokenError, AtokenWarning
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     options = parser().parse_args(arguments)
-    # OpenMP reads it when torch loads: threads that spin while they wait keep the cores from the processes that make
-    # the batches, and a training step then takes several times as long (docs/log.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         console = import_module("atoken.cli.console")
         command = getattr(import_module(f"atoken.cli.{options.module}"), options.command)

@@ -7,6 +7,7 @@ import mimetypes
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from atoken.atomic import Target, called, is_written_into
 from atoken.cli import console
@@ -17,6 +18,7 @@ from atoken.io.contents import TILE, Item
 from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens, read_items
 from atoken.media.clock import clock_slack
 from atoken.modalities import MODALITIES
+from atoken.modalities.modality import Size
 from atoken.presets import BUNDLED, PRESETS
 from atoken.tokenizer import Tokenizer
 
@@ -28,25 +30,27 @@ def encode(options: argparse.Namespace) -> int:
     target = console.target(options.out or Path(options.files[0]).with_suffix(".atok").name)
     tokenizer = console.tokenizer(options)
     with TokenFileWriter(target) as writer:
-        done, failed = console.each(options.files, lambda file: add(tokenizer, writer, file, options))
+        done, failed = console.each(options.files, lambda file: add(tokenizer, writer, file, options), options)
         if not done:
             raise AtokenError(f"None of the inputs could be encoded; {called(target)} was not written.")
-    _describe(writer.items, options)
+    _describe(writer.items, options, done)
     return failed
 
 
-def add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argparse.Namespace) -> None:
-    """Encode one file, and append it to a token file. Raises: AtokenError."""
+def add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argparse.Namespace) -> Size | None:
+    """Encode one file, and append it to a token file; height and width of the file, None for an asset.
+
+    Raises: AtokenError.
+    """
     media = console.media(file, options)
     if isinstance(media, VideoReader):
         with media as reader:
-            pieces = tokenizer.encode_stream(reader, fps=options.fps)
-            slack = float(clock_slack(reader.info.time_base))
-            shown = console.progress(pieces, reader.expected_frames, "encode")
-            writer.add(shown, dtype=options.latents, clock_slack=slack)
-        return
-    tokens = tokenizer.encode(media, coarsen=options.coarsen)
+            pieces = console.encoded(tokenizer, reader, options)
+            writer.add(pieces, dtype=options.latents, clock_slack=float(clock_slack(reader.info.time_base)))
+        return reader.info.height, reader.info.width
+    (tokens,) = console.encoded(tokenizer, media, options)
     writer.add(replace(tokens, name=console.plain_name(file)), dtype=options.latents)
+    return media.pixels.shape[:2] if isinstance(media, Image) else None
 
 
 def decode(options: argparse.Namespace) -> int:
@@ -62,7 +66,9 @@ def decode(options: argparse.Namespace) -> int:
             if not 0 <= index < len(tokens):
                 raise AtokenError(f"{options.file} has no item {index}; it holds 0 to {len(tokens) - 1}.")
         jobs = list(zip(chosen, _decode_targets(tokens, list(chosen), options), strict=True))
-        done, failed = console.each(jobs, lambda job: write_item(tokenizer, tokens, *job, frames=options.frames))
+        done, failed = console.each(
+            jobs, lambda job: write_item(tokenizer, tokens, job[0], job[1], options, frames=options.frames), options
+        )
     names = [called(target) for target in done]
     console.say(["wrote"], [[name] for name in names], options, names)
     return failed
@@ -95,6 +101,7 @@ def write_item(
     tokens: TokenFile,
     index: int,
     target: Target,
+    options: argparse.Namespace,
     *,
     frames: tuple[int | None, int | None] | None = None,
     seen: Callable[[Image | Video | Gaussians], None] = lambda _: None,
@@ -102,17 +109,22 @@ def write_item(
     """Decode one item piece by piece into ``target``; ``seen`` gets every decoded piece before any video codec."""
     item = tokens.items[index]
     write_frames = MODALITIES[item.modality].write_frames
+    decoder = tokenizer.model.decoder
     if write_frames is None:
-        media = tokenizer.decode(tokens.read(index))
+        console.estimate(decoder, f"decode {item.name or index}", item.tokens, 1, options)
+        with console.layers(decoder, "decode", 1, options):
+            media = tokenizer.decode(tokens.read(index))
         media.save(target)
         seen(media)
         return target
     first, last = _wanted_frames(item, frames)
     start = item.first_frame if tokenizer.model.config.cache_frames else first
+    tiles = (last - start) / TILE
+    console.estimate(decoder, f"decode {item.name or index}", round(item.tokens * TILE / item.frames), tiles, options)
     pieces = tokenizer.decode_stream(_pieces(tokens, index, start, last))
     with write_frames(target, item.fps or 24, size=item.size) as writer:
         at = start // TILE * TILE
-        for video in console.progress(pieces, last - first, "decode"):
+        for video in console.watched(pieces, last - first, "decode", options):
             keep = slice(max(first - at, 0), max(last - at, 0))
             if len(video.frames[keep]):
                 writer.write(video.frames[keep], None if video.timestamps is None else video.timestamps[keep])
@@ -143,7 +155,8 @@ def info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(items: Sequence[Item], options: argparse.Namespace) -> None:
+def _describe(items: Sequence[Item], options: argparse.Namespace, originals: Sequence[Size | None] = ()) -> None:
+    """originals: the sizes of the files where some were scaled down, which their items do not know."""
     head = ["item", "name", "modality", "size", "fps", "tokens", "bytes", "stored as", "model"]
     cells = [
         [f"{i}", item.name, item.modality, MODALITIES[item.modality].shown(item.size, item.frames),
@@ -151,10 +164,15 @@ def _describe(items: Sequence[Item], options: argparse.Namespace) -> None:
          f"{item.model} {item.fingerprint[:8]}"]
         for i, item in enumerate(items)
     ]  # fmt: skip
-    plain = [
+    plain: list[dict[str, Any]] = [
         {"name": item.name, "modality": item.modality, "height": item.size[0], "width": item.size[1],
          "frames": item.frames, "fps": None if item.fps is None else float(item.fps), "tokens": item.tokens,
          "bytes": item.stored_bytes, "stored_as": item.dtype, "model": item.model, "fingerprint": item.fingerprint}
         for item in items
     ]  # fmt: skip
+    if any(size is not None and size != item.size for size, item in zip(originals, items, strict=False)):
+        head.insert(4, "scaled from")
+        for cell, row, size in zip(cells, plain, originals, strict=True):
+            cell.insert(4, "-" if size is None else f"{size[1]}x{size[0]}")
+            row["scaled_from"] = size
     console.say(head, cells, options, plain)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from itertools import chain, count
+from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from atoken.atomic import Target
+from atoken.cli import pace
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image, Limits, Mesh, Video, VideoReader, Views, load_media, sniff
+from atoken.io.contents import TILE
 from atoken.io.token_file import Tokens
+from atoken.media.scaling import fitted
 from atoken.media.source import Source
+from atoken.model import Stack
+from atoken.patches import grid
 from atoken.tokenizer import Tokenizer, load
 
 T = TypeVar("T")
@@ -41,8 +48,8 @@ def tokenizer(options: argparse.Namespace) -> Tokenizer:
 
 def media(file: str, options: argparse.Namespace) -> Image | Video | Mesh | Views | VideoReader:
     """What a file holds; of a video a reader, to be closed, of what the options select. Raises: AtokenError."""
-    names = ("max_pixels", "max_side", "max_seconds", "max_frames")
-    limits = replace(Limits(), **{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+    stated = {f"max_{name}": getattr(options, f"limit_{name}") for name in ("pixels", "side", "seconds", "frames")}
+    limits = replace(Limits(), **{name: limit for name, limit in stated.items() if limit is not None})
     found, name = source(file), "standard input" if file in STDIN else file
     read_frames = sniff(found, name=name).modality.read_frames
     if read_frames:
@@ -90,24 +97,69 @@ def unique(names: Iterable[str]) -> list[str]:
     return list(result)
 
 
-def each(jobs: Iterable[Any], work: Callable[[Any], T]) -> tuple[list[T], int]:
+def each(jobs: Sequence[Any], work: Callable[[Any], T], options: argparse.Namespace) -> tuple[list[T], int]:
     """Results of the jobs that succeed, and exit code 1 if some fail; the errors of those are printed."""
     results, failed = [], 0
-    for job in jobs:
-        try:
-            results.append(work(job))
-        except AtokenError as error:
-            failed = 1
-            print(f"atoken: {error}", file=sys.stderr)  # noqa: T201 - the program's voice
+    with progress(len(jobs), "all", "files", options) if len(jobs) > 1 else nullcontext() as shown:
+        for job in jobs:
+            try:
+                results.append(work(job))
+            except AtokenError as error:
+                failed = 1
+                tqdm.write(f"atoken: {error}", file=sys.stderr)
+            if shown is not None:
+                shown.update()
     return results, failed
 
 
-def progress(pieces: Iterator[T], frames: int | None, what: str) -> Iterator[T]:
-    """A progress bar over frames for what takes more than two seconds, on a terminal only."""
-    with tqdm(total=frames, desc=what, unit=" frames", delay=2, disable=None, leave=False) as bar:
+def progress(total: int | None, what: str, unit: str, options: argparse.Namespace) -> tqdm[Any]:
+    """A progress bar for what takes more than two seconds: on standard error, on a terminal, and without --json."""
+    disable = True if options.json else None  # None: unless standard error is a terminal
+    return tqdm(total=total, desc=what, unit=f" {unit}", delay=2, disable=disable, leave=False)
+
+
+def encoded(tokenizer: Tokenizer, media: Any, options: argparse.Namespace) -> Iterator[Tokens]:
+    """Tokens of an image or asset, or the pieces of a video, with a bar and, before what takes long, an estimate."""
+    encoder, side = tokenizer.model.encoder, options.max_side
+    if isinstance(media, VideoReader):
+        size, frames = fitted(media.info.height, media.info.width, side), media.expected_frames
+        estimate(encoder, f"encode {media.name}", prod(grid(TILE, *size)), (frames or 0) / TILE, options)
+        yield from watched(tokenizer.encode_stream(media, fps=options.fps, max_side=side), frames, "encode", options)
+        return
+    if isinstance(media, Image):
+        size = fitted(media.pixels.shape[0], media.pixels.shape[1], side)
+        estimate(encoder, "encode an image", prod(grid(1, *size)), 1, options)
+    with layers(encoder, "encode", 1, options):
+        yield tokenizer.encode(media, coarsen=options.coarsen, max_side=side)
+
+
+def watched(pieces: Iterator[T], frames: int | None, what: str, options: argparse.Namespace) -> Iterator[T]:
+    """A bar over the frames of a video's pieces."""
+    with progress(frames, what, "frames", options) as shown:
         for piece in pieces:
             yield piece
-            bar.update(piece.frames if isinstance(piece, Tokens) else len(piece.frames))  # type: ignore[attr-defined]
+            shown.update(piece.frames if isinstance(piece, Tokens) else len(piece.frames))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def layers(stack: Stack, what: str, tiles: int | None, options: argparse.Namespace) -> Iterator[None]:
+    """A bar over the layers of an encoder or decoder, for so many passes; None where that is not known."""
+    total = None if tiles is None else tiles * len(stack.blocks)
+    with progress(total, what, "layers", options) as shown, ExitStack() as hooks:
+
+        def done(*_: Any) -> None:  # a hook that gives a value would replace the output
+            shown.update()
+
+        for block in stack.blocks:
+            hooks.enter_context(block.register_forward_hook(done))
+        yield
+
+
+def estimate(stack: Stack, what: str, tokens: int, tiles: float, options: argparse.Namespace) -> None:
+    """Say how long an encoder or decoder will take, if that is long; ``tiles`` times so many tokens."""
+    if not options.json and (expected := pace.seconds(stack, tokens, tiles)) >= pace.LONG:
+        count = f"{round(tokens * tiles):,} tokens, about {pace.spoken(expected)} on this machine"
+        tqdm.write(f"atoken: {what}: {count}.", file=sys.stderr)
 
 
 def say(head: list[str], lines: list[list[str]], options: argparse.Namespace, plain: list[Any]) -> None:

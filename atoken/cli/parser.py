@@ -153,10 +153,13 @@ def _add_inputs(command: argparse.ArgumentParser, files: str) -> None:
     command.add_argument("--frames", type=_frame_range, help="of videos: FIRST:LAST, from 0, LAST not included")
     command.add_argument("--fps", type=_fps, help="of videos: take so many frames a second")
     command.add_argument("--coarsen", action="store_true", help="pack assets of too many voxels at a lower resolution")
-    command.add_argument("--max-pixels", type=int, help="of an image or frame (default: 64 million)")
-    command.add_argument("--max-side", type=int, help="in pixels (default: 16384)")
-    command.add_argument("--max-seconds", type=float, help="of a video (default: 3600)")
-    command.add_argument("--max-frames", type=int, help="of a video (default: 216000)")
+    command.add_argument(
+        "--max-side", type=_pixels, metavar="PIXELS", help="scale larger images and frames down to this"
+    )
+    command.add_argument("--limit-pixels", type=int, help="refuse larger images and frames (default: 64 million)")
+    command.add_argument("--limit-side", type=int, help="refuse longer sides (default: 16384)")
+    command.add_argument("--limit-seconds", type=float, help="refuse longer videos (default: 3600)")
+    command.add_argument("--limit-frames", type=int, help="refuse videos of more frames (default: 216000)")
 
 
 def _add_model(command: argparse.ArgumentParser, default: str | None = "nano", shown: str = "nano") -> None:
@@ -187,6 +190,12 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
+
+
+def _pixels(text: str) -> int:
+    if not (count := _count(text)):
+        raise argparse.ArgumentTypeError("0 pixels are no image")
+    return count
 
 
 def _fps(text: str) -> Fraction:

@@ -18,6 +18,7 @@ from atoken.cli import console
 from atoken.cli.coding import add, result_path, write_item
 from atoken.io import Image, VideoReader
 from atoken.io.token_file import TokenFile, TokenFileWriter
+from atoken.media.scaling import at_most, smaller
 from atoken.metrics.pixels import psnr_of, squared_error, ssim
 from atoken.modalities import MODALITIES, Modality
 from atoken.tokenizer import Tokenizer
@@ -35,9 +36,12 @@ def reconstruct(options: argparse.Namespace) -> int:
     """
     tokenizer, out = console.tokenizer(options), console.folder(options.out)
     jobs = list(zip(options.files, console.unique(map(console.plain_name, options.files)), strict=True))
-    rows, failed = console.each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options))
-    lines = [[form.format(v) if v is not None else "-" for form, v in zip(FORMATS, row.values(), strict=True)]
+    rows, failed = console.each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options), options)
+    lines = [[form.format(v) if v is not None else "-" for form, v in zip(FORMATS, row.values(), strict=False)]
              for row in rows]  # fmt: skip
+    for line, row in zip(lines, rows, strict=True):
+        if original := row.get("scaled_from"):
+            line[1] += f" (from {original[1]}x{original[0]})"
     plain = [row | {"psnr": row["psnr"] if isfinite(row["psnr"]) else None} for row in rows]
     console.say(HEAD, lines, options, plain)
     return failed
@@ -47,15 +51,16 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
     token_file = target.with_name(f"{target.name}.atok")
     start = perf_counter()
     with TokenFileWriter(token_file) as writer:
-        add(tokenizer, writer, file, options)
+        original = add(tokenizer, writer, file, options)
     encoded = perf_counter()
     with ExitStack() as opened:
-        source = console.media(file, options)
+        source = smaller(console.media(file, options), options.max_side)
         if isinstance(source, VideoReader):
             opened.enter_context(source)
         tokens = opened.enter_context(TokenFile(token_file))
-        item, comparison = tokens.items[0], Comparison(MODALITIES[tokens.items[0].modality], source)
-        write_item(tokenizer, tokens, 0, result_path(target, item), seen=comparison.add)
+        item = tokens.items[0]
+        comparison = Comparison(MODALITIES[item.modality], source, options.max_side if original else None)
+        write_item(tokenizer, tokens, 0, result_path(target, item), options, seen=comparison.add)
     decode_seconds = perf_counter() - encoded - comparison.seconds
     Image(comparison.side_by_side).save(target.with_name(f"{target.name}.compare.png"))
     stored, modality = token_file.stat().st_size, MODALITIES[item.modality]
@@ -69,14 +74,15 @@ def _reconstruct(tokenizer: Tokenizer, file: str, target: Path, options: argpars
         "ssim": comparison.similarity,
         "encode_seconds": encoded - start,
         "decode_seconds": decode_seconds,
-    }
+    } | ({} if original in (None, item.size) else {"scaled_from": original})
 
 
 class Comparison:
-    """Sums over frames or views, and the first ones side by side: the original left."""
+    """Sums over frames or views, and the first ones side by side: the original left, scaled as it was encoded."""
 
-    def __init__(self, modality: Modality, original: Any) -> None:
-        self._targets, self._images = modality.images(original)
+    def __init__(self, modality: Modality, original: Any, max_side: int | None) -> None:
+        targets, self._images = modality.images(original)
+        self._targets = (at_most(target, max_side) for target in targets)
         self._error = self._similarity = self.seconds = 0.0
         self._count = 0
         self.side_by_side = np.zeros((1, 1, 3), np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from atoken.atomic import Target, atomic_path
 from atoken.cli import console
 from atoken.errors import AtokenError, MediaError
 from atoken.io import VideoReader
+from atoken.io.contents import TILE
 from atoken.io.token_checks import check_model
 from atoken.io.token_file import TokenFile
 from atoken.modalities import MODALITIES
@@ -70,7 +72,7 @@ def search(options: argparse.Namespace) -> int:
 
 
 def _found(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Vector], int]:
-    found, failed = console.each(options.files, lambda file: _vectors(tokenizer, file, options))
+    found, failed = console.each(options.files, lambda file: _vectors(tokenizer, file, options), options)
     return [one for vectors in found for one in vectors], failed
 
 
@@ -80,12 +82,12 @@ def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> li
     if Path(file).suffix == ".atok" or (isinstance(source, bytes) and source.startswith(b"ATOK")):
         return _stored(tokenizer, file, options)
     media = console.media(file, options)
-    if not isinstance(media, VideoReader):
-        return [(file, tokenizer.embed(tokenizer.encode(media, coarsen=options.coarsen)))]
-    with media as reader:
-        if options.pool == "frames":
-            return [(file, tokenizer.embed_frames(reader))]
-        *_, last = console.progress(tokenizer.encode_stream(reader), reader.expected_frames, "encode")
+    with media if isinstance(media, VideoReader) else nullcontext(media) as opened:
+        if options.pool == "frames" and isinstance(opened, VideoReader):
+            tiles = None if opened.expected_frames is None else -(-opened.expected_frames // TILE)
+            with console.layers(tokenizer.model.encoder, "encode", tiles, options):
+                return [(file, tokenizer.embed_frames(opened, max_side=options.max_side))]
+        *_, last = console.encoded(tokenizer, opened, options)
         return [(file, tokenizer.embed(last))]
 
 

@@ -103,6 +103,27 @@ def test_several_items_in_one_file(run, there, tokenizer):
     assert np.array_equal(pixels_of("only/a.png.png"), pixels_of("out/a.png-2.png"))
 
 
+def test_larger_media_are_scaled_down_on_request_and_the_table_says_from_what(run, there, tokenizer):
+    photo, small, clip = image(there / "a.png", 90, 60), image(there / "b.png", 8, 9), film(there / "c.mp4", 20)
+    code, out, _ = run("encode", photo, small, clip, "-o", "set.atok", "--max-side", 24, "--json")
+    assert code == 0
+    found = [(item["height"], item["width"], item["scaled_from"]) for item in json.loads(out)]
+    assert found == [(24, 16, [90, 60]), (8, 9, [8, 9]), (14, 24, [18, 30])]
+    table = run("encode", photo, "-o", "one.atok", "--max-side", 24)[1].splitlines()
+    assert "scaled from" in table[0]
+    assert table[1].split()[3:5] == ["16x24", "60x90"]
+    assert torch.equal(Tokens.load("one.atok").latents, tokenizer.encode(photo, max_side=24).latents)
+    code, out, _ = run("reconstruct", photo, clip, "--max-side", 24)
+    assert code == 0
+    assert [" ".join(line.split()[1:4]) for line in out.splitlines()[1:]] == [
+        "16x24 (from 60x90)",
+        "24x14x20 (from 30x18)",
+    ]
+    assert pixels_of("out/a.png.png").shape == (24, 16, 3)
+    assert pixels_of("out/a.png.compare.png").shape == (24, 32, 3)
+    assert "scaled from" not in run("encode", photo, "-o", "one.atok", "--max-side", 90)[1]
+
+
 def test_half_size_latents_are_a_choice(run, there, tokenizer):
     path = image(there / "a.png", 40, 50)
     run("encode", path, "--latents", "float16")
@@ -200,8 +221,8 @@ def test_one_bad_input_does_not_stop_the_others(command, run, there):
 
 def test_limits_refuse_and_say_how_to_raise_them(run, there):
     path = image(there / "a.png", 19, 35)
-    says_one_sentence(run("reconstruct", path, "--max-pixels", "600"), "--max-pixels")
-    assert run("encode", path, "--max-pixels", "665")[0] == 0
+    says_one_sentence(run("reconstruct", path, "--limit-pixels", "600"), "--limit-pixels")
+    assert run("encode", path, "--limit-pixels", "665")[0] == 0
 
 
 def test_tokens_of_another_model_are_refused_by_name(run, there, tmp_path_factory):

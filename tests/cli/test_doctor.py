@@ -36,6 +36,14 @@ def test_doctor_passes_a_discrete_model(dtype, run, tmp_path_factory, quick):
     assert code == 0
 
 
+@pytest.mark.parametrize(("threads", "passed"), [(2, False), (1, True)])
+def test_doctor_says_that_torch_came_first(threads, passed, tokenizer, monkeypatch):
+    monkeypatch.setattr(doctor, "SPINNING", True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    finding = doctor.neighbours(tokenizer)
+    assert (finding.passed, "import atoken first" in finding.figure) == (passed, not passed)
+
+
 def forget_earlier_tiles(patch):
     encode = ATokenModel.encode
     patch.setattr(ATokenModel, "encode", lambda model, tokens, pool_state=None: encode(model, tokens))
