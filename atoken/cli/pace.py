@@ -10,8 +10,8 @@ from time import perf_counter
 import torch
 
 from atoken.layers import Positions
-from atoken.modalities.pixels import grid_coords
 from atoken.model import Stack
+from atoken.patches import grid_coords
 from atoken.tokens import SparseTokens
 
 LONG = 10.0  # seconds; an estimate is given for what takes longer
