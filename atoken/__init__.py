@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from atoken.tokenizer import Tokenizer as Tokenizer
     from atoken.tokenizer import load as load
     from atoken.tokens import SparseTokens as SparseTokens
+    from atoken.tower import ATokenImageProcessor as ATokenImageProcessor
+    from atoken.tower import ATokenVisionConfig as ATokenVisionConfig
+    from atoken.tower import ATokenVisionModel as ATokenVisionModel
 
 __version__ = "0.1.0"
 
@@ -42,6 +45,7 @@ _NAMES = {
     "patches": ("from_grid", "to_grid"),
     "tokenizer": ("Tokenizer", "load"),
     "tokens": ("SparseTokens",),
+    "tower": ("ATokenImageProcessor", "ATokenVisionConfig", "ATokenVisionModel"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 _ROOMS = {"checkpoint", "io", "modalities", "presets"}

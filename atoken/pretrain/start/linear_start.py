@@ -9,9 +9,10 @@ from torch import Tensor
 
 from atoken.layers import Block
 from atoken.metrics.pca import principal
-from atoken.model import ATokenConfig, ATokenModel, Stack
+from atoken.model import ATokenConfig, ATokenModel
 from atoken.rope import rotate, rotation
 from atoken.tokens import SparseTokens
+from atoken.transformer import Stack
 
 CODE_SCALE = 4.0  # of the code in a residual stream, relative to the latents
 CONSTANT_SCALE = 10.0  # of a constant in the stream, relative to the largest channel of the code
