@@ -56,6 +56,7 @@ OPTIONAL = {
     "scipy",
     "pyarrow",
     "matplotlib",
+    "pillow_heif",
 }  # imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 

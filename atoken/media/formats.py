@@ -1,6 +1,6 @@
 """File formats, recognised by first bytes and not by name: a playlist called video.mp4 is not a video.
 
-Three 3D formats have no magic bytes: what looks like OBJ, glTF (JSON) or binary STL must also have such a name. Each
+Some formats have no magic bytes: what looks like OBJ, glTF (JSON), binary STL or TGA must also have such a name. Each
 reader lists its ``FORMATS``.
 """
 
@@ -13,15 +13,16 @@ from typing import BinaryIO, NamedTuple
 
 from atoken.errors import MediaError
 
-_HEAD = 4096  # bytes that are looked at
+_HEAD, _END = 4096, 32  # bytes that are looked at
 
 
 class Head(NamedTuple):
-    """What a format is known by: the first bytes of a file, its size, the suffix of its name in lower case."""
+    """What a format is known by: the first and last bytes of a file, its size, the suffix of its name in lower case."""
 
     start: bytes
     size: int
     suffix: str
+    end: bytes = b""
 
 
 class Format(NamedTuple):
@@ -46,10 +47,12 @@ def head_of(file: BinaryIO, name: str) -> Head:
     """Look at an open file, and rewind it. Raises: MediaError (it is empty)."""
     start = file.read(_HEAD)
     size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _END, 0))
+    end = file.read()
     file.seek(0)
     if not start:
         raise MediaError(f"Cannot read {name}: the file is empty.")
-    return Head(start, size, Path(name).suffix.lower())
+    return Head(start, size, Path(name).suffix.lower(), end)
 
 
 def format_of(file: BinaryIO, name: str, formats: Sequence[Format], what: str) -> str:

@@ -3,57 +3,49 @@
 Everything becomes 8-bit RGB, with alpha if the image has any transparency:
 
 * palette, grey, 1-bit, CMYK and YCbCr as Pillow converts them; ICC profiles and gamma chunks are ignored;
-* 16 bits a channel keep their high byte (65535 becomes 255);
-* 32-bit integers ("I"): values that all lie in 0..255 are taken as they are, in 0..65535 as 16-bit, others are refused;
+* integers of 16 and 32 bits: the top 8 of the fewest of 8, 10, 12, 14 or 16 bits that hold the largest value; the
+  alpha of 16-bit images keeps its high byte, as do colours of CMYK and of premultiplied or planar TIFF files;
 * floats ("F"): values that all lie in 0..1 are scaled to 0..255, in 0..255 rounded, others are refused.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atoken.atomic import Target, atomic_path, called, suffix_of
 from atoken.errors import AtokenWarning, MediaError
-from atoken.media.formats import Format, begins, format_of
+from atoken.media.formats import format_of
+from atoken.media.image_formats import FORMATS, open_image
+from atoken.media.image_values import floats_to_8_bits, is_wide, low_bytes, raw_mode, to_8_bits
 from atoken.media.limits import DEFAULT_LIMITS, Limits
 from atoken.media.source import Source, name_of, opened, translated
 
 if TYPE_CHECKING:
-    from typing import IO
-
     import PIL.Image
-    from PIL.ImageFile import ImageFile
 
-# The opener of each format in Pillow. PIL.Image.open would add warnings and a fixed size limit of its own.
-_OPENERS = {
-    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
-    "JPEG": ("PIL.JpegImagePlugin", "jpeg_factory"),
-    "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
-    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
-    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
-    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
-}
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
     **dict.fromkeys((".jpg", ".jpeg"), ("JPEG", {"quality": 95, "subsampling": 0})),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: the colours of transparent pixels, too
     **dict.fromkeys((".tif", ".tiff"), ("TIFF", {"compression": "tiff_adobe_deflate"})),
 }
-_BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
-FORMATS = (
-    Format("PNG", (".png",), begins(b"\x89PNG\r\n\x1a\n")),
-    Format("JPEG", (".jpg", ".jpeg"), begins(b"\xff\xd8\xff")),
-    Format("WEBP", (".webp",), lambda head: head.start[:4] == b"RIFF" and head.start[8:12] == b"WEBP"),
-    Format("TIFF", (".tif", ".tiff"), begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    Format("BMP", (".bmp",), lambda head: head.start[:2] == b"BM" and _bmp_header(head.start) in _BMP_HEADER_SIZES),
-    Format("GIF", (".gif",), begins(b"GIF87a", b"GIF89a")),
-)
 _ORIENTATION = 0x0112  # the EXIF tag
+# By orientation: swap rows and columns, then flip the rows, flip the columns.
+_TURNS = {
+    1: (0, 0, 0),
+    2: (0, 0, 1),
+    3: (0, 1, 1),
+    4: (0, 1, 0),
+    5: (1, 0, 0),
+    6: (1, 0, 1),
+    7: (1, 1, 1),
+    8: (1, 1, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -84,21 +76,24 @@ def check_pixels(pixels: np.ndarray, axes: int, what: str, shape: str) -> None:
 
 
 def read_image(source: Source, *, name: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Image:
-    """Read a PNG, JPEG, WebP, TIFF, BMP or GIF as (H, W, 3) uint8 RGB, upright by its EXIF orientation, alpha kept.
+    """Read an image of one of ``FORMATS`` as (H, W, 3) uint8 RGB, upright by its EXIF orientation, alpha kept.
 
     ``source``: a path, bytes, or a binary file; ``name`` is for messages. A file with several frames or pages gives its
     first one and an AtokenWarning. The size is checked against ``limits`` before any pixel is decoded. Raises:
-    MediaError (missing, damaged, truncated, over a limit, not an image).
+    MediaError (missing, damaged, truncated, over a limit, not an image), MissingExtraError (HEIC without its package).
     """
     name = name_of(source, name)
     with opened(source, name) as file, translated(f"Cannot read {name}"):
-        pil = _open(file, format_of(file, name, FORMATS, "an image"))
+        format = format_of(file, name, FORMATS, "an image")
+        pil = open_image(file, format)
         limits.check_size(pil.height, pil.width, f"The image {name}")
-        _scale_transparency(pil)
+        wide = is_wide(raw_mode(pil))
         pil.load()
+        limits.check_size(pil.height, pil.width, f"The image {name}")  # decoding may change it
         if getattr(pil, "is_animated", False):
             warnings.warn(f"Only the first of the frames or pages of {name} is used.", AtokenWarning, stacklevel=2)
-        return _convert(_upright(pil, name))
+        low = (lambda: low_bytes(open_image(file, format))) if wide else None
+        return _upright(_convert(pil, f"The image {name}", low), _orientation(pil, name))
 
 
 def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:
@@ -109,7 +104,7 @@ def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:
     limits.check_size(pil.height, pil.width, "The image")
     with translated("Cannot use the image"):
         pil.load()
-        return _convert(_upright(pil, "the image"))
+        return _upright(_convert(pil, "The image"), _orientation(pil, "the image"))
 
 
 def write_image(image: Image, target: Target, *, format: str | None = None) -> None:
@@ -140,39 +135,38 @@ def write_image(image: Image, target: Target, *, format: str | None = None) -> N
             raise MediaError(f"Cannot write {called(target)} as {kind}: {error}.") from error
 
 
-def _bmp_header(start: bytes) -> int:
-    return int.from_bytes(start[14:18], "little")
-
-
-def _open(file: IO[bytes], format: str) -> ImageFile:
-    module, opener = _OPENERS[format]
-    pil: ImageFile = getattr(import_module(module), opener)(file)
-    return pil
-
-
-def _scale_transparency(pil: ImageFile) -> None:
-    """Bring the transparent colour of a 16-bit RGB PNG to the 8 bits to which Pillow brings the pixels."""
-    colour = pil.info.get("transparency")
-    if isinstance(colour, tuple) and pil.tile and pil.tile[0].args == "RGB;16B":
-        pil.info["transparency"] = tuple(value >> 8 for value in colour)
-
-
-def _upright(pil: PIL.Image.Image, what: str) -> PIL.Image.Image:
-    from PIL import ImageOps
-
+def _orientation(pil: PIL.Image.Image, what: str) -> int:
+    """The EXIF orientation, 1 where there is none."""
     try:
-        return pil if pil.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(pil)
+        return int(pil.getexif().get(_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - damaged EXIF raises nearly any type, and the pixels are sound without it
         warnings.warn(f"The EXIF data of {what} is damaged; its orientation is ignored.", AtokenWarning, stacklevel=3)
-        return pil
+        return 1
 
 
-def _convert(pil: PIL.Image.Image) -> Image:
-    if pil.mode.startswith("I;16"):
-        return _from_16_bit(np.asarray(pil), pil.info.get("transparency"))
-    if pil.mode in ("I", "F"):
+def _upright(image: Image, orientation: int) -> Image:
+    swap, rows, columns = _TURNS.get(orientation, _TURNS[1])
+
+    def turned(array: np.ndarray) -> np.ndarray:
+        array = array.swapaxes(0, 1) if swap else array
+        return np.ascontiguousarray(array[:: -1 if rows else 1, :: -1 if columns else 1])
+
+    return Image(turned(image.pixels), None if image.alpha is None else turned(image.alpha))
+
+
+def _convert(pil: PIL.Image.Image, what: str, low: Callable[[], np.ndarray] | None = None) -> Image:
+    """Convert a loaded image; ``low`` gives the low bytes of one of which Pillow gives the high bytes only."""
+    hidden = pil.info.get("transparency")
+    if pil.mode.startswith("I"):
         values = np.asarray(pil)
-        return _grey(_from_integers(values) if pil.mode == "I" else _from_floats(values))
+        alpha = None if hidden is None else _shown(values != hidden)
+        return Image(_grey(to_8_bits(values, what)), alpha)
+    if pil.mode == "F":
+        return Image(_grey(floats_to_8_bits(np.asarray(pil), what)))
+    if low is not None:
+        high = np.asarray(pil)
+        if hidden is not None or int(high[..., :3].max()) < 64:  # values of 14 bits or less
+            return _wide(high, low(), hidden, what)
     if pil.mode in ("La", "PA"):
         pil = pil.convert("LA" if pil.mode == "La" else "RGBA")
     if pil.has_transparency_data:
@@ -185,24 +179,16 @@ def _pixels(pil: PIL.Image.Image, mode: str) -> np.ndarray:
     return np.asarray(pil if pil.mode == mode else pil.convert(mode))  # convert copies even where nothing changes
 
 
-def _from_16_bit(values: np.ndarray, transparent: int | None) -> Image:
-    alpha = None if transparent is None else np.where(values == transparent, 0, 255).astype(np.uint8)
-    return _grey((values >> 8).astype(np.uint8), alpha)
+def _wide(high: np.ndarray, low: np.ndarray, hidden: tuple[int, ...] | None, what: str) -> Image:
+    """An image from the high and the low bytes of its channels, RGB or RGBA; one colour may be hidden."""
+    colours = (high.astype(np.uint16) << 8 | low)[..., :3]
+    alpha = high[..., 3] if high.shape[2] == 4 else None if hidden is None else _shown((colours != hidden).any(-1))
+    return Image(to_8_bits(colours, what), alpha)
 
 
-def _from_integers(values: np.ndarray) -> np.ndarray:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65_535:
-        raise MediaError(f"The image has 32-bit values from {low} to {high}; scale it to 8 or 16 bits first.")
-    return (values >> 8 if high > 255 else values).astype(np.uint8)
+def _shown(mask: np.ndarray) -> np.ndarray:
+    return mask * np.uint8(255)
 
 
-def _from_floats(values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 255):
-        raise MediaError(f"The image has float values from {low:g} to {high:g}; scale it to 0..1 or 0..255 first.")
-    return np.rint(values * 255 if high <= 1 else values).astype(np.uint8)
-
-
-def _grey(grey: np.ndarray, alpha: np.ndarray | None = None) -> Image:
-    return Image(np.repeat(grey[..., None], 3, axis=2), alpha)
+def _grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values[..., None], 3, axis=2)

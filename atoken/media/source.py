@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ def opened(source: Source, name: str, *, for_child: bool = False) -> BinaryIO:
     """
     try:
         if isinstance(source, str | Path):
-            return _opened_path(Path(source))
+            return _opened_path(str(source))
         data = source if isinstance(source, bytes) else source.read()
         if not for_child:
             return io.BytesIO(data)
@@ -48,8 +49,11 @@ def opened(source: Source, name: str, *, for_child: bool = False) -> BinaryIO:
         ) from error
 
 
-def _opened_path(path: Path) -> BinaryIO:
+def _opened_path(text: str) -> BinaryIO:
+    path = Path(text)
     if not path.exists():
+        if re.match(r"[a-z][a-z0-9+.-]+:/", text, re.IGNORECASE):
+            raise MediaError(f"Cannot read {text}: it is an address, and nothing is fetched; download the file first.")
         raise MediaError(f"Cannot read {path}: there is no such file.")
     if not path.is_file():  # opening a pipe or a device could wait for ever
         what = "a folder, not a file; name the files in it" if path.is_dir() else "not a file"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
+import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from atoken.errors import AtokenWarning, MediaError
+from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.io import Image, Limits, Video, from_pil, load_media, read_image, write_image
 
 SHADES = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -47,6 +50,72 @@ def test_lossless_formats_give_the_pixels(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(image.pixels, COLOURS)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.jp2", {}), ("a.j2k", {}), ("a.ppm", {}), ("a.tga", {}), ("a.tga", {"compression": "tga_rle"}),
+     ("no-suffix", {"format": "TGA"}), ("a.ico", {}), ("a.ico", {"bitmap_format": "bmp"})],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_more_lossless_formats(tmp_path: Path, mode: str, name: str, options: dict) -> None:
+    square = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    pil = PIL.Image.fromarray(square).convert(mode)
+    if mode == "RGBA" and name == "a.ppm":
+        pytest.skip("a PPM has no alpha")
+    image = read_image(save(pil, tmp_path / name, **options | ({"sizes": [(16, 16)]} if name == "a.ico" else {})))
+    np.testing.assert_array_equal(image.pixels, np.asarray(pil.convert("RGB")))
+    if mode == "RGBA":
+        np.testing.assert_array_equal(image.alpha, square[..., 3])
+    elif "bitmap_format" not in options:  # whose mask is opaque here
+        assert image.alpha is None
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_avif_and_heic(tmp_path: Path, kind: str) -> None:
+    if kind == "HEIF":
+        heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+        heif.register_heif_opener()
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    for alpha in (None, SHADES):
+        pixels = np.dstack([grey(SHADES), *([] if alpha is None else [alpha])])
+        path = save(PIL.Image.fromarray(pixels), tmp_path / "a", format=kind, quality=95, exif=exif.tobytes())
+        image = load_media(path)
+        assert np.abs(image.pixels.astype(int) - np.rot90(grey(SHADES), -1)).max() <= 4
+        assert (image.alpha is None) == (alpha is None)
+        if alpha is not None:
+            assert np.abs(image.alpha.astype(int) - np.rot90(alpha, -1)).max() <= 4
+        with pytest.raises(MediaError, match="over the limit of 100 pixels"):
+            read_image(path, limits=Limits(max_pixels=100))
+
+
+def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'atoken\[heic\]'"):
+        load_media(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_portable_maps_of_all_depths(binary: bool) -> None:
+    for most, given, expected in ((1, 1, 255), (15, 3, 51), (255, 77, 77), (4095, 4095, 255), (65_535, 0x1234, 0x12)):
+        stored = given.to_bytes(1 + (most > 255), "big") if binary else f"{given} ".encode()
+        rest = (most.to_bytes(1 + (most > 255), "big") if binary else f"{most} ".encode()) * 2
+        data = f"P{5 if binary else 2}\n# a comment\n3 1\n{most}\n".encode() + stored + rest
+        np.testing.assert_array_equal(read_image(data).pixels[0, :, 0], [expected, 255, 255], err_msg=str(most))
+
+
+def test_an_icon_gives_its_largest_image_within_limits(tmp_path: Path) -> None:
+    square = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
+    path = save(PIL.Image.fromarray(square), tmp_path / "a.ico", sizes=[(16, 16), (64, 64), (32, 32)])
+    np.testing.assert_array_equal(read_image(path).pixels, square[..., :3])
+    large = bomb(20_000, 20_000)
+    directory = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(large), 22)
+    with pytest.raises(MediaError, match="over the limit"):
+        read_image(directory + large)
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 20_000, 40_000, 1, 32, 0, 0, 0, 0, 0, 0)
+    with pytest.raises(MediaError, match="a bitmap of an icon cannot be 20000x20000"):
+        read_image(directory + bitmap)
+
+
 def test_jpeg_and_gif_come_close(tmp_path: Path) -> None:
     smooth = grey(SHADES)
     for suffix in ("jpg", "gif"):
@@ -60,12 +129,12 @@ def test_extension_says_nothing(tmp_path: Path) -> None:
 
 
 def test_modes_without_alpha() -> None:
-    wide = (SHADES.astype(np.uint16) << 8) + 17
+    wide = (SHADES.astype(np.uint16) << 8) + 255
     bits = SHADES > 100
     expected = {
         "L": (PIL.Image.fromarray(SHADES), SHADES),
         "1": (PIL.Image.fromarray(bits), bits * np.uint8(255)),
-        "I;16": (PIL.Image.fromarray(wide), SHADES),
+        "I;16": (PIL.Image.fromarray(wide), SHADES),  # the high byte, whatever the low one is
         "I;16B": (PIL.Image.frombytes("I;16B", (16, 16), wide.astype(">u2").tobytes()), SHADES),
         "I of 8 bits": (PIL.Image.fromarray(SHADES.astype(np.int32)), SHADES),
         "I of 16 bits": (PIL.Image.fromarray(wide.astype(np.int32)), SHADES),
@@ -92,8 +161,13 @@ def test_integers_of_unknown_scale_are_refused(values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("value", [-0.5, 300.0, float("nan"), float("inf")])
 def test_floats_of_unknown_scale_are_refused(value: float) -> None:
-    with pytest.raises(MediaError, match="scale it"):
-        from_pil(PIL.Image.fromarray(np.full((2, 2), value, np.float32)))
+    pil = PIL.Image.fromarray(np.full((2, 2), value, np.float32))
+    with pytest.raises(MediaError, match=r"^The image has float values from .*scale it"):
+        from_pil(pil)
+    file = io.BytesIO()
+    pil.save(file, "TIFF")
+    with pytest.raises(MediaError, match=r"^The image phase\.tif has float values from .*scale it"):
+        read_image(file.getvalue(), name="phase.tif")
 
 
 def test_modes_with_alpha() -> None:
@@ -122,16 +196,99 @@ def test_transparent_colours_become_alpha(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image.pixels, grey(SHADES), err_msg=name)
 
 
-def test_16_bit_png_keeps_the_high_byte(tmp_path: Path) -> None:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0))
-    values = np.repeat((SHADES.astype(np.uint16) << 8)[..., None] + 200, 3, -1).astype(">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in values)
-    hidden = chunk(b"tRNS", struct.pack(">HHH", *[(9 << 8) + 200] * 3))
-    data = b"\x89PNG\r\n\x1a\n" + header + hidden + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(data)
-    image = read_image(tmp_path / "a.png")
-    np.testing.assert_array_equal(image.pixels, grey(SHADES))
-    np.testing.assert_array_equal(image.alpha, np.where(SHADES == 9, 0, 255))
+def wide_png(values: np.ndarray, *more: bytes) -> bytes:
+    """A PNG of 16 bits a channel: values (H, W, 1 to 4)."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values.astype(">u2")))
+    chunks = [chunk(b"IHDR", header), *more, chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def wide_tiff(values: np.ndarray, order: str, compression: int) -> bytes:
+    """A TIFF of 16 bits a channel: values (H, W, 3 or 4); order ``<`` or ``>``; compression 1 (none) or 8 (deflate)."""
+    height, width, channels = values.shape
+    data = values.astype(f"{order}u2").tobytes()
+    data = zlib.compress(data) if compression == 8 else data
+    entries = {256: width, 257: height, 259: compression, 262: 2, 277: channels, 278: height, 279: len(data)}
+    entries |= {338: 2} if channels == 4 else {}
+    end = 8 + 2 + 12 * (len(entries) + 2) + 4
+    entries |= {258: end, 273: end + 2 * channels}
+    body = b""
+    for tag, value in sorted(entries.items()):
+        short = tag in (259, 262, 277, 338)
+        stored = struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+        kind, count = (3, channels) if tag == 258 else (3 if short else 4, 1)
+        body += struct.pack(f"{order}HHI", tag, kind, count) + stored
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    return head + body + struct.pack(f"{order}I", 0) + struct.pack(f"{order}{channels}H", *[16] * channels) + data
+
+
+def wide_files(values: np.ndarray) -> Iterator[bytes]:
+    """Files of these values (H, W, C) of 16 bits."""
+    yield wide_png(values)
+    if values.shape[2] > 2:
+        yield from (wide_tiff(values, order, compression) for order in "<>" for compression in (1, 8))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("high", "bits"),
+    [(255, 8), (256, 10), (1023, 10), (1024, 12), (4095, 12), (4096, 14), (16_383, 14), (16_384, 16), (65_535, 16)],
+)
+def test_values_of_16_bits_keep_the_top_of_the_bits_that_they_use(channels: int, high: int, bits: int) -> None:
+    values = np.random.default_rng(0).integers(0, high + 1, (9, 7, channels))
+    values[4, 4] = high
+    if channels in (2, 4):
+        values[..., -1] = np.arange(63).reshape(9, 7) * 1000 + 255  # the high byte, not the nearest of 0..255
+    colours = values[..., :3] if channels > 2 else values[..., :1]
+    for data in wide_files(values):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            image = read_image(data, name="a.tif")
+        np.testing.assert_array_equal(image.pixels, np.broadcast_to(colours >> (bits - 8), (9, 7, 3)))
+        np.testing.assert_array_equal(image.alpha, values[..., -1] >> 8 if channels in (2, 4) else None)
+        expected = f"The image a.tif has 16-bit values up to {high}; 0..{2**bits - 1} is mapped to 0..255."
+        assert [str(one.message) for one in said] == ([] if bits == 16 else [expected])
+
+
+def test_integers_of_32_bits_follow_the_same_rule() -> None:
+    values = np.arange(4096, dtype=np.int32).reshape(64, 64)
+    with pytest.warns(AtokenWarning, match=r"32-bit values up to 4095; 0\.\.4095 is mapped to 0\.\.255"):
+        np.testing.assert_array_equal(from_pil(PIL.Image.fromarray(values)).pixels, grey(values >> 4))
+
+
+@pytest.mark.filterwarnings("error")
+def test_black_images_of_16_bits_need_no_warning() -> None:
+    for channels in (1, 3):
+        assert not read_image(wide_png(np.zeros((2, 2, channels), int))).pixels.any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("high", [4095, 65_535])
+def test_the_transparent_colour_of_16_bits_is_compared_exactly(channels: int, high: int) -> None:
+    """One whose high bytes are the same is not hidden."""
+    values = np.random.default_rng(0).integers(0, high + 1, (9, 7, channels))
+    values[0, 0], values[1, 1], values[2, 2] = high, 0x0455, 0x0456
+    key = struct.pack(f">{channels}H", *[0x0455] * channels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AtokenWarning)
+        image = read_image(wide_png(values, chunk(b"tRNS", key)))
+    hidden = (values == 0x0455).all(-1)
+    assert hidden[1, 1]
+    assert not hidden[2, 2]
+    np.testing.assert_array_equal(image.alpha, np.where(hidden, 0, 255))
+    np.testing.assert_array_equal(image.pixels, np.broadcast_to(values >> (8 if high > 4095 else 4), (9, 7, 3)))
+
+
+def test_16_bit_images_are_upright() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    values = np.random.default_rng(0).integers(0, 4096, (9, 7, 3))
+    values[0, 0] = 4095
+    with pytest.warns(AtokenWarning, match=r"0\.\.4095"):
+        image = read_image(wide_png(values, chunk(b"eXIf", exif.tobytes()[6:])))
+    np.testing.assert_array_equal(image.pixels, np.rot90(values >> 4, -1))
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
@@ -229,7 +386,7 @@ def test_compressed_text_bomb(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp", "avif", "jp2", "ppm", "tga", "ico"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 def test_truncated_images_are_refused(tmp_path: Path, suffix: str, kept: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -248,8 +405,8 @@ def test_truncated_images_are_refused(tmp_path: Path, suffix: str, kept: float) 
         b"just text, and enough of it to fill the first bytes",
         b"BMore text that begins like a bitmap",
         b"8BPS\0\1",
-        b"\0\0\0\x20ftypheic\0\0\0\0mif1heic",
-        b"P6\n1 1\n255\nabc",
+        b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nENDHDR\nabc",
+        b"\0\0\2" + bytes(30),  # a TGA needs such a name, too
         b"\x89PNG",
     ],
 )

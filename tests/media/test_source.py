@@ -103,6 +103,17 @@ def test_the_name_is_in_the_message() -> None:
         sniff(b"")
 
 
+def test_an_address_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for address in ("https://example.org/a.png", "s3://folder/a.png", Path("http://example.org/a.mp4")):
+        for read in (load_media, sniff, read_image, read_video, read_mesh):
+            with pytest.raises(MediaError, match=re.escape(f"Cannot read {address}: it is an address, and nothing is")):
+                read(address)
+    (tmp_path / "https:").mkdir()
+    image(tmp_path / "https:")
+    assert read_image("https://a.png").pixels.shape == (24, 32, 3)  # a file may be called so
+
+
 def test_formats_without_magic_bytes_need_a_name(tmp_path: Path) -> None:
     data = mesh(tmp_path).read_bytes()
     assert sniff(data, name="x.OBJ").format.name == "obj"
