@@ -26,6 +26,7 @@ from atoken.layers import PoolState
 from atoken.media.clock import exact_fps
 from atoken.media.scaling import smaller
 from atoken.media.source import Source
+from atoken.media.video import joined_alpha
 from atoken.media.views import Views
 from atoken.mesh import Mesh
 from atoken.modalities import MODALITIES, Modality
@@ -35,7 +36,7 @@ from atoken.presets import BUNDLED, PRESETS, folder_of
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
 
-# A path, bytes, a binary file, a PIL image, a uint8 array (H, W, 3 or 4) or (T, H, W, 3), Image, Video, Mesh, or Views.
+# A path, bytes, a binary file, a PIL image, a uint8 array ([T,] H, W, 3 or 4), Image, Video, Mesh, or Views.
 Media = Any
 
 
@@ -222,8 +223,8 @@ class Tokenizer:
         """Encode a video of any length tile by tile, in constant memory; ``Tokens.join`` of the pieces is the whole.
 
         frames: a video, an open ``VideoReader``, a path, bytes, a binary file, or frames (H, W, 3) uint8 one by one,
-        with ``fps``. max_side: as in ``encode``. Yields a piece for each 16 frames; only the last carries the pooled
-        vector. Raises: MediaError.
+        or (H, W, 4) with alpha, with ``fps``. max_side: as in ``encode``. Yields a piece for each 16 frames; only the
+        last carries the pooled vector. Raises: MediaError.
         """
         if isinstance(frames, str | Path | bytes) or hasattr(frames, "read"):
             with VideoReader(cast(Source, frames)) as reader:
@@ -343,7 +344,7 @@ def _sample(media: Image | Video | Mesh | Views, *, coarsen: bool = False) -> tu
 
 def _from_array(array: np.ndarray) -> Image | Video:
     if array.ndim == 4:
-        return Video(array)
+        return _video(array)
     if array.ndim == 3 and array.shape[-1] == 4:
         return Image(array[..., :3], np.ascontiguousarray(array[..., 3]))
     return Image(array)
@@ -354,17 +355,25 @@ def _tiles(frames: Video | VideoReader | Iterable[np.ndarray], fps: Fraction | f
     if isinstance(frames, Video):
         for first in range(0, len(frames.frames), TILE):
             stamps = None if frames.timestamps is None else frames.timestamps[first : first + TILE]
-            yield Video(frames.frames[first : first + TILE], frames.fps, stamps)
+            alpha = None if frames.alpha is None else frames.alpha[first : first + TILE]
+            yield Video(frames.frames[first : first + TILE], frames.fps, stamps, alpha)
         return
     if isinstance(frames, VideoReader):
         rate = frames.info.fps if fps is None else exact_fps(fps)
-        timed: Iterator[tuple[float, np.ndarray]] = iter(frames)
         start = None
-        while tile := list(islice(timed, TILE)):
-            times = np.array([seconds for seconds, _ in tile])
+        while tile := list(islice(frames, TILE)):
+            times = np.array([frame.seconds for frame in tile])
             start = times[0] if start is None else start
-            yield Video(np.stack([frame for _, frame in tile]), rate, times - start)
+            shape = (1, frames.info.height, frames.info.width)
+            alpha = joined_alpha([frame.alpha for frame in tile], [shape] * len(tile))
+            yield Video(np.stack([frame.pixels for frame in tile]), rate, times - start, alpha)
         return
     plain = iter(frames)
     while pixels := list(islice(plain, TILE)):
-        yield Video(np.stack(pixels), exact_fps(24 if fps is None else fps))
+        yield _video(np.stack(pixels), exact_fps(24 if fps is None else fps))
+
+
+def _video(array: np.ndarray, fps: Fraction = Fraction(24)) -> Video:
+    """A video of frames (T, H, W, 3), or 4 with alpha."""
+    alpha = np.ascontiguousarray(array[..., 3]) if array.shape[-1] == 4 else None
+    return Video(array[..., :3] if array.shape[-1] == 4 else array, fps, alpha=alpha)

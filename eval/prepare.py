@@ -79,7 +79,7 @@ class Preparation:
         if modality.read_frames:
             stop = None if self.spread else self.frames
             with VideoReader(media, frames=(0, stop), fps=self.fps) as reader:
-                return self._video((frame for _, frame in reader), self.fps or reader.info.fps)
+                return self._video((frame.pixels for frame in reader), self.fps or reader.info.fps)
         return self(load_media(media))
 
     def __call__(self, media: Image | Video | Mesh | Views) -> Media:

@@ -47,7 +47,6 @@ FLOORS = [
 SIBLINGS = {"mllm", "generation", "eval", "demos", "scripts", "benchmarks", "tests"}
 OPTIONAL = {
     "DracoPy",
-    "decord",
     "deepspeed",
     "flash_attn",
     "trimesh",

@@ -93,7 +93,8 @@ def _names_one(path: str) -> bool:
 
 def result_path(target: Path, item: Item) -> Path:
     """A target with the suffix of its modality behind its name."""
-    return target.with_name(target.name + MODALITIES[item.modality].suffix)
+    modality = MODALITIES[item.modality]
+    return target.with_name(target.name + (item.has_alpha and modality.alpha_suffix or modality.suffix))
 
 
 def write_item(
@@ -122,12 +123,13 @@ def write_item(
     tiles = (last - start) / TILE
     console.estimate(decoder, f"decode {item.name or index}", round(item.tokens * TILE / item.frames), tiles, options)
     pieces = tokenizer.decode_stream(_pieces(tokens, index, start, last))
-    with write_frames(target, item.fps or 24, size=item.size) as writer:
+    with write_frames(target, item.fps or 24, size=item.size, alpha=item.has_alpha) as writer:
         at = start // TILE * TILE
         for video in console.watched(pieces, last - first, "decode", options):
             keep = slice(max(first - at, 0), max(last - at, 0))
             if len(video.frames[keep]):
-                writer.write(video.frames[keep], None if video.timestamps is None else video.timestamps[keep])
+                timed_and_alpha = (None if some is None else some[keep] for some in (video.timestamps, video.alpha))
+                writer.write(video.frames[keep], *timed_and_alpha)
             seen(video)
             at += len(video.frames)
     return target

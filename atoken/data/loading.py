@@ -63,7 +63,7 @@ def load_video(
         stride = stride if fps is None else info.fps / exact_fps(fps)
         start, stride = _start(info.declared_frames or 1, count, stride, chosen)  # 1: its length is not declared
         grid, frames = _grid(info.height, info.width, patches, least), list[np.ndarray]()
-        for number, (_, frame) in enumerate(video):
+        for number, (_, frame, _) in enumerate(video):
             while len(frames) < count and number >= start + len(frames) * stride:
                 frames.append(_scaled(frame, *grid))
             if len(frames) == count:

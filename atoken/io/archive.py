@@ -21,7 +21,7 @@ from atoken.io.chunks import Chunk, Levels, decode, encode
 from atoken.io.contents import MAX_TOC, Item, pack, unpack
 from atoken.media.source import Source, name_of, opened
 
-VERSION = 2
+VERSION = 3
 _PREFIX = struct.Struct("<4sHH")  # magic, version, reserved
 _FOOTER = struct.Struct("<QQ32s4s")  # offset and length of the table of contents, SHA-256 of prefix and table, magic
 _START = _PREFIX.pack(b"ATOK", VERSION, 0)

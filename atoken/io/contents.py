@@ -33,7 +33,18 @@ _FORBIDDEN = r"/\\\x00-\x1f\x7f-\x9f\ud800-\udfff"  # in a name that is safe to 
 Name = Annotated[str, Meta(max_length=MAX_NAME, pattern=rf"^(?!\.\.?\Z)[^{_FORBIDDEN}]*\Z")]
 Positive = Annotated[int, Meta(ge=1)]
 Level = Annotated[int, Meta(ge=2, le=MAX_CODES)]
-Tile = tuple[Chunk, Chunk | None]
+
+
+class Tile(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The chunks of 16 frames: latents or codes, positions where the grid is not full, alpha where there is any."""
+
+    tokens: Chunk
+    coords: Chunk | None
+    alpha: Chunk | None
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Those that there are, as they lie in the file."""
+        yield from filter(None, (self.tokens, self.coords, self.alpha))
 
 
 class Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,9 +92,8 @@ class Item(Description, frozen=True, kw_only=True, forbid_unknown_fields=True, d
 
     dtype: Literal["float32", "float16", "digits"]  # of latents as stored; of codes, from which latents follow: digits
     channels: Annotated[int, Meta(ge=1, le=MAX_CHANNELS)]  # latent channels C
-    tiles: Annotated[tuple[Tile, ...], Meta(min_length=1, max_length=MAX_ENTRIES)]  # latents or codes, and coords
+    tiles: Annotated[tuple[Tile, ...], Meta(min_length=1, max_length=MAX_ENTRIES)]
     timestamps: Chunk | None
-    alpha: Chunk | None
     pooled: Chunk | None
 
     def __post_init__(self) -> None:
@@ -91,19 +101,20 @@ class Item(Description, frozen=True, kw_only=True, forbid_unknown_fields=True, d
         if (self.dtype == DIGITS) != (self.levels is not None) or (self.levels and self.channels % len(self.levels)):
             raise ValueError("dtype, channels and levels contradict each other")
         modality = MODALITIES[self.modality]
-        if (self.timestamps and not modality.read_frames) or (self.alpha and not modality.has_alpha):
+        if (self.timestamps and not modality.read_frames) or (self.has_alpha and not modality.has_alpha):
             raise ValueError(f"an item ({modality.name}) has timestamps or alpha")
         if len(self.tiles) != -(-self.frames // TILE):
             raise ValueError("the number of tiles is not that of the frames")
         width = self.groups or self.channels
-        for tile, (tokens, coords) in enumerate(self.tiles):
-            count, most = tokens.shape[0], math.prod(modality.cells(self.size, self.tile_frames(tile)))
-            if count > most or (coords is None and (count != most or modality.sparse)):
+        for number, tile in enumerate(self.tiles):
+            frames, count = self.tile_frames(number), tile.tokens.shape[0]
+            most = math.prod(modality.cells(self.size, frames))
+            if count > most or (tile.coords is None and (count != most or modality.sparse)):
                 raise ValueError("the number of tokens of a tile does not fit its size")
-            _check_chunk(tokens, (count, width), self.dtype, self.levels)
-            _check_chunk(coords, (count, 4), "int32")
+            _check_chunk(tile.tokens, (count, width), self.dtype, self.levels)
+            _check_chunk(tile.coords, (count, 4), "int32")
+            _check_chunk(tile.alpha, (frames * self.size[0], self.size[1]), "uint8")
         _check_chunk(self.timestamps, (self.frames,), "float64")
-        _check_chunk(self.alpha, self.size, "uint8")
         if self.pooled is not None:
             _check_chunk(self.pooled, self.pooled.shape[:1], "float32")
 
@@ -115,7 +126,12 @@ class Item(Description, frozen=True, kw_only=True, forbid_unknown_fields=True, d
     @cached_property
     def tokens(self) -> int:
         """Number of tokens N."""
-        return sum(tokens.shape[0] for tokens, _ in self.tiles)
+        return sum(tile.tokens.shape[0] for tile in self.tiles)
+
+    @cached_property
+    def has_alpha(self) -> bool:
+        """Whether any frame has alpha."""
+        return any(tile.alpha for tile in self.tiles)
 
     @cached_property
     def stored_bytes(self) -> int:
@@ -124,9 +140,9 @@ class Item(Description, frozen=True, kw_only=True, forbid_unknown_fields=True, d
 
     def chunks(self) -> Iterator[Chunk]:
         """Every chunk in the order in which they lie in the file."""
-        for pair in self.tiles:
-            yield from filter(None, pair)
-        yield from filter(None, (self.timestamps, self.alpha, self.pooled))
+        for tile in self.tiles:
+            yield from tile.chunks()
+        yield from filter(None, (self.timestamps, self.pooled))
 
     def tile_frames(self, tile: int) -> int:
         """Frames of a tile: 16, or what is left for the last."""

@@ -70,10 +70,10 @@ def _check_extras(tokens: Tokens, modality: Modality) -> None:
             check_timestamps(tokens.timestamps, tokens.frames)
         except MediaError as error:
             raise TokenFileError(str(error)) from error
-    alpha = tokens.alpha
-    if alpha is not None and (not modality.has_alpha or alpha.shape != tuple(tokens.size) or alpha.dtype != np.uint8):
+    alpha, shape = tokens.alpha, (tokens.frames, *tokens.size) if modality.read_frames else tuple(tokens.size)
+    if alpha is not None and (not modality.has_alpha or alpha.shape != shape or alpha.dtype != np.uint8):
         raise TokenFileError(
-            f"alpha must be uint8 of shape {tokens.size}, of an image; got {alpha.dtype} {alpha.shape}."
+            f"alpha must be uint8 of shape {shape}, of an image or a video; got {alpha.dtype} {alpha.shape}."
         )
 
 

@@ -6,6 +6,7 @@ others: tokens save and load themselves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -26,6 +27,7 @@ from atoken.io.contents import TILE, Description, Item, Tile, described, plain_n
 from atoken.io.token_checks import check_arrays, check_follows
 from atoken.media.clock import varying
 from atoken.media.source import Source, name_of
+from atoken.media.video import joined_alpha
 from atoken.modalities import MODALITIES, Modality
 from atoken.patches import PATCH
 from atoken.tokens import SparseTokens
@@ -53,7 +55,7 @@ class Tokens:
     frames: int = 1  # T, 1 for an image or an asset
     fps: Fraction | None = None
     timestamps: np.ndarray | None = None  # (T,) float64 seconds, strictly rising; None = constant rate
-    alpha: np.ndarray | None = None  # (H, W) uint8, images only
+    alpha: np.ndarray | None = None  # uint8, (H, W) of an image, (T, H, W) of a video; None = opaque
     pooled: Tensor | None  # (D,) float32, not normalised; of a video in pieces only the last has it
     model: str
     fingerprint: str  # 64 hex digits: SHA-256 of the model's config and weights
@@ -113,6 +115,7 @@ class Tokens:
             check_follows(before, after)
         stamps = [part.timestamps for part in parts if part.timestamps is not None]
         codes = [part.codes for part in parts if part.codes is not None]
+        shapes = [(part.frames, *part.size) for part in parts]
         return replace(
             parts[0],
             latents=torch.cat([part.latents for part in parts]),
@@ -120,6 +123,7 @@ class Tokens:
             coords=torch.cat([part.coords for part in parts]),
             frames=sum(part.frames for part in parts),
             timestamps=np.concatenate(stamps) if stamps else None,
+            alpha=parts[0].alpha if len(parts) == 1 else joined_alpha([part.alpha for part in parts], shapes),
             pooled=parts[-1].pooled,
         )
 
@@ -172,13 +176,16 @@ class TokenFileWriter(ArchiveWriter):
         modality, coords, end = MODALITIES[piece.modality], piece.coords.numpy(), piece.first_frame + piece.frames
         firsts = np.arange(piece.first_frame, end, TILE)
         bounds = np.searchsorted(coords[:, 0], np.append(firsts, end + TILE) // PATCH[0]).tolist()
+        alpha = None if piece.alpha is None else piece.alpha.reshape(-1, piece.size[1])  # frames one below the other
         for first, start, stop in zip(firsts.tolist(), bounds, bounds[1:], strict=False):
-            positions = coords[start:stop]
-            full = not modality.sparse and np.array_equal(
-                positions, full_coords(modality, piece.size, min(TILE, end - first), first)
+            positions, frames = coords[start:stop], min(TILE, end - first)
+            full = not modality.sparse and np.array_equal(positions, full_coords(modality, piece.size, frames, first))
+            row = (first - piece.first_frame) * piece.size[0]
+            yield Tile(
+                tokens=self.put(values[start:stop], dtype, piece.levels),
+                coords=None if full else self.put(positions, "int32"),
+                alpha=None if alpha is None else self.put(alpha[row : row + frames * piece.size[0]], "uint8"),
             )
-            chunk = self.put(values[start:stop], dtype, piece.levels)
-            yield chunk, None if full else self.put(positions, "int32")
 
     def _item(
         self, first: Tokens, last: Tokens, dtype: Dtype, tiles: tuple[Tile, ...], times: np.ndarray | None
@@ -190,7 +197,6 @@ class TokenFileWriter(ArchiveWriter):
             channels=first.latents.shape[1],
             tiles=tiles,
             timestamps=None if times is None else put(times, "float64"),
-            alpha=None if first.alpha is None else put(first.alpha, "uint8"),
             pooled=None if last.pooled is None else put(last.pooled.detach().numpy(), "float32"),
         )
 
@@ -257,8 +263,9 @@ class TokenFile(Archive):
         return self.items[index]
 
     def _check_memory(self, item: Item, tiles: range) -> None:
-        tokens = sum(item.tiles[tile][0].shape[0] for tile in tiles)
-        need = tokens * (4 * item.channels + 8 * (item.groups or 0) + 16)
+        chosen = item.tiles[tiles.start : tiles.stop]
+        need = sum(tile.tokens.shape[0] for tile in chosen) * (4 * item.channels + 8 * (item.groups or 0) + 16)
+        need += any(tile.alpha for tile in chosen) * TILE * len(chosen) * math.prod(item.size)
         if need > self._max_memory:
             raise TokenFileError(
                 f"{item.name} takes {need:,} bytes of memory, over the limit of {self._max_memory:,}; "
@@ -267,7 +274,7 @@ class TokenFile(Archive):
 
     def _tokens(self, item: Item, tiles: range, stamps: np.ndarray | None, *, pooled: bool) -> Tokens:
         first, stop = tiles[0] * TILE, min(item.frames, (tiles[-1] + 1) * TILE)
-        values = np.concatenate([self.get(item.tiles[tile][0], item.dtype, item.levels) for tile in tiles])
+        values = np.concatenate([self.get(item.tiles[tile].tokens, item.dtype, item.levels) for tile in tiles])
         latents, codes = torch.from_numpy(values), None
         if item.levels is not None:
             latents, codes = FSQ(item.levels).from_codes(latents), latents
@@ -281,7 +288,7 @@ class TokenFile(Archive):
             frames=stop - first,
             fps=item.fps,
             timestamps=None if stamps is None else stamps[first:stop],
-            alpha=self._get(item.alpha, "uint8"),
+            alpha=self._alpha(item, tiles),
             pooled=None if vector is None else torch.from_numpy(vector),
             model=item.model,
             fingerprint=item.fingerprint,
@@ -290,8 +297,13 @@ class TokenFile(Archive):
             first_frame=item.first_frame + first,
         )
 
+    def _alpha(self, item: Item, tiles: range) -> np.ndarray | None:
+        chunks = [self._get(item.tiles[tile].alpha, "uint8") for tile in tiles]
+        alpha = joined_alpha(chunks, [(item.tile_frames(tile), *item.size) for tile in tiles])
+        return alpha if alpha is None or MODALITIES[item.modality].read_frames else alpha[0]
+
     def _coords(self, item: Item, tile: int) -> np.ndarray:
-        coords, first_frame = self._get(item.tiles[tile][1], "int32"), item.first_frame + tile * TILE
+        coords, first_frame = self._get(item.tiles[tile].coords, "int32"), item.first_frame + tile * TILE
         if coords is None:
             return full_coords(MODALITIES[item.modality], item.size, item.tile_frames(tile), first_frame)
         t = coords[:, 0] - first_frame // PATCH[0]

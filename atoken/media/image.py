@@ -57,10 +57,7 @@ class Image:
 
     def __post_init__(self) -> None:
         check_pixels(self.pixels, 3, "An image", "(H, W, 3)")
-        if self.alpha is not None and (self.alpha.dtype != np.uint8 or self.alpha.shape != self.pixels.shape[:2]):
-            raise MediaError(
-                f"alpha must be uint8 of shape {self.pixels.shape[:2]}, got {self.alpha.dtype} {self.alpha.shape}."
-            )
+        check_alpha(self.alpha, self.pixels.shape[:-1])
 
     def save(self, target: Target, *, format: str | None = None) -> None:
         """Write the image as ``write_image`` does. Raises: MediaError."""
@@ -73,6 +70,12 @@ def check_pixels(pixels: np.ndarray, axes: int, what: str, shape: str) -> None:
         raise MediaError(
             f"{what} must be a uint8 array of shape {shape} with at least one pixel, got {pixels.dtype} {pixels.shape}."
         )
+
+
+def check_alpha(alpha: np.ndarray | None, shape: tuple[int, ...]) -> None:
+    """Refuse an alpha channel that is not uint8 of this shape. Raises: MediaError."""
+    if alpha is not None and (alpha.dtype != np.uint8 or alpha.shape != shape):
+        raise MediaError(f"alpha must be uint8 of shape {shape}, got {alpha.dtype} {alpha.shape}.")
 
 
 def read_image(source: Source, *, name: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Image:

@@ -19,7 +19,7 @@ import numpy as np
 from atoken.errors import MediaError
 
 HEADER = struct.Struct("<cQdI")  # kind of message, bytes that follow; of a frame also seconds and bytes a row
-INFO, DATA, TICK, DONE, ERROR = b"I", b"F", b"T", b"D", b"E"
+INFO, DATA, RGBA, TICK, DONE, ERROR = b"I", b"F", b"A", b"T", b"D", b"E"  # RGBA: a frame with alpha
 TEXT_BYTES = 1 << 20  # more than any message other than data needs
 _START = 120.0  # seconds until the first message: a busy machine starts a child slowly, whatever the file is
 

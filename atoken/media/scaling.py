@@ -47,5 +47,8 @@ def smaller(media: Any, side: int | None) -> Any:
         both = at_most(np.dstack([media.pixels, media.alpha]), side)
         return Image(both[..., :3].copy(), both[..., 3].copy())
     if isinstance(media, Video):
-        return replace(media, frames=np.stack([at_most(frame, side) for frame in media.frames]))
+        if media.alpha is None:
+            return replace(media, frames=np.stack([at_most(frame, side) for frame in media.frames]))
+        both = np.stack([at_most(np.dstack(pair), side) for pair in zip(media.frames, media.alpha, strict=True)])
+        return replace(media, frames=both[..., :3].copy(), alpha=both[..., 3].copy())
     return media

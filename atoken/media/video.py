@@ -1,4 +1,4 @@
-"""Videos, read through PyAV or decord in a child process.
+"""Videos, read through PyAV in a child process.
 
 A damaged or hostile file can at worst end the child, which has limits on memory and CPU time and whose demuxer may not
 open any other file. Damage that the decoder notices is an error, and so are fewer frames than the container's
@@ -11,24 +11,24 @@ HDR is not tone-mapped. Rotation and mirroring by the display matrix are applied
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from atoken.atomic import Target
-from atoken.errors import AtokenWarning, MediaError, MissingExtraError
+from atoken.errors import AtokenWarning, MediaError
 from atoken.media.clock import check_timestamps, clock_slack, exact_fps, varying
 from atoken.media.formats import Format, Head, begins, format_of
-from atoken.media.image import check_pixels
+from atoken.media.image import check_alpha, check_pixels
 from atoken.media.limits import DEFAULT_LIMITS, Limits
-from atoken.media.process import DONE, INFO, TEXT_BYTES, ReaderProcess
+from atoken.media.process import DONE, INFO, RGBA, TEXT_BYTES, ReaderProcess
 from atoken.media.source import Source, name_of, opened
 from atoken.media.video_writer import VideoWriter
 
@@ -59,24 +59,35 @@ class Video:
     """A video: ``frames`` (T, H, W, 3) uint8 RGB, ``fps``, and ``timestamps`` (T,) where the rate varies.
 
     ``timestamps`` are seconds from the first frame (float64, strictly rising); None means that frame i is at i / fps.
+    ``alpha`` (T, H, W) uint8, not premultiplied, or None where no frame has any.
     """
 
     frames: np.ndarray
     fps: Fraction = Fraction(24)
     timestamps: np.ndarray | None = None
+    alpha: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_pixels(self.frames, 4, "A video", "(T, H, W, 3)")
+        check_alpha(self.alpha, self.frames.shape[:-1])
         object.__setattr__(self, "fps", exact_fps(self.fps))
         if self.timestamps is not None:
             check_timestamps(self.timestamps, len(self.frames))
 
     def save(self, target: Target) -> None:
-        """Write an H.264 MP4 with the video's time stamps: atomically to a path, or to a binary file object.
+        """Write it as ``write_video`` does, by the suffix of a path, or as MP4 to a binary file object.
 
         Raises: MediaError.
         """
         write_video(self, target)
+
+
+class Frame(NamedTuple):
+    """A frame of a ``VideoReader``: its time, ``pixels`` (H, W, 3) and ``alpha`` (H, W) uint8, None where opaque."""
+
+    seconds: float
+    pixels: np.ndarray
+    alpha: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class VideoInfo:
 
 
 class VideoReader:
-    """Reads a video frame by frame: iterate for ``(seconds, frame)``, frame (H, W, 3) uint8; close, or use ``with``.
+    """Reads a video frame by frame: iterate for ``Frame(seconds, pixels, alpha)``; close it, or use ``with``.
 
     ``source``: a path, bytes, or a binary file, which is read to its end at once; ``name`` is for messages.
     ``seconds`` count from the first frame of the file, exact to its clock. A time stamp that is missing or does not
@@ -108,13 +119,9 @@ class VideoReader:
     ``frames`` (start, stop) then takes a slice of these; None means from the first, to the last.
     ``limits`` hold for what is decoded, frames before ``start`` included; ``max_memory`` is not used here.
 
-    ``reader="decord"`` (Linux x86-64) seeks, so it is faster for ranges late in a video. Decord would
-    repeat the last good frame of a damaged file; it is told to stop instead, and its frame count is compared with the
-    packets, but it notices less damage than the default, which is better for files of doubtful origin.
-
     ``expected_frames`` is how many frames will come if the file holds what it declares, None if it declares nothing.
-    Raises, on opening or while iterating: MediaError (missing, damaged, over a limit, with an alpha channel, fewer
-    frames than stated, or no progress for ``timeout`` seconds), MissingExtraError (decord). Warns of what is not read.
+    Raises, on opening or while iterating: MediaError (missing, damaged, over a limit, fewer frames than
+    stated, or no progress for ``timeout`` seconds). Warns of what is not read.
     """
 
     def __init__(
@@ -124,20 +131,17 @@ class VideoReader:
         name: str | None = None,
         frames: FrameRange | None = None,
         fps: Fraction | float | None = None,
-        reader: Literal["pyav", "decord"] = "pyav",
         limits: Limits = DEFAULT_LIMITS,
         timeout: float = _TIMEOUT,
     ) -> None:
         start, stop = _checked_range(frames)
         rate = None if fps is None else exact_fps(fps)
-        _check_reader(reader)
         self.path = Path(source) if isinstance(source, str | Path) else None
         self.name = name_of(source, name)
         with opened(source, self.name, for_child=True) as file:
             format = format_of(file, self.name, FORMATS, "a video")
             request = {
                 "format": format,
-                "reader": reader,
                 "start": start,
                 "stop": stop,
                 "fps": None if rate is None else str(rate),
@@ -160,8 +164,8 @@ class VideoReader:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> tuple[float, np.ndarray]:
-        """Give the next frame and its time in seconds. Raises: MediaError."""
+    def __next__(self) -> Frame:
+        """Give the next frame. Raises: MediaError."""
         if not self._process.open:
             raise StopIteration
         height, width = self.info.height, self.info.width
@@ -169,7 +173,9 @@ class VideoReader:
         if message.kind == DONE:
             self.close()
             raise StopIteration
-        return message.seconds, self._upright(message.payload, message.stride)
+        frame = self._upright(message.payload, message.stride, 4 if message.kind == RGBA else 3)
+        alpha = np.ascontiguousarray(frame[..., 3]) if message.kind == RGBA else None
+        return Frame(message.seconds, np.ascontiguousarray(frame[..., :3]), alpha)
 
     def close(self) -> None:
         """End the child process; further iteration gives nothing. May be called twice."""
@@ -186,18 +192,18 @@ class VideoReader:
         for note in stated["notes"]:
             warnings.warn(f"{self.name}: {note}", AtokenWarning, stacklevel=3)
 
-    def _upright(self, payload: np.ndarray, stride: int) -> np.ndarray:
+    def _upright(self, payload: np.ndarray, stride: int, channels: int) -> np.ndarray:
         transposed, flip_rows, flip_columns = self._turn
         height, width = self.info.height, self.info.width
         if transposed:
             height, width = width, height
-        if len(payload) != height * stride or stride < 3 * width:
+        if len(payload) != height * stride or stride < channels * width:
             error = self._process.broken()
             self.close()
             raise error
-        frame = payload.reshape(height, stride)[:, : 3 * width].reshape(height, width, 3)
+        frame = payload.reshape(height, stride)[:, : channels * width].reshape(height, width, channels)
         frame = frame.swapaxes(0, 1) if transposed else frame
-        return np.ascontiguousarray(frame[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])
+        return frame[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
 def read_video(
@@ -206,7 +212,6 @@ def read_video(
     name: str | None = None,
     frames: FrameRange | None = None,
     fps: Fraction | float | None = None,
-    reader: Literal["pyav", "decord"] = "pyav",
     limits: Limits = DEFAULT_LIMITS,
     timeout: float = _TIMEOUT,
 ) -> Video:
@@ -216,10 +221,10 @@ def read_video(
     where the rate is constant: each within ``clock_slack`` of i / fps. Raises and warns as ``VideoReader`` does, and
     MediaError where the frames would take more than ``limits.max_memory`` bytes.
     """
-    with VideoReader(source, name=name, frames=frames, fps=fps, reader=reader, limits=limits, timeout=timeout) as video:
-        pixels, times = _collect(video, limits.max_memory)
+    with VideoReader(source, name=name, frames=frames, fps=fps, limits=limits, timeout=timeout) as video:
+        pixels, times, alpha = _collect(video, limits.max_memory)
     rate = video.info.fps if fps is None else exact_fps(fps)
-    return Video(pixels, rate, varying(times, rate, float(clock_slack(video.info.time_base))))
+    return Video(pixels, rate, varying(times, rate, float(clock_slack(video.info.time_base))), alpha)
 
 
 def _checked_range(frames: FrameRange | None) -> FrameRange:
@@ -230,13 +235,6 @@ def _checked_range(frames: FrameRange | None) -> FrameRange:
     if stop is not None and stop <= (start or 0):
         raise MediaError(f"frames={frames!r} selects no frame; stop must be above start.")
     return start, stop
-
-
-def _check_reader(reader: str) -> None:
-    if reader not in ("pyav", "decord"):
-        raise MediaError(f'reader must be "pyav" or "decord", got {reader!r}.')
-    if reader == "decord" and importlib.util.find_spec("decord") is None:
-        raise MissingExtraError("decord", "decord", 'reader="decord"')
 
 
 def _info(stated: dict[str, Any]) -> VideoInfo:
@@ -253,21 +251,33 @@ def _expected_frames(info: VideoInfo, rate: Fraction | None, start: int | None, 
     return max(min(count, count if stop is None else stop) - (start or 0), 0)
 
 
-def _collect(video: VideoReader, max_memory: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read all frames into one array without holding them twice; give it and the times from the first frame."""
+def joined_alpha(parts: Sequence[np.ndarray | None], shapes: Sequence[tuple[int, int, int]]) -> np.ndarray | None:
+    """(T, H, W) of the alpha of pieces with these shapes, of which some are opaque (None); None where all are."""
+    if all(part is None for part in parts):
+        return None
+    pairs = zip(parts, shapes, strict=True)
+    return np.concatenate([np.full(shape, 255, np.uint8) if a is None else a.reshape(shape) for a, shape in pairs])
+
+
+def _collect(video: VideoReader, max_memory: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Read all frames into one array without holding them twice; give it, times from the first frame, and alpha."""
     frame_shape = (video.info.height, video.info.width, 3)
     capacity = _fitting(video.expected_frames or 16, frame_shape, video.name, max_memory)
     pixels = np.empty((capacity, *frame_shape), np.uint8)
     seconds: list[float] = []
-    for time, frame in video:
+    alphas: list[np.ndarray | None] = []
+    for time, frame, alpha in video:
+        if alpha is not None:
+            _fitting(len(seconds) + 1, (*alpha.shape, 4), video.name, max_memory)
         if len(seconds) == len(pixels):
             _fitting(len(seconds) + 1, frame_shape, video.name, max_memory)
             pixels.resize((len(pixels) * 5 // 4 + 4, *frame_shape), refcheck=False)
         pixels[len(seconds)] = frame
         seconds.append(time)
+        alphas.append(alpha)
     pixels.resize((len(seconds), *frame_shape), refcheck=False)
     times = np.array(seconds)
-    return pixels, times - times[0]
+    return pixels, times - times[0], joined_alpha(alphas, [(1, *frame_shape[:2])] * len(alphas))
 
 
 def _fitting(count: int, frame_shape: tuple[int, int, int], name: str, max_memory: int) -> int:
@@ -280,6 +290,7 @@ def _fitting(count: int, frame_shape: tuple[int, int, int], name: str, max_memor
 
 
 def write_video(video: Video, target: Target, *, crf: int = 18) -> None:
-    """Write an H.264 MP4 with the video's rate or time stamps, as ``VideoWriter`` does. Raises: MediaError."""
-    with VideoWriter(target, video.fps, size=(video.frames.shape[1], video.frames.shape[2]), crf=crf) as writer:
-        writer.write(video.frames, video.timestamps)
+    """Write a video with its rate or time stamps and its alpha, as ``VideoWriter`` does. Raises: MediaError."""
+    size = (video.frames.shape[1], video.frames.shape[2])
+    with VideoWriter(target, video.fps, size=size, crf=crf, alpha=video.alpha is not None) as writer:
+        writer.write(video.frames, video.timestamps, video.alpha)

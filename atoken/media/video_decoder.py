@@ -1,7 +1,8 @@
 """Decoding inside the child process: exact time stamps, and an error for every lost frame.
 
 FFmpeg conceals damage where it can; here a decoder must stop at the first error, and the number of frames is compared
-with what the container states.
+with what the container states. Alpha of VP8 and VP9 is a video of its own, in the blocks that Matroska adds to those of
+the colours (WebM's "AlphaMode"); its brightness is the alpha.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from itertools import takewhile
-from typing import Any, BinaryIO, NoReturn, TypeVar, cast
+from typing import Any, BinaryIO, Final, NamedTuple, NoReturn, TypeVar, cast
 
 import av
+import numpy as np
+from av.codec import CodecContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
@@ -23,14 +27,24 @@ from av.video.stream import VideoStream
 from atoken.errors import AtokenError, MediaError
 from atoken.media.clock import clock_slack, exact_fps
 from atoken.media.limits import Limits
+from atoken.media.process import DATA, RGBA
 from atoken.media.worker import reason
 
 T = TypeVar("T")
 Turn = tuple[bool, bool, bool]  # swap rows and columns, then flip the rows, flip the columns
 Timed = Iterator[tuple[Fraction, T]]
 
+_ADDED: Final = "matroska_block_additional"
+_ALPHA_ID = (1).to_bytes(8, "big")  # of a block with alpha; FFmpeg puts the id before the data
 _HDR = (16, 18)  # the transfer functions PQ and HLG
 _FALLBACK_FPS = Fraction(24)  # of a video that states no rate
+
+
+class Decoded(NamedTuple):
+    """A decoded frame, and the frame whose brightness is its alpha, if that is stored apart."""
+
+    frame: VideoFrame
+    alpha: VideoFrame | None
 
 
 class Decoder:
@@ -46,13 +60,16 @@ class Decoder:
         # Twice the limit, because a codec pads frames to whole blocks.
         # Not of FFV1: there, frame threads give different pixels each time for the same damaged file.
         self._stream.thread_type = "SLICE" if context.name == "ffv1" else "AUTO"
-        context.options = {"err_detect": "explode", "max_pixels": str(2 * limits.max_pixels + 65_536)}
+        self._options = {"err_detect": "explode", "max_pixels": str(2 * limits.max_pixels + 65_536)}
+        context.options = self._options
+        self._alphas: dict[int | None, list[VideoFrame]] = {}  # by time stamp, of packets that are in the decoder
+        self._alpha_context: VideoCodecContext | None = None
         self.fps = _rate(self._stream)
         self.slack = clock_slack(self._stream.time_base or 1 / self.fps)
         self._reformatter = VideoReformatter()
         self._size = (0, 0)
 
-    def frames(self) -> Timed[VideoFrame]:
+    def frames(self) -> Timed[Decoded]:
         """Decode all frames with their times in seconds from the first. Raises: MediaError."""
         count, discarded, end, reached = 0, 0, Fraction(0), None
         times = Times(self.fps)
@@ -61,9 +78,11 @@ class Decoder:
                 self._tick()
                 self.check_count(number // 2)  # a frame has at most two packets, its fields
                 discarded += packet.is_discard
-                timed, cause = [], ""
+                timed: list[tuple[Fraction, Decoded]] = []
+                cause = ""
                 for frame in self._decode(packet, count):
-                    timed.append((self.checked_time(times.next(_seconds(frame.pts, frame.time_base))), frame))
+                    seconds = self.checked_time(times.next(_seconds(frame.pts, frame.time_base)))
+                    timed.append((seconds, Decoded(frame, self._alpha_of(frame, count + len(timed)))))
                     end = times.origin + timed[-1][0] + (_seconds(frame.duration, frame.time_base) or 1 / self.fps)
                 if _ends(packet):
                     cause = self._lost(count + len(timed), end, discarded, packet.is_corrupt)
@@ -99,41 +118,22 @@ class Decoder:
             "notes": self._notes(),
         }
 
-    def pixels(self, frame: VideoFrame) -> tuple[memoryview, int]:
-        """Convert to RGB; give the rows, which may have padding, and the bytes from one row to the next."""
+    def pixels(self, decoded: Decoded) -> tuple[bytes, Any, int]:
+        """Convert to RGB or RGBA: the kind of message, rows, which may have padding, bytes from one to the next."""
+        frame, alpha = decoded
+        has_alpha = _has_alpha(frame)
         rgb = self._reformatter.reformat(
             frame,
-            format="rgb24",
+            format="rgba" if has_alpha else "rgb24",
             src_colorspace=frame.colorspace,  # PyAV would ignore the file's matrix unless the two differ
             dst_colorspace=Colorspace.DEFAULT,
             src_color_range=frame.color_range,
             dst_color_range=ColorRange.JPEG,
         )
+        if alpha is not None and not has_alpha:
+            return RGBA, np.dstack([_pixels(rgb, 3), _pixels(alpha, 1)]), 4 * rgb.width
         plane = rgb.planes[0]
-        return memoryview(plane)[: plane.line_size * rgb.height], plane.line_size
-
-    def packet_times(self) -> list[Fraction]:
-        """Give the times of all frames for decord, without decoding, in seconds from the first. Raises: MediaError."""
-        self._file.seek(0)
-        with _open(self._file, self._format) as container:
-            stream = _first_video(container, self.name)
-            packets: list[tuple[Fraction | None, bool]] = []
-            for packet in container.demux(stream):
-                self._tick()
-                self.check_count(len(packets))
-                packets += [(_seconds(packet.pts, packet.time_base), packet.is_discard)] if packet.size else []
-        stamps = [stamp for stamp, is_discarded in packets if not is_discarded]
-        known = sorted(stamp for stamp in stamps if stamp is not None)
-        times = Times(self.fps)
-        found = [times.next(stamp) for stamp in (known if len(known) == len(stamps) else [None] * len(stamps))]
-        end = times.origin + (found[-1] if found else 0) + 1 / self.fps
-        cause = self._lost(len(found), end, len(packets) - len(stamps))
-        if cause:
-            raise MediaError(
-                f"Cannot read {self.name} with decord: it is damaged ({cause}); get a sound copy, or read what is "
-                "sound with reader='pyav' and frames=."
-            )
-        return found
+        return RGBA if has_alpha else DATA, memoryview(plane)[: plane.line_size * rgb.height], plane.line_size
 
     def check_count(self, count: int) -> None:
         """Refuse more than ``limits.max_frames`` frames. Raises: MediaError."""
@@ -161,6 +161,7 @@ class Decoder:
 
     def _decode(self, packet: Packet, count: int) -> list[VideoFrame]:
         """Decode one packet, or what is left in the decoder if it is incomplete or the last. Raises: MediaError."""
+        self._decode_alpha(packet)
         frames = self._stream.decode(None if packet.is_corrupt else packet)
         for index, frame in enumerate(frames, count):
             if frame.is_corrupt:
@@ -173,10 +174,32 @@ class Decoder:
         if index == 0:
             self._size = size
             self._limits.check_size(frame.height, frame.width, f"A frame of {self.name}")
-            if self._stream.metadata.get("alpha_mode") == "1" or any(part.is_alpha for part in frame.format.components):
-                raise MediaError(f"Cannot read {self.name}: it has an alpha channel; flatten it on a background first.")
         elif size != self._size:
             raise MediaError(f"Cannot read {self.name}: its frame size changes at frame {index}; re-encode it.")
+
+    def _decode_alpha(self, packet: Packet) -> None:
+        """Decode the alpha that comes beside a packet of VP8 or VP9, whatever tags say of it."""
+        codec = self._stream.codec_context.name
+        if codec not in ("vp8", "vp9") or packet.is_corrupt or not packet.has_sidedata(_ADDED):
+            return
+        added = bytes(packet.get_sidedata(_ADDED))
+        if added.startswith(_ALPHA_ID):
+            if self._alpha_context is None:
+                self._alpha_context = context = cast(VideoCodecContext, CodecContext.create(codec, "r"))
+                context.options, context.thread_count = self._options, 1  # one thread gives its frames at once
+            self._alphas[packet.pts] = self._alpha_context.decode(Packet(added[len(_ALPHA_ID) :]))
+
+    def _alpha_of(self, frame: VideoFrame, index: int) -> VideoFrame | None:
+        """The alpha that came beside the packet of ``frame``; None where it is opaque. Raises: MediaError."""
+        if frame.pts not in self._alphas:
+            return None
+        alphas = self._alphas[frame.pts]
+        self._alphas = {pts: rest for pts, rest in self._alphas.items() if pts is not None and pts > (frame.pts or 0)}
+        if not alphas or alphas[0].is_corrupt:
+            raise self.damaged(index, "the alpha of a frame is incomplete")
+        if (alphas[0].width, alphas[0].height) != (frame.width, frame.height):
+            raise MediaError(f"Cannot read {self.name}: the alpha of frame {index} has another size; re-encode it.")
+        return alphas[0]
 
     def _lost(self, count: int, end: Fraction, discarded: int, corrupt: bool = False) -> str:
         """What is missing by the container's count of frames or, without one, its duration; "" if nothing."""
@@ -252,39 +275,20 @@ def resampled(frames: Timed[T], rate: Fraction, last_seconds: Fraction, slack: F
         count += 1
 
 
-def decord_frames(path: str, decoder: Decoder) -> tuple[Timed[int], Callable[[int], tuple[Any, int]]]:
-    """Open decord on ``path``: the frames' times and indices, and what reads the pixels of one. Raises: MediaError.
-
-    The times are those of the packets, because decord rounds its own to float32.
-    """
-    import decord
-
-    times = decoder.packet_times()
-    try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), fault_tol=1e-9)
-    except Exception as error:  # decord raises its own and other types
-        raise MediaError(f"Cannot read {decoder.name} with decord; use reader='pyav'.") from error
-    if len(reader) != len(times):
-        raise MediaError(
-            f"Cannot read {decoder.name} with decord: it counts {len(reader)} frames where the file has {len(times)}; "
-            "use reader='pyav'."
-        )
-
-    def pixels(index: int) -> tuple[Any, int]:
-        try:
-            frame = reader[index].asnumpy()
-        except Exception as error:  # decord raises its own and other types on damaged input
-            raise decoder.damaged(index, reason(error)) from error
-        return frame, frame.nbytes // len(frame)  # rows may have padding, and the shape may then be wrong
-
-    return ((decoder.checked_time(seconds), index) for index, seconds in enumerate(times)), pixels
+def _has_alpha(frame: VideoFrame) -> bool:
+    """Whether its pixels have alpha; of a palette, in which unused colours are transparent, whether one has."""
+    if frame.format.name == "pal8":
+        return bool((frame.reformat(format="rgba").to_ndarray()[..., 3] < 255).any())
+    return any(part.is_alpha for part in frame.format.components)
 
 
-def left_by_decord(turn: Turn, name: str) -> Turn:
-    """No rotation is left, because decord rotates frames itself. Raises: MediaError if mirrored."""
-    if sum(turn) % 2:
-        raise MediaError(f"Cannot read {name} with decord: it is mirrored, which decord ignores; use reader='pyav'.")
-    return False, False, False
+def _pixels(frame: VideoFrame, channels: int) -> np.ndarray:
+    """The first plane (H, W, channels), without the padding of its rows."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+        : frame.height, : channels * frame.width
+    ]
+    return rows.reshape(frame.height, frame.width, channels)
 
 
 def _ends(packet: Packet) -> bool:
@@ -292,15 +296,16 @@ def _ends(packet: Packet) -> bool:
     return packet.is_corrupt or not packet.size
 
 
-def _without_gaps(rest: list[tuple[Fraction, VideoFrame]], reached: int | None) -> list[tuple[Fraction, VideoFrame]]:
+def _without_gaps(rest: list[tuple[Fraction, Decoded]], reached: int | None) -> list[tuple[Fraction, Decoded]]:
     """Leave out frames that a lost one may precede.
 
     Packets are stored by decoding time, and a frame is shown no earlier than that; so a lost frame would be shown after
     ``reached``, the last decoding time that was read.
     """
 
-    def is_sound(timed: tuple[Fraction, VideoFrame]) -> bool:
-        return reached is not None and timed[1].pts is not None and timed[1].pts <= reached
+    def is_sound(timed: tuple[Fraction, Decoded]) -> bool:
+        shown = timed[1].frame.pts
+        return reached is not None and shown is not None and shown <= reached
 
     return list(takewhile(is_sound, rest))
 

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any
 
 from atoken.errors import MediaError
 from atoken.media.limits import Limits
-from atoken.media.process import DATA, INFO
-from atoken.media.video_decoder import Decoder, decord_frames, left_by_decord, resampled
+from atoken.media.process import INFO
+from atoken.media.video_decoder import Decoded, Decoder, Timed, resampled
 from atoken.media.worker import MEMORY, Channel, limit_memory, serve
-
-T = TypeVar("T")
 
 _MEMORY_PER_PIXEL = 64  # bytes of address space for each pixel that a frame may have
 
@@ -33,31 +30,19 @@ def decode(request: dict[str, Any], channel: Channel) -> None:
         first = next(frames, None)
         if first is None:
             raise MediaError(f"Cannot read {request['name']}: it holds no frame that can be decoded.")
-        description = decoder.describe(first[1])
-        if request["reader"] == "decord":
-            description["turn"] = left_by_decord(description["turn"], request["name"])
-        channel.send(INFO, json.dumps(description).encode())
-        if request["reader"] == "decord":
-            _deliver(request, decoder, *decord_frames(f"/dev/fd/{request['descriptor']}", decoder), channel)
-        else:
-            _deliver(request, decoder, chain([first], frames), decoder.pixels, channel)
+        channel.send(INFO, json.dumps(decoder.describe(first[1].frame)).encode())
+        _deliver(request, decoder, chain([first], frames), channel)
 
 
-def _deliver(
-    request: dict[str, Any],
-    decoder: Decoder,
-    frames: Iterator[tuple[Fraction, T]],
-    pixels: Callable[[T], tuple[Any, int]],
-    channel: Channel,
-) -> None:
+def _deliver(request: dict[str, Any], decoder: Decoder, frames: Timed[Decoded], channel: Channel) -> None:
     """Send the frames that were asked for; only their pixels are converted, and only as far as they are decoded."""
     if request["fps"] is not None:
         frames = resampled(frames, Fraction(request["fps"]), 1 / decoder.fps, decoder.slack)
     count = 0
     for seconds, frame in islice(frames, request["start"], request["stop"]):
         decoder.check_count(count + 1)
-        payload, stride = pixels(frame)
-        channel.send(DATA, payload, float(seconds), stride)
+        kind, payload, stride = decoder.pixels(frame)
+        channel.send(kind, payload, float(seconds), stride)
         count += 1
     if not count:
         raise MediaError(f"Cannot read {request['name']}: it ends before frame {request['start']}.")

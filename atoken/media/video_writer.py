@@ -1,24 +1,24 @@
-"""Videos, written atomically as H.264 MP4 through PyAV: any size from 1x1, exact rates or time stamps."""
+"""Videos, written atomically as MP4, WebM or MOV through PyAV: any size from 1x1, exact rates or time stamps."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from platform import machine
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Self, cast
 
 import numpy as np
 
 from atoken.atomic import Target, atomic_path, called, suffix_of
-from atoken.errors import AtokenError, MediaError
+from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.media.clock import check_timestamps, exact_fps
+from atoken.media.image import check_alpha
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
     from av.video.stream import VideoStream
-
-_CLOCK = Fraction(1, 90_000)  # seconds a tick where frames have time stamps
 
 # FFmpeg's options for x264, so that the same frames give the same file: its AVX-512 code reads memory that nothing has
 # written (PyAV 18, in the macroblock tree). What is named here every x86 has that NumPy runs on.
@@ -27,24 +27,55 @@ X264_OPTIONS = (
 )
 
 
+# VP9 at a speed between those for archives and for live video; it needs the bit rate 0 to take the quality as given.
+_VP9_OPTIONS = {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
+
+
+class _Kind(NamedTuple):
+    """How files of one suffix are written: pixel formats without and with alpha, and seconds a tick of time stamps."""
+
+    codec: str
+    pixels: str
+    with_alpha: str
+    clock: Fraction
+    options: dict[str, str]
+
+
+_KINDS = {
+    ".mp4": _Kind("libx264", "yuv420p", "", Fraction(1, 90_000), X264_OPTIONS),
+    ".webm": _Kind("libvpx-vp9", "yuv420p", "yuva420p", Fraction(1, 1000), _VP9_OPTIONS),
+    ".mov": _Kind("png", "rgb24", "rgba", Fraction(1, 90_000), {}),
+}
+
+
 class VideoWriter:
-    """Writes an H.264 MP4 in pieces; use ``with``. The file appears when the block ends, and not if it raises.
+    """Writes a video in pieces; use ``with``. The file appears when the block ends, and not if it raises.
 
-    ``target``: a path, or a binary file object, which gets the video when the block ends.
+    ``target``: a path, whose suffix decides: ``.mp4`` is H.264 without alpha, ``.webm`` VP9 and ``.mov`` PNG, lossless,
+    both with alpha if ``alpha`` is True; or a binary file object, which gets an MP4 when the block ends.
 
-    ``fps`` is frames a second, ``size`` (H, W) in pixels, ``crf`` x264's quality: 0 is best, 18 looks lossless, 51 is
-    worst. Colours are BT.709, limited range. Even sizes are yuv420p, which every player shows; yuv420p has no odd
-    sizes, so those are yuv444p, which VLC, mpv and FFmpeg show but many browsers and hardware players do not.
-    Raises: MediaError (a name, size, rate, frames or times that cannot be written, no space on the disk).
+    ``fps`` is frames a second, ``size`` (H, W) in pixels. ``crf`` is the quality of
+    H.264 and VP9: 0 is best, 18 looks lossless, 51 is worst. Their colours are BT.709, limited range, yuv420p, which
+    every player shows; H.264 has no odd sizes of that, so those are yuv444p, which VLC, mpv and FFmpeg show but many
+    browsers and hardware players do not.
+    Raises: MediaError (a name, size, rate, frames or times that cannot be written, no space on the disk). Warns if
+    there is alpha, and MP4 leaves it out.
     """
 
-    def __init__(self, target: Target, fps: Fraction | float, *, size: tuple[int, int], crf: int = 18) -> None:
-        self._target, self._name = target, called(target)
-        if suffix_of(target, ".mp4") != ".mp4":
-            raise MediaError(f"Cannot write {self._name}: videos are written as MP4; choose a name that ends in .mp4.")
+    def __init__(
+        self, target: Target, fps: Fraction | float, *, size: tuple[int, int], crf: int = 18, alpha: bool = False
+    ) -> None:
+        self._target, self._name, self._suffix = target, called(target), suffix_of(target, ".mp4")
+        if self._suffix not in _KINDS:
+            raise MediaError(f"Cannot write {self._name}: choose a name that ends in {', '.join(_KINDS)}.")
         if min(size) < 1:
             raise MediaError(f"Cannot write {self._name}: a frame of size {size} has no pixels.")
         self._size, self._fps, self._crf = tuple(size), exact_fps(fps), crf
+        self._kind, self._alpha = _KINDS[self._suffix], alpha
+        if alpha and not self._kind.with_alpha:
+            keeping = " or ".join(suffix for suffix, kind in _KINDS.items() if kind.with_alpha)
+            why = "which MP4 does not have; a name that ends in"
+            warnings.warn(f"{self._name}: alpha is left out, {why} {keeping} keeps it.", AtokenWarning, stacklevel=2)
         self._output: tuple[OutputContainer, VideoStream] | None = None
         self._count = 0
         self._timed = False
@@ -69,17 +100,24 @@ class VideoWriter:
         if kind is None:
             raise empty
 
-    def write(self, frames: np.ndarray, timestamps: np.ndarray | None = None) -> None:
+    def write(self, frames: np.ndarray, timestamps: np.ndarray | None = None, alpha: np.ndarray | None = None) -> None:
         """Append ``frames`` (n, H, W, 3) uint8 at the constant rate or, in every call, at ``timestamps`` (n,) float64.
 
-        Time stamps are seconds, strictly rising over all calls and counted from the first; they are kept to 1/90000 s,
-        and the last frame lasts 1 / fps. Raises: MediaError.
+        Time stamps are seconds, strictly rising over all calls and counted from the first; they are kept to 1/90000 s
+        (WebM: 1/1000 s), and the last frame lasts 1 / fps. ``alpha`` (n, H, W) uint8, None where the frames are opaque,
+        needs a writer with ``alpha=True``. Raises: MediaError.
         """
         expected = (*self._size, 3)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != expected:
             raise MediaError(f"frames must be uint8 of shape (n, *{expected}), got {frames.dtype} {frames.shape}.")
         if timestamps is not None:
             check_timestamps(timestamps, len(frames))
+        check_alpha(alpha, frames.shape[:-1])
+        if alpha is not None and not self._alpha:
+            raise MediaError(f"Cannot write alpha to {self._name}: open the writer with alpha=True.")
+        if self._alpha and self._kind.with_alpha:
+            opaque = np.full(frames.shape[:-1], 255, np.uint8)
+            frames = np.concatenate([frames, (opaque if alpha is None else alpha)[..., None]], axis=-1)
         if self._count and self._timed != (timestamps is not None):
             raise MediaError("Give timestamps in every call of write or in none.")
         for index, frame in enumerate(frames):
@@ -95,24 +133,29 @@ class VideoWriter:
         self._timed, self._first = first is not None, first or 0.0
         height, width = self._size
         # Without B-frames the muxer's durations, which it takes from decoding times, are those of the time stamps.
-        options = X264_OPTIONS | {"crf": str(self._crf)} | ({"bf": "0"} if self._timed else {})
+        kind, options = self._kind, self._kind.options | ({"bf": "0"} if self._timed else {})
         with self._encoding():
-            container = self._opened.enter_context(av.open(self._file, "w", format="mp4"))
-            stream = container.add_stream("libx264", rate=self._fps, options=options)
+            container = self._opened.enter_context(av.open(self._file, "w", format=self._suffix[1:]))
+            options |= {"crf": str(self._crf)}
+            stream = cast("VideoStream", container.add_stream(kind.codec, rate=self._fps, options=options))
             stream.width, stream.height = width, height
-            stream.pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-            stream.time_base = stream.codec_context.time_base = _CLOCK if self._timed else 1 / self._fps
+            stream.pix_fmt = kind.with_alpha if self._alpha and kind.with_alpha else kind.pixels
+            if kind.codec == "libx264" and (height % 2 or width % 2):
+                stream.pix_fmt = "yuv444p"
+            stream.time_base = stream.codec_context.time_base = kind.clock if self._timed else 1 / self._fps
             context = stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-            context.color_range = 1  # limited
+            if stream.pix_fmt.startswith("yuv"):
+                context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+                context.color_range = 1  # limited
         self._output = container, stream
 
     def _tick(self, seconds: float | None) -> int:
         if seconds is None:
             return self._count
-        tick = round((seconds - self._first) / _CLOCK)
+        tick = round((seconds - self._first) / self._kind.clock)
         if tick <= self._last_tick:
-            raise MediaError(f"Cannot write {self._name}: time stamps must rise by at least 1/90000 s at each frame.")
+            least = f"at least {self._kind.clock} s at each frame"
+            raise MediaError(f"Cannot write {self._name}: time stamps must rise by {least}.")
         self._last_tick = tick
         return tick
 
@@ -126,13 +169,16 @@ class VideoWriter:
         with self._encoding():
             frame = None
             if pixels is not None:
-                frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-                    format=stream.pix_fmt,
-                    src_colorspace=Colorspace.DEFAULT,
-                    dst_colorspace=Colorspace.ITU709,
-                    src_color_range=ColorRange.JPEG,
-                    dst_color_range=ColorRange.MPEG,
-                )
+                layout = "rgba" if pixels.shape[-1] == 4 else "rgb24"
+                frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=layout)
+                if stream.pix_fmt != layout:
+                    frame = frame.reformat(
+                        format=stream.pix_fmt,
+                        src_colorspace=Colorspace.DEFAULT,
+                        dst_colorspace=Colorspace.ITU709,
+                        src_color_range=ColorRange.JPEG,
+                        dst_color_range=ColorRange.MPEG,
+                    )
                 frame.pts, frame.time_base = tick, stream.codec_context.time_base
             container.mux(stream.encode(frame))
 

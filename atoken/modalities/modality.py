@@ -25,7 +25,8 @@ class Modality:
     """A record. Its functions import heavy packages when they are called.
 
     **Files.** ``formats``: those that are read. ``read(source, name=, limits=)`` gives one of ``types``; of a modality
-    with frames also ``frames=`` and ``fps=``. ``suffix``: of the file that a decoded result's ``save`` writes.
+    with frames also ``frames=`` and ``fps=``. ``suffix``: of the file that a decoded result's ``save`` writes, ``alpha_suffix`` of
+    one with alpha, where that is another.
 
     **Tokens.** ``patchify(media, coarsen)`` gives one sample of patches, and the fields ``size``, ``frames``, ``fps``,
     ``timestamps`` and ``alpha`` of ``Tokens``, those that the modality has. ``unpatchify(model, tokens, patches)``
@@ -56,6 +57,7 @@ class Modality:
     refusal: Callable[[ATokenModel, Tokens], str] = lambda model, tokens: ""
     sparse: bool = False
     has_alpha: bool = False
+    alpha_suffix: str = ""
     read_frames: type[VideoReader] | None = None
     write_frames: type[VideoWriter] | None = None
 

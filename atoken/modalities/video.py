@@ -23,18 +23,18 @@ def _patchify(video: Video, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]
     from atoken.modalities.pixels import patchify, to_values
 
     timed = {"frames": len(video.frames), "fps": video.fps, "timestamps": video.timestamps}
-    return patchify(to_values(video.frames)), timed | {"size": video.frames.shape[1:3]}
+    return patchify(to_values(video.frames)), timed | {"size": video.frames.shape[1:3], "alpha": video.alpha}
 
 
 def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Video:
     from atoken.modalities.pixels import to_uint8, unpatchify
 
     pixels = to_uint8(unpatchify(patches, tokens.frames, *tokens.size))
-    return Video(pixels, tokens.fps or Fraction(24), tokens.timestamps)
+    return Video(pixels, tokens.fps or Fraction(24), tokens.timestamps, tokens.alpha)
 
 
 def _frames(video: Video | VideoReader) -> Iterator[np.ndarray]:
-    return iter(video.frames) if isinstance(video, Video) else (frame for _, frame in video)
+    return iter(video.frames) if isinstance(video, Video) else (frame.pixels for frame in video)
 
 
 def _refusal(model: ATokenModel, tokens: Tokens) -> str:
@@ -57,6 +57,8 @@ VIDEO = Modality(
     sizes=SIZES,
     allows_size=allows_size,
     refusal=_refusal,
+    has_alpha=True,
+    alpha_suffix=".webm",
     read_frames=VideoReader,
     write_frames=VideoWriter,
 )

@@ -71,7 +71,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def sealed(body: bytes, toc: bytes) -> bytes:
     """A token file of these chunks and this table of contents, whose own check sum is right."""
-    start = b"ATOK\x02\0\0\0"
+    start = b"ATOK\x03\0\0\0"
     footer = _FOOTER.pack(_START + len(body), len(toc), hashlib.sha256(start + toc).digest(), b"KOTA")
     return start + body + toc + footer
 
@@ -81,7 +81,8 @@ def hostile_token_files(folder: Path, seeds: Path) -> Iterator[Case]:
     data = (seeds / "continuous-image.atok").read_bytes()
     video = (seeds / "discrete-video.atok").read_bytes()
     hostile = {
-        "version-3": data[:4] + b"\x03\0" + data[6:],
+        "version-2": data[:4] + b"\x02\0" + data[6:],
+        "version-4": data[:4] + b"\x04\0" + data[6:],
         "footer-only": data[-_FOOTER.size :],
         "head-and-footer": data[:_START] + data[-_FOOTER.size :],
         "twice": data + data,
@@ -93,6 +94,7 @@ def hostile_token_files(folder: Path, seeds: Path) -> Iterator[Case]:
         "huge-channels": _changed(data, channels=1 << 16),
         "huge-video": _changed(video, frames=1 << 31),
         "huge-first-frame": _changed(video, first_frame=(1 << 31) - 16),
+        "alpha-of-other-frames": _changed(video, frames=19),
         "huge-rate": _changed(video, fps=[1 << 62, 1]),
         "path-as-name": _changed(data, name="../../secret.mp4"),
         "lzma-bomb": _bomb(data, "lzma", lzma.compress(bytes(128 << 20), format=lzma.FORMAT_RAW, filters=_LZMA)),
@@ -122,7 +124,7 @@ def _bomb(data: bytes, codec: str, payload: bytes) -> bytes:
     table = msgpack.decode(_parts(data)[1])
     item = table["items"][0]
     tile = [_START, len(payload), codec, [65_536, item["channels"]], b""]
-    item.update(size=[4096, 4096], tiles=[[tile, None]], alpha=None, pooled=None)
+    item.update(size=[4096, 4096], tiles=[[tile, None, None]], pooled=None)
     return sealed(payload, _summed(payload, table))
 
 
@@ -135,5 +137,5 @@ def _summed(body: bytes, table: Table) -> bytes:
 
 def _chunks(table: Table) -> Iterator[list[Any]]:
     for item in table["items"]:
-        pairs = [chunk for pair in item["tiles"] for chunk in pair]
-        yield from filter(None, (*pairs, item["timestamps"], item["alpha"], item["pooled"]))
+        chunks = [chunk for tile in item["tiles"] for chunk in tile]
+        yield from filter(None, (*chunks, item["timestamps"], item["pooled"]))

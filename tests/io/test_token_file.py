@@ -39,8 +39,8 @@ def test_what_goes_in_comes_out(data: st.DataObject, tmp_path_factory: pytest.Te
         fields["levels"] = LEVELS
     if frames > 1 and data.draw(st.booleans()):
         fields["timestamps"] = np.cumsum(rng.uniform(0.01, 0.1, frames))
-    if frames == 1 and data.draw(st.booleans()):
-        fields["alpha"] = rng.integers(0, 256, size, dtype=np.uint8)
+    if data.draw(st.booleans()):
+        fields["alpha"] = rng.integers(0, 256, size if frames == 1 else (frames, *size), dtype=np.uint8)
     if data.draw(st.booleans()):
         fields["pooled"] = None
     tokens = make(size, frames, name=data.draw(st.text(max_size=30)), **fields)
@@ -89,7 +89,7 @@ def test_a_discrete_item_stores_codes_only_and_any_dtype_keeps_it_exact(tmp_path
     (item,) = read_items(tmp_path / "a.atok")
     assert item.dtype == "digits"
     assert item.groups == 2
-    assert item.tiles[0][0].stored <= 16 * 3  # 16 tokens, 2 codes of 12 bits
+    assert item.tiles[0].tokens.stored <= 16 * 3  # 16 tokens, 2 codes of 12 bits
 
 
 def test_the_same_tokens_give_the_same_bytes(tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ def test_bytes_follow_the_description(tmp_path: Path) -> None:
     columns = np.array([1.0, -2.0], "<f4").view(np.uint8).reshape(2, 4).T.tobytes()
     item = {"modality": "image", "size": [5, 7], "frames": 1, "first_frame": 0, "fps": None, "model": "nano"}
     item |= {"fingerprint": bytes.fromhex(FINGERPRINT), "name": "photo.jpg", "levels": None, "dtype": "float32"}
-    item |= {"channels": 2, "tiles": [[[8, 8, "raw", [1, 2], hashlib.sha256(columns).digest()], None]]}
-    toc = msgpack.encode({"items": [item | {"timestamps": None, "alpha": None, "pooled": None}]})
-    start = b"ATOK\x02\x00\x00\x00"
+    item |= {"channels": 2, "tiles": [[[8, 8, "raw", [1, 2], hashlib.sha256(columns).digest()], None, None]]}
+    toc = msgpack.encode({"items": [item | {"timestamps": None, "pooled": None}]})
+    start = b"ATOK\x03\x00\x00\x00"
     footer = struct.pack("<QQ", 16, len(toc)) + hashlib.sha256(start + toc).digest() + b"KOTA"
     assert (tmp_path / "a.atok").read_bytes() == start + columns + toc + footer
 
@@ -198,7 +198,7 @@ def test_random_access_reads_only_what_it_needs(tmp_path: Path, monkeypatch: pyt
         assert spans == [(0, 8), (size - 52, 52), (end, size - 52 - end)]
         spans.clear()
         file.read(1, frames=(20, 40))
-        assert spans == [(chunk.offset, chunk.stored) for chunk, _ in file.items[1].tiles[1:3]]
+        assert spans == [(tile.tokens.offset, tile.tokens.stored) for tile in file.items[1].tiles[1:3]]
         spans.clear()
         next(file.stream(1))
         assert len(spans) == 1
@@ -393,7 +393,7 @@ def test_an_asset_comes_back_with_its_places(tmp_path: Path, resolution: int) ->
     tokens.save(tmp_path / "a.atok")
     assert_same(Tokens.load(tmp_path / "a.atok"), tokens)
     with TokenFile(tmp_path / "a.atok") as file:
-        assert file.items[0].tiles[0][1] is not None  # places are explicit, even where every voxel is taken
+        assert file.items[0].tiles[0].coords is not None  # places are explicit, even where every voxel is taken
         assert [part.modality for part in file.stream()] == ["asset"]
 
 
@@ -401,7 +401,7 @@ def test_places_of_an_asset_take_about_a_byte_a_token(tmp_path: Path) -> None:
     tokens = asset(count=60_000)
     tokens.save(tmp_path / "a.atok")
     with TokenFile(tmp_path / "a.atok") as file:
-        places = file.items[0].tiles[0][1]
+        places = file.items[0].tiles[0].coords
     assert places is not None
     assert places.stored < 1.5 * len(tokens.coords)
 

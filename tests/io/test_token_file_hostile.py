@@ -64,12 +64,12 @@ def test_the_wrong_file_gets_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "a.atok"
     make().save(path)
     data = path.read_bytes()
-    path.write_bytes(data[:4] + b"\x03\x00" + data[6:])
-    with pytest.raises(TokenFileError, match="format version 3, newer than 2; update AToken"):
+    path.write_bytes(data[:4] + b"\x04\x00" + data[6:])
+    with pytest.raises(TokenFileError, match="format version 4, newer than 3; update AToken"):
         TokenFile(path)
-    path.write_bytes(data[:4] + b"\x01\x00" + data[6:])
+    path.write_bytes(data[:4] + b"\x02\x00" + data[6:])
     sentence = (
-        r"^[^\n]*a\.atok has format version 1, which this AToken no longer reads \(it reads 2\); encode the original"
+        r"^[^\n]*a\.atok has format version 2, which this AToken no longer reads \(it reads 3\); encode the original"
     )
     with pytest.raises(TokenFileError, match=sentence):
         TokenFile(path)
@@ -107,7 +107,7 @@ def lzmad(data: bytes) -> bytes:
 def test_a_bomb_does_not_expand(tmp_path: Path, codec: str, data: bytes) -> None:
     tokens = make((512, 512), pooled=None)
     tokens.save(tmp_path / "a.atok")
-    chunk, _ = read_items(tmp_path / "a.atok")[0].tiles[0]
+    chunk = read_items(tmp_path / "a.atok")[0].tiles[0].tokens
     bomb = structs.replace(chunk, stored=len(data), codec=codec, sha256=hashlib.sha256(data).digest())
     tracemalloc.start()
     with pytest.raises(TokenFileError, match="does not hold the 49,152 bytes"):
@@ -140,14 +140,15 @@ def test_impossible_values_in_a_chunk_are_refused(tmp_path: Path) -> None:
 
 def write_two(path: Path) -> None:
     with TokenFileWriter(path) as writer:
-        writer.add(take(frame_tokens(20), np.arange(30) > 0))
+        alpha = np.arange(20 * 32 * 48, dtype=np.uint8).reshape(20, 32, 48)
+        writer.add(take(frame_tokens(20, alpha=alpha), np.arange(30) > 0))
         writer.add(make((20, 20), discrete=True, alpha=np.zeros((20, 20), np.uint8)))
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no items": lambda toc: toc.update(items=[]),
     "unknown key": lambda toc: toc.update(more=1),
-    "missing key": lambda toc: toc["items"][0].pop("alpha"),
+    "missing key": lambda toc: toc["items"][0].pop("pooled"),
     "unknown item key": lambda toc: toc["items"][0].update(more=1),
     "items a map": lambda toc: toc.update(items={"a": 1}),
     "negative width": lambda toc: toc["items"][0].update(size=[-1, 3]),
@@ -160,7 +161,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "odd first frame": lambda toc: toc["items"][0].update(first_frame=8),
     "fourth modality": lambda toc: toc["items"][0].update(modality="voxels"),
     "video as image": lambda toc: toc["items"][0].update(modality="image"),
-    "image as video": lambda toc: toc["items"][1].update(modality="video"),
+    "image as asset": lambda toc: toc["items"][1].update(modality="asset"),
     "fps over zero": lambda toc: toc["items"][0].update(fps=[24, 0]),
     "fps too high": lambda toc: toc["items"][0].update(fps=[1001, 1]),
     "path as name": lambda toc: toc["items"][0].update(name="../x"),
@@ -175,6 +176,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no tiles": lambda toc: toc["items"][0].update(tiles=[]),
     "a tile more": lambda toc: toc["items"][0]["tiles"].append(toc["items"][0]["tiles"][0]),
     "no tokens": lambda toc: toc["items"][0]["tiles"][0].__setitem__(0, None),
+    "alpha of other frames": lambda toc: toc["items"][0]["tiles"][1][2].__setitem__(3, [16 * 32, 48]),
+    "alpha of other rows": lambda toc: toc["items"][1]["tiles"][0][2].__setitem__(3, [10, 40]),
+    "alpha left out": lambda toc: toc["items"][0]["tiles"][0].__setitem__(2, None),
+    "a tile of two chunks": lambda toc: toc["items"][0]["tiles"][0].pop(),
     "no coords": lambda toc: toc["items"][0]["tiles"][0].__setitem__(1, None),
     "overlap": lambda toc: toc["items"][1]["tiles"][0][0].__setitem__(0, 8),
     "before the file": lambda toc: toc["items"][0]["tiles"][0][0].__setitem__(0, 0),
@@ -244,7 +249,7 @@ def test_any_odd_entry_anywhere_is_read_or_refused_but_never_crashes(tmp_path: P
     ],
 )
 def test_a_table_of_contents_that_is_no_msgpack_is_refused(tmp_path: Path, toc: bytes) -> None:
-    start = b"ATOK\x02\x00\x00\x00"
+    start = b"ATOK\x03\x00\x00\x00"
     footer = struct.pack("<QQ", 8, len(toc)) + hashlib.sha256(start + toc).digest() + b"KOTA"
     (tmp_path / "a.atok").write_bytes(start + toc + footer)
     tracemalloc.start()

@@ -81,12 +81,12 @@ def encoded(path: Path, codec: str, frames: np.ndarray) -> Path:
 
 def token_files(folder: Path) -> list[Path]:
     """An image, a video, and several items, of a continuous and of a discrete model of random weights."""
-    paths = []
+    paths, alpha = [], moving(20, 33, 48)[..., 0]
     for name, levels in (("continuous", None), ("discrete", (4,) * 6)):
         tokenizer = small_tokenizer(levels)
         items = {
             "image": [tokenizer.encode(Image(moving(1, 40, 50)[0], np.arange(2000, dtype=np.uint8).reshape(40, 50)))],
-            "video": [tokenizer.encode(Video(moving(20, 33, 48), Fraction(24), np.arange(20) ** 1.5))],
+            "video": [tokenizer.encode(Video(moving(20, 33, 48), Fraction(24), np.arange(20) ** 1.5, alpha))],
         }
         for kind, tokens in (
             items | {"several": [*items["image"], *items["video"], every_second(items["video"][0])]}

@@ -68,13 +68,10 @@ def test_all_sources_give_the_same(tmp_path: Path, way: str, make: Callable, rea
     assert sniff(WAYS[way](path), name=path.name) == sniff(path)
 
 
-@pytest.mark.parametrize("reader", ["pyav", "decord"])
-def test_frames_of_bytes_are_selected_as_those_of_a_path(tmp_path: Path, reader: str) -> None:
-    if reader == "decord":
-        pytest.importorskip("decord", reason="decord is not installed")
+def test_frames_of_bytes_are_selected_as_those_of_a_path(tmp_path: Path) -> None:
     path = written(tmp_path / "a.mp4", 12)
-    expected = read_video(path, frames=(3, 9), fps=12, reader=reader)
-    found = read_video(path.read_bytes(), frames=(3, 9), fps=12, reader=reader)
+    expected = read_video(path, frames=(3, 9), fps=12)
+    found = read_video(path.read_bytes(), frames=(3, 9), fps=12)
     np.testing.assert_array_equal(found.frames, expected.frames)
     assert found.fps == expected.fps
 

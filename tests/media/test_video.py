@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import warnings
 from fractions import Fraction
@@ -12,11 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from atoken.errors import AtokenWarning, MediaError, MissingExtraError
+from atoken.errors import AtokenWarning, MediaError
 from atoken.io import Video, VideoReader, VideoWriter, load_media, read_video, write_video
-from tests.media.video_cases import digests_by_memory, encoded, moving, psnr, turned, written
-
-needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
+from tests.media.video_cases import digests_by_memory, encoded, moving, psnr, remuxed, turned, written
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 17])
@@ -57,7 +54,7 @@ def test_rates_are_exact(tmp_path: Path, fps: str, count: int) -> None:
     with VideoReader(path) as video:
         assert video.info.fps == Fraction(fps)
         assert video.info.declared_frames == video.expected_frames == count
-        assert [seconds for seconds, _ in video] == [float(i / Fraction(fps)) for i in range(count)]
+        assert [frame.seconds for frame in video] == [float(i / Fraction(fps)) for i in range(count)]
     assert read_video(path).timestamps is None
 
 
@@ -99,7 +96,7 @@ def test_a_range_is_a_slice_of_the_whole(tmp_path: Path) -> None:
     whole = read_video(path)
     for start, stop in ((0, 1), (3, 9), (None, 4), (17, None), (15, 100), (19, 20), (None, None)):
         with VideoReader(path, frames=(start, stop)) as video:
-            seconds, frames = zip(*video, strict=True)
+            seconds, frames, _ = zip(*video, strict=True)
             assert video.expected_frames == len(frames)
         np.testing.assert_array_equal(np.stack(frames), whole.frames[start:stop])
         assert seconds[0] == (start or 0) / 24
@@ -191,33 +188,6 @@ def test_other_codecs_and_containers(tmp_path: Path, codec: str, suffix: str) ->
     assert psnr(video.frames, frames) > 28
 
 
-@needs_decord
-@pytest.mark.parametrize("selection", [{}, {"frames": (11, 14)}, {"fps": 10}, {"fps": 30, "frames": (2, 20)}])
-def test_decord_gives_the_same(tmp_path: Path, selection: dict) -> None:
-    for path in (written(tmp_path / "a.mp4", 17), written(tmp_path / "b.mp4", 17, 33, 47)):
-        actual, expected = read_video(path, **selection), read_video(path, reader="decord", **selection)
-        np.testing.assert_array_equal(actual.frames, expected.frames)
-        assert (actual.fps, actual.timestamps) == (expected.fps, expected.timestamps)
-
-
-@needs_decord
-def test_decord_keeps_times_and_turns(tmp_path: Path) -> None:
-    times = np.array([0.0, 0.04, 0.3, 1.25])
-    write_video(Video(moving(4, 32, 48), Fraction(24), times), tmp_path / "a.mp4")
-    turned(tmp_path / "a.mp4", 0, 1, -1, 0)
-    actual, expected = read_video(tmp_path / "a.mp4"), read_video(tmp_path / "a.mp4", reader="decord")
-    np.testing.assert_array_equal(actual.frames, expected.frames)
-    np.testing.assert_array_equal(actual.timestamps, expected.timestamps)
-    with pytest.raises(MediaError, match="reader='pyav'"):
-        read_video(turned(tmp_path / "a.mp4", -1, 0, 0, 1), reader="decord")
-
-
-def test_missing_decord_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'atoken\[decord\]'"):
-        read_video(written(tmp_path / "a.mp4", 2), reader="decord")
-
-
 def test_audio_gives_one_warning(tmp_path: Path) -> None:
     path = encoded(tmp_path / "a.mp4", "libx264", moving(6, 32, 32), audio=True)
     with pytest.warns(AtokenWarning, match="no sound") as caught:
@@ -231,10 +201,87 @@ def test_audio_gives_one_warning(tmp_path: Path) -> None:
         read_video(written(tmp_path / "b.mp4", 2))
 
 
-def test_alpha_is_refused(tmp_path: Path) -> None:
-    path = encoded(tmp_path / "a.mov", "qtrle", moving(3, 32, 32), "argb")
-    with pytest.raises(MediaError, match="flatten"):
-        read_video(path)
+ALPHA = moving(20, 33, 47)[..., 1]
+
+
+@pytest.mark.parametrize(("suffix", "least"), [(".mov", 1000), (".webm", 35)])
+@pytest.mark.parametrize("timestamps", [None, np.cumsum(np.arange(20) / 100)])
+def test_alpha_is_written_and_comes_back(tmp_path: Path, suffix: str, least: float, timestamps: np.ndarray) -> None:
+    video = Video(moving(20, 33, 47), Fraction(25), timestamps, ALPHA)
+    video.save(tmp_path / f"a{suffix}")
+    actual = read_video(tmp_path / f"a{suffix}")
+    assert psnr(actual.alpha, ALPHA) > least
+    assert psnr(actual.frames, video.frames) > least
+    assert actual.fps == 25 or timestamps is not None
+    np.testing.assert_allclose(actual.timestamps, timestamps) if timestamps is not None else None
+    part = read_video(tmp_path / f"a{suffix}", frames=(7, 9))
+    np.testing.assert_array_equal(part.alpha, actual.alpha[7:9])
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mov"])
+def test_a_video_without_alpha_has_none_afterwards(tmp_path: Path, suffix: str) -> None:
+    Video(moving(3, 33, 47)).save(tmp_path / f"a{suffix}")
+    actual = read_video(tmp_path / f"a{suffix}")
+    assert actual.alpha is None
+    assert actual.frames.shape == (3, 33, 47, 3)
+    assert psnr(actual.frames, moving(3, 33, 47)) > 30
+
+
+def test_mp4_says_that_it_leaves_alpha_out(tmp_path: Path) -> None:
+    with pytest.warns(AtokenWarning, match=r"alpha is left out.*\.webm or \.mov keeps it"):
+        Video(moving(3, 32, 32), alpha=ALPHA[:3, :32, :32]).save(tmp_path / "a.mp4")
+    assert read_video(tmp_path / "a.mp4").alpha is None
+
+
+def test_a_writer_takes_parts_with_and_without_alpha(tmp_path: Path) -> None:
+    frames = moving(6, 33, 47)
+    with VideoWriter(tmp_path / "a.mov", 24, size=(33, 47), alpha=True) as writer:
+        writer.write(frames[:3], alpha=ALPHA[:3])
+        writer.write(frames[3:])
+        with pytest.raises(MediaError, match="alpha must be"):
+            writer.write(frames[:3], alpha=ALPHA[:2])
+    np.testing.assert_array_equal(read_video(tmp_path / "a.mov").alpha, [*ALPHA[:3], *np.full((3, 33, 47), 255)])
+    with VideoWriter(tmp_path / "b.mov", 24, size=(33, 47)) as writer:
+        writer.write(frames)
+        with pytest.raises(MediaError, match="alpha=True"):
+            writer.write(frames[:1], alpha=ALPHA[:1])
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "pix_fmt", "most"),
+    [("qtrle", "mov", "argb", 0), ("png", "avi", "rgba", 0), ("ffv1", "mkv", "bgra", 0), ("ffv1", "mkv", "yuva420p", 1),
+     ("ffv1", "avi", "yuva444p10le", 1), ("prores_ks", "mov", "yuva444p10le", 1)],
+)  # fmt: skip
+def test_alpha_of_pixel_formats(tmp_path: Path, codec: str, suffix: str, pix_fmt: str, most: int) -> None:
+    rgba = np.concatenate([moving(4, 32, 48), np.arange(4 * 32 * 48, dtype=np.uint8).reshape(4, 32, 48, 1)], -1)
+    video = read_video(encoded(tmp_path / f"a.{suffix}", codec, rgba, pix_fmt))
+    assert np.abs(video.alpha.astype(int) - rgba[..., 3]).max() <= most
+    assert psnr(video.frames, rgba[..., :3]) > (28 if most else 1000)
+
+
+@pytest.mark.parametrize("tags", [{}, {"alpha_mode": "1"}, {"ALPHA_MODE": "1"}, {"alpha_mode": "0"}])
+def test_alpha_of_webm_is_found_by_its_blocks(tmp_path: Path, tags: dict[str, str]) -> None:
+    video = Video(moving(10, 32, 48), Fraction(10), alpha=ALPHA[:10, :32, :32].repeat(2, 2)[..., :48])
+    video.save(tmp_path / "a.webm")
+    Video(video.frames, Fraction(10)).save(tmp_path / "b.webm")
+    expected = read_video(tmp_path / "a.webm").alpha
+    for name, alpha in (("a.webm", expected), ("b.webm", None)):
+        actual = read_video(remuxed(tmp_path / name, tmp_path / f"remuxed-{name}", tags))
+        assert len(actual.frames) == 10
+        np.testing.assert_array_equal(actual.alpha, alpha)
+
+
+def test_frames_of_a_webm_may_have_alpha_or_not(tmp_path: Path) -> None:
+    """Browsers record a canvas so: frames that are opaque have no alpha beside them."""
+    Video(moving(10, 32, 48), Fraction(10), alpha=ALPHA[:10, :32, :47].repeat(2, 2)[..., :48]).save(tmp_path / "a.webm")
+    whole = read_video(tmp_path / "a.webm")
+    opaque = (4, 5, 8, 9)
+    actual = read_video(remuxed(tmp_path / "a.webm", tmp_path / "b.webm", {}, opaque))
+    np.testing.assert_array_equal(actual.frames, whole.frames)
+    np.testing.assert_array_equal(actual.alpha[:4], whole.alpha[:4])
+    assert (actual.alpha[[*opaque]] == 255).all()
+    with VideoReader(tmp_path / "b.webm") as reader:
+        assert [frame.alpha is None for frame in reader] == [number in opaque for number in range(10)]
 
 
 def test_info(tmp_path: Path) -> None:
@@ -253,8 +300,8 @@ def break_off(path: Path) -> None:
 def test_failed_writing_leaves_nothing(tmp_path: Path) -> None:
     frames = moving(2, 16, 16)
     path = tmp_path / "a.mp4"
-    with pytest.raises(MediaError, match=r"ends in \.mp4"):
-        write_video(Video(frames), tmp_path / "a.mov")
+    with pytest.raises(MediaError, match=r"ends in \.mp4, \.webm, \.mov"):
+        write_video(Video(frames), tmp_path / "a.mkv")
     with pytest.raises(MediaError, match="No such file"):
         write_video(Video(frames), tmp_path / "absent" / "a.mp4")
     with pytest.raises(MediaError, match="at least one frame"), VideoWriter(path, 24, size=(16, 16)):

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
@@ -37,19 +38,37 @@ def encoded(
     audio: bool = False,
     faststart: bool = False,
 ) -> Path:
-    """Write ``frames`` at 24 fps with any encoder and container, and with a silent audio track if wanted."""
+    """Write RGB or RGBA ``frames`` at 24 fps with any encoder and container, with a silent audio track if wanted."""
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
         stream = container.add_stream(codec, rate=24, options=options or {})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
         sound = container.add_stream("aac", rate=16_000, layout="mono") if audio else None
         for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            layout = "rgba" if pixels.shape[-1] == 4 else "rgb24"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format=layout)))
         container.mux(stream.encode(None))
         if sound is not None:
             silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
             silence.sample_rate = 16_000
             container.mux([*sound.encode(silence), *sound.encode(None)])
     return path
+
+
+def remuxed(path: Path, target: Path, tags: dict[str, str], opaque: Collection[int] = ()) -> Path:
+    """Copy the packets of a video with other tags, those of ``opaque`` frames without the alpha beside them."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        stream.metadata.clear()
+        stream.metadata.update(tags)
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size:
+                plain = av.Packet(bytes(packet))
+                plain.pts, plain.dts, plain.time_base = packet.pts, packet.dts, packet.time_base
+                plain.duration, plain.is_keyframe = packet.duration, packet.is_keyframe
+                kept = plain if number in opaque else packet
+                kept.stream = stream
+                container.mux(kept)
+    return target
 
 
 def digests_by_memory(code: str) -> set[str]:

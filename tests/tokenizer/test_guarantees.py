@@ -14,7 +14,7 @@ from atoken.data.synthetic.procedural import make_asset
 from atoken.doctor import GROWTH
 from atoken.errors import AtokenError, TokenFileError
 from atoken.io import Image, Video
-from atoken.io.token_file import Tokens
+from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens
 from atoken.modalities.views import render_views
 from atoken.patches import grid
 from atoken.tokenizer import Tokenizer
@@ -80,11 +80,20 @@ def test_alpha_rate_and_time_stamps_are_kept(tmp_path):
     image.save(tmp_path / "a.atok")
     assert np.array_equal(tokenizer.decode(Tokens.load(tmp_path / "a.atok")).alpha, alpha)
     times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, 21))
-    video = tokenizer.encode(Video(random_frames(21, 18, 20), Fraction(30000, 1001), times - times[0]))
-    video.save(tmp_path / "c.atok")
-    back = tokenizer.decode(Tokens.load(tmp_path / "c.atok"))
-    assert back.fps == Fraction(30000, 1001)
-    assert np.array_equal(back.timestamps, times - times[0])
+    alpha = random_frames(21, 18, 20)[..., 1]
+    original = Video(random_frames(21, 18, 20), Fraction(30000, 1001), times - times[0], alpha)
+    tokenizer.encode(original).save(tmp_path / "c.atok")
+    with TokenFileWriter(tmp_path / "d.atok") as writer:
+        writer.add(tokenizer.encode_stream(original))
+    for name in ("c.atok", "d.atok"):
+        back = tokenizer.decode(Tokens.load(tmp_path / name))
+        assert back.fps == Fraction(30000, 1001)
+        assert np.array_equal(back.timestamps, times - times[0])
+        assert np.array_equal(back.alpha, alpha)
+    with TokenFile(tmp_path / "c.atok") as file:
+        pieces = list(tokenizer.decode_stream(file.stream()))
+        assert np.array_equal(np.concatenate([piece.alpha for piece in pieces]), alpha)
+        assert np.array_equal(tokenizer.decode(file.read(0, (16, 21))).alpha, alpha[16:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
