@@ -94,7 +94,7 @@ def _names_one(path: str) -> bool:
 def result_path(target: Path, item: Item) -> Path:
     """A target with the suffix of its modality behind its name."""
     modality = MODALITIES[item.modality]
-    return target.with_name(target.name + (item.has_alpha and modality.alpha_suffix or modality.suffix))
+    return target.with_name(target.name + ((item.has_alpha and modality.alpha_suffix) or modality.suffix))
 
 
 def write_item(

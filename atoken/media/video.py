@@ -251,11 +251,11 @@ def _expected_frames(info: VideoInfo, rate: Fraction | None, start: int | None, 
     return max(min(count, count if stop is None else stop) - (start or 0), 0)
 
 
-def joined_alpha(parts: Sequence[np.ndarray | None], shapes: Sequence[tuple[int, int, int]]) -> np.ndarray | None:
+def joined_alpha(pieces: Sequence[np.ndarray | None], shapes: Sequence[tuple[int, int, int]]) -> np.ndarray | None:
     """(T, H, W) of the alpha of pieces with these shapes, of which some are opaque (None); None where all are."""
-    if all(part is None for part in parts):
+    if all(piece is None for piece in pieces):
         return None
-    pairs = zip(parts, shapes, strict=True)
+    pairs = zip(pieces, shapes, strict=True)
     return np.concatenate([np.full(shape, 255, np.uint8) if a is None else a.reshape(shape) for a, shape in pairs])
 
 

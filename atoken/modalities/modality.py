@@ -25,8 +25,8 @@ class Modality:
     """A record. Its functions import heavy packages when they are called.
 
     **Files.** ``formats``: those that are read. ``read(source, name=, limits=)`` gives one of ``types``; of a modality
-    with frames also ``frames=`` and ``fps=``. ``suffix``: of the file that a decoded result's ``save`` writes, ``alpha_suffix`` of
-    one with alpha, where that is another.
+    with frames also ``frames=`` and ``fps=``. ``suffix``: of the file that a decoded result's ``save`` writes,
+    ``alpha_suffix`` of one with alpha, where that is another.
 
     **Tokens.** ``patchify(media, coarsen)`` gives one sample of patches, and the fields ``size``, ``frames``, ``fps``,
     ``timestamps`` and ``alpha`` of ``Tokens``, those that the modality has. ``unpatchify(model, tokens, patches)``

@@ -45,6 +45,17 @@ def test_alpha_is_kept(run, there):
     assert np.array_equal(load_media("b.png").alpha, load_media(path).alpha)
 
 
+def test_alpha_of_a_video_is_kept(run, there):
+    alpha = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (18, 32, 1))
+    write_video(Video(np.full((18, 32, 32, 3), 90, np.uint8), alpha=alpha), "a.mov")
+    assert run("encode", "a.mov")[0] == 0
+    assert run("decode", "a.atok") == (0, "wrote\nout/a.mov.webm\n", "")
+    assert np.abs(read_video("out/a.mov.webm").alpha.astype(int) - alpha).mean() < 4
+    assert run("decode", "a.atok", "-o", "b.mov")[0] == 0
+    assert np.array_equal(read_video("b.mov").alpha, alpha)
+    assert "alpha is left out" in run("decode", "a.atok", "-o", "b.mp4")[2]
+
+
 def test_a_video_there_and_back_is_what_python_gives(run, there, tokenizer):
     path = film(there / "a.mp4")
     assert run("encode", path, "-o", "b.atok")[0] == 0
