@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from atoken.io import Video as Video
     from atoken.io import load_media as load_media
     from atoken.io.token_file import Tokens as Tokens
+    from atoken.loading import load as load
     from atoken.model import ATokenConfig as ATokenConfig
     from atoken.model import ATokenModel as ATokenModel
     from atoken.patches import from_grid as from_grid
     from atoken.patches import to_grid as to_grid
     from atoken.tokenizer import Tokenizer as Tokenizer
-    from atoken.tokenizer import load as load
     from atoken.tokens import SparseTokens as SparseTokens
     from atoken.tower import ATokenImageProcessor as ATokenImageProcessor
     from atoken.tower import ATokenVisionConfig as ATokenVisionConfig
@@ -43,7 +43,8 @@ _NAMES = {
     "io.token_file": ("Tokens",),
     "model": ("ATokenConfig", "ATokenModel"),
     "patches": ("from_grid", "to_grid"),
-    "tokenizer": ("Tokenizer", "load"),
+    "loading": ("load",),
+    "tokenizer": ("Tokenizer",),
     "tokens": ("SparseTokens",),
     "tower": ("ATokenImageProcessor", "ATokenVisionConfig", "ATokenVisionModel"),
 }

@@ -11,18 +11,21 @@ from math import prod
 import torch
 from torch import Tensor
 
+from atoken.summary import Summary
 
-@dataclass(frozen=True)
-class Posterior:
+
+@dataclass(frozen=True, repr=False)
+class Posterior(Summary):
     """A diagonal Gaussian for each token: ``mean`` and ``logvar``, both (N, C) fp32."""
 
     mean: Tensor
     logvar: Tensor
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw, (N, C)."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
+        """One draw, (N, C); the noise is drawn on the generator's device."""
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean.device)
 
     def kl(self) -> Tensor:
         """KL divergence to the unit Gaussian, summed over channels: (N,)."""
@@ -57,10 +60,14 @@ class FSQ:
         return steps / self._half_width(values.shape[-1], values.device)
 
     def to_codes(self, quantised: Tensor) -> Tensor:
-        """Levels (..., C) as one code a group, (..., G) int64; the first channel of a group is the lowest digit."""
+        """Levels (..., C) as one code a group, (..., G) int64; the first channel of a group is the lowest digit.
+
+        Values between or beyond the levels count as the nearest one.
+        """
         width = self._half_width(quantised.shape[-1], quantised.device)
-        digits = (quantised * width + width).round().long().unflatten(-1, (-1, len(self.levels)))
-        return (digits * self._basis(quantised.device)).sum(-1)
+        highest = self._per_channel(quantised.shape[-1], quantised.device) - 1
+        digits = (quantised * width + width).round().clamp(min=0).minimum(highest).long()
+        return (digits.unflatten(-1, (-1, len(self.levels))) * self._basis(quantised.device)).sum(-1)
 
     def from_codes(self, codes: Tensor) -> Tensor:
         """Codes (..., G) as levels, (..., C) fp32. Raises ValueError for a code outside [0, 4096)."""

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atoken.summary import Summary
+
 RADIUS, FOV = 2.0, 40.0  # of the views that assets are packed from: distance to the centre, degrees
 
 
-@dataclass(frozen=True)
-class Cameras:
+@dataclass(frozen=True, repr=False)
+class Cameras(Summary):
     """V pinhole cameras.
 
     world_to_camera: (V, 4, 4) rigid. intrinsics: (V, 3, 3) in units of the image's width (first row) and height

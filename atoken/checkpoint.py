@@ -125,6 +125,9 @@ def load_official(
     files; they get the values of the config. Raises: CheckpointError (keys that are missing, unexpected or of another
     shape, by name).
     """
+    for path in (weights, gaussian_weights):
+        if isinstance(path, str | Path) and not Path(path).is_file():
+            raise CheckpointError(f"There is no weight file {path}; pass the path of a published file.")
     if gaussian_weights is not None:
         gaussian_config = _configuration(gaussian_weights, gaussian_config)
     elif gaussian_config is not None:

@@ -26,6 +26,7 @@ from atoken.media.ply import HEADER_BYTES, Header, read_header
 from atoken.media.source import Source, name_of, opened, translated
 from atoken.media.video_writer import VideoWriter
 from atoken.rasterize import NEAR, Splats, rasterize
+from atoken.summary import Summary
 
 Up = Literal["z", "y", "-y"]
 
@@ -34,8 +35,8 @@ _VIEW = 512  # pixels a side of a saved image or video
 _FRAMES, _FPS = 72, 24  # of a saved video: one turn in three seconds
 
 
-@dataclass(frozen=True, eq=False)
-class Gaussians:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gaussians(Summary):
     """M Gaussians in the world of ``atoken/cameras.py`` (z up, an asset in [-0.5, 0.5]^3); floats on one device.
 
     means: (M, 3). scales: (M, 3) standard deviations along the Gaussian's own axes, above 0. quats: (M, 4) w, x, y, z,

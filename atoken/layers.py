@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.attention import Bounds, varlen_attention
 from atoken.rope import rotate, rotation
+from atoken.summary import Summary
 from atoken.tokens import SparseTokens
 
 NORM_EPS = 1e-6
@@ -64,7 +65,8 @@ class Linear(nn.Linear):
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _ONEDNN_DTYPES and x.numel() > 0
-    return fits and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return fits and plain and not torch.compiler.is_compiling()  # which has no rule for this operator
 
 
 class QKNorm(nn.Module):
@@ -170,8 +172,8 @@ class PositionTable(nn.Module):
         return table[0].flatten(1).T
 
 
-@dataclass(frozen=True)
-class PoolState:
+@dataclass(frozen=True, repr=False)
+class PoolState(Summary):
     """Online softmax over the tokens seen so far: largest logit, normaliser, and weighted sum of tokens."""
 
     largest_BH: Tensor

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoken.errors import MediaError
+from atoken.summary import Summary
 
 
-@dataclass(frozen=True, eq=False)
-class Mesh:
+@dataclass(frozen=True, eq=False, repr=False)
+class Mesh(Summary):
     """V vertices and F triangles; each corner has a colour and a position in a texture. Raises: MediaError.
 
     vertices: (V, 3) float32, finite; of an asset that was read from a file, in [-0.5, 0.5]^3 with z up. faces: (F, 3)

@@ -25,6 +25,7 @@ from atoken.layers import (
     TileCache,
 )
 from atoken.patches import Size, from_grid, pack_pixels, sizes_of, unpack_pixels
+from atoken.summary import Summary
 from atoken.tokens import SparseTokens
 from atoken.transformer import EncoderModel, Stack, scatter
 
@@ -114,8 +115,8 @@ def _are_gaussian_sizes(sizes: dict[str, int]) -> bool:
     return complete and sizes["width"] % sizes["heads"] == 0 and sizes.get("neighborhood", 1) % 2 == 1
 
 
-@dataclass(frozen=True)
-class Encoded:
+@dataclass(frozen=True, repr=False)
+class Encoded(Summary):
     """The result of ``ATokenModel.encode``."""
 
     latents: SparseTokens  # (N, C) fp32: posterior mean, or the quantised values of a discrete model
@@ -212,12 +213,15 @@ class ATokenModel(EncoderModel):
         Gradients flow unless they are switched off. Raises: TensorError.
         """
         packed = latents if isinstance(latents, SparseTokens) else from_grid(latents)
-        if packed.feats.shape[1] != self.config.latent_channels:
-            raise TensorError(
-                f"The latents have {packed.feats.shape[1]} channels, those of this model {self.config.latent_channels}."
-            )
+        self.check_channels(packed)
         each = sizes_of(packed, sizes, images=isinstance(latents, SparseTokens) or latents[0].ndim == 3)
         return unpack_pixels(self.decode(packed.to(self.device)), each)
+
+    def check_channels(self, latents: SparseTokens) -> None:
+        """Refuse latents of another model. Raises: TensorError."""
+        channels, expected = latents.feats.shape[1], self.config.latent_channels
+        if channels != expected:
+            raise TensorError(f"The latents have {channels} channels, those of this model {expected}.")
 
     def tile_cache(self, cache_frames: int | None = None) -> TileCache | None:
         """An empty cache for ``decode``; None if the decoder attends to no earlier frames."""

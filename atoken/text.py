@@ -28,6 +28,13 @@ class TextTokenizer:
         self.tokenizer, self.length = tokenizer, length
 
     @staticmethod
+    def is_in(folder: str | Path) -> bool:
+        """Whether a folder or hub id has the files of a text tokenizer."""
+        from transformers.utils import cached_file
+
+        return cached_file(folder, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is not None
+
+    @staticmethod
     def load(folder: str | Path, length: int) -> TextTokenizer:
         """Load the tokenizer files of a folder or hub id; no code in them is run. Raises: CheckpointError."""
         from transformers import AutoTokenizer

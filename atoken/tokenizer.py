@@ -6,87 +6,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, cast
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from atoken import checkpoint
 from atoken.errors import AtokenError, CheckpointError, MediaError
 from atoken.gaussians import Gaussians
-from atoken.io import Image, Video, VideoReader, from_pil, load_media
+from atoken.io import Image, Mesh, Video, Views
 from atoken.io.contents import TILE
+from atoken.io.inputs import Frames, Media, as_media, file_name, modality_of, tiles
 from atoken.io.token_checks import check_follows, check_model
 from atoken.io.token_file import Tokens
 from atoken.layers import PoolState
-from atoken.media.clock import exact_fps
 from atoken.media.scaling import smaller
-from atoken.media.source import Source
-from atoken.media.video import joined_alpha
-from atoken.media.views import Views
-from atoken.mesh import Mesh
-from atoken.modalities import MODALITIES, Modality
+from atoken.media.source import error_prefix
+from atoken.modalities import MODALITIES
 from atoken.model import ATokenModel, Encoded
 from atoken.patches import PATCH, Size
-from atoken.presets import BUNDLED, PRESETS, folder_of
+from atoken.placement import checked_device, checked_dtype
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
-
-# A path, bytes, a binary file, a PIL image, a uint8 array ([T,] H, W, 3 or 4), Image, Video, Mesh, or Views.
-Media = Any
-
-
-def load(
-    source: str | Path = "nano",
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    config: str | Path | None = None,
-    gaussians: str | Path | None = None,
-    gaussian_config: str | Path | None = None,
-) -> Tokenizer:
-    """Load a tokenizer: a bundled name, a folder, a published weight file, or a hub id.
-
-    device: "auto" takes CUDA where there is one, else the CPU. dtype: "auto" is bf16 on CUDA and fp32 elsewhere; or
-    "float32", "bfloat16". config: of a published ``.pt``/``.safetensors`` file, its YAML; where left out, the file of
-    the same name with ``.yaml``. gaussians, gaussian_config: the same two of the published Gaussian decoder, for 3D.
-    Raises: CheckpointError.
-    """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    path = folder_of(source)
-    texts = None
-    if path.is_file():
-        model = checkpoint.load_official(path, config, gaussians, gaussian_config)
-    elif path.is_dir() or (str(source).count("/") == 1 and not path.is_absolute()):
-        folder = path if path.is_dir() else str(source)
-        model = checkpoint.load_folder(folder, dtype=torch.float32)
-        texts = TextTokenizer.load(folder, model.text_length) if model.text_length else None
-    else:
-        raise CheckpointError(_unknown(str(source)))
-    try:
-        return Tokenizer(model.to(device, _dtype(device, dtype)), path.stem if path.is_file() else path.name, texts)
-    except (RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"This machine has no device {device!r}; pass device='cpu'.") from error
-
-
-def _unknown(source: str) -> str:
-    bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/")))
-    if source in PRESETS:
-        return f"{source} is a size without bundled weights; pass the path of a weight file. Bundled: {bundled}."
-    return f"There is no model {source!r}: pass a bundled name ({bundled}), a folder, a weight file, or a hub id."
-
-
-def _dtype(device: str, dtype: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype == "auto":
-        return torch.bfloat16 if device.startswith("cuda") else torch.float32
-    if dtype not in known:
-        raise CheckpointError(f"dtype must be auto, float32 or bfloat16, got {dtype!r}.")
-    return known[dtype]
 
 
 class Tokenizer:
@@ -115,6 +61,43 @@ class Tokenizer:
         """The device of the model."""
         return self.model.device
 
+    def __repr__(self) -> str:
+        weights = sum(weight.numel() for weight in self.model.parameters()) / 1e6
+        codes = "" if self.model.quantiser is None else f", levels={self.model.quantiser.levels}"
+        texts = "" if self.texts is None else ", with texts"
+        return (
+            f"Tokenizer({self.name!r}, {weights:.1f} million weights, {self.model.config.latent_channels} channels"
+            f"{codes}{texts}, {str(self.model.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: str | torch.dtype | None = None
+    ) -> Tokenizer:
+        """Move the model: ``to("cuda")``, ``to(torch.bfloat16)``, or both. Raises: CheckpointError."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        place = self.device if device is None else checked_device(device)
+        self.model.to(place, self.model.dtype if dtype is None else checked_dtype(dtype, place))
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that ``load`` reads, with the files of the text tokenizer; nothing of it if that fails.
+
+        Raises: CheckpointError.
+        """
+        target = Path(folder)
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".", suffix=".part", dir=target) as part:
+                self.model.save_pretrained(part)
+                if self.texts is not None:
+                    self.texts.save(part)
+                for file in Path(part).iterdir():
+                    file.replace(target / file.name)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"Cannot write {folder}: {reason}.") from error
+
     def encode(
         self,
         media: Media,
@@ -132,7 +115,7 @@ class Tokenizer:
         """
         return self.encode_batch([media], generator=generator, coarsen=coarsen, max_side=max_side)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_batch(
         self,
         batch: Sequence[Media],
@@ -142,12 +125,17 @@ class Tokenizer:
         max_side: int | None = None,
     ) -> list[Tokens]:
         """Turn images, videos and assets of any sizes into tokens in one pass; the same numbers as one by one."""
+        if not isinstance(batch, list | tuple):
+            raise AtokenError(f"encode_batch takes a list, got a {type(batch).__name__}; one input goes into encode.")
         if not batch:
             return []
-        samples = [_sample(smaller(as_media(one), max_side), coarsen=coarsen) for one in batch]
-        names = [Path(one).name if isinstance(one, str | Path) else "" for one in batch]
+        _check_generator(generator)
+        samples = []
+        for index, one in enumerate(batch):
+            with error_prefix(str(one) if isinstance(one, str | Path) else f"Input {index}" if len(batch) > 1 else ""):
+                samples.append(_sample(smaller(as_media(one), max_side), coarsen=coarsen))
         encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
-        described = [fields | {"name": name} for (_, fields), name in zip(samples, names, strict=True)]
+        described = [fields | {"name": file_name(one)} for (_, fields), one in zip(samples, batch, strict=True)]
         return self._tokens(encoded, described, generator=generator)
 
     def _tokens(
@@ -194,9 +182,11 @@ class Tokenizer:
         """
         return self.decode_batch([tokens])[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_batch(self, batch: Sequence[Tokens]) -> list[Image | Video | Gaussians]:
         """Decode many at once; the same results as one by one."""
+        if not isinstance(batch, list | tuple):
+            raise AtokenError(f"decode_batch takes a list, got a {type(batch).__name__}; one item goes into decode.")
         if not batch:
             return []
         for tokens in batch:
@@ -209,16 +199,17 @@ class Tokenizer:
         return MODALITIES[tokens.modality].unpatchify(self.model, tokens, patches)
 
     def _check(self, tokens: Tokens) -> None:
+        if not isinstance(tokens, Tokens):
+            raise AtokenError(
+                f"Tokens are needed, got a {type(tokens).__name__}; read a file with atoken.Tokens.load, and decode "
+                "tensors with decode_latents."
+            )
         check_model(tokens, self.fingerprint, self.name)
         if refusal := MODALITIES[tokens.modality].refusal(self.model, tokens):
             raise AtokenError(f"Model {self.name} cannot decode {tokens.name or tokens.modality}: {refusal}")
 
     def encode_stream(
-        self,
-        frames: Source | Video | VideoReader | Iterable[np.ndarray],
-        *,
-        fps: Fraction | float | None = None,
-        max_side: int | None = None,
+        self, frames: Frames, *, fps: Fraction | float | None = None, max_side: int | None = None
     ) -> Iterator[Tokens]:
         """Encode a video of any length tile by tile, in constant memory; ``Tokens.join`` of the pieces is the whole.
 
@@ -226,13 +217,8 @@ class Tokenizer:
         or (H, W, 4) with alpha, with ``fps``. max_side: as in ``encode``. Yields a piece for each 16 frames; only the
         last carries the pooled vector. Raises: MediaError.
         """
-        if isinstance(frames, str | Path | bytes) or hasattr(frames, "read"):
-            with VideoReader(cast(Source, frames)) as reader:
-                yield from self.encode_stream(reader, fps=fps, max_side=max_side)
-            return
-        name = frames.path.name if isinstance(frames, VideoReader) and frames.path else ""
-        state, first = None, 0
-        for tile, following in pairwise(chain(_tiles(frames, fps), [None])):
+        name, state, first = file_name(frames), None, 0
+        for tile, following in pairwise(chain(tiles(frames, fps), [None])):
             assert tile is not None
             tokens, state = self._encode_tile(smaller(tile, max_side), state, first, name)
             yield replace(tokens, pooled=None) if following else tokens
@@ -240,7 +226,7 @@ class Tokenizer:
         if state is None:
             raise MediaError("The video has no frames; there is nothing to encode.")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode_tile(self, tile: Video, state: PoolState | None, first: int, name: str) -> tuple[Tokens, PoolState]:
         patches, fields = _sample(tile)
         encoded = self.model.encode(patches.to(self.device), pool_state=state)
@@ -257,7 +243,7 @@ class Tokenizer:
                 self._check(piece)
             else:
                 check_follows(before, piece)
-            with torch.inference_mode():
+            with torch.no_grad():
                 patches = self.model.decode(piece.packed.to(self.device), cache=cache)
             yield self._unpatchified(piece, patches)
             before = piece
@@ -275,21 +261,24 @@ class Tokenizer:
     def embed(self, media: Media | Tokens) -> Tensor:
         """(D,) fp32 unit vector of an image, a video, an asset, or tokens (whose stored vector is used, no pixel read).
 
-        Raises: as ``encode``; AtokenError for a piece of a video.
+        Raises: as ``encode``; AtokenError for tokens without a vector: a piece of a video, generated latents.
         """
         pooled = (media if isinstance(media, Tokens) else self.encode(media)).pooled
         if pooled is None:
-            raise AtokenError("These tokens are a piece of a video without its pooled vector; pass the whole video.")
+            raise AtokenError(
+                "These tokens have no pooled vector, as a piece of a video and generated latents have none; pass the "
+                "whole video, or decode the latents first."
+            )
         return normalize(pooled, dim=-1)
 
-    def embed_frames(self, frames: Video | VideoReader, *, max_side: int | None = None) -> Tensor:
+    def embed_frames(self, frames: Frames, *, max_side: int | None = None) -> Tensor:
         """(D,) fp32 unit vector of a video: the mean of its frames' vectors, each frame seen as an image.
 
         An alternative to ``embed`` of the whole video, which the paper uses for retrieval. Constant memory. max_side:
         as in ``encode``. Raises: MediaError (no frames).
         """
         total, count = torch.zeros(self.model.config.encoder_width), 0
-        for tile in _tiles(frames, None):
+        for tile in tiles(frames):
             images = [Image(frame) for frame in tile.frames]
             vectors = [self.embed(tokens) for tokens in self.encode_batch(images, max_side=max_side)]
             total, count = total + torch.stack(vectors).sum(0), count + len(vectors)
@@ -297,13 +286,24 @@ class Tokenizer:
             raise MediaError("The video has no frames; there is nothing to embed.")
         return normalize(total, dim=-1)
 
-    @torch.inference_mode()
-    def embed_text(self, texts: Sequence[str]) -> Tensor:
-        """(T, D) fp32 unit vectors of texts, in the space of ``embed``. Raises: AtokenError without a text side."""
-        if self.texts is None:
+    @torch.no_grad()
+    def embed_text(self, texts: str | Sequence[str]) -> Tensor:
+        """(T, D) fp32 unit vectors of T texts, in the space of ``embed``; (1, D) of a single string.
+
+        Raises: AtokenError without a text side, for an empty list, and for what is not a text.
+        """
+        if self.model.text_tower is None:
             raise AtokenError(
                 f"Model {self.name} has no text side; add one with --text of atoken convert, or take another model."
             )
+        if self.texts is None:
+            raise AtokenError(
+                f"Model {self.name} was loaded without a text tokenizer, whose files its folder lacks; save it with "
+                "save_pretrained of the Tokenizer, not of its model."
+            )
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+            raise AtokenError("embed_text needs a text or a list of at least one text.")
         return normalize(self.model.encode_text(self.texts(texts).to(self.device)), dim=-1).cpu()
 
     def logits(self, media_VD: Tensor, texts_BD: Tensor) -> Tensor:
@@ -311,69 +311,18 @@ class Tokenizer:
 
         The sigmoid of one is the probability that the two belong together.
         """
-        scale, bias = self.model.logit_scale.float().exp().cpu(), self.model.logit_bias.float().cpu()
-        return (media_VD @ texts_BD.T * scale + bias).detach()
-
-
-def as_media(media: Media) -> Image | Video | Mesh | Views:
-    """Whatever ``encode`` takes, as one of four types. Raises: MediaError."""
-    if _modality_of(media):
-        return media
-    if isinstance(media, str | Path | bytes) or hasattr(media, "read"):
-        return load_media(media)
-    if isinstance(media, np.ndarray):
-        return _from_array(media)
-    if hasattr(media, "getbands"):  # a PIL image, without importing Pillow for those who have none in hand
-        return from_pil(media)
-    raise MediaError(
-        f"Cannot encode a {type(media).__name__}; pass a path, bytes, a PIL image, or a uint8 array (H, W, 3)."
-    )
-
-
-def _modality_of(media: Media) -> Modality | None:
-    return next((modality for modality in MODALITIES.values() if isinstance(media, modality.types)), None)
+        scale, bias = (weight.detach().float().cpu() for weight in (self.model.logit_scale, self.model.logit_bias))
+        return media_VD @ texts_BD.T * scale.exp() + bias
 
 
 def _sample(media: Image | Video | Mesh | Views, *, coarsen: bool = False) -> tuple[SparseTokens, dict[str, Any]]:
     """One sample of patches on the CPU, and the fields of ``Tokens`` that say what it is of."""
-    modality = _modality_of(media)
+    modality = modality_of(media)
     assert modality is not None  # as_media gives no other types
     patches, described = modality.patchify(media, coarsen)
     return patches, {"modality": modality.name, **described}
 
 
-def _from_array(array: np.ndarray) -> Image | Video:
-    if array.ndim == 4:
-        return _video(array)
-    if array.ndim == 3 and array.shape[-1] == 4:
-        return Image(array[..., :3], np.ascontiguousarray(array[..., 3]))
-    return Image(array)
-
-
-def _tiles(frames: Video | VideoReader | Iterable[np.ndarray], fps: Fraction | float | None) -> Iterator[Video]:
-    """Videos of at most one tile, in order, from any source of frames."""
-    if isinstance(frames, Video):
-        for first in range(0, len(frames.frames), TILE):
-            stamps = None if frames.timestamps is None else frames.timestamps[first : first + TILE]
-            alpha = None if frames.alpha is None else frames.alpha[first : first + TILE]
-            yield Video(frames.frames[first : first + TILE], frames.fps, stamps, alpha)
-        return
-    if isinstance(frames, VideoReader):
-        rate = frames.info.fps if fps is None else exact_fps(fps)
-        start = None
-        while tile := list(islice(frames, TILE)):
-            times = np.array([frame.seconds for frame in tile])
-            start = times[0] if start is None else start
-            shape = (1, frames.info.height, frames.info.width)
-            alpha = joined_alpha([frame.alpha for frame in tile], [shape] * len(tile))
-            yield Video(np.stack([frame.pixels for frame in tile]), rate, times - start, alpha)
-        return
-    plain = iter(frames)
-    while pixels := list(islice(plain, TILE)):
-        yield _video(np.stack(pixels), exact_fps(24 if fps is None else fps))
-
-
-def _video(array: np.ndarray, fps: Fraction = Fraction(24)) -> Video:
-    """A video of frames (T, H, W, 3), or 4 with alpha."""
-    alpha = np.ascontiguousarray(array[..., 3]) if array.shape[-1] == 4 else None
-    return Video(array[..., :3] if array.shape[-1] == 4 else array, fps, alpha=alpha)
+def _check_generator(generator: object) -> None:
+    if not isinstance(generator, torch.Generator | None):
+        raise AtokenError(f"generator must be torch.Generator().manual_seed(0) or None, got {generator!r}.")

@@ -14,9 +14,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from atoken.summary import Summary
 
-@dataclass(frozen=True)
-class SparseTokens:
+
+@dataclass(frozen=True, repr=False)
+class SparseTokens(Summary):
     """Tokens of several samples, one sample after another.
 
     feats: (N, D). coords: (N, 4) integer. lengths: tokens per sample, on the host; 0 is allowed.

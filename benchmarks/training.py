@@ -16,6 +16,7 @@ from itertools import islice
 import torch
 
 from atoken.layers import Block
+from atoken.loading import load
 from atoken.model import ATokenModel
 from atoken.presets import preset
 from atoken.pretrain.batches import Batch, MicroBatches
@@ -23,7 +24,6 @@ from atoken.pretrain.curriculum import NANO_3, PATCHES, UNUSED
 from atoken.pretrain.datasets import load_datasets
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage, Task
-from atoken.tokenizer import load
 from atoken.train.engine import PlainEngine
 from atoken.train.loader import batches
 from atoken.train.recipe import Recipe

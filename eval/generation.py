@@ -21,10 +21,10 @@ from tqdm import tqdm
 from atoken.data.sources.sample import files_below, printable
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image
+from atoken.loading import load
 from atoken.media.image import read_image
 from atoken.metrics.frechet import Gaussian
 from atoken.modalities import IMAGE
-from atoken.tokenizer import load
 from eval.adm import holds, read_samples, read_statistics
 from eval.atoken_features import ATokenFeatures
 from eval.code import code_version

@@ -8,8 +8,8 @@ from math import prod
 from pathlib import Path
 
 from atoken.errors import AtokenError
+from atoken.loading import load
 from atoken.metrics.vgg import load_vgg
-from atoken.tokenizer import load
 from eval.atoken_features import ATokenFeatures
 from eval.contract import Metric, Model
 from eval.metrics.features import FrechetMetric

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from atoken.cli import console
 from atoken.errors import AtokenError, CheckpointError
@@ -69,6 +66,7 @@ def convert(options: argparse.Namespace) -> int:
     """Foreign weights to a folder that ``atoken.load`` reads."""
     from atoken import checkpoint
     from atoken.presets import preset
+    from atoken.tokenizer import Tokenizer
 
     source = Path(options.source)
     if source.is_dir():
@@ -83,7 +81,7 @@ def convert(options: argparse.Namespace) -> int:
     if options.text:
         model = checkpoint.with_text(model, _siglip2(Path(options.text), "text"))
         texts = TextTokenizer.load(options.text, model.text_length)
-    _save(model, texts, console.folder(options.out))
+    Tokenizer(model, source.stem, texts).save_pretrained(options.out)
     console.out(f"{options.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million weights")
     return 0
 
@@ -99,17 +97,3 @@ def _siglip2(folder: Path, side: str) -> Any:
         return load_transformers(folder, {"siglip2": tower, f"siglip2_{side}_model": tower})
     except CheckpointError as error:
         raise CheckpointError(f"{folder} holds no SigLIP2 {side} tower: {error}.") from error
-
-
-def _save(model: Any, texts: TextTokenizer | None, folder: Path) -> None:
-    """Write a model, and the files of its text tokenizer, into ``folder``; nothing is left of them if that fails."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as part:
-            model.save_pretrained(part)
-            if texts is not None:
-                texts.save(part)
-            for file in Path(part).iterdir():
-                file.replace(folder / file.name)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"Cannot write {folder}: {reason}.") from error

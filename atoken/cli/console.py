@@ -22,11 +22,12 @@ from atoken.errors import AtokenError, MediaError
 from atoken.io import Image, Limits, Mesh, Video, VideoReader, Views, load_media, sniff
 from atoken.io.contents import TILE
 from atoken.io.token_file import Tokens
+from atoken.loading import load
 from atoken.media.scaling import fitted
 from atoken.media.source import Source
 from atoken.model import Stack
 from atoken.patches import grid
-from atoken.tokenizer import Tokenizer, load
+from atoken.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from atoken.atomic import Target, atomic_path, called
 from atoken.errors import TokenFileError
 from atoken.io.chunks import Chunk, Levels, decode, encode
 from atoken.io.contents import MAX_TOC, Item, pack, unpack
-from atoken.media.source import Source, name_of, opened
+from atoken.media.source import Source, missing, name_of, opened
 
 VERSION = 3
 _PREFIX = struct.Struct("<4sHH")  # magic, version, reserved
@@ -124,7 +124,7 @@ def _opened(source: Source, name: str) -> BinaryIO:
     if not isinstance(source, str | Path):
         return opened(source, name)
     if not Path(source).is_file():  # a pipe would block, a device would never end
-        raise _UnreadableError(f"There is no token file {name}; check the path.")
+        raise _UnreadableError(f"There is no token file {name}; {missing(name, 'check the path')}.")
     return Path(source).open("rb")
 
 

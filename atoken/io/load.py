@@ -10,7 +10,7 @@ from atoken.errors import MediaError
 from atoken.media.formats import Format, head_of, listed
 from atoken.media.image import Image
 from atoken.media.limits import DEFAULT_LIMITS, Limits
-from atoken.media.source import Source, name_of, opened
+from atoken.media.source import Source, error_prefix, name_of, opened
 from atoken.media.video import FrameRange, Video
 from atoken.media.views import Views
 from atoken.mesh import Mesh
@@ -67,7 +67,8 @@ def load_media(
     selection: dict[str, Any] = {"frames": frames, "fps": fps} if modality.read_frames else {}
     if not selection and not frames is fps is None:
         raise MediaError(f"{name} is not a video; frames= and fps= select from videos only.")
-    media: Image | Video | Mesh | Views = modality.read(source, name=name, limits=limits, **selection)
+    with error_prefix(name):
+        media: Image | Video | Mesh | Views = modality.read(source, name=name, limits=limits, **selection)
     return media
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,23 +20,27 @@ from torch import Tensor
 
 from atoken.atomic import Target
 from atoken.bottleneck import FSQ
-from atoken.errors import TokenFileError
+from atoken.errors import TensorError, TokenFileError
 from atoken.io.archive import Archive, ArchiveWriter
 from atoken.io.chunks import DIGITS, Chunk
 from atoken.io.contents import TILE, Description, Item, Tile, described, plain_name
 from atoken.io.token_checks import check_arrays, check_follows
-from atoken.media.clock import varying
+from atoken.media.clock import exact_fps, varying
 from atoken.media.source import Source, name_of
 from atoken.media.video import joined_alpha
 from atoken.modalities import MODALITIES, Modality
-from atoken.patches import PATCH
+from atoken.patches import PATCH, Size, from_grid, sizes_of, to_grid
+from atoken.summary import Summary
 from atoken.tokens import SparseTokens
+
+if TYPE_CHECKING:
+    from atoken.tokenizer import Tokenizer
 
 Dtype = Literal["float32", "float16"]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Tokens:
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Tokens(Summary):
     """An image, a video, a piece of a video, or a 3D asset, as N tokens ordered by t, x (row), y (column), z.
 
     Tensors are on the CPU. H and W are the original size; padding to whole patches and groups of 4 frames is implied.
@@ -94,6 +98,37 @@ class Tokens:
             writer.add(self, dtype=dtype)
 
     @classmethod
+    def from_latents(
+        cls, latents: Tensor, *, like: Tokens | Tokenizer, size: Size | None = None, fps: Fraction | float = 24
+    ) -> Tokens:
+        """Tokens of generated or changed latents: a grid (C, T', H', W'), or (C, H', W') of an image.
+
+        like: tokens with the same grid, of which all but the latents and the pooled vector is kept (latents may then
+        also be (N, C), in the order of those tokens); or a tokenizer. With a tokenizer, size is (H, W) or (T, H, W) in
+        pixels, whole patches where left out; fps is of a video. A discrete model's latents become the nearest levels.
+        Raises: TensorError.
+        """
+        if not isinstance(latents, Tensor) or latents.ndim not in (2, 3, 4):
+            raise TensorError("Latents must be a tensor (C, T', H', W') or (C, H', W').")
+        if isinstance(like, Tokens):
+            shape = like.latents.shape if latents.ndim == 2 else to_grid(like)[0].shape
+            if shape not in (latents.shape, latents[:, None].shape):
+                raise TensorError(f"The latents are {tuple(latents.shape)}, those of like {tuple(shape)}.")
+            feats, codes = _nearest(latents if latents.ndim == 2 else from_grid([latents]).feats, like.levels)
+            return replace(like, latents=feats, codes=codes, pooled=None)
+        packed = from_grid([latents])
+        like.model.check_channels(packed)
+        (pixels,) = sizes_of(packed, size, images=latents.ndim == 3)
+        feats, codes = _nearest(packed.feats, like.model.config.fsq_levels)
+        frames, height, width = (1, *pixels)[-3:]
+        timed = {"modality": "video", "frames": frames, "fps": exact_fps(fps)}
+        of_kind: dict[str, Any] = timed if len(pixels) == 3 else {"modality": "image"}
+        return cls(
+            **of_kind, size=(height, width), name="", latents=feats, codes=codes, coords=packed.coords.cpu(),
+            pooled=None, model=like.name, fingerprint=like.fingerprint, levels=like.model.config.fsq_levels,
+        )  # fmt: skip
+
+    @classmethod
     def load(cls, source: Source, *, item: int | None = None) -> Tokens:
         """Read one item of a token file (a path, bytes, or a binary file); None means the only one.
 
@@ -126,6 +161,17 @@ class Tokens:
             alpha=parts[0].alpha if len(parts) == 1 else joined_alpha([part.alpha for part in parts], shapes),
             pooled=parts[-1].pooled,
         )
+
+
+def _nearest(feats: Tensor, levels: tuple[int, ...] | None) -> tuple[Tensor, Tensor | None]:
+    """Latents as a file holds them, fp32 on the CPU, and the codes of a discrete model. Raises: TensorError."""
+    latents = feats.detach().to("cpu", torch.float32)
+    if not bool(latents.isfinite().all()):
+        raise TensorError("The latents are not finite; there is nothing to decode.")
+    if levels is None:
+        return latents, None
+    codes = FSQ(levels).to_codes(latents)
+    return FSQ(levels).from_codes(codes), codes
 
 
 class TokenFileWriter(ArchiveWriter):

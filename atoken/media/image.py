@@ -24,6 +24,7 @@ from atoken.media.image_formats import FORMATS, open_image
 from atoken.media.image_values import floats_to_8_bits, is_wide, low_bytes, raw_mode, to_8_bits
 from atoken.media.limits import DEFAULT_LIMITS, Limits
 from atoken.media.source import Source, name_of, opened, translated
+from atoken.summary import Summary
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -48,8 +49,8 @@ _TURNS = {
 }
 
 
-@dataclass(frozen=True)
-class Image:
+@dataclass(frozen=True, repr=False)
+class Image(Summary):
     """An image: ``pixels`` (H, W, 3) uint8 RGB, and ``alpha`` (H, W) uint8, not premultiplied, or None."""
 
     pixels: np.ndarray

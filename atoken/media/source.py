@@ -49,12 +49,17 @@ def opened(source: Source, name: str, *, for_child: bool = False) -> BinaryIO:
         ) from error
 
 
+def missing(path: str | Path, otherwise: str = "there is no such file") -> str:
+    """Why there is nothing at a path, as a clause without a full stop."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):  # but not C:/
+        return "it is an address, and nothing is fetched; download the file first"
+    return otherwise
+
+
 def _opened_path(text: str) -> BinaryIO:
     path = Path(text)
     if not path.exists():
-        if re.match(r"[a-z][a-z0-9+.-]+:/", text, re.IGNORECASE):
-            raise MediaError(f"Cannot read {text}: it is an address, and nothing is fetched; download the file first.")
-        raise MediaError(f"Cannot read {path}: there is no such file.")
+        raise MediaError(f"Cannot read {text}: {missing(text)}.")
     if not path.is_file():  # opening a pipe or a device could wait for ever
         what = "a folder, not a file; name the files in it" if path.is_dir() else "not a file"
         raise MediaError(f"Cannot read {path}: it is {what}.")
@@ -65,6 +70,17 @@ def _file_in_memory() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("atoken"), "w+b")
     return TemporaryFile()
+
+
+@contextmanager
+def error_prefix(name: str) -> Iterator[None]:
+    """Put ``name`` before the sentence of an error that does not say which of several inputs it is about."""
+    try:
+        yield
+    except AtokenError as error:
+        if name not in str(error):
+            error.args = (f"{name}: {error}",)
+        raise
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from atoken.media.limits import DEFAULT_LIMITS, Limits
 from atoken.media.process import DONE, INFO, RGBA, TEXT_BYTES, ReaderProcess
 from atoken.media.source import Source, name_of, opened
 from atoken.media.video_writer import VideoWriter
+from atoken.summary import Summary
 
 FrameRange = tuple[int | None, int | None]
 
@@ -54,8 +55,8 @@ FORMATS = (
 )
 
 
-@dataclass(frozen=True)
-class Video:
+@dataclass(frozen=True, repr=False)
+class Video(Summary):
     """A video: ``frames`` (T, H, W, 3) uint8 RGB, ``fps``, and ``timestamps`` (T,) where the rate varies.
 
     ``timestamps`` are seconds from the first frame (float64, strictly rising); None means that frame i is at i / fps.

@@ -30,6 +30,7 @@ from atoken.media.formats import Format
 from atoken.media.image import read_image
 from atoken.media.limits import DEFAULT_LIMITS, Limits
 from atoken.media.source import translated
+from atoken.summary import Summary
 
 if TYPE_CHECKING:
     from atoken.cameras import Cameras
@@ -81,8 +82,8 @@ class _Transforms(Struct):
                 raise ValueError(f"camera_angle_x of frame {number} is missing")
 
 
-@dataclass(frozen=True, eq=False)
-class Views:
+@dataclass(frozen=True, eq=False, repr=False)
+class Views(Summary):
     """An asset seen from V cameras.
 
     rgb: (V, H, W, 3) uint8, black where there is no surface. depth: (V, h, w) float32, camera-space z, negative where

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from atoken.errors import AtokenError
-from atoken.tokenizer import Tokenizer, load
+from atoken.loading import load
+from atoken.tokenizer import Tokenizer
 from eval.contract import Model
 from eval.models.autoencoders import Autoencoder
 from eval.models.codecs import FORMATS, ImageCodec

@@ -16,10 +16,11 @@ from atoken.gaussians import Gaussians
 from atoken.io import Image, Video
 from atoken.io.contents import TILE
 from atoken.io.token_file import TokenFile, Tokens
+from atoken.loading import load
 from atoken.media.views import Views
 from atoken.modalities.voxels import unvoxelize
 from atoken.patches import grid
-from atoken.tokenizer import Tokenizer, load
+from atoken.tokenizer import Tokenizer
 from eval.assets import mask_of, rendered, voxel_tokens
 from eval.contract import Item, Output
 from eval.models.pixels import Stored, draw, how_drawn

@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import atoken
-from atoken import presets
-from atoken import tokenizer as tokenizers
+from atoken import loading, presets
 from atoken.checkpoint import fingerprint, load_folder, load_official
 from atoken.errors import CheckpointError
 from atoken.modalities.pixels import patchify
@@ -65,7 +64,7 @@ def test_what_cannot_be_converted_gets_one_sentence(run, there, siglip2, publish
     (there / "taken").write_text("mine")
     before = files_in(there)
     official = ["convert", OFFICIAL, "--config", published]
-    says_one_sentence(run("convert", "nowhere.pt", "-o", "x"), "nowhere.yaml")
+    says_one_sentence(run("convert", "nowhere.pt", "-o", "x"), "no weight file nowhere.pt")
     says_one_sentence(run("convert", OFFICIAL, "--config", "nowhere.yaml", "-o", "x"), "nowhere.yaml")
     says_one_sentence(run("convert", "empty", "-o", "x"), "no SigLIP2 vision tower")
     says_one_sentence(run("convert", siglip2, "--preset", "nonsense", "-o", "x"), "no preset .* so400m-c")
@@ -100,7 +99,7 @@ def test_a_full_disk_leaves_no_half_written_model(run, there, published):
 def test_a_name_that_nobody_knows_lists_the_bundled_ones(tmp_path, monkeypatch, model):
     bundled = tmp_path / "weights"
     bundled.mkdir()
-    for module in (presets, tokenizers):
+    for module in (presets, loading):
         monkeypatch.setattr(module, "BUNDLED", bundled)
     for name in ("tiny-a", "tiny-b"):
         (bundled / name).symlink_to(model)

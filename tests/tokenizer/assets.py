@@ -17,12 +17,12 @@ import torch
 from atoken.cameras import Cameras
 from atoken.data.synthetic.procedural import make_asset
 from atoken.gaussians import Gaussians
+from atoken.loading import load
 from atoken.media.views import Views
 from atoken.metrics.pixels import psnr, psnr_of
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import unvoxelize, voxelize
 from atoken.rasterize import ALPHA_MAX, rasterize
-from atoken.tokenizer import load
 from atoken.tokens import SparseTokens
 from benchmarks.tables import head, row
 

@@ -83,8 +83,30 @@ def test_a_model_without_text_side_says_so(tmp_path):
     with pytest.raises(ValueError, match="no text side"):
         small_model().encode_text(torch.zeros(1, 4, dtype=torch.long))
     small_texts_model().save_pretrained(tmp_path)  # without the tokenizer's files
-    with pytest.raises(CheckpointError, match="no text tokenizer"):
-        atoken.load(tmp_path, device="cpu")
+    without = atoken.load(tmp_path, device="cpu")
+    assert without.encode(random_frames(16, 16)).latents.shape == (1, 48)
+    with pytest.raises(AtokenError, match="without a text tokenizer, whose files its folder lacks"):
+        without.embed_text(["a"])
+
+
+def test_a_tokenizer_is_saved_with_its_texts(tmp_path):
+    save_with_text(tmp_path / "a")
+    atoken.load(tmp_path / "a", device="cpu").save_pretrained(tmp_path / "b" / "c")
+    one, other = (atoken.load(folder, device="cpu") for folder in (tmp_path / "a", tmp_path / "b" / "c"))
+    assert one.fingerprint == other.fingerprint
+    assert torch.equal(one.embed_text("a red box"), other.embed_text(["a red box"]))
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"Cannot write .*file"):
+        one.save_pretrained(tmp_path / "file")
+
+
+def test_one_text_is_one_vector_and_none_is_a_sentence(tmp_path):
+    save_with_text(tmp_path)
+    tokenizer = atoken.load(tmp_path, device="cpu")
+    assert tokenizer.embed_text("a red star").shape == (1, tokenizer.model.config.encoder_width)
+    for wrong in ([], [1], None, ["a", b"b"]):
+        with pytest.raises(AtokenError, match="a text or a list of at least one text"):
+            tokenizer.embed_text(wrong)
 
 
 def test_a_text_tower_of_another_width_is_refused():
