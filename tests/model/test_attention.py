@@ -81,6 +81,56 @@ def test_soft_cap_against_its_closed_form_and_its_limit():
     torch.testing.assert_close(nearly, plain, atol=FP32, rtol=FP32)
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_rows_of_a_sample_without_keys_are_zero_and_do_not_disturb_the_others(softcap):
+    q, k, v = inputs((3, 2, 0, 4), (5, 0, 2, 6), 16)
+    out = attention.varlen_attention(q, k, v, (0, 3, 5, 5, 9), (0, 5, 5, 7, 13), softcap=softcap)
+    assert not out[3:5].any()
+    for rows, keys in ((slice(0, 3), slice(0, 5)), (slice(5, 9), slice(7, 13))):
+        bounds = (0, rows.stop - rows.start), (0, keys.stop - keys.start)
+        alone = attention.varlen_attention(q[rows], k[keys], v[keys], *bounds, softcap=softcap)
+        torch.testing.assert_close(out[rows], alone, atol=FP32, rtol=FP32)
+    out.sum().backward()
+    assert all(x.grad.isfinite().all() for x in (q, k, v))
+
+
+def test_soft_capped_logits_are_held_in_batches_of_a_bounded_size(monkeypatch):
+    """Keys of each query length rise and fall, so that the longest of a batch need not be its last."""
+    monkeypatch.setattr(attention, "CAPPED_LOGITS", 4_000)
+    rng, sizes = torch.Generator().manual_seed(0), []
+    lengths, kv_lengths = (torch.randint(1, 30, (60,), generator=rng).tolist() for _ in range(2))
+    batch = attention._capped_batch
+
+    def measured(q, k, v, index_BL, kv_index_BL, *rest):
+        sizes.append((len(index_BL), index_BL.numel() * kv_index_BL.shape[1] * q.shape[1]))
+        return batch(q, k, v, index_BL, kv_index_BL, *rest)
+
+    monkeypatch.setattr(attention, "_capped_batch", measured)
+    q, k, v = (x.detach() for x in inputs(lengths, kv_lengths, 16))
+    out = attention.varlen_attention(q, k, v, bounds(lengths), bounds(kv_lengths), softcap=30.0)
+    assert all(logits <= 4_000 for samples, logits in sizes if samples > 1)
+    assert sum(samples for samples, _ in sizes) == 60
+    assert len(sizes) < 60
+    monkeypatch.setattr(attention, "CAPPED_LOGITS", 2**23)
+    together = attention.varlen_attention(q, k, v, bounds(lengths), bounds(kv_lengths), softcap=30.0)
+    torch.testing.assert_close(out, together, atol=FP32, rtol=FP32)
+
+
+def test_soft_capped_attention_is_fp32_under_autocast_too():
+    q, k, v = (x.detach() for x in inputs((5, 3), (5, 3), 48))
+    expected = attention.varlen_attention(q, k, v, (0, 5, 8), softcap=30.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attention.varlen_attention(q, k, v, (0, 5, 8), softcap=30.0), expected)
+
+
+def test_kernels_are_told_the_longest_sample(monkeypatch):
+    told = []
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda *given: told.append(given) or given[0])
+    attention.torch_varlen(*inputs((3, 7, 2), (4, 1, 9), 16), (0, 3, 10, 12), (0, 4, 5, 14))
+    assert [x.tolist() for x in told[0][3:5]] == [[0, 3, 10, 12], [0, 4, 5, 14]]
+    assert told[0][5:] == (7, 9)
+
+
 def test_the_path_is_chosen_by_device_and_dtype():
     assert attention.backend("cpu", torch.bfloat16) is attention.sdpa_by_sample
     assert attention.backend("cuda", torch.float32) is attention.sdpa_by_sample

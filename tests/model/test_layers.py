@@ -8,7 +8,7 @@ import torch
 from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from atoken.bottleneck import FSQ, Posterior
-from atoken.layers import Linear, PoolingHead, PositionTable
+from atoken.layers import Block, Linear, PoolingHead, PositionTable, QKNorm
 from atoken.rope import rotate, rotation
 from atoken.tokens import SparseTokens
 from tests.tolerances import BF16_FORWARD, EXACT, FP32
@@ -85,6 +85,26 @@ def test_each_sample_gets_the_table_of_its_own_extent():
     wide, single = position.resized(2, 3), position.resized(1, 1)
     expected = torch.stack([wide[0], wide[5], single[0], wide[5], wide[1]])
     torch.testing.assert_close(rows, expected, atol=EXACT, rtol=0)
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 0.0])
+def test_norms_are_their_closed_form_also_where_all_is_small(decoder, scale):
+    block, x = Block(16, 2, 8, decoder=decoder), torch.randn(5, 16) * scale
+    centred = x.double() if decoder else x.double() - x.double().mean(1, keepdim=True)
+    expected = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    for norm in (block.norm1, block.norm2, *([] if decoder else [PoolingHead(16, 2, 8).norm])):
+        torch.testing.assert_close(norm(x).double(), expected, atol=FP32, rtol=FP32)
+
+
+def test_query_and_key_norm_rounds_once():
+    norm, x = QKNorm(2, 24), torch.randn(50, 2, 24)
+    torch.nn.init.normal_(norm.gain_HK, mean=1.0, std=0.3)
+    expected = x / x.norm(dim=-1, keepdim=True) * 24**0.5 * norm.gain_HK
+    torch.testing.assert_close(norm(x), expected, atol=FP32, rtol=FP32)
+    half = x.bfloat16()
+    assert norm(half).dtype == torch.bfloat16
+    assert torch.equal(norm(half), norm(half.float()).bfloat16())
 
 
 def pooling(width=48):
@@ -242,3 +262,13 @@ def test_linear_is_the_same_with_and_without_gradients(dtype, tolerance, shape, 
     for result in (with_gradients, without, strided):
         assert result.dtype == dtype
         torch.testing.assert_close(result.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_linear_under_autocast_is_that_of_torch_without_gradients_too():
+    layer, x = Linear(40, 24), torch.randn(7, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        with_gradients = layer(x)
+        with torch.no_grad():
+            without = layer(x)
+    assert with_gradients.dtype == without.dtype == torch.bfloat16
+    assert torch.equal(with_gradients, without)

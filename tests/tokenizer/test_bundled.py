@@ -1,10 +1,13 @@
 """The bundled models: small enough, the ones that were listed, and good on photographs that they never saw."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import atoken
+import atoken.io
 from atoken.cameras import Cameras
 from atoken.data.synthetic.procedural import make_asset
 from atoken.doctor import examine
@@ -17,8 +20,10 @@ from eval.contract import Item
 from eval.models.pca import PCA, random_patches
 from eval.sources.synthetic import photographs
 from tests.tokenizer.assets import HELD_OUT_SEED, SIZE, baseline, score
+from tests.tolerances import PIXEL
 
 NAMES = ["nano", "nano-d"]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,14 @@ def test_a_variant_takes_at_most_20_mebibytes_and_is_the_listed_one(name, tokeni
     assert sum(path.stat().st_size for path in (BUNDLED / name).iterdir()) <= 20 << 20  # 4 of them 3D's
     listed = dict(line.split() for line in (BUNDLED / "fingerprints.txt").read_text().splitlines())
     assert listed[name] == tokenizers[name].fingerprint
+
+
+def test_the_picture_of_the_readme_is_of_these_weights(tokenizers):
+    """An image beside what its tokens become."""
+    shown = atoken.io.load_media(ROOT / "docs" / "before-after.png").pixels.astype(int)
+    original = atoken.io.load_media(ROOT / "examples" / "leaves.png").pixels
+    decoded = tokenizers["nano"].decode(tokenizers["nano"].encode(original)).pixels
+    assert np.abs(shown - np.hstack([original, decoded])).max() <= PIXEL
 
 
 def test_nano_stands_near_or_above_the_pca_oracle_and_nano_d_near_nano(tokenizers, crops):
