@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from atoken.atomic import Target, atomic_path, called, suffix_of
 from atoken.cameras import Cameras
@@ -129,7 +130,8 @@ class Gaussians(Summary):
     def _save_turntable(self, target: Target) -> None:
         cameras = Cameras.turntable(_FRAMES)
         with VideoWriter(target, _FPS, size=(_VIEW, _VIEW)) as writer:
-            for view in range(len(cameras)):
+            # Some views take a second each: on a terminal, a bar on standard error says how far it is.
+            for view in tqdm(range(_FRAMES), "turntable", unit=" views", delay=2, disable=None, leave=False):
                 writer.write(self._view(cameras[view : view + 1], _VIEW))
 
     @torch.no_grad()

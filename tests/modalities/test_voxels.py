@@ -190,6 +190,50 @@ def test_a_cell_outside_of_a_image_is_not_shown_by_it():
         assert (unvoxelize(tokens)[index] == colour).all()
 
 
+RED_VIEW, GREEN_VIEW, BLUE_VIEW = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+@pytest.mark.parametrize(("near", "far", "plain", "occluded"), [
+    (1.5, 2.0, RED_VIEW, RED_VIEW),  # both show it: the nearer camera
+    (-1.0, 2.0, RED_VIEW, GREEN_VIEW),  # the nearer one shows nothing there
+    (1.0, 2.0, RED_VIEW, GREEN_VIEW),  # something hides it from the nearer one
+    (1.0, 1.0, RED_VIEW, BLUE_VIEW),  # it is hidden from both, or they show nothing
+    (1.0, -1.0, RED_VIEW, BLUE_VIEW), (-1.0, -1.0, RED_VIEW, BLUE_VIEW),
+    (1.47, 2.0, RED_VIEW, RED_VIEW), (1.46, 2.0, RED_VIEW, GREEN_VIEW),  # a cell's diagonal in front of 1.492: 1.465
+    (9.0, 2.0, RED_VIEW, RED_VIEW),  # a surface behind it does not hide it
+])  # fmt: skip
+def test_which_view_gives_a_cell_its_patch(near, far, plain, occluded):
+    """A red and a green camera on the x axis, whose depth maps are constant, and one far away that shows the cell."""
+    cameras = Cameras.looking_at_centre(torch.tensor([[1.5, 0, 0], [2.0, 0, 0], [0, -4.0, 0]]))
+    rgb = np.broadcast_to(np.array([RED_VIEW, GREEN_VIEW, BLUE_VIEW], np.uint8)[:, None, None], (3, 32, 32, 3))
+    depth = np.broadcast_to(np.float32([near, far, 4.0])[:, None, None], (3, 33, 33))
+    for occlusion, colour in ((False, plain), (True, occluded)):
+        tokens = pack(Views(rgb, depth, cameras), occlusion=occlusion)
+        assert (unvoxelize(tokens)[tokens.coords[:, 1:].tolist().index([32, 32, 32])] == colour).all()
+
+
+def test_a_cell_that_no_view_shows_takes_its_patch_from_the_nearest():
+    """The only surface is one pixel on the border of cells, whose centres are in pixels that show nothing."""
+    cameras = Cameras.looking_at_centre(torch.tensor([[0, -4.0, 0], [0, -3.0, 0]]))
+    rgb = np.zeros((2, 32, 32, 3), np.uint8)
+    rgb[0], rgb[1] = RED_VIEW, GREEN_VIEW
+    depth = np.full((2, 33, 33), -1, np.float32)
+    depth[0, 16, 16] = 4
+    tokens = pack(Views(rgb, depth, cameras), 8, occlusion=True)
+    assert len(tokens.feats) == 8
+    assert (unvoxelize(tokens) == GREEN_VIEW).all()
+
+
+@pytest.mark.parametrize(("depth", "occlusion"), [(2.0, False), (2.0, True), (1.0, False), (-1.0, False)])
+def test_of_views_at_the_same_depth_the_first_gives_the_patch(depth, occlusion):
+    cameras = Cameras.looking_at_centre(torch.tensor([[2.0, 0, 0], [2.0, 0, 0], [0, -4.0, 0]]))
+    rgb = np.zeros((3, 32, 32, 3), np.uint8)
+    rgb[0], rgb[1] = RED_VIEW, GREEN_VIEW
+    depths = np.broadcast_to(np.float32([depth, depth, 4.0])[:, None, None], (3, 33, 33))
+    tokens = pack(Views(rgb, depths, cameras), occlusion=occlusion)
+    assert (unvoxelize(tokens)[tokens.coords[:, 1:].tolist().index([32, 32, 32])] == RED_VIEW).all()
+
+
 def test_over_the_limit_an_asset_is_refused_or_coarsened_with_a_warning():
     views = render_views(sphere(), 8, 128)
     count = len(occupied(views, 16))

@@ -209,6 +209,25 @@ def test_an_opaque_wall_hides_what_is_behind_it():
     torch.testing.assert_close(alpha, torch.full_like(alpha, 1 - module.OPAQUE), atol=FP32, rtol=0)
 
 
+@pytest.mark.parametrize(("opacity", "expected"), [(0.9, 0.9), (0.995, 0.995), (0.9985, 0.9985), (1.0, 0.999)])
+def test_alpha_is_clamped_just_below_one(opacity, expected):
+    """In the middle of a Gaussian so wide that it is flat there; behind it shines what a clamped one lets through."""
+    opacities = torch.tensor([opacity, 1.0]).requires_grad_()
+    two = (
+        torch.tensor([[0.0, 0, 0], [0, 0.5, 0]]),
+        torch.full((2, 3), 50.0),
+        torch.eye(4)[:1].expand(2, 4),
+        opacities,
+        torch.tensor([[1.0, 0, 0], [0, 1, 0]]),
+    )
+    rgb, alpha = rasterize(two, Cameras.turntable(1, pitch=0.0), (9, 9))
+    left = max(0.001 * (1 - expected), module.OPAQUE)
+    assert rgb[0, 4, 4, :2].tolist() == pytest.approx([expected, 1 - expected - left], abs=FP32)
+    assert alpha[0, 4, 4].tolist() == pytest.approx(1 - left, abs=FP32)
+    (gradient,) = torch.autograd.grad(rgb[0, 4, 4, 0], opacities)
+    assert float(gradient[0]) == pytest.approx(float(opacity < 1), abs=1e-3)
+
+
 def test_a_speck_covers_what_its_area_says():
     """The filter widens a speck to whole pixels but adds nothing: its alphas sum to the area of the sharp one."""
     sigma, side = 0.0012, 256
