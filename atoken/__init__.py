@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atoken.autoencoder import ATokenAutoencoder as ATokenAutoencoder
     from atoken.errors import AtokenError as AtokenError
     from atoken.errors import AtokenWarning as AtokenWarning
     from atoken.gaussians import Gaussians as Gaussians
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from atoken.model import ATokenModel as ATokenModel
     from atoken.patches import from_grid as from_grid
     from atoken.patches import to_grid as to_grid
+    from atoken.statistics import LatentStatistics as LatentStatistics
     from atoken.tokenizer import Tokenizer as Tokenizer
     from atoken.tokens import SparseTokens as SparseTokens
     from atoken.tower import ATokenImageProcessor as ATokenImageProcessor
@@ -37,6 +39,7 @@ SPINNING = "torch" in sys.modules and "OMP_WAIT_POLICY" not in os.environ
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _NAMES = {
+    "autoencoder": ("ATokenAutoencoder",),
     "errors": ("AtokenError", "AtokenWarning"),
     "gaussians": ("Gaussians",),
     "io": ("Image", "Mesh", "Video", "load_media"),
@@ -44,6 +47,7 @@ _NAMES = {
     "model": ("ATokenConfig", "ATokenModel"),
     "patches": ("from_grid", "to_grid"),
     "loading": ("load",),
+    "statistics": ("LatentStatistics",),
     "tokenizer": ("Tokenizer",),
     "tokens": ("SparseTokens",),
     "tower": ("ATokenImageProcessor", "ATokenVisionConfig", "ATokenVisionModel"),

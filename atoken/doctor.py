@@ -58,8 +58,8 @@ class Finding:
 def examine(tokenizer: Tokenizer) -> Iterator[Finding]:
     """Run every check, one after another."""
     checks: list[Callable[[Tokenizer], Finding | None]] = [
-        weights, sizes, alpha_and_rate, twice, batch, streaming, constant_memory, strided, files, assets, other_model,
-        neighbours, bfloat16, accelerator,
+        weights, statistics, sizes, alpha_and_rate, twice, batch, streaming, constant_memory, strided, files, assets,
+        other_model, neighbours, bfloat16, accelerator,
     ]  # fmt: skip
     for check in checks:
         try:
@@ -78,6 +78,13 @@ def weights(tokenizer: Tokenizer) -> Finding:
     right = expected.get(tokenizer.name, tokenizer.fingerprint) == tokenizer.fingerprint
     what = "weights: finite, and of the published fingerprint" if tokenizer.name in expected else "weights: finite"
     return Finding(what, f"{tokenizer.name} {tokenizer.fingerprint[:8]}", finite and right)
+
+
+def statistics(tokenizer: Tokenizer) -> Finding:
+    """Statistics of the latents are of these weights; a model may have none."""
+    found = tokenizer.statistics
+    figure = "none yet; atoken stats measures them" if found is None else f"over {found.tokens:,} tokens"
+    return Finding("statistics of the latents, for generators", figure, True)
 
 
 def sizes(tokenizer: Tokenizer) -> Finding:

@@ -46,7 +46,7 @@ def load(
     folder = path if path.is_dir() else str(source)
     model = checkpoint.load_folder(folder, dtype=torch.float32)
     texts = TextTokenizer.load(folder, model.text_length) if model.text_length and TextTokenizer.is_in(folder) else None
-    return Tokenizer(model, path.name, texts).to(place, precision)
+    return Tokenizer(model, path.name, texts, folder).to(place, precision)
 
 
 def _is_hub_id(source: str | Path) -> bool:

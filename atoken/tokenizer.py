@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
@@ -31,6 +32,7 @@ from atoken.modalities import MODALITIES
 from atoken.model import ATokenModel, Encoded
 from atoken.patches import PATCH, Size
 from atoken.placement import checked_device, checked_dtype
+from atoken.statistics import NAME, LatentStatistics, measured_in
 from atoken.text import TextTokenizer
 from atoken.tokens import SparseTokens
 
@@ -38,11 +40,13 @@ from atoken.tokens import SparseTokens
 class Tokenizer:
     """A model and its name. Results are the same alone and in a batch, and the same twice.
 
-    texts: the text tokenizer of a model with a text side. Raises: CheckpointError for a model whose tiles do not divide
-    those of a token file.
+    texts: the text tokenizer of a model with a text side. folder: where the model came from, if it was a folder or hub
+    id. Raises: CheckpointError for a model whose tiles do not divide those of a token file.
     """
 
-    def __init__(self, model: ATokenModel, name: str, texts: TextTokenizer | None = None) -> None:
+    def __init__(
+        self, model: ATokenModel, name: str, texts: TextTokenizer | None = None, folder: str | Path | None = None
+    ) -> None:
         if TILE % model.config.tile_frames:
             raise CheckpointError(
                 f"Tiles of {model.config.tile_frames} frames do not divide the {TILE} of a token file."
@@ -50,11 +54,21 @@ class Tokenizer:
         self.model = model.eval()
         self.name = name
         self.texts = texts
+        self.folder = folder
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of configuration and weights, which token files state."""
         return checkpoint.fingerprint(self.model)
+
+    @cached_property
+    def statistics(self) -> LatentStatistics | None:
+        """Mean and deviation of each latent channel, which come with the model; None until ``atoken stats`` makes them.
+
+        Raises: CheckpointError (a damaged file, or one of other weights).
+        """
+        measured = self.folder and measured_in(self.folder, lambda: self.fingerprint)
+        return measured.statistics if measured else None
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +95,7 @@ class Tokenizer:
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that ``load`` reads, with the files of the text tokenizer; nothing of it if that fails.
+        """Write a folder that ``load`` reads, with texts and statistics if there are; nothing of it if that fails.
 
         Raises: CheckpointError.
         """
@@ -92,6 +106,11 @@ class Tokenizer:
                 self.model.save_pretrained(part)
                 if self.texts is not None:
                     self.texts.save(part)
+                with suppress(CheckpointError):  # those of the weights as they were loaded
+                    if self.folder and (
+                        measured := measured_in(self.folder, lambda: checkpoint.fingerprint(self.model))
+                    ):
+                        measured.save(Path(part) / NAME)
                 for file in Path(part).iterdir():
                     file.replace(target / file.name)
         except (OSError, SafetensorError) as error:

@@ -163,7 +163,7 @@ def estimate(stack: Stack, what: str, tokens: int, tiles: float, options: argpar
         tqdm.write(f"atoken: {what}: {count}.", file=sys.stderr)
 
 
-def say(head: list[str], lines: list[list[str]], options: argparse.Namespace, plain: list[Any]) -> None:
+def say(head: list[str], lines: list[list[str]], options: argparse.Namespace, plain: Any) -> None:
     """A table for a person, none without lines; or ``plain`` as JSON; on standard error if results go to the output."""
     file = sys.stderr if getattr(options, "out", None) in STDOUT else sys.stdout
     if options.json:

@@ -136,6 +136,15 @@ def _add_upkeep(commands: Commands) -> None:
     doctor = commands.add_parser("doctor", help="check the guarantees on this machine and this model")
     _add_model(doctor)
 
+    stats = commands.add_parser("stats", help="mean and deviation of each latent channel, for generators")
+    stats.set_defaults(module="stats")
+    _add_inputs(stats, "media, folders of media, or the word procedural: the generator of nano's training data")
+    stats.add_argument(
+        "-o", "--out", help="folder of the model, a .json file, or -, to keep them in (default: only shown)"
+    )
+    stats.add_argument("--tokens", type=_count, default=131_072, help="generated of each modality (default: 131072)")
+    stats.add_argument("--seed", type=_count, default=11, help="of what is generated (default: 11)")
+
     convert = commands.add_parser("convert", help="foreign weights to a folder that atoken loads")
     convert.add_argument("source", help="a published .pt or .safetensors file, or a SigLIP2 folder of transformers")
     convert.add_argument("-o", "--out", required=True, help="folder to write")

@@ -40,6 +40,7 @@ _SIDE, _FRAMES = 64, 16  # of the input that measures a ratio which the model do
 _SPATIAL = ("spatial_compression_ratio", "scale_factor_spatial")
 _TEMPORAL = ("temporal_compression_ratio", "scale_factor_temporal", "time_compression_ratio")
 _REFUSED = {
+    "ATokenAutoencoder": "it is AToken itself, and its folder is measured without the word diffusers before it",
     "AutoencoderRAE": "its pixels are not in [-1, 1]",
     "ConsistencyDecoderVAE": "its decoder draws random numbers",
 }
@@ -125,7 +126,7 @@ def loaded(folder: Path, dtype: str) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise MissingExtraError("diffusers", "eval", "Measuring an autoencoder of diffusers") from error
+        raise MissingExtraError("diffusers", "diffusers", "Measuring an autoencoder of diffusers") from error
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
