@@ -1,13 +1,9 @@
 """LPIPS of samples: equal to plain float64 arithmetic and to the lpips package, and its weights found or asked for."""
 
 import hashlib
-import importlib.util
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +16,10 @@ from atoken.metrics import vgg as vgg_module
 from eval.contract import Item, Output
 from eval.measures import PIXELS, Needs
 from eval.metrics.perceptual import Lpips
+from tests.lpips_package import last_line, needs_lpips
 from tests.pretrain.small_teachers import small_heads, small_vgg
 from tests.tolerances import EXACT, FP32
 
-ROOT = Path(__file__).parents[2]
 MEDIA = Image(np.zeros((1, 1, 3), np.uint8))
 
 
@@ -182,11 +178,8 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="the extra inception is not installed")
+@needs_lpips
 def test_it_is_the_lpips_package_with_the_same_network():
-    command = [sys.executable, "-W", "ignore", "-c", PACKAGE]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    for found, package in json.loads(done.stdout.splitlines()[-1]):
+    for found, package in json.loads(last_line(PACKAGE)):
         assert package > 100 * FP32
         assert found == pytest.approx(package, abs=FP32)

@@ -1,20 +1,16 @@
 """VGG-16 and its two losses: equal to layers written out, to the lpips package, and to closed forms."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.metrics.vgg import SIDE, gram, lpips, published_heads, published_vgg, resized, shared_pass
+from tests.lpips_package import last_line, needs_lpips
 from tests.tolerances import BF16_FORWARD, EXACT, FP32
 
-ROOT = Path(__file__).parents[2]
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # numbers in the published file
 CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 WIDTHS = (64, 128, 256, 512, 512)
@@ -119,12 +115,9 @@ print(json.dumps([pinned, compared(pretrained=True), compared(pretrained=False)]
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="the extra inception is not installed")
+@needs_lpips
 def test_lpips_is_that_of_the_lpips_package():
-    command = [sys.executable, "-W", "ignore", "-c", PACKAGE]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    pinned, *both_heads = json.loads(done.stdout.splitlines()[-1])
+    pinned, *both_heads = json.loads(last_line(PACKAGE))
     assert pinned
     for (package, found), gradient, apart in both_heads:
         assert min(package) > 100 * FP32
