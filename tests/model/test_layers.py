@@ -240,8 +240,12 @@ def test_codes_of_any_levels_round_trip_and_are_the_mixed_radix_of_their_digits(
 
 def test_fsq_refuses_codes_and_widths_it_does_not_have():
     fsq = FSQ(FSQ_LEVELS)
-    with pytest.raises(ValueError, match="4096"):
-        fsq.from_codes(torch.tensor([4096]))
+    for code in (4096, -1):
+        with pytest.raises(ValueError, match=rf"\[0, 4096\), got {code} to {code}"):
+            fsq.from_codes(torch.tensor([code]))
+    for levels in ((), (4, 1), (4, 0)):
+        with pytest.raises(ValueError, match="2 or more"):
+            FSQ(levels)
     with pytest.raises(ValueError, match="groups of 6"):
         fsq.quantise(torch.zeros(50))
 
