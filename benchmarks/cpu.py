@@ -1,6 +1,6 @@
 """Speed on this CPU: so400m against the matrix-product rate, and everything around the network for a large image.
 
-``python -m benchmarks.cpu`` prints two tables; the machine should be otherwise idle. The second is of a 1024x1024 image
+``python -m benchmarks.cpu`` prints three tables; the machine should be otherwise idle. The third is of a 1024x1024 image
 and ``base`` with random weights: patchify, position tables, packing and unpacking, unpatchify, and the token file
 written and read, each with its share of the network's time. Pillow's reading and writing of the image is not counted.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,27 +23,40 @@ from atoken.presets import preset
 from atoken.rope import rotation
 from atoken.tokenizer import Tokenizer
 from atoken.tokens import SparseTokens
-from benchmarks.measure import best_of, matrix_rate, operations, random_tokens
+from atoken.tower import ATokenVisionModel
+from benchmarks.measure import best_of, encoder_operations, matrix_rate, operations, random_tokens
 from benchmarks.tables import head, options, row
 
 SHAPES = {"256x256 image": (1, 16, 16), "16x128x128 video": (4, 8, 8)}
+TOWER_SIDE = 384
 SIDE = 1024
 
 
-@torch.inference_mode()
 def network(runs: int) -> None:
-    """Print the table of so400m in fp32 and bf16."""
+    """Print the tables of so400m in fp32 and bf16: encode and decode, and the vision tower."""
     model = ATokenModel(preset("so400m-c")).eval()
-    print(f"so400m-c, encode + decode, {torch.get_num_threads()} threads, best of {runs}\n")
+    tokens = {name: random_tokens(model.config, [shape]) for name, shape in SHAPES.items()}
+    works = {name: operations(model.config, packed.lengths) for name, packed in tokens.items()}
+    _rates("encode + decode", runs, model, tokens, works)
+    side = TOWER_SIDE
+    tower = ATokenVisionModel.from_atoken(model)
+    pixels = {f"{side}x{side} image": torch.rand(1, 3, side, side) * 2 - 1}
+    work = encoder_operations(model.config, [(side // 16) ** 2], latents=0)
+    print()
+    _rates("vision tower", runs, tower, pixels, dict.fromkeys(pixels, work))
+
+
+@torch.inference_mode()
+def _rates(what: str, runs: int, model: torch.nn.Module, inputs: dict[str, Any], works: dict[str, int]) -> None:
+    """A row for each input in fp32 and bf16; ``works``: its multiplications and additions."""
+    print(f"so400m-c, {what}, {torch.get_num_threads()} threads, best of {runs}\n")
     head("input", "dtype", "seconds", "Gop", "Gop/s", "matrix product Gop/s", "share")
     for dtype in (torch.float32, torch.bfloat16):
         model = model.to(dtype)
-        for name, shape in SHAPES.items():
+        for name, argument in inputs.items():
             rate = matrix_rate(dtype)
-            tokens = random_tokens(model.config, [shape])
-            seconds = best_of(runs, partial(model, tokens))
-            rate = max(rate, matrix_rate(dtype))
-            work = operations(model.config, tokens.lengths)
+            seconds = best_of(runs, partial(model, argument))
+            rate, work = max(rate, matrix_rate(dtype)), works[name]
             speeds = f"{work / seconds / 1e9:.0f}", f"{rate / 1e9:.0f}", f"{work / seconds / rate:.1%}"
             row(name, str(dtype).removeprefix("torch."), f"{seconds:.3f}", f"{work / 1e9:.0f}", *speeds)
 
@@ -80,7 +94,7 @@ def around() -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     chosen = options(__doc__, threads=torch.get_num_threads(), runs=5)
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)

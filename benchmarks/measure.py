@@ -35,12 +35,12 @@ def operations(config: ATokenConfig, lengths: Sequence[int]) -> int:
     return encoder_operations(config, lengths) + _side(config, "decoder", config.latent_channels, lengths)
 
 
-def encoder_operations(config: ATokenConfig, lengths: Sequence[int]) -> int:
+def encoder_operations(config: ATokenConfig, lengths: Sequence[int], latents: int | None = None) -> int:
     """Multiplications and additions of encode: linear layers, and attention as the sum of squared lengths.
 
-    The pooling head, norms and rotations are not counted.
+    The pooling head, norms and rotations are not counted. latents: 0 if the features are all that is computed.
     """
-    return _side(config, "encoder", 2 * config.latent_channels, lengths)
+    return _side(config, "encoder", 2 * config.latent_channels if latents is None else latents, lengths)
 
 
 def _side(config: ATokenConfig, side: str, latents: int, lengths: Sequence[int]) -> int:
