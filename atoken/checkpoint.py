@@ -290,6 +290,9 @@ def load_folder(folder: str | Path, **options: Any) -> ATokenModel:
     Raises: CheckpointError (no model in the folder, a damaged file, weights that do not fit).
     """
     try:
+        found, mine = PreTrainedConfig.get_config_dict(folder)[0].get("model_type"), ATokenConfig.model_type
+        if found != mine:
+            raise ValueError(f"its config.json is of type {found}, not {mine}; for a tower use ATokenVisionModel.")
         with quiet_transformers():
             model, info = ATokenModel.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:

@@ -1,7 +1,7 @@
 """Speed on this CPU: so400m against the matrix-product rate, and everything around the network for a large image.
 
-``python -m benchmarks.cpu`` prints three tables; the machine should be otherwise idle. The third is of a 1024x1024 image
-and ``base`` with random weights: patchify, position tables, packing and unpacking, unpatchify, and the token file
+``python -m benchmarks.cpu`` prints three tables; the machine should be otherwise idle. The last is of a 1024x1024
+image and ``base`` with random weights: patchify, position tables, packing and unpacking, unpatchify, and the token file
 written and read, each with its share of the network's time. Pillow's reading and writing of the image is not counted.
 """
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image as PilImage
 from transformers import AutoImageProcessor, AutoModel, Siglip2VisionConfig, Siglip2VisionModel
 
-from atoken import ATokenImageProcessor, ATokenModel, ATokenVisionConfig, ATokenVisionModel, tower
+from atoken import ATokenImageProcessor, ATokenModel, ATokenVisionConfig, ATokenVisionModel, load, tower
 from atoken.checkpoint import from_siglip2
-from atoken.errors import MediaError, TensorError
+from atoken.errors import CheckpointError, MediaError, TensorError
 from atoken.io import Image, Video, load_media
 from atoken.patches import pack_pixels
 from atoken.presets import BUNDLED
@@ -272,3 +272,9 @@ def test_gradients_flow_to_pixels_and_weights_through_checkpointing():
             gradients.append(x.grad)
             assert model.encoder.inputs.weight.grad.abs().sum() > 0
     torch.testing.assert_close(*gradients, atol=FP32, rtol=0)
+
+
+def test_a_tower_is_not_taken_for_a_tokenizer(tmp_path):
+    ATokenVisionModel.from_atoken(small_model()).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"of type atoken_vision, not atoken; .*ATokenVisionModel"):
+        load(tmp_path)
