@@ -73,14 +73,14 @@ class Preparation:
         """A file, a folder of views, or a video as a list of images: prepared. Raises MediaError, MissingExtraError."""
         if not isinstance(media, Path):
             return self._video((read_image(path).pixels for path in self._cut(media)), FRAME_RATE)
-        modality, format = sniff(media)
+        modality, format = sniff(media, first_frame=True)
         if format.folder_file:
             return read_views(media, self.view_size)
         if modality.read_frames:
             stop = None if self.spread else self.frames
             with VideoReader(media, frames=(0, stop), fps=self.fps) as reader:
                 return self._video((frame.pixels for frame in reader), self.fps or reader.info.fps)
-        return self(load_media(media))
+        return self(load_media(media, first_frame=True))
 
     def __call__(self, media: Image | Video | Mesh | Views) -> Media:
         """What is in memory, prepared. Raises: MediaError, MissingExtraError."""

@@ -52,10 +52,10 @@ def media(file: str, options: argparse.Namespace) -> Image | Video | Mesh | View
     stated = {f"max_{name}": getattr(options, f"limit_{name}") for name in ("pixels", "side", "seconds", "frames")}
     limits = replace(Limits(), **{name: limit for name, limit in stated.items() if limit is not None})
     found, name = source(file), "standard input" if file in STDIN else file
-    read_frames = sniff(found, name=name).modality.read_frames
+    read_frames = sniff(found, name=name, first_frame=options.first_frame).modality.read_frames
     if read_frames:
         return read_frames(found, name=name, frames=options.frames, fps=options.fps, limits=limits)
-    return load_media(found, name=name, limits=limits)
+    return load_media(found, name=name, first_frame=options.first_frame, limits=limits)
 
 
 def source(file: str) -> Source:

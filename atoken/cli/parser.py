@@ -161,6 +161,7 @@ def _add_inputs(command: argparse.ArgumentParser, files: str) -> None:
     _add_model(command)
     command.add_argument("--frames", type=_frame_range, help="of videos: FIRST:LAST, from 0, LAST not included")
     command.add_argument("--fps", type=_fps, help="of videos: take so many frames a second")
+    command.add_argument("--first-frame", action="store_true", help="of animated images, instead of a video")
     command.add_argument("--coarsen", action="store_true", help="pack assets of too many voxels at a lower resolution")
     command.add_argument(
         "--max-side", type=_pixels, metavar="PIXELS", help="scale larger images and frames down to this"

@@ -17,12 +17,16 @@ _HEAD, _END = 4096, 32  # bytes that are looked at
 
 
 class Head(NamedTuple):
-    """What a format is known by: the first and last bytes of a file, its size, the suffix of its name in lower case."""
+    """What a format is known by: the first and last bytes of a file, its size, the suffix of its name in lower case.
+
+    ``file``: the open file, for formats that need to see more of it.
+    """
 
     start: bytes
     size: int
     suffix: str
-    end: bytes = b""
+    end: bytes
+    file: BinaryIO
 
 
 class Format(NamedTuple):
@@ -52,7 +56,7 @@ def head_of(file: BinaryIO, name: str) -> Head:
     file.seek(0)
     if not start:
         raise MediaError(f"Cannot read {name}: the file is empty.")
-    return Head(start, size, Path(name).suffix.lower(), end)
+    return Head(start, size, Path(name).suffix.lower(), end, file)
 
 
 def format_of(file: BinaryIO, name: str, formats: Sequence[Format], what: str) -> str:

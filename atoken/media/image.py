@@ -20,7 +20,7 @@ import numpy as np
 from atoken.atomic import Target, atomic_path, called, suffix_of
 from atoken.errors import AtokenWarning, MediaError
 from atoken.media.formats import format_of
-from atoken.media.image_formats import FORMATS, open_image
+from atoken.media.image_formats import FORMATS, Turn, open_image, turn_of
 from atoken.media.image_values import floats_to_8_bits, is_wide, low_bytes, raw_mode, to_8_bits
 from atoken.media.limits import DEFAULT_LIMITS, Limits
 from atoken.media.source import Source, name_of, opened, translated
@@ -34,18 +34,6 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys((".jpg", ".jpeg"), ("JPEG", {"quality": 95, "subsampling": 0})),
     ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: the colours of transparent pixels, too
     **dict.fromkeys((".tif", ".tiff"), ("TIFF", {"compression": "tiff_adobe_deflate"})),
-}
-_ORIENTATION = 0x0112  # the EXIF tag
-# By orientation: swap rows and columns, then flip the rows, flip the columns.
-_TURNS = {
-    1: (0, 0, 0),
-    2: (0, 0, 1),
-    3: (0, 1, 1),
-    4: (0, 1, 0),
-    5: (1, 0, 0),
-    6: (1, 0, 1),
-    7: (1, 1, 1),
-    8: (1, 1, 0),
 }
 
 
@@ -97,7 +85,7 @@ def read_image(source: Source, *, name: str | None = None, limits: Limits = DEFA
         if getattr(pil, "is_animated", False):
             warnings.warn(f"Only the first of the frames or pages of {name} is used.", AtokenWarning, stacklevel=2)
         low = (lambda: low_bytes(open_image(file, format))) if wide else None
-        return _upright(_convert(pil, f"The image {name}", low), _orientation(pil, name))
+        return _upright(_convert(pil, f"The image {name}", low), turn_of(pil, name))
 
 
 def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:
@@ -108,7 +96,7 @@ def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:
     limits.check_size(pil.height, pil.width, "The image")
     with translated("Cannot use the image"):
         pil.load()
-        return _upright(_convert(pil, "The image"), _orientation(pil, "the image"))
+        return _upright(_convert(pil, "The image"), turn_of(pil, "the image"))
 
 
 def write_image(image: Image, target: Target, *, format: str | None = None) -> None:
@@ -139,17 +127,8 @@ def write_image(image: Image, target: Target, *, format: str | None = None) -> N
             raise MediaError(f"Cannot write {called(target)} as {kind}: {error}.") from error
 
 
-def _orientation(pil: PIL.Image.Image, what: str) -> int:
-    """The EXIF orientation, 1 where there is none."""
-    try:
-        return int(pil.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - damaged EXIF raises nearly any type, and the pixels are sound without it
-        warnings.warn(f"The EXIF data of {what} is damaged; its orientation is ignored.", AtokenWarning, stacklevel=3)
-        return 1
-
-
-def _upright(image: Image, orientation: int) -> Image:
-    swap, rows, columns = _TURNS.get(orientation, _TURNS[1])
+def _upright(image: Image, turn: Turn) -> Image:
+    swap, rows, columns = turn
 
     def turned(array: np.ndarray) -> np.ndarray:
         array = array.swapaxes(0, 1) if swap else array

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import struct
+import warnings
+from functools import partial
 from importlib import import_module
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from atoken.errors import MissingExtraError
+from atoken.errors import AtokenWarning, MissingExtraError
 from atoken.media.formats import Format, Head, begins
 
 if TYPE_CHECKING:
@@ -27,8 +29,13 @@ _OPENERS = {
     "TGA": ("PIL.TgaImagePlugin", "TgaImageFile"),
 }
 _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
+_ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_ORIENTATION = 0x0112  # the EXIF tag
+Turn = tuple[bool, bool, bool]  # swap rows and columns, then flip the rows, flip the columns
+_TURNS = {2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False),
+          6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}  # fmt: skip
 _ICON_SIDE = 256  # pixels; what the directory of an icon can state
 
 
@@ -53,6 +60,19 @@ def _is_tga(head: Head) -> bool:
     return image_type in types and depth in (1, 8, 16, 24, 32)
 
 
+def _is_animation(format: Format, head: Head) -> bool:
+    """Whether a file has more than one frame; one for programs that show no animations (of APNG) is not counted."""
+    try:
+        if not format.matches(head):
+            return False
+        pil: Any = open_image(head.file, format.name)
+        return bool(pil.is_animated) and not (getattr(pil, "default_image", False) and pil.n_frames == 2)
+    except Exception:  # noqa: BLE001 - Pillow raises nearly any type on damaged input; whoever reads it says so
+        return False
+    finally:
+        head.file.seek(0)
+
+
 FORMATS = (
     Format("PNG", (".png", ".apng"), begins(b"\x89PNG\r\n\x1a\n")),
     Format("JPEG", (".jpg", ".jpeg"), begins(b"\xff\xd8\xff")),
@@ -69,6 +89,12 @@ FORMATS = (
 )
 
 
+# Formats of several frames that are shown one after another; the files are told by their content alone.
+ANIMATIONS = tuple(
+    Format(format.name, (), partial(_is_animation, format)) for format in FORMATS if format.name in _ANIMATED
+)
+
+
 def open_image(file: IO[bytes], format: str) -> PIL.Image.Image:
     """Open a file, from its start, by the name of a format. Raises: MissingExtraError, and whatever Pillow raises."""
     file.seek(0)
@@ -79,6 +105,15 @@ def open_image(file: IO[bytes], format: str) -> PIL.Image.Image:
     module, opener = _OPENERS[format]
     pil: PIL.Image.Image = getattr(import_module(module), opener)(file)
     return pil
+
+
+def turn_of(pil: PIL.Image.Image, what: str) -> Turn:
+    """How to make a loaded image upright, by its EXIF orientation; an AtokenWarning where that cannot be read."""
+    try:
+        return _TURNS.get(int(pil.getexif().get(_ORIENTATION, 1)), (False, False, False))
+    except Exception:  # noqa: BLE001 - damaged EXIF raises nearly any type, and the pixels are sound without it
+        warnings.warn(f"The EXIF data of {what} is damaged; its orientation is ignored.", AtokenWarning, stacklevel=3)
+        return False, False, False
 
 
 def _heif(file: IO[bytes]) -> PIL.Image.Image:

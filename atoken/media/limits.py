@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from atoken.errors import MediaError
 
@@ -30,6 +31,22 @@ class Limits:
             raise MediaError(
                 f"{what} is {width}x{height}, over the limit of {self.max_pixels:,} pixels and {self.max_side:,} a "
                 "side; raise the limit (--limit-pixels, --limit-side, or Limits in Python) if you trust the file."
+            )
+
+    def check_frames(self, count: int, name: str) -> None:
+        """Refuse a video of more than ``max_frames``. Raises: MediaError."""
+        if count > self.max_frames:
+            raise MediaError(
+                f"{name} has more than {self.max_frames:,} frames; raise the limit (Limits.max_frames), lower fps=, or "
+                "read a part with frames=."
+            )
+
+    def check_seconds(self, seconds: Fraction, name: str) -> None:
+        """Refuse a video that goes on after ``max_seconds``. Raises: MediaError."""
+        if seconds > self.max_seconds:
+            raise MediaError(
+                f"{name} is longer than {self.max_seconds:g} seconds; raise the limit (Limits.max_seconds), or read a "
+                "part with frames=."
             )
 
     def check_faces(self, faces: int, vertices: int, what: str) -> None:

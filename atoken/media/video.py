@@ -1,4 +1,4 @@
-"""Videos, read through PyAV in a child process.
+"""Videos, read through PyAV in a child process; animated images are read through Pillow in one, in the same way.
 
 A damaged or hostile file can at worst end the child, which has limits on memory and CPU time and whose demuxer may not
 open any other file. Damage that the decoder notices is an error, and so are fewer frames than the container's
@@ -27,6 +27,7 @@ from atoken.errors import AtokenWarning, MediaError
 from atoken.media.clock import check_timestamps, clock_slack, exact_fps, varying
 from atoken.media.formats import Format, Head, begins, format_of
 from atoken.media.image import check_alpha, check_pixels
+from atoken.media.image_formats import ANIMATIONS
 from atoken.media.limits import DEFAULT_LIMITS, Limits
 from atoken.media.process import DONE, INFO, RGBA, TEXT_BYTES, ReaderProcess
 from atoken.media.source import Source, name_of, opened
@@ -52,6 +53,7 @@ FORMATS = (
     Format("mov", (".mp4", ".m4v", ".mov"), _is_mov),
     Format("matroska", (".mkv", ".webm"), begins(b"\x1a\x45\xdf\xa3")),
     Format("avi", (".avi",), lambda head: head.start[:4] == b"RIFF" and head.start[8:12] == b"AVI "),
+    *ANIMATIONS,
 )
 
 

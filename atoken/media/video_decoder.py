@@ -65,6 +65,7 @@ class Decoder:
         self._alphas: dict[int | None, list[VideoFrame]] = {}  # by time stamp, of packets that are in the decoder
         self._alpha_context: VideoCodecContext | None = None
         self.fps = _rate(self._stream)
+        self.last_seconds = 1 / self.fps  # for which the last frame is shown
         self.slack = clock_slack(self._stream.time_base or 1 / self.fps)
         self._reformatter = VideoReformatter()
         self._size = (0, 0)
@@ -76,12 +77,13 @@ class Decoder:
         try:
             for number, packet in enumerate(self._container.demux(self._stream)):
                 self._tick()
-                self.check_count(number // 2)  # a frame has at most two packets, its fields
+                self._limits.check_frames(number // 2, self.name)  # a frame has at most two packets, its fields
                 discarded += packet.is_discard
                 timed: list[tuple[Fraction, Decoded]] = []
                 cause = ""
                 for frame in self._decode(packet, count):
-                    seconds = self.checked_time(times.next(_seconds(frame.pts, frame.time_base)))
+                    seconds = times.next(_seconds(frame.pts, frame.time_base))
+                    self._limits.check_seconds(seconds, self.name)
                     timed.append((seconds, Decoded(frame, self._alpha_of(frame, count + len(timed)))))
                     end = times.origin + timed[-1][0] + (_seconds(frame.duration, frame.time_base) or 1 / self.fps)
                 if _ends(packet):
@@ -97,10 +99,11 @@ class Decoder:
         except Exception as error:  # PyAV raises nearly any type on damaged input
             raise self.damaged(count, reason(error)) from error
 
-    def describe(self, first: VideoFrame) -> dict[str, Any]:
+    def describe(self, first: Decoded) -> dict[str, Any]:
         """For JSON: the fields of ``VideoInfo``, how to make frames upright, and notes on what is not read."""
-        turn = _turn(first, self.name)
-        height, width = (first.width, first.height) if turn[0] else (first.height, first.width)
+        frame = first.frame
+        turn = _turn(frame, self.name)
+        height, width = (frame.width, frame.height) if turn[0] else (frame.height, frame.width)
         duration = self._container.duration
         return {
             "info": {
@@ -134,23 +137,6 @@ class Decoder:
             return RGBA, np.dstack([_pixels(rgb, 3), _pixels(alpha, 1)]), 4 * rgb.width
         plane = rgb.planes[0]
         return RGBA if has_alpha else DATA, memoryview(plane)[: plane.line_size * rgb.height], plane.line_size
-
-    def check_count(self, count: int) -> None:
-        """Refuse more than ``limits.max_frames`` frames. Raises: MediaError."""
-        if count > self._limits.max_frames:
-            raise MediaError(
-                f"{self.name} has more than {self._limits.max_frames:,} frames; raise the limit "
-                "(Limits.max_frames), lower fps=, or read a part with frames=."
-            )
-
-    def checked_time(self, seconds: Fraction) -> Fraction:
-        """Give ``seconds`` back unless it is beyond ``limits.max_seconds``. Raises: MediaError."""
-        if seconds > self._limits.max_seconds:
-            raise MediaError(
-                f"{self.name} is longer than {self._limits.max_seconds:g} seconds; raise the limit "
-                "(Limits.max_seconds), or read a part with frames=."
-            )
-        return seconds
 
     def damaged(self, count: int, cause: str) -> MediaError:
         """Say that only ``count`` frames are sound."""

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from atoken.io.token_file import Tokens, read_items
 from atoken.metrics.pixels import psnr, ssim
 from tests.cli.cases import files_in, film, image, pixels_of, says_one_sentence
 from tests.model.sizes import small_model
+from tests.tokenizer.small import random_frames
 from tests.tolerances import FP32
 
 METRICS = 1e-6  # relative: the same sums in another order
@@ -184,6 +186,18 @@ def test_the_first_compared_frames_are_those_of_a_chosen_range(run, there):
     code, out, _ = run("reconstruct", path, "--frames", "17:21", "--json")
     assert (code, json.loads(out)[0]["size"]) == (0, "30x18x4")
     assert np.array_equal(pixels_of("out/a.mp4.compare.png")[:, :30], pixels_of(path)[17])
+
+
+def test_an_animated_image_is_a_video_unless_its_first_frame_is_asked_for(run, there):
+    first, *rest = [PIL.Image.fromarray(random_frames(18, 32, seed=seed)) for seed in range(3)]
+    first.save("a.webp", save_all=True, append_images=rest, duration=[40, 80, 40], lossless=True)
+    assert run("encode", "a.webp")[0] == 0
+    tokens = Tokens.load("a.atok")
+    assert (tokens.modality, tokens.frames) == ("video", 3)
+    assert np.allclose(tokens.timestamps, [0, 0.04, 0.12])
+    code, _, said = run("encode", "a.webp", "--first-frame")
+    assert (code, Tokens.load("a.atok").modality) == (0, "image")
+    assert "Only the first of the frames" in said
 
 
 def test_inputs_of_one_name_do_not_overwrite_each_other(run, there):

@@ -191,4 +191,4 @@ def _suffix(media: bytes, path: object, what: str) -> str:
     stated = Path(path).suffix.lower() if isinstance(path, str) else ""
     if stated in SUFFIXES:
         return stated
-    return sniff(media, name=what).format.suffixes[0]
+    return sniff(media, name=what, first_frame=True).format.suffixes[0]
