@@ -109,9 +109,11 @@ def tallies(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
         path.mkdir()
     watch = Watch(secrets(cases))
     images, videos, files = seed_files.images(seeds), seed_files.videos(seeds), seed_files.token_files(seeds)
+    animations = seed_files.animations(seeds)
     with closing(Reader(())) as reader:
         contents = {path: reader.ask(path).detail for path in files}
     yield run("images", images, damaged(cases, images, options.images, seed, mutate), watch)
+    yield run("animated images", animations, damaged(cases, animations, options.animations, seed, mutate), watch)
     yield run("videos", videos, damaged(cases, videos, options.videos, seed, mutate), watch)
     yield run("token files", files, damaged(cases, files, options.token_files, seed, mutate, contents), watch)
 
@@ -147,7 +149,14 @@ def _line(cells: Sequence[str]) -> str:
 def main() -> int:
     """Print the table, and below it every file that was not treated as it must be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, count in (("images", 500), ("videos", 300), ("token-files", 300), ("meshes", 1000), ("seed", 0)):
+    for name, count in (
+        ("images", 2000),
+        ("animations", 300),
+        ("videos", 300),
+        ("token-files", 300),
+        ("meshes", 1000),
+        ("seed", 0),
+    ):
         parser.add_argument(f"--{name}", type=int, default=count)
     options = parser.parse_args()
     print(_line(HEAD) + "\n" + _line(["---"] * len(HEAD)))

@@ -17,13 +17,13 @@ from tests.media import seed_files
 from tests.media.damage import damaged, mutate
 from tests.media.hostile_cases import hostile_images, hostile_videos, secrets
 
-LARGE = ("64-megapixels.png",)  # sound, and 600 MB in memory
+LARGE = ("64-megapixels.png", "64-megapixels.tga", "8000x8000.avif")  # sound, and 600 MB in memory
 
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("seeds")
-    seed_files.images(folder), seed_files.videos(folder), seed_files.token_files(folder)
+    seed_files.images(folder), seed_files.animations(folder), seed_files.videos(folder), seed_files.token_files(folder)
     return folder
 
 
@@ -42,9 +42,10 @@ def outcome(path: Path) -> str:
 
 def test_damaged_files_are_read_or_refused_in_one_sentence(tmp_path: Path, seeds: Path) -> None:
     """A little of what ``benchmarks.fuzz`` does at length; a damaged token file is always refused."""
-    images = [seeds / name for name in (*seed_files.IMAGES, "moving.gif")]
-    for case in damaged(tmp_path, images, 150, 1, mutate):
+    for case in damaged(tmp_path, [seeds / name for name in seed_files.IMAGES], 300, 1, mutate):
         assert outcome(case.path) in ("image", "refused"), case.path.name
+    for case in damaged(tmp_path, [seeds / name for name in seed_files.ANIMATIONS], 16, 1, mutate):
+        assert outcome(case.path) in ("image", "video", "refused"), case.path.name
     for case in damaged(tmp_path, sorted(seeds.glob("*.atok")), 60, 1, mutate):
         assert outcome(case.path) == "refused", case.path.name
 

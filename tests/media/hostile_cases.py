@@ -37,6 +37,7 @@ def hostile_videos(folder: Path, seeds: Path, port: int) -> Iterator[Case]:
 
 def _image_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
     rgb, jpeg, bmp = ((seeds / name).read_bytes() for name in ("rgb.png", "plain.jpg", "rgb.bmp"))
+    avif, heic, jp2, webp = ((seeds / f).read_bytes() for f in ("rgb.avif", "rgb.heic", "rgb.jp2", "moving.webp"))
     bomb = zlib.compress(bytes(200 << 20), 9)
     frame = struct.pack("<cHHHHB", b",", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
     svg = '<svg xmlns="http://www.w3.org/2000/svg"><image href="secret.mp4"/></svg>'
@@ -51,7 +52,7 @@ def _image_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
         "iccp.png": (rgb[:33] + _chunk(b"iCCP", b"a\0\0" + bomb) + rgb[33:], ""),
         "65500x65500.jpg": (jpeg[:start] + b"\xff\xdc\xff\xdc" + jpeg[start + 4 :], "refused"),
         "tall.bmp": (bmp[:18] + struct.pack("<ii", 16, -(2**31)) + bmp[26:], "refused"),
-        "frames.gif": (b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 10_000 + b";", "image"),
+        "frames.gif": (b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff" + frame * 10_000 + b";", "video"),
         "cyclic.tif": (_tiff(following=8), "image"),
         "own-exif.tif": (_tiff((34665, 4, 1, 8)), "image"),
         "own-sub-folder.tif": (_tiff((330, 4, 1, 8)), "image"),
@@ -61,6 +62,30 @@ def _image_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
         "svg.png": (svg.encode(), "refused"),
         "pdf.png": (b"%PDF-1.4\n1 0 obj <</F (secret.mp4)>> endobj\n", "refused"),
         "ppm.png": (b"P6 60000 60000 255\n", "refused"),
+        "lying.ppm": (b"P6 8000 8000 255\n" + bytes(999), "refused"),
+        "lying-plain.ppm": (b"P3 8000 8000 255\n" + b"1 " * 999, "refused"),
+        "endless-number.ppm": (b"P5 " + b"1" * 1_000_000, "refused"),
+        "65535x65535.tga": (_tga(65_535, 65_535), "refused"),
+        "lying.tga": (_tga(8_000, 8_000), "refused"),
+        "64-megapixels.tga": (_tga(8_064, 7_936, pixels=8_064 * 7_936), "image"),
+        "60000x60000.ico": (_icon(_png(60_000, 60_000)), "refused"),
+        "bitmap.ico": (_icon(struct.pack("<IiiHHIIiiII", 40, 20_000, 40_000, 1, 32, *[0] * 6)), "refused"),
+        "many-entries.ico": (b"\0\0\1\0\xff\xff" + bytes(64), "refused"),
+        "icon-in-itself.ico": (_icon(b"", offset=0), "refused"),
+        "60000x60000.avif": (_sized(avif, 60_000), "refused"),
+        # A decoder may go by the size in the stream, or scale to that in the boxes.
+        "8000x8000.avif": (_sized(avif, 8_000), ""),
+        "60000x60000.heic": (_sized(heic, 60_000), "refused"),
+        "8000x8000.heic": (_sized(heic, 8_000), ""),
+        "brand-only.avif": (avif[: avif.index(b"meta") - 4], "refused"),
+        "brand-only.heic": (heic[: heic.index(b"meta") - 4], "refused"),
+        "60000x60000.jp2": (_sized_jp2(jp2, 60_000, 60_000), "refused"),
+        "lying.jp2": (_sized_jp2(jp2, 8_000, 8_000), "refused"),
+        "many-tiles.jp2": (_sized_jp2(jp2, 8_000, 1), "refused"),
+        "many-frames.png": (_animated(rgb, 0x7FFFFFFF), "refused"),
+        "missing-frames.png": (_animated(rgb, 200_000), "refused"),
+        "65535x65535.gif": (b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff" + frame * 2 + b";", "refused"),
+        "wide.webp": (webp[:24] + b"\xff\xff\xff\xff\xff\0" + webp[30:], "refused"),
         "jpeg.mp4": (jpeg, "image"),
     }
 
@@ -78,6 +103,35 @@ def _png(width: int, height: int, pixels: int = 1024) -> bytes:
         + _chunk(b"IDAT", zlib.compress(bytes(pixels)))
         + _chunk(b"IEND", b"")
     )
+
+
+def _tga(width: int, height: int, pixels: int = 9) -> bytes:
+    """A run-length encoded RGB TGA that states this size and holds so many black pixels."""
+    run = b"\xff\0\0\0"  # 128 pixels
+    return struct.pack("<BBBHHBHHHHBB", 0, 0, 10, 0, 0, 0, 0, 0, width, height, 24, 0) + run * (-(-pixels // 128))
+
+
+def _icon(image: bytes, offset: int = 22) -> bytes:
+    """An icon with one entry."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, max(len(image), 64), offset) + image
+
+
+def _sized(data: bytes, side: int) -> bytes:
+    """An AVIF or HEIC whose boxes state another size."""
+    return re.sub(rb"(?s)(ispe\0{4}).{8}", lambda box: box[1] + struct.pack(">II", side, side), data)
+
+
+def _sized_jp2(data: bytes, side: int, tile: int) -> bytes:
+    """A JPEG 2000 whose box and stream state another size, in tiles of that side."""
+    stream = data.index(b"\xff\x4f\xff\x51") + 8
+    sizes = struct.pack(">8I", side, side, 0, 0, tile, tile, 0, 0)
+    boxed = re.sub(rb"(?s)(ihdr).{8}", lambda box: box[1] + struct.pack(">II", side, side), data[:stream])
+    return boxed + sizes + data[stream + 32 :]
+
+
+def _animated(png: bytes, frames: int) -> bytes:
+    """A PNG that states so many frames, and holds one."""
+    return png[:33] + _chunk(b"acTL", struct.pack(">II", frames, 0)) + png[33:]
 
 
 def _tiff(*more: tuple[int, int, int, int], following: int = 0, strips: int = 1) -> bytes:

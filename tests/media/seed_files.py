@@ -13,12 +13,14 @@ import av
 import numpy as np
 import PIL.Image
 import torch
+from pillow_heif import register_heif_opener
 
 from atoken.io import Image, Video
 from atoken.io.token_file import TokenFileWriter, Tokens
 from atoken.media.video_writer import X264_OPTIONS
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.tokenizer import Tokenizer
+from tests.media.image_files import wide_png, wide_tiff
 from tests.media.mesh_cases import HALVES, SQUARE, Gltf, png
 
 IMAGES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, and how it is saved
@@ -28,6 +30,15 @@ IMAGES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, and 
     "raw.tif": ("RGB", {}), "lzw.tif": ("RGB", {"compression": "tiff_lzw"}),
     "jpeg.tif": ("RGB", {"compression": "jpeg"}), "deflate.tif": ("RGBA", {"compression": "tiff_deflate"}),
     "rgb.bmp": ("RGB", {}), "palette.bmp": ("P", {}), "still.gif": ("P", {}),
+    "rgb.avif": ("RGB", {}), "alpha.avif": ("RGBA", {}), "rgb.heic": ("RGB", {}), "alpha.heic": ("RGBA", {}),
+    "rgb.jp2": ("RGB", {}), "lossy.jp2": ("RGBA", {"quality_layers": [20], "irreversible": True}),
+    "tiles.j2k": ("RGB", {"tile_size": (32, 32)}), "grey16.jp2": ("I;16", {}),
+    "rgb.ppm": ("RGB", {}), "grey16.pgm": ("I;16", {}), "bits.pbm": ("1", {}),
+    "rgb.tga": ("RGB", {}), "palette.tga": ("P", {}), "run.tga": ("RGBA", {"compression": "tga_rle"}),
+    "png.ico": ("RGBA", {}), "bitmap.ico": ("RGBA", {"bitmap_format": "bmp"}),
+}  # fmt: skip
+ANIMATIONS: dict[str, dict[str, Any]] = {
+    "moving.gif": {}, "moving.webp": {"quality": 60}, "moving.png": {}, "moving.avif": {"quality": 60},
 }  # fmt: skip
 VIDEOS = {
     "x264.mp4": "libx264", "mpeg4.mp4": "mpeg4", "x264.mkv": "libx264", "ffv1.mkv": "ffv1", "vp9.webm": "libvpx-vp9",
@@ -52,13 +63,27 @@ def moving(count: int, height: int, width: int) -> np.ndarray:
 
 
 def images(folder: Path) -> list[Path]:
-    """One file of each entry of ``IMAGES``, and a GIF of several frames."""
-    frames = [PIL.Image.fromarray(pixels) for pixels in moving(4, 48, 64)]
+    """One file of each entry of ``IMAGES``, a PNG and TIFFs of 16-bit colours, and a PPM in text."""
+    register_heif_opener()
+    pixels = moving(1, 48, 64)[0]
     for name, (mode, how) in IMAGES.items():
-        grey = PIL.Image.fromarray(np.asarray(frames[0]).astype(np.uint16)[..., 0] << 8)
-        (grey if mode == "I;16" else frames[0].convert(mode)).save(folder / name, **how)
-    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
-    return [folder / name for name in (*IMAGES, "moving.gif")]
+        grey = PIL.Image.fromarray(pixels.astype(np.uint16)[..., 0] << 8)
+        (grey if mode == "I;16" else PIL.Image.fromarray(pixels).convert(mode)).save(folder / name, **how)
+    plain = "P3 64 48 255\n" + " ".join(map(str, pixels.ravel()))
+    wide = pixels.astype(np.uint16) << 4
+    more = {"wide.png": wide_png(wide), "wide.tif": wide_tiff(wide, "<", 1),
+            "wide-deflate.tif": wide_tiff(wide, ">", 8), "plain.ppm": plain.encode()}  # fmt: skip
+    for name, data in more.items():
+        (folder / name).write_bytes(data)
+    return [folder / name for name in (*IMAGES, *more)]
+
+
+def animations(folder: Path) -> list[Path]:
+    """One file of each entry of ``ANIMATIONS``, four frames of 64x48 of different durations."""
+    first, *rest = [PIL.Image.fromarray(pixels) for pixels in moving(4, 48, 64)]
+    for name, how in ANIMATIONS.items():
+        first.save(folder / name, save_all=True, append_images=rest, duration=[40, 80, 120, 40], **how)
+    return [folder / name for name in ANIMATIONS]
 
 
 def videos(folder: Path) -> list[Path]:

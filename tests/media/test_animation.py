@@ -10,7 +10,7 @@ import pytest
 
 from atoken.errors import AtokenWarning, MediaError
 from atoken.io import Image, Limits, Video, VideoReader, load_media, read_image, sniff
-from tests.media.test_image import chunk
+from tests.media.image_files import chunk
 
 KINDS = {
     "GIF": {},

@@ -16,6 +16,7 @@ import pytest
 
 from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.io import Image, Limits, Video, from_pil, load_media, read_image, write_image
+from tests.media.image_files import chunk, wide_png, wide_tiff
 
 SHADES = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.random.default_rng(0).integers(0, 256, (11, 7, 3), dtype=np.uint8)
@@ -35,10 +36,6 @@ def bomb(width: int, height: int, bits: int = 8, colour: int = 2) -> bytes:
     """Give a PNG whose header declares a size that its few bytes of pixels do not fill."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "bmp", "webp"])
@@ -194,34 +191,6 @@ def test_transparent_colours_become_alpha(tmp_path: Path) -> None:
         image = read_image(save(pil, tmp_path / "a.png", transparency=transparent))
         np.testing.assert_array_equal(image.alpha, np.where(hidden, 0, 255), err_msg=name)
         np.testing.assert_array_equal(image.pixels, grey(SHADES), err_msg=name)
-
-
-def wide_png(values: np.ndarray, *more: bytes) -> bytes:
-    """A PNG of 16 bits a channel: values (H, W, 1 to 4)."""
-    height, width, channels = values.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in values.astype(">u2")))
-    chunks = [chunk(b"IHDR", header), *more, chunk(b"IDAT", rows), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def wide_tiff(values: np.ndarray, order: str, compression: int) -> bytes:
-    """A TIFF of 16 bits a channel: values (H, W, 3 or 4); order ``<`` or ``>``; compression 1 (none) or 8 (deflate)."""
-    height, width, channels = values.shape
-    data = values.astype(f"{order}u2").tobytes()
-    data = zlib.compress(data) if compression == 8 else data
-    entries = {256: width, 257: height, 259: compression, 262: 2, 277: channels, 278: height, 279: len(data)}
-    entries |= {338: 2} if channels == 4 else {}
-    end = 8 + 2 + 12 * (len(entries) + 2) + 4
-    entries |= {258: end, 273: end + 2 * channels}
-    body = b""
-    for tag, value in sorted(entries.items()):
-        short = tag in (259, 262, 277, 338)
-        stored = struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
-        kind, count = (3, channels) if tag == 258 else (3 if short else 4, 1)
-        body += struct.pack(f"{order}HHI", tag, kind, count) + stored
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
-    return head + body + struct.pack(f"{order}I", 0) + struct.pack(f"{order}{channels}H", *[16] * channels) + data
 
 
 def wide_files(values: np.ndarray) -> Iterator[bytes]:
