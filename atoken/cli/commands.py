@@ -36,6 +36,8 @@ def train(options: argparse.Namespace) -> int:
     for stage, model in zip(stages, models, strict=True):
         if rank_of_launch() == 0:
             console.out(f"{stage.name}: {model}")
+            if said := command.measured(model.parent):
+                console.out(f"{stage.name}: {said}")
     return 0
 
 

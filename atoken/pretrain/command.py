@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from tqdm import tqdm
 
 from atoken.errors import AtokenError, CheckpointError
 from atoken.presets import BUNDLED, preset
@@ -17,10 +19,13 @@ from atoken.pretrain.batches import check_shares
 from atoken.pretrain.config import overridden, touches
 from atoken.pretrain.curriculum import CURRICULA, FINISHED, TUNE, TUNING
 from atoken.pretrain.datasets import load_datasets
+from atoken.pretrain.evaluation import HELD_OUT
 from atoken.pretrain.run import run
 from atoken.pretrain.stages import Stage
 from atoken.pretrain.teachers import NO_TEACHERS, load_teachers
+from atoken.report.rows import read_rows
 from atoken.train.checkpoints import Checkpoints
+from atoken.train.run_folder import rank_of_launch
 from atoken.train.zero import check_whole
 
 WITHOUT_TEACHERS = "none"  # in place of a folder
@@ -76,6 +81,8 @@ def train(
                 check_whole(stage.recipe)
         begin = start_of(stages[0], runs, start)  # what may be missing is found before anything is trained
         datasets = [load_datasets(data or _generated(stage), stage) for stage in stages]
+        for source in (source for of_stage in datasets if rank_of_launch() == 0 for source in of_stage.held_out):
+            tqdm.write(f"Held out of {source.folder}, to measure: {len(source)} images.", file=sys.stderr)
         needed: set[Any] = set().union(*(stage.teachers for stage in stages))
         loaded = load_teachers(needed, teachers) if needed else NO_TEACHERS
         for stage, of_stage in zip(stages, datasets, strict=True):
@@ -88,6 +95,15 @@ def train(
             if distributed.is_initialized():
                 distributed.barrier()  # one rank writes the model, and all read it in the next stage
             yield model
+
+
+def measured(run: Path) -> str:
+    """What a run that has ended says of the images that it held out; "" where it held out none."""
+    rows = [row for row in read_rows(path) if HELD_OUT in row] if (path := run / "evaluation.jsonl").exists() else []
+    if not rows:
+        return ""
+    before, after = rows[0][HELD_OUT], rows[-1][HELD_OUT]
+    return f"PSNR of held-out images: {before:.2f} dB before, {after:.2f} dB after"
 
 
 def _generated(stage: Stage) -> str:

@@ -138,11 +138,14 @@ TUNE = "tune"
 
 
 def tuning(stage: Stage, start_from: str, **sizes: Any) -> Stage:
-    """A short stage on a user's own images. What knows texts stays as it is, and the encoder moves away from it."""
+    """A short stage on a user's own images, a tenth of which are held out to measure it.
+
+    What knows texts stays as it is, and the encoder moves away from it.
+    """
     image = replace(stage.tasks["image"], patches=(16, 1024), **sizes)
     return replace(
         stage, name=TUNE, start_from=start_from, tasks={"image": image}, mixture={"image": 1}, auxiliary=(),
-        frozen=UNUSED, encoder_lr=1.0,
+        frozen=UNUSED, encoder_lr=1.0, held_out=0.1,
         recipe=replace(stage.recipe, steps=200, warmup=20, lr=2e-4, final_lr=1e-6, seed=5),
     )  # fmt: skip
 

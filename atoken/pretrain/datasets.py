@@ -5,7 +5,8 @@ Each sample is scaled to its token budget (``atoken/pretrain/packing.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from atoken.data.loading import fitting, load_asset, load_image, load_video, vox
 from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource
 from atoken.data.synthetic import labelled, procedural
-from atoken.errors import AtokenError, MediaError
+from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.modalities import MODALITIES
 from atoken.modalities.pixels import patchify, to_values
 from atoken.patches import PATCH
@@ -114,11 +115,11 @@ class Procedural:
 
 
 class Datasets(dict[str, TaskDataset]):
-    """The dataset of each task by its name. ``data``: the file that describes them."""
+    """The dataset of each task by its name. ``data``: the file that describes them; ``held_out``: images of none."""
 
-    def __init__(self, datasets: Mapping[str, TaskDataset], data: Data) -> None:
+    def __init__(self, datasets: Mapping[str, TaskDataset], data: Data, held_out: Sequence[FolderSource] = ()) -> None:
         super().__init__(datasets)
-        self.data = data
+        self.data, self.held_out = data, held_out
 
 
 def load_datasets(data: str | Path, stage: Stage) -> Datasets:
@@ -132,7 +133,9 @@ def load_datasets(data: str | Path, stage: Stage) -> Datasets:
     else:
         found = read_data(Path(data), [name for name, task in stage.tasks.items() if task.modality in MODALITIES])
     tasks = {name: task for name, task in stage.used.items() if task.modality in MODALITIES}
-    return Datasets({name: _dataset(found, name, task, stage.recipe.seed) for name, task in tasks.items()}, found)
+    held_out: list[FolderSource] = []
+    datasets = {name: _dataset(found, name, task, stage, held_out) for name, task in tasks.items()}
+    return Datasets(datasets, found, held_out)
 
 
 def _generated(task: Task) -> Mapping[str, Origin]:
@@ -141,17 +144,32 @@ def _generated(task: Task) -> Mapping[str, Origin]:
     return {series: Origin(procedural=series, weight=weight) for series, weight in weights.items()}
 
 
-def _dataset(data: Data, name: str, task: Task, seed: int) -> TaskDataset:
+def _dataset(data: Data, name: str, task: Task, stage: Stage, held_out: list[FolderSource]) -> TaskDataset:
+    """What the stage holds out is added to ``held_out``."""
     table, origins = data.origins(name, task.modality)
     sources: dict[str, tuple[Source, int]] = {}
     for source, origin in origins.items():
         try:
-            sources[source] = _opened(origin, task), origin.weight
+            opened = _opened(origin, task)
+            if stage.held_out and isinstance(opened, FolderSource) and task.modality == "image":
+                opened = _without_held_out(opened, stage.held_out, held_out)
+            sources[source] = opened, origin.weight
         except MediaError as error:
             raise MediaError(f"{data.file}, [{table}.{source}]: {error}") from error
     # Each task and stage has its own order; otherwise two tasks with the same sources would see the same samples.
-    own = hashed(data.seed, seed, stream(task, name))
+    own = hashed(data.seed, stage.recipe.seed, stream(task, name))
     return TaskDataset(name, task, Mixture(sources, own), own)
+
+
+def _without_held_out(source: FolderSource, share: float, held_out: list[FolderSource]) -> FolderSource:
+    """What is left for training; the rest is added to ``held_out``. Warns of a folder that is too small."""
+    if len(source) < 2:
+        warned = f"{source.folder} has a single image: it is trained on, and none is left to measure the result with."
+        warnings.warn(warned, AtokenWarning, stacklevel=2)
+        return source
+    held, left = source.split(share)
+    held_out.append(held)
+    return left
 
 
 def _opened(origin: Origin, task: Task) -> Source:

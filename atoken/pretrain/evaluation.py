@@ -33,6 +33,9 @@ IMAGES, VIDEOS, ASSETS = 32, 4, 2
 SIDE, FRAMES, VOXELS, VIEWS = 128, 16, 2048, 2  # pixels of all that is shown; of a video; of a crop; of a whole asset
 SHOWN = 8  # samples in a row of the image grid
 GAP = 4  # pixels between its rows
+HELD_OUT = "held-out/psnr"
+MOST_OWN = 100  # of the user's held-out images are measured
+RISING = ("psnr", "zero-shot")  # its numbers that are better high: all
 
 Shown = tuple[np.ndarray, np.ndarray]  # originals and reconstructions, (any number, H, W, 3) uint8
 Found = tuple[dict[str, float], Shown | None]
@@ -47,6 +50,7 @@ class HeldOut:
     videos: Sequence[SyntheticFrames] = ()
     crops: Sequence[Crop] = ()  # for the colours of voxels
     assets: Sequence[Crop] = ()  # whole ones, for what cameras see of their Gaussians
+    own: Sequence[np.ndarray] = ()  # images of the user's that are held out, (1, H, W, 3) uint8
 
     @staticmethod
     def of(modalities: Collection[str]) -> HeldOut:
@@ -67,8 +71,9 @@ def evaluate(
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Numbers by name, and an image grid (H, W, 3) uint8 of originals, each row above that of their reconstructions.
 
-    ``image/psnr``, ``video/psnr``, ``asset/psnr`` (patches of voxels) and ``gaussians/psnr`` (views of whole assets) in
-    dB: each the mean over samples of the PSNR of each, as in the evaluation harness. With a text side also
+    ``image/psnr``, ``video/psnr``, ``asset/psnr`` (patches of voxels), ``gaussians/psnr`` (views of whole assets) and
+    ``held-out/psnr`` (the user's images) in dB: each the mean over samples of the PSNR of each, as in the evaluation
+    harness. With a text side also
     ``image/zero-shot``: the share of labelled images that are nearest to the prompt of their own class. The grid is
     None where there is nothing to show.
     """
@@ -83,6 +88,9 @@ def evaluate(
         found.append(_of_voxels(model, held_out.crops))
     if held_out.assets:
         found.append(_of_gaussians(model, held_out.assets))
+    if held_out.own:
+        pairs = [(reconstructed(model, image[None])[0], image) for image in held_out.own]
+        found.append(({HELD_OUT: _mean_psnr(*zip(*pairs, strict=True))}, None))
     numbers = {name: number for part, _ in found for name, number in part.items()}
     return numbers, _image_grid([shown for _, shown in found if shown is not None])
 

@@ -37,7 +37,9 @@ class Objective(objective.Objective[Batch]):
         for name, task in stage.used.items():
             self._check(name, task)
         if stage.recipe.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # Its name since transformers 5.23, which warns of the other.
+            new = getattr(model, "activation_checkpointing_enable", None)
+            (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def to(self, *arguments: Any, **options: Any) -> Self:
         """As of any module; the teachers are moved, too."""

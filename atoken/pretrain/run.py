@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atoken.data.loading import load_image
+from atoken.errors import AtokenError
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.pretrain.batches import MicroBatches
 from atoken.pretrain.data_file import Data
 from atoken.pretrain.datasets import Datasets
-from atoken.pretrain.evaluation import HeldOut, evaluate
+from atoken.pretrain.evaluation import MOST_OWN, RISING, HeldOut, evaluate
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage
 from atoken.pretrain.start.begin import begin, blank, save_blank
@@ -56,12 +59,24 @@ def run(
             save_blank(folder, model, texts)
         if evaluate_every:
             held_out = HeldOut.of({task.modality for task in stage.used.values()})
+        held_out = replace(held_out, own=_own(stage, datasets))
     return loop.run(
         Objective(model, stage, teachers, texts), stage.recipe, MicroBatches(stage, datasets), folder,
         export=partial(export, model.config, texts), evaluate=partial(evaluate_ema, model, stage, held_out, texts),
         started=_started(stage, start, datasets.data, teachers), device=device, workers=workers, zero=zero,
-        save_every=save_every, evaluate_every=evaluate_every, most_broken=datasets.data.most_broken,
+        save_every=save_every, most_broken=datasets.data.most_broken,
+        evaluate_every=evaluate_every or (stage.recipe.steps if datasets.held_out else 0),
     )  # fmt: skip
+
+
+def _own(stage: Stage, datasets: Datasets) -> list[np.ndarray]:
+    """Held-out images at the largest size that is trained on; those that cannot be read are left out."""
+    found = []
+    for source, number in [(held, number) for held in datasets.held_out for number in range(len(held))][:MOST_OWN]:
+        fewest, most = stage.used["image"].patches
+        with suppress(AtokenError):
+            found.append(load_image(source[number], most, fewest))
+    return found
 
 
 def _started(stage: Stage, start: Path | None, data: Data, teachers: Teachers) -> Started:
@@ -72,7 +87,8 @@ def _started(stage: Stage, start: Path | None, data: Data, teachers: Teachers) -
     return Started(
         {"stage": parts | {"tasks": stage.used},
          "data": {"procedural": data.file == "procedural", "seed": data.seed, "tables": tables}},
-        fixed=("stage.preset", "stage.name", "data."), complete=("stage.mixture", "data.tables."), start=start,
+        fixed=("stage.preset", "stage.name", "stage.held_out", "data."), complete=("stage.mixture", "data.tables."),
+        start=start, rising=RISING,
         launch={"data": data.file, "teachers": teachers.record},
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def run(
     export: writes a model into the folder that it is given, on rank 0; its weights are the EMA, all of them by the
     names that the objective has for them. evaluate: gives numbers and an image, or None, of the same; it must not
     train. zero: stage of ZeRO, on all ranks that were launched; None is the plain engine in one process.
-    evaluate_every: steps; 0 is never. most_broken: share of samples that may be broken.
+    evaluate_every: steps, beside the first and the last; 0 is never. most_broken: share of samples that may be broken.
 
     Returns the folder of the exported model. Asked to end by SIGTERM, it saves after the step that is running and exits
     with code 143. Raises: CheckpointError (also as ``Started.check_resumable``, where ``folder`` holds another run),
@@ -77,6 +77,9 @@ def run(
         watch = Watch(engine, run_folder, evaluate, evaluate_every)
         prefetched = batches(source, engine.step, recipe.steps, workers, engine.rank, engine.world)
         with living_workers(), closing(watch), closing(prefetched):
+            if engine.step == 0:
+                watch.evaluate_if_due()
+                watch.restart_clock()
             while engine.step < recipe.steps:
                 before_step = time.monotonic()
                 micro_batches = next(prefetched)

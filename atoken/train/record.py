@@ -28,18 +28,27 @@ class Started:
     values: what makes the run this run; when it resumes, they are compared. fixed: beginnings of the dotted names of
     those that may not change as long as the run lasts. complete: beginnings of the names of mappings in which an entry
     more or less is a change, too (``data.``: all mappings inside ``data``); elsewhere it is a field that another
-    version has. start: folder of the model that it begins with. launch: what it runs on, and what is not compared.
+    version has. start: folder of the model that it begins with. rising: names of the numbers that are better high, for
+    its report. launch: what it runs on, and what is not compared.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
     complete: tuple[str, ...] = ()
     start: Path | None = None
+    rising: tuple[str, ...] = ()
     launch: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self, step: int, recipe: Recipe) -> dict[str, Any]:
         """All of it as plain values for JSON. step: where this start of the run begins."""
-        found = {"step": step, "recipe": recipe, **self.values, "start": self.start, "launch": self.launch}
+        found = {
+            "step": step,
+            "recipe": recipe,
+            **self.values,
+            "start": self.start,
+            "rising": self.rising,
+            "launch": self.launch,
+        }
         return {**plain(found), "versions": versions(), "git": git_state(Path(__file__).parent)}
 
     def check_resumable(self, before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from atoken.errors import ReportError
 from atoken.report.charts import POINTS, WINDOW, Curve, by_step, running_mean, thin
 from atoken.report.page import IMAGES, Block, Figure, Figures, Table, fitting, save, write
 from atoken.report.rows import read_rows
+from atoken.train.run_folder import RunFolder
 
 LARGEST = float(np.finfo(np.float32).max)  # a value that is larger, or NaN, counts as not finite
-RISING = ("psnr", "zero-shot")  # columns that are better high; all others are losses
 EVERY = "every task"
 MACHINERY = {
     "norm": "gradient norm",
@@ -34,7 +34,6 @@ MACHINERY = {
     "broken": "samples broken",
 }  # columns of the run as a whole that are no terms of the loss, and their titles
 EXPLAINED = (
-    f"Best is the lowest value; of {' and '.join(RISING)} the highest.",
     f"In the charts, faint lines are the rows of the log; a curve of more than {POINTS:,} rows is thinned to that many "
     "points, each the mean of equally many rows, so that none is left out. Strong lines are running means over "
     f"1/{WINDOW} of a curve. Red marks at the foot are steps with a value that is not finite; such values are gaps and "
@@ -77,9 +76,11 @@ def report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     if target.suffix == ".svg":
         save(target, draw(terms))
         return target
-    best = ("term", "task", "last", "running mean", "best", "at step", "not finite")
-    tables = Table("", ("run", ""), [*_facts(curves)], 1), Table("", best, [*_bests(terms | evaluation)], 5)
-    sections: dict[str, Sequence[Block]] = {"": [*tables, *EXPLAINED]}
+    best = ("term", "task", "first", "last", "running mean", "best", "at step", "not finite")
+    rising = {name for folder in folders for name in (RunFolder(folder).noted("start-") or {}).get("rising", [])}
+    tables = Table("", ("run", ""), [*_facts(curves)], 1), Table("", best, [*_bests(terms | evaluation, rising)], 6)
+    highest = f"; of {' and '.join(sorted(rising))} the highest" if rising else ""
+    sections: dict[str, Sequence[Block]] = {"": [*tables, f"Best is the lowest value{highest}.", *EXPLAINED]}
     for title, part in {"Loss": terms, "Evaluation": evaluation, "Machinery": machinery}.items():
         if part:
             sections[title] = [Figures("", [Figure(name, draw({name: of})) for name, of in part.items()])]
@@ -140,15 +141,15 @@ def _facts(curves: Curves) -> Iterator[tuple[str, str]]:
     yield "steps with any value not finite", f"{len(np.unique(steps[lost > 0])):,}"
 
 
-def _bests(terms: Curves) -> Iterator[tuple[str, ...]]:
+def _bests(terms: Curves, rising: Collection[str]) -> Iterator[tuple[str, ...]]:
     for name, of in terms.items():
         for task, parts in of.items():
             steps, values, lost = _whole(parts)
-            finite, cells = np.flatnonzero(np.isfinite(values)), ["none"] * 4
+            finite, cells = np.flatnonzero(np.isfinite(values)), ["none"] * 5
             if len(finite):
                 means = np.concatenate([running_mean(thin(part).values) for part in parts])
-                best = finite[(np.argmax if name in RISING else np.argmin)(values[finite])]
-                numbers = values[finite[-1]], means[np.isfinite(means)][-1], values[best]
+                best = finite[(np.argmax if name in rising else np.argmin)(values[finite])]
+                numbers = values[finite[0]], values[finite[-1]], means[np.isfinite(means)][-1], values[best]
                 cells = [*(f"{number:.4g}" for number in numbers), f"{steps[best]:,.0f}"]
             yield name, task, *cells, f"{lost.sum():,}"
 

@@ -75,17 +75,17 @@ class Watch:
         self.progress.update()
 
     def evaluate_if_due(self) -> None:
-        """Evaluate the EMA weights if it is time to.
+        """Evaluate the EMA weights if it is time to: before the first step, every so many, and after the last.
 
-        Writes a line of ``evaluation.jsonl`` and ``images/step-NNNNNN.png``, under the number of the last step done.
-        Raises: MediaError where the image cannot be written.
+        Writes a line of ``evaluation.jsonl`` and ``images/step-NNNNNN.png``, under the number of the last step done, or
+        0 before the first. Raises: MediaError where the image cannot be written.
         """
         if self.every and (self.engine.step % self.every == 0 or self.engine.step == self.engine.recipe.steps):
             weights, device = self.engine.ema_weights(), self.engine.device  # all ranks take part
             if self.evaluate is not None and self.writes:
                 with torch.random.fork_rng([device] if device.startswith("cuda") else []):
                     numbers, image = self.evaluate(weights)
-                self._log({"step": self.engine.step - 1, **numbers}, "evaluation")
+                self._log({"step": max(self.engine.step - 1, 0), **numbers}, "evaluation")
                 if image is not None:
                     self._image(image)
 
@@ -101,7 +101,7 @@ class Watch:
                     self.writer.add_scalar(key, value, row["step"])
 
     def _image(self, image_HW3: np.ndarray) -> None:
-        step = self.engine.step - 1
+        step = max(self.engine.step - 1, 0)
         path = self.run_folder.path / "images" / f"step-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path, MediaError) as temporary:

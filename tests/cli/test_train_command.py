@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 import atoken
 from atoken.cli import main
+from atoken.data.sources import FolderSource
 from atoken.data.synthetic import procedural
 from atoken.errors import AtokenError, CheckpointError
 from atoken.metrics.pixels import psnr
@@ -40,8 +42,8 @@ PATIENCE = 600  # seconds for a launch
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(atoken.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+def rows(folder, name="log"):
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
 def decibels(tokenizer, pixels):
@@ -146,18 +148,36 @@ def test_images_come_from_the_file_that_is_named(train, there):
     assert rows(there / "c" / "1")[-1]["broken"] > 0
 
 
-def test_a_model_is_tuned_to_a_folder_of_images(run, there):
+def test_a_model_is_tuned_to_a_folder_of_images_of_which_some_are_held_out_to_measure_it(run, there):
     (there / "mine").mkdir()
-    mine = [made.frames[0] for made in (procedural.make_image(9, index, 64, 64) for index in range(2))]
+    mine = [procedural.make_image(9, index, 64, 64).frames[0] for index in range(3)]
     for number, pixels in enumerate(mine):
         Image.fromarray(pixels).save(there / "mine" / f"{number}.png")
-    few = ["--set", "steps=25", "warmup=5", "tasks.image.tokens=64"]
-    code, out, _ = run("train", "--stage", "tune", "--data", "mine", "--device", "cpu", "--workers", 0, *few)
-    assert (code, out) == (0, "tune: runs/tune/model\n")
+    few = ["--set", "steps=25", "warmup=5", "tasks.image.tokens=64", "--device", "cpu", "--workers", 0]
+    code, out, error = run("train", "--stage", "tune", "--data", "mine", *few)
     before, after = atoken.load("nano"), atoken.load(there / "runs" / "tune" / "model")
-    for pixels in mine:
-        assert decibels(after, pixels) > decibels(before, pixels)
+    (held,), _ = FolderSource("mine").split(0.1)
+    figures = [decibels(model, mine[int(Path(held.key).stem)]) for model in (before, after)]
+    said = re.fullmatch(r"tune: runs/tune/model\ntune: PSNR of held-out images: (\S+) dB before, (\S+) dB after\n", out)
+    assert code == 0
+    assert "Held out of mine, to measure: 1 images.\n" in error
+    assert [float(figure) for figure in said.groups()] == pytest.approx(
+        figures, abs=0.05
+    )  # the model is stored in bf16
+    logged = [row["held-out/psnr"] for row in rows(there / "runs" / "tune", "evaluation")]
+    assert [f"{figure:.2f}" for figure in logged] == [*said.groups()]
+    trained = [pixels for number, pixels in enumerate(mine) if str(number) != Path(held.key).stem]
+    assert all(decibels(after, pixels) > decibels(before, pixels) for pixels in trained)
     assert torch.equal(after.embed_text(["a red ring"]), before.embed_text(["a red ring"]))
+
+
+def test_a_folder_of_one_image_is_trained_on_and_nothing_is_held_out(run, there):
+    (there / "mine").mkdir()
+    Image.fromarray(procedural.make_image(9, 0, 64, 64).frames[0]).save(there / "mine" / "0.png")
+    few = ["--set", "steps=1", "tasks.image.tokens=64", "--device", "cpu", "--workers", 0]
+    code, out, error = run("train", "--stage", "tune", "--data", "mine", *few)
+    assert (code, out) == (0, "tune: runs/tune/model\n")
+    assert "mine has a single image: it is trained on, and none is left to measure the result with." in error
 
 
 def test_without_teachers_their_terms_are_left_out_and_the_record_says_so(train, there, monkeypatch):

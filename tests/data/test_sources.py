@@ -410,3 +410,16 @@ def test_what_is_no_source_gets_one_sentence(tmp_path: Path) -> None:
         for path in (missing, long, tmp_path / "notes.txt", tmp_path / "empty", tmp_path / "pipe.tar"):
             with pytest.raises(MediaError, match=r"^[^\n]+\.$"):
                 kind(path)
+
+
+@pytest.mark.parametrize(("count", "share", "held"), [(2, 0.1, 1), (7, 0.1, 1), (24, 0.1, 2), (100, 0.1, 10)])
+def test_a_folder_is_split_by_names_alone(count, share, held, tmp_path):
+    for number in range(count):
+        (tmp_path / f"{number}.png").write_bytes(bytes([number]))
+    kept, others = FolderSource(tmp_path).split(share)
+    keys = [{source[number].key for number in range(len(source))} for source in (kept, others)]
+    assert (len(keys[0]), keys[0] & keys[1], len(keys[0] | keys[1])) == (held, set(), count)
+    for number in range(count):
+        (tmp_path / f"{number}.png").write_bytes(b"other")
+    again, _ = FolderSource(tmp_path).split(share)
+    assert {again[number].key for number in range(len(again))} == keys[0]

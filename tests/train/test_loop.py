@@ -54,7 +54,8 @@ def test_a_run_learns_is_evaluated_exported_and_logged(tmp_path):
     losses = [row["ring/loss"] for row in rows(tmp_path) if "ring/loss" in row]
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
     distances = [json.loads(line)["ring/distance"] for line in (tmp_path / "evaluation.jsonl").open()]
-    assert len(distances) == len(list(tmp_path.glob("images/*.png"))) == 2
+    assert len(distances) == len(list(tmp_path.glob("images/*.png"))) == 3  # before the first step, and after each 100
+    assert distances[0] > distances[1] > distances[2]
     weights = load_file(model / "flow.safetensors")
     assert set(weights) == {name for name, _ in Flow().named_parameters()}
     assert evaluate(weights)[0]["ring/distance"] == distances[-1] < 0.3

@@ -52,7 +52,10 @@ EVALUATION = [
 
 def test_the_tables_hold_the_numbers_of_the_logs(tmp_path):
     run_of(tmp_path, EVALUATION, "evaluation")
-    facts, terms = page_of(tmp_path, ROWS).tables[""]  # the clock starts again at step 2, where the run was resumed
+    (tmp_path / "start-000000.json").write_text('{"rising": ["psnr", "zero-shot"]}')
+    found = page_of(tmp_path, ROWS)
+    assert "Best is the lowest value; of psnr and zero-shot the highest." in found.text
+    facts, terms = found.tables[""]  # the clock starts again at step 2, where the run was resumed
     assert dict(facts[1:]) == {
         "steps done": "5",
         "last step": "4",
@@ -64,13 +67,13 @@ def test_the_tables_hold_the_numbers_of_the_logs(tmp_path):
         "steps with any value not finite": "1",
     }
     assert terms[1:] == [
-        ["loss", "image", "2", "2", "1.25", "2", "1"],
-        ["loss", "video", "1", "1", "0.5", "3", "0"],
-        ["loss", "every task", "3", "3", "2", "2", "1"],
-        ["l1", "image", "0.2", "0.2", "0.125", "2", "1"],
-        ["psnr", "image", "22", "22", "22", "3", "0"],
-        ["psnr", "video", "18", "18", "18", "1", "1"],
-        ["zero-shot", "image", "0.125", "0.125", "0.25", "1", "0"],
+        ["loss", "image", "5", "2", "2", "1.25", "2", "1"],
+        ["loss", "video", "1", "1", "1", "0.5", "3", "0"],
+        ["loss", "every task", "6", "3", "3", "2", "2", "1"],
+        ["l1", "image", "0.5", "0.2", "0.2", "0.125", "2", "1"],
+        ["psnr", "image", "20", "22", "22", "22", "3", "0"],
+        ["psnr", "video", "18", "18", "18", "18", "1", "1"],
+        ["zero-shot", "image", "0.25", "0.125", "0.125", "0.25", "1", "0"],
     ]
 
 
@@ -111,11 +114,11 @@ def test_a_value_that_is_not_finite_is_counted_and_in_no_mean(value, tmp_path):
     assert np.array_equal(curves["loss"]["image"].values, [1, 2, math.nan, 3, 2], equal_nan=True)
     assert curves["loss"]["image"].lost.tolist() == [0, 0, 1, 0, 0]
     found = Page(report([tmp_path]))
-    assert found.tables[""][1][1] == ["loss", "image", "2", "2", "1", "0", "1"]
+    assert found.tables[""][1][1] == ["loss", "image", "1", "2", "2", "1", "0", "1"]
 
 
 def test_a_log_without_any_finite_value_still_has_a_page(tmp_path):
-    assert page_of(tmp_path, loss([NAN] * 3)).tables[""][1][1] == ["loss", "image", *["none"] * 4, "3"]
+    assert page_of(tmp_path, loss([NAN] * 3)).tables[""][1][1] == ["loss", "image", *["none"] * 5, "3"]
 
 
 def test_runs_that_follow_one_another_are_one_page_whose_steps_count_on(tmp_path):
@@ -131,8 +134,8 @@ def test_runs_that_follow_one_another_are_one_page_whose_steps_count_on(tmp_path
     facts, terms = found.tables[""]
     assert facts[1:3] == [["steps done", "7"], ["last step", "6"]]
     assert ["samples broken", "10 of 1,300"] in facts
-    assert ["loss", "image", "0.25", "0.25", "0.25", "6", "1"] in terms
-    assert ["psnr", "image", "30", "30", "30", "6", "0"] in terms
+    assert ["loss", "image", "5", "0.25", "0.25", "0.25", "6", "1"] in terms
+    assert ["psnr", "image", "30", "30", "30", "30", "6", "0"] in terms
     assert found.images[0][2] == latest
     assert [caption for _, caption, _ in found.images] == ["step 6image grid", "step 4image grid"]
     texts = {title: texts for _, title, texts in found.charts}

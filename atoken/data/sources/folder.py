@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from copy import copy
+from hashlib import blake2b
 from pathlib import Path
 
 from atoken.data.sources.sample import MOST_TEXT, SUFFIXES, Sample, captions_in, files_below, printable
@@ -20,6 +23,18 @@ class FolderSource:
     def __init__(self, folder: str | Path, suffixes: Iterable[str] = SUFFIXES) -> None:
         self.folder = Path(folder)
         self._names = files_below(self.folder, suffixes)
+
+    def split(self, share: float) -> tuple[FolderSource, FolderSource]:
+        """A source of a share of the files, at least one, which their names choose, and one of the others.
+
+        There must be two files or more.
+        """
+        drawn = sorted(self._names, key=lambda name: blake2b(os.fsencode(name)).digest())
+        chosen = {*drawn[: max(round(share * len(drawn)), 1)]}
+        held, others = copy(self), copy(self)
+        held._names = [name for name in self._names if name in chosen]
+        others._names = [name for name in self._names if name not in chosen]
+        return held, others
 
     def __len__(self) -> int:
         return len(self._names)
