@@ -11,7 +11,7 @@ from atoken import checkpoint
 from atoken.errors import CheckpointError
 from atoken.media.source import missing
 from atoken.placement import checked_device, checked_dtype
-from atoken.presets import BUNDLED, PRESETS, folder_of
+from atoken.presets import BUNDLED, PRESETS, folder_of, name_of
 from atoken.text import TextTokenizer
 from atoken.tokenizer import Tokenizer
 
@@ -40,13 +40,13 @@ def load(
     path = folder_of(source)
     if path.is_file() or path.suffix in WEIGHT_FILES:
         model = checkpoint.load_official(path, config, gaussians, gaussian_config)
-        return Tokenizer(model, path.stem).to(place, precision)
+        return Tokenizer(model, name_of(path)).to(place, precision)
     if not path.is_dir() and not _is_hub_id(source):
         raise CheckpointError(_unknown(str(source)))
     folder = path if path.is_dir() else str(source)
     model = checkpoint.load_folder(folder, dtype=torch.float32)
     texts = TextTokenizer.load(folder, model.text_length) if model.text_length and TextTokenizer.is_in(folder) else None
-    return Tokenizer(model, path.name, texts, folder).to(place, precision)
+    return Tokenizer(model, name_of(path), texts, folder).to(place, precision)
 
 
 def _is_hub_id(source: str | Path) -> bool:

@@ -49,6 +49,12 @@ def folder_of(source: str | Path) -> Path:
     return bundled.get(str(source), Path(source))
 
 
+def name_of(source: Path) -> str:
+    """What a model is called in token files and tables: as its file or folder, or as the run that left RUN/model."""
+    path = source.absolute()
+    return path.stem if path.is_file() else path.parent.name if path.name == "model" else path.name
+
+
 def preset(name: str) -> ATokenConfig:
     """A new configuration by name. Raises ValueError with the known names."""
     if name not in PRESETS:

@@ -27,7 +27,7 @@ from eval.job import Job, Task
 from eval.measures import Needs, built
 from eval.models.by_name import device_of, file_name, model_of, tokenizer_of
 from eval.probes.table import markdown, probed
-from eval.protocol import FORMAT, result_row
+from eval.protocol import FORMAT, digest, result_row
 from eval.rate import rate as measured_rate
 from eval.report.page import report as write_report
 from eval.report.results import read_results
@@ -39,13 +39,26 @@ from eval.sources.folders import local
 from eval.tasks import LOCAL, TASKS
 
 _VERSIONS = ("python", "atoken", "torch", "numpy", "scipy", "pillow", "av", "transformers", "trimesh", "embreex")
-OUT = "out"  # folder of folders of results, one for each model
+OUT = "out"  # of results, in folders MODEL/RUN
+MOST_NAMED = 3  # tasks in the name of a folder
+SETTINGS = ("dtype", "sample", "seed", "items")  # options that name a run, where they are given
+
+
+def place(options: argparse.Namespace, model: str, run: str) -> Path:
+    """The folder for results: that of -o, or one that is named by model, data and settings.
+
+    The same command finds its own results there, and goes on with what is missing; another one has another folder.
+    """
+    given = {name: getattr(options, name, None) for name in SETTINGS}
+    changed = [f"{name}-{value}" for name, value in given.items() if value not in (None, "auto")]
+    return Path(options.out or Path(OUT) / file_name(model) / "-".join([run, *changed]))
 
 
 def reconstruct(options: argparse.Namespace) -> int:
     """A user's own folder: a row for each modality that is in it."""
     found = local(Path(options.folder))
-    return _measured(options, [replace(LOCAL[name], open=partial(_given, of)) for name, of in found.items()])
+    tasks = [replace(LOCAL[name], open=partial(_given, of)) for name, of in found.items()]
+    return _measured(options, tasks, f"reconstruct-{file_name(options.folder)}")
 
 
 def _given(listing: Listing, _: object) -> Listing:
@@ -57,21 +70,29 @@ def run(options: argparse.Namespace) -> int:
     for name in options.task:
         if name not in TASKS:
             raise AtokenError(f"There is no task {name!r}; choose from: {', '.join(TASKS)}.")
-    return _measured(options, [TASKS[name] for name in dict.fromkeys(options.task)], options.seed)
+    names = [*dict.fromkeys(options.task)]
+    more = "" if len(names) <= MOST_NAMED else f"+{len(names) - MOST_NAMED}-more-{digest(names)[:6]}"
+    called = "+".join(names[:MOST_NAMED]) + more + _of_data(options)
+    return _measured(options, [TASKS[name] for name in names], called, options.seed)
 
 
 def table3(options: argparse.Namespace) -> int:
     """The tasks of the paper's table 3."""
-    return _measured(options, [task for task in TASKS.values() if task.table3])
+    return _measured(options, [task for task in TASKS.values() if task.table3], "table3" + _of_data(options))
+
+
+def _of_data(options: argparse.Namespace) -> str:
+    return "" if options.data == "." else f"-of-{file_name(options.data)}"
 
 
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
-def _measured(options: argparse.Namespace, tasks: Sequence[Task], seed: int | None = None) -> int:
+def _measured(options: argparse.Namespace, tasks: Sequence[Task], called: str, seed: int | None = None) -> int:
     """Measure, write and show; ranks other than 0 only measure. A task whose data are missing is a row that says so."""
     start, ranks = time.time(), Ranks.launched()
-    folder = Path(options.out or Path(OUT) / file_name(model_of(options).name))
+    model_of(options)  # what is wrong with it is said before anything is written
+    folder = place(options, options.model, called)
     make_folder(folder)
     rows = []
     for task in tasks:
@@ -158,7 +179,7 @@ def generation(options: argparse.Namespace) -> int:
     start, device = time.time(), device_of(options)
     network = network_of(options.network, options.weights, device, trust=options.trust)
     row = generated(Path(options.samples), Path(options.reference), network)
-    folder = Path(options.out or Path(OUT) / file_name(row["model"]))
+    folder = place(options, options.samples, f"generation-{file_name(options.reference)}")
     return _written(folder, [row], _run(start, Ranks(), device), options)
 
 
@@ -166,10 +187,11 @@ def rate(options: argparse.Namespace) -> int:
     """Tokenizers and codecs by bytes; exit code 1 if files could not be read."""
     if Ranks.launched().rank:
         return 0
-    start, folder = time.time(), Path(options.out or Path(OUT) / "rate")
+    models = "+".join(map(file_name, options.model))
+    start, folder = time.time(), place(options, models, f"rate-{file_name(options.folder)}")
     each = [argparse.Namespace(**vars(options) | {"model": model, "sample": None}) for model in options.model]
-    models = [tokenizer_of(one) for one in each if ":" not in one.model]
-    rows = measured_rate(options.folder, models=models, peers=[model_of(one) for one in each if ":" in one.model])
+    tokenizers = [tokenizer_of(one) for one in each if ":" not in one.model]
+    rows = measured_rate(options.folder, models=tokenizers, peers=[model_of(one) for one in each if ":" in one.model])
     _written(folder, rows, _run(start, Ranks(), device_of(options)), options)
     return int(any(row["failed"] for row in rows))
 

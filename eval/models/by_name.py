@@ -86,9 +86,17 @@ def device_of(options: argparse.Namespace) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def file_name(model: str) -> str:
-    """The name of a model, fit for a folder."""
-    return re.sub(r"[^\w.+-]+", "-", model).strip("-.") or "model"
+def file_name(given: str) -> str:
+    """A model or folder as the user named it, fit for a folder's name: jpeg-80; runs-tune, of runs/tune/model.
+
+    A path is named from the working folder if it lies below that, else from the root, so that no two are called alike.
+    """
+    path = Path(given).resolve()
+    if Path(given).exists():
+        inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        path = inside.parent if inside.name == "model" else inside
+        given = str(path) if path.name else Path.cwd().name
+    return re.sub(r"[^\w.+-]+", "-", given).strip("-.") or "model"
 
 
 def _number(text: str, what: str) -> float:

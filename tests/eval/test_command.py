@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 
 from atoken.data.synthetic.procedural import make_image
 from atoken.io import Image, Video, write_image, write_video
+from atoken.loading import load
+from atoken.presets import BUNDLED
 from eval import commands, rate, tasks
 from eval.command import main, parser
+from eval.models.by_name import file_name
 from eval.probes import table
 from eval.protocol import FORMAT
 
@@ -65,13 +69,56 @@ def test_the_bundled_models(photographs, tmp_path, model, numbers):
 
 
 def test_the_same_command_again_measures_nothing_and_gives_the_same(photographs, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    arguments = ["reconstruct", str(photographs), "--model", "webp:60", "-o", str(out)]
+    monkeypatch.chdir(tmp_path)
+    out = Path("out/webp-60/reconstruct-photographs")
+    arguments = ["reconstruct", str(photographs), "--model", "webp:60"]
     assert main(arguments) == 0
     first = result(out)["rows"]
     monkeypatch.setattr("eval.models.codecs.ImageCodec.reconstruct", None)
     assert main(arguments) == 0
     assert result(out)["rows"] == first
+
+
+def test_other_data_models_and_settings_have_folders_of_their_own(photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "b" / "photographs", photographs / "inner"):
+        folder.mkdir(parents=True)
+        write_image(Image(make_image(8, 0, 48, 64).frames[0]), folder / "0.png")
+    places = []
+
+    def noted(options, tasks, called, seed=None):
+        places.append(str(commands.place(options, options.model, called)))
+        return 0
+
+    monkeypatch.setattr(commands, "_measured", noted)
+    many = ["code-usage", "procedural-images", "procedural-assets", "procedural-videos"]
+    for words in (
+        "reconstruct photographs", "reconstruct ./photographs/", f"reconstruct {photographs}",
+        "reconstruct b/photographs", "reconstruct photographs/inner", "run photographs",
+        "run photographs --items 1 --seed 7", "table3 --data b",
+        f"run {' '.join(many)}", f"run {' '.join([*many[:3], 'photographs'])}", "run photographs -o mine",
+    ):  # fmt: skip
+        assert main([*words.split(), "--model", "jpeg:80"]) == 0
+    names = [place.removeprefix("out/jpeg-80/") for place in places]
+    assert names[:8] == [
+        *["reconstruct-photographs"] * 3, "reconstruct-b-photographs", "reconstruct-photographs-inner", "photographs",
+        "photographs-seed-7-items-1", "table3-of-b",
+    ]  # fmt: skip
+    assert all(name.startswith("code-usage+procedural-images+procedural-assets+1-more-") for name in names[8:10])
+    assert names[8] != names[9]
+    assert names[10] == "mine"
+
+
+def test_tuned_models_are_called_as_their_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in ("runs/tune", "runs/tune2", "tune"):
+        shutil.copytree(BUNDLED / "nano", tmp_path / run / "model")
+    assert [file_name(f"{run}/model/") for run in ("runs/tune", "runs/tune2", "tune")] == [
+        "runs-tune", "runs-tune2", "tune"
+    ]  # fmt: skip
+    assert file_name("runs/tune/../tune/model") == file_name(str(tmp_path / "runs/tune/model")) == "runs-tune"
+    assert file_name(".") == tmp_path.name
+    assert load("runs/tune2/model").name == "tune2"
 
 
 def test_unreadable_files_are_listed_and_the_exit_code_says_so(photographs, tmp_path, capsys):
