@@ -40,11 +40,11 @@ from eval.tasks import LOCAL, TASKS
 
 _VERSIONS = ("python", "atoken", "torch", "numpy", "scipy", "pillow", "av", "transformers", "trimesh", "embreex")
 OUT = "out"  # of results, in folders MODEL/RUN
-MOST_NAMED = 3  # tasks in the name of a folder
+MOST_TASKS = 3  # tasks in the name of a folder
 SETTINGS = ("dtype", "sample", "seed", "items")  # options that name a run, where they are given
 
 
-def place(options: argparse.Namespace, model: str, run: str) -> Path:
+def result_folder(options: argparse.Namespace, model: str, run: str) -> Path:
     """The folder for results: that of -o, or one that is named by model, data and settings.
 
     The same command finds its own results there, and goes on with what is missing; another one has another folder.
@@ -71,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
         if name not in TASKS:
             raise AtokenError(f"There is no task {name!r}; choose from: {', '.join(TASKS)}.")
     names = [*dict.fromkeys(options.task)]
-    more = "" if len(names) <= MOST_NAMED else f"+{len(names) - MOST_NAMED}-more-{digest(names)[:6]}"
-    called = "+".join(names[:MOST_NAMED]) + more + _of_data(options)
+    more = "" if len(names) <= MOST_TASKS else f"+{len(names) - MOST_TASKS}-more-{digest(names)[:6]}"
+    called = "+".join(names[:MOST_TASKS]) + more + _of_data(options)
     return _measured(options, [TASKS[name] for name in names], called, options.seed)
 
 
@@ -92,7 +92,7 @@ def _measured(options: argparse.Namespace, tasks: Sequence[Task], called: str, s
     """Measure, write and show; ranks other than 0 only measure. A task whose data are missing is a row that says so."""
     start, ranks = time.time(), Ranks.launched()
     model_of(options)  # what is wrong with it is said before anything is written
-    folder = place(options, options.model, called)
+    folder = result_folder(options, options.model, called)
     make_folder(folder)
     rows = []
     for task in tasks:
@@ -179,7 +179,7 @@ def generation(options: argparse.Namespace) -> int:
     start, device = time.time(), device_of(options)
     network = network_of(options.network, options.weights, device, trust=options.trust)
     row = generated(Path(options.samples), Path(options.reference), network)
-    folder = place(options, options.samples, f"generation-{file_name(options.reference)}")
+    folder = result_folder(options, options.samples, f"generation-{file_name(options.reference)}")
     return _written(folder, [row], _run(start, Ranks(), device), options)
 
 
@@ -188,7 +188,7 @@ def rate(options: argparse.Namespace) -> int:
     if Ranks.launched().rank:
         return 0
     models = "+".join(map(file_name, options.model))
-    start, folder = time.time(), place(options, models, f"rate-{file_name(options.folder)}")
+    start, folder = time.time(), result_folder(options, models, f"rate-{file_name(options.folder)}")
     each = [argparse.Namespace(**vars(options) | {"model": model, "sample": None}) for model in options.model]
     tokenizers = [tokenizer_of(one) for one in each if ":" not in one.model]
     rows = measured_rate(options.folder, models=tokenizers, peers=[model_of(one) for one in each if ":" in one.model])

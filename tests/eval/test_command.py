@@ -87,7 +87,7 @@ def test_other_data_models_and_settings_have_folders_of_their_own(photographs, t
     places = []
 
     def noted(options, tasks, called, seed=None):
-        places.append(str(commands.place(options, options.model, called)))
+        places.append(str(commands.result_folder(options, options.model, called)))
         return 0
 
     monkeypatch.setattr(commands, "_measured", noted)
