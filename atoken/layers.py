@@ -13,14 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from atoken.attention import Bounds, varlen_attention
+from atoken.attention import Bounds, takes_onednn, varlen_attention
 from atoken.rope import rotate, rotation
 from atoken.summary import Summary
 from atoken.tokens import SparseTokens
 
 NORM_EPS = 1e-6
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if _ONEDNN else ()
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,11 @@ class Linear(nn.Linear):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        if _takes_onednn(x_ND, self.weight):
+        if x_ND.dtype == self.weight.dtype and takes_onednn(x_ND):
             after: tuple[str, list[Any], str] = ("gelu", [], "tanh") if self.gelu else ("none", [], "")
             return torch.ops.mkldnn._linear_pointwise(x_ND, self.weight, self.bias, *after)
         y_ND = super().forward(x_ND)
         return F.gelu(y_ND, approximate="tanh") if self.gelu else y_ND
-
-
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _ONEDNN_DTYPES and x.numel() > 0
-    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    return fits and plain and not torch.compiler.is_compiling()  # which has no rule for this operator
 
 
 class QKNorm(nn.Module):

@@ -62,6 +62,29 @@ def test_bf16_stays_near_fp32():
     assert (grad - exact_grad).norm() / exact_grad.norm() <= BF16_GRADIENT
 
 
+@pytest.mark.parametrize("head_width", HEAD_WIDTHS)
+def test_long_samples_in_bf16_keep_fp32_logits(head_width, monkeypatch):
+    """On a CPU without gradients they take oneDNN's products; the error must be that of torch's kernel, not more."""
+    lengths, kv_lengths, taken = (700, 3, 520), (705, 3, 520), []
+    plain = attention._onednn
+    monkeypatch.setattr(attention, "_onednn", lambda *given: taken.append(given[0].shape[2]) or plain(*given))
+    inside = bounds(lengths), bounds(kv_lengths)
+    q, k, v = (x.detach() for x in inputs(lengths, kv_lengths, head_width, torch.bfloat16))
+    q = q * 4  # logits of up to 20, of which bf16 would lose a tenth
+    exact = masked_attention(q.float(), k.float(), v.float(), *inside)
+
+    def error(found):
+        return ((found.float() - exact).norm() / exact.norm()).item()
+
+    with torch.no_grad():
+        fast = error(attention.varlen_attention(q, k, v, *inside))
+        expected = [length for length in lengths if length > 512] if attention.takes_onednn(q) else []
+    assert taken == expected
+    slow = error(attention.varlen_attention(q.requires_grad_(), k, v, *inside))
+    assert taken == expected
+    assert fast <= min(1.5 * slow, BF16_FORWARD)
+
+
 def test_a_sample_does_not_see_its_batch_mates():
     q, k, v = inputs((6, 4), (6, 4), 48)
     together = attention.varlen_attention(q, k, v, (0, 6, 10))
