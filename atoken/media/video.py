@@ -3,7 +3,11 @@
 A damaged or hostile file can at worst end the child, which has limits on memory and CPU time and whose demuxer may not
 open any other file. Damage that the decoder notices is an error, and so are fewer frames than the container's
 count or duration says. Where it states only a duration (MKV, WebM), the loss of up to two last frames goes unnoticed,
-and so do changed bytes that still decode, because few codecs carry checksums.
+where it states nothing (MPEG-TS, y4m, raw H.264 and H.265), that of any number, and so do changed bytes that still
+decode, because few codecs carry checksums.
+
+Raw H.264 and H.265 have no time stamps: frame i is at i / rate, by the rate in the stream, else 25 a second. A
+transport stream that begins between two key frames, as recordings do, is read from the first key frame on.
 
 Pixels are RGB by the colour matrix and range that the file states (BT.601, limited range where it states none);
 HDR is not tone-mapped. Rotation and mirroring by the display matrix are applied. Only the first video stream is read.
@@ -14,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -49,10 +53,26 @@ def _is_mov(head: Head) -> bool:
     return head.start[4:8] in _MOV_ATOMS and not still
 
 
+def _is_transport_stream(head: Head) -> bool:
+    """Packets of 188 bytes that begin with 0x47; in M2TS, of Blu-ray discs and cameras, behind 4 bytes of time."""
+    ways = ((0, 188), (4, 192))
+    return any(head.size >= offset + size and set(head.start[offset::size]) == {0x47} for offset, size in ways)
+
+
+def _is_raw(*first_units: bytes) -> Callable[[Head], bool]:
+    """Match a raw stream (Annex B) that begins with a start code and one of these headers of its units."""
+    return begins(*(zeros + b"\0\0\1" + unit for zeros in (b"", b"\0") for unit in first_units))
+
+
 FORMATS = (
     Format("mov", (".mp4", ".m4v", ".mov"), _is_mov),
     Format("matroska", (".mkv", ".webm"), begins(b"\x1a\x45\xdf\xa3")),
     Format("avi", (".avi",), lambda head: head.start[:4] == b"RIFF" and head.start[8:12] == b"AVI "),
+    Format("mpegts", (".ts", ".m2ts", ".mts"), _is_transport_stream),
+    Format("yuv4mpegpipe", (".y4m",), begins(b"YUV4MPEG2 ")),
+    # Parameters, delimiters, supplemental information: no other format has these bytes behind a start code.
+    Format("h264", (".h264", ".264"), _is_raw(b"\x67", b"\x27", b"\x47", b"\x09", b"\x06")),
+    Format("hevc", (".h265", ".265", ".hevc"), _is_raw(b"\x40\1", b"\x42\1", b"\x46\1", b"\x4e\1")),
     *ANIMATIONS,
 )
 

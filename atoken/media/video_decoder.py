@@ -38,6 +38,8 @@ _ADDED: Final = "matroska_block_additional"
 _ALPHA_ID = (1).to_bytes(8, "big")  # of a block with alpha; FFmpeg puts the id before the data
 _HDR = (16, 18)  # the transfer functions PQ and HLG
 _FALLBACK_FPS = Fraction(24)  # of a video that states no rate
+_RAW = ("h264", "hevc")  # formats without time stamps
+_LENGTH_UNKNOWN = ("mpegts", "yuv4mpegpipe", *_RAW)  # formats whose length FFmpeg guesses from the size or the end
 
 
 class Decoded(NamedTuple):
@@ -55,6 +57,8 @@ class Decoder:
         self._container = _open(file, format)
         self._stream = _first_video(self._container, name)
         context = self._stream.codec_context
+        if not context.width and format in _LENGTH_UNKNOWN:  # what begins anywhere may have no key frame
+            raise MediaError(f"Cannot read {name}: it holds no frame that can be decoded.")
         limits.check_size(context.height, context.width, f"A frame of {name}")
         # FRAME threads (in AUTO) and explode together make libavcodec report damage that it otherwise conceals.
         # Twice the limit, because a codec pads frames to whole blocks.
@@ -64,8 +68,9 @@ class Decoder:
         context.options = self._options
         self._alphas: dict[int | None, list[VideoFrame]] = {}  # by time stamp, of packets that are in the decoder
         self._alpha_context: VideoCodecContext | None = None
-        self.fps = _rate(self._stream)
+        self.fps = _rate(self._stream, is_raw=format in _RAW)
         self.last_seconds = 1 / self.fps  # for which the last frame is shown
+        self._skipped = 0  # packets before the first key frame
         self.slack = clock_slack(self._stream.time_base or 1 / self.fps)
         self._reformatter = VideoReformatter()
         self._size = (0, 0)
@@ -78,11 +83,15 @@ class Decoder:
             for number, packet in enumerate(self._container.demux(self._stream)):
                 self._tick()
                 self._limits.check_frames(number // 2, self.name)  # a frame has at most two packets, its fields
+                if self._format == "mpegts" and self._skipped == number and packet.size and not packet.is_keyframe:
+                    self._skipped += 1
+                    continue
                 discarded += packet.is_discard
                 timed: list[tuple[Fraction, Decoded]] = []
                 cause = ""
                 for frame in self._decode(packet, count):
-                    seconds = times.next(_seconds(frame.pts, frame.time_base))
+                    stamp = None if self._format in _RAW else _seconds(frame.pts, frame.time_base)
+                    seconds = times.next(stamp)
                     self._limits.check_seconds(seconds, self.name)
                     timed.append((seconds, Decoded(frame, self._alpha_of(frame, count + len(timed)))))
                     end = times.origin + timed[-1][0] + (_seconds(frame.duration, frame.time_base) or 1 / self.fps)
@@ -195,15 +204,30 @@ class Decoder:
             # An edit list that hides some of the frames makes the count of all of them meaningless.
             lost = not discarded and not self._is_trimmed() and count < self._stream.frames
         else:
-            length = _stated_length(self._container, self._stream)
+            length = self._stated_length()
             lost = length is not None and end + 2 / self.fps < length
         return f"only {count} of {self._declared_frames()} frames can be decoded" if lost else ""
 
     def _declared_frames(self) -> int | None:
-        length = _stated_length(self._container, self._stream)
+        length = self._stated_length()
         if self._stream.frames and not self._is_trimmed():
             return self._stream.frames
         return None if length is None else max(round(length * self.fps), 1)
+
+    def _stated_length(self) -> Fraction | None:
+        """Give the length of the video in seconds as the container states it."""
+        stream, container = self._stream, self._container
+        if self._format in _LENGTH_UNKNOWN:
+            return None
+        if stream.duration and stream.time_base:
+            return stream.duration * stream.time_base
+        tag = stream.metadata.get("DURATION", "")  # of Matroska, "00:00:02.500000000"
+        with suppress(ValueError, OverflowError):
+            hours, minutes, seconds = tag.split(":")
+            return 3600 * int(hours) + 60 * int(minutes) + Fraction(float(seconds)).limit_denominator(10**9)
+        if container.duration and len(container.streams) == 1:
+            return Fraction(container.duration, av.time_base)
+        return None
 
     def _is_trimmed(self) -> bool:
         """Whether an edit list of an MP4 shows less than the file holds: the mean rate is that of all frames."""
@@ -218,6 +242,8 @@ class Decoder:
         notes = []
         if self._container.streams.audio:
             notes.append("the audio is not tokenised; the result has no sound.")
+        if self._skipped:
+            notes.append(f"it begins between key frames; its first {self._skipped} frames are left out.")
         count = sum(not _is_cover(stream) for stream in self._container.streams.video)
         if count > 1:
             notes.append(f"only the first of {count} video streams is read.")
@@ -322,25 +348,16 @@ def _is_cover(stream: VideoStream) -> bool:
     return bool(stream.disposition & Disposition.attached_pic)
 
 
-def _rate(stream: VideoStream) -> Fraction:
-    """Give the mean rate, else FFmpeg's guess, else the fallback; only rates up to 1000 count."""
-    for rate in (stream.average_rate, stream.guessed_rate):
+def _rate(stream: VideoStream, *, is_raw: bool) -> Fraction:
+    """Give the mean rate, else FFmpeg's guess, else the fallback; only rates up to 1000 count.
+
+    The mean rate of a raw stream is always 25, and FFmpeg's guess what the stream states.
+    """
+    rates = (stream.average_rate, stream.guessed_rate)
+    for rate in reversed(rates) if is_raw else rates:
         if rate and 0 < rate <= 1000:
             return exact_fps(rate)
     return _FALLBACK_FPS
-
-
-def _stated_length(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    """Give the length of the video in seconds as the container states it."""
-    if stream.duration and stream.time_base:
-        return stream.duration * stream.time_base
-    tag = stream.metadata.get("DURATION", "")  # of Matroska, "00:00:02.500000000"
-    with suppress(ValueError, OverflowError):
-        hours, minutes, seconds = tag.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + Fraction(float(seconds)).limit_denominator(10**9)
-    if container.duration and len(container.streams) == 1:
-        return Fraction(container.duration, av.time_base)
-    return None
 
 
 def _turn(frame: VideoFrame, name: str) -> Turn:

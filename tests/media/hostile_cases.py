@@ -169,6 +169,7 @@ def _playlists(folder: Path, port: int) -> dict[str, str]:
 
 def _video_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
     mp4, avi, mkv = ((seeds / name).read_bytes() for name in ("x264.mp4", "mjpeg.avi", "x264.mkv"))
+    ts, y4m, webm = ((seeds / name).read_bytes() for name in ("x264.ts", "raw.y4m", "alpha.webm"))
     sizes = mp4.index(b"stsz") + 12
     pixel_width = mkv.index(b"\xb0\x81\x40")
     return {
@@ -184,7 +185,26 @@ def _video_bytes(seeds: Path) -> dict[str, tuple[bytes, str]]:
         "half.mkv": (mkv[: len(mkv) // 2], "refused"),
         "header-only.mkv": (mkv[:64], "refused"),
         "twice.avi": (avi + avi, ""),
+        "ts.mp4": (ts, "video"),
+        "twice.ts": (ts + ts, ""),
+        "tables-only.ts": (ts[: 3 * 188], "refused"),
+        "stuffing.ts": ((b"G\x1f\xff\x10" + bytes(184)) * 50_000, "refused"),
+        "every-program.ts": (b"".join(b"G%c%c\x10" % (n >> 8, n & 255) + bytes(184) for n in range(8192)), "refused"),
+        "60000x60000.y4m": (b"YUV4MPEG2 W60000 H60000 F24:1 C420\nFRAME\n" + bytes(1000), "refused"),
+        "negative.y4m": (b"YUV4MPEG2 W-64 H-48 F24:1 C420\nFRAME\n" + bytes(5000), "refused"),
+        "no-rate.y4m": (y4m.replace(b" F24:1", b" F0:0"), ""),
+        "endless-header.y4m": (b"YUV4MPEG2 W64 H48 F24:1 X" + b"a" * 100_000 + b"\nFRAME\n" + bytes(5000), "refused"),
+        "start-codes.h264": (b"\0\0\1\x67" * 10_000, "refused"),
+        "start-codes.hevc": (b"\0\0\1\x40\1" * 10_000, "refused"),
+        "large-alpha.webm": (_alpha_of_another_size(webm), "refused"),
     }
+
+
+def _alpha_of_another_size(webm: bytes) -> bytes:
+    """The first block of alpha states another width than the colours, in VP9's header of key frames."""
+    colours = webm.index(b"\x49\x83\x42")
+    size = webm.index(b"\x49\x83\x42", colours + 3) + 4
+    return webm[:size] + bytes([webm[size] ^ 4]) + webm[size + 1 :]
 
 
 def _resized_frames(avi: bytes, side: bytes) -> bytes:

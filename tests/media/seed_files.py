@@ -40,9 +40,12 @@ IMAGES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, and 
 ANIMATIONS: dict[str, dict[str, Any]] = {
     "moving.gif": {}, "moving.webp": {"quality": 60}, "moving.png": {}, "moving.avif": {"quality": 60},
 }  # fmt: skip
-VIDEOS = {
-    "x264.mp4": "libx264", "mpeg4.mp4": "mpeg4", "x264.mkv": "libx264", "ffv1.mkv": "ffv1", "vp9.webm": "libvpx-vp9",
-    "mpeg4.avi": "mpeg4", "mjpeg.avi": "mjpeg",
+VIDEOS = {  # name -> encoder and pixel format
+    "x264.mp4": ("libx264", "yuv420p"), "mpeg4.mp4": ("mpeg4", "yuv420p"), "x264.mkv": ("libx264", "yuv420p"),
+    "ffv1.mkv": ("ffv1", "yuv420p"), "vp9.webm": ("libvpx-vp9", "yuv420p"), "mpeg4.avi": ("mpeg4", "yuv420p"),
+    "mjpeg.avi": ("mjpeg", "yuvj420p"), "x264.ts": ("libx264", "yuv420p"), "mpeg2.m2ts": ("mpeg2video", "yuv420p"),
+    "raw.y4m": ("rawvideo", "yuv420p"), "x264.h264": ("libx264", "yuv420p"), "x265.hevc": ("libx265", "yuv420p"),
+    "alpha.webm": ("libvpx-vp9", "yuva420p"), "alpha.mov": ("png", "rgba"), "alpha.mkv": ("ffv1", "bgra"),
 }  # fmt: skip
 
 
@@ -88,18 +91,24 @@ def animations(folder: Path) -> list[Path]:
 
 def videos(folder: Path) -> list[Path]:
     """One file of each entry of ``VIDEOS``, 12 frames of 64x48."""
-    return [encoded(folder / name, codec, moving(12, 48, 64)) for name, codec in VIDEOS.items()]
+    frames = moving(12, 48, 64)
+    return [encoded(folder / name, codec, frames, pix_fmt) for name, (codec, pix_fmt) in VIDEOS.items()]
 
 
-def encoded(path: Path, codec: str, frames: np.ndarray) -> Path:
-    """Write ``frames`` at 24 fps with an encoder of FFmpeg, the same bytes each time; the suffix names the format."""
+def encoded(path: Path, codec: str, frames: np.ndarray, pix_fmt: str = "yuv420p") -> Path:
+    """Write ``frames`` at 24 fps with an encoder of FFmpeg, the same bytes each time; the suffix names the format.
+
+    The green of the frames is their alpha, if the pixel format has any.
+    """
+    options = {"libx264": X264_OPTIONS, "libx265": {"x265-params": "log-level=none:pools=none"}}
     with av.open(str(path), "w", container_options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(codec, rate=24, options=X264_OPTIONS if codec == "libx264" else {})
+        stream = container.add_stream(codec, rate=24, options=options.get(codec, {}))
         stream.codec_context.thread_count = 1
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.pix_fmt = pix_fmt
         for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            rgba = np.dstack([pixels, pixels[..., 1]])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgba, format="rgba")))
         container.mux(stream.encode(None))
     return path
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from atoken.errors import AtokenWarning, MediaError
-from atoken.io import Video, VideoReader, VideoWriter, load_media, read_video, write_video
+from atoken.io import Video, VideoReader, VideoWriter, load_media, read_video, sniff, write_video
 from tests.media.video_cases import digests_by_memory, encoded, moving, psnr, remuxed, turned, written
 
 
@@ -186,6 +186,70 @@ def test_other_codecs_and_containers(tmp_path: Path, codec: str, suffix: str) ->
     assert video.frames.shape == frames.shape
     assert (video.fps, video.timestamps) == (24, None)
     assert psnr(video.frames, frames) > 28
+
+
+STREAMS = {  # file -> codec and FFmpeg's format
+    "a.ts": ("libx264", "mpegts"), "mpeg2.ts": ("mpeg2video", "mpegts"), "a.m2ts": ("libx264", "mpegts"),
+    "a.y4m": ("rawvideo", "yuv4mpegpipe"), "a.h264": ("libx264", "h264"), "a.hevc": ("libx265", "hevc"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fps", ["24", "30000/1001", "50"])
+@pytest.mark.parametrize("name", STREAMS)
+def test_streams_without_an_index(tmp_path: Path, name: str, fps: str) -> None:
+    codec, format = STREAMS[name]
+    frames = moving(30, 64, 96)
+    m2ts = {"mpegts_m2ts_mode": "1"} if name == "a.m2ts" else {}
+    options = {"g": "12"} | {"libx265": {"x265-params": "log-level=error"}, "mpeg2video": {"qmax": "2"}}.get(codec, {})
+    path = encoded(tmp_path / name, codec, frames, options=options, fps=Fraction(fps), format=format, muxing=m2ts)
+    assert (sniff(path).modality.name, sniff(path).format.name) == ("video", format)
+    video = load_media(path)
+    assert video.frames.shape == frames.shape
+    assert psnr(video.frames, frames) > 28
+    assert (video.fps, video.timestamps) == (Fraction(fps), None)
+    with VideoReader(path) as reader:
+        assert (reader.info.declared_frames, reader.expected_frames) == (None, None)
+    np.testing.assert_array_equal(read_video(path, frames=(7, 9)).frames, video.frames[7:9])
+
+
+@pytest.mark.parametrize("seconds", [0, 10, 2**33 / 90_000 - 1])
+def test_a_transport_stream_may_start_at_any_time(tmp_path: Path, seconds: float) -> None:
+    """Its clock has 33 bits, so that it begins again at 0 after 26.5 hours."""
+    offset = {"output_ts_offset": str(seconds)}
+    path = encoded(tmp_path / "a.ts", "libx264", moving(48, 32, 48), format="mpegts", muxing=offset)
+    with VideoReader(path) as video:
+        times = [frame.seconds for frame in video]
+    np.testing.assert_allclose(times, np.arange(48) / 24, atol=1 / 90_000)
+
+
+def test_varying_times_of_a_transport_stream(tmp_path: Path) -> None:
+    times = np.array([0.0, 0.04, 0.2, 0.25, 1.0])
+    Video(moving(5, 32, 48), timestamps=times).save(tmp_path / "a.mp4")
+    with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "a.ts"), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+    np.testing.assert_allclose(read_video(tmp_path / "a.ts").timestamps, times, atol=1 / 90_000)
+
+
+def test_a_raw_stream_that_states_no_rate_has_25_frames_a_second(tmp_path: Path) -> None:
+    options = {"x265-params": "vui-timing-info=0:log-level=error"}
+    path = encoded(tmp_path / "a.hevc", "libx265", moving(5, 32, 48), options=options, format="hevc")
+    assert read_video(path).fps == 25
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_transport_stream_is_read_from_its_first_key_frame(tmp_path: Path, codec: str) -> None:
+    path = encoded(tmp_path / "a.ts", codec, moving(40, 64, 96), options={"g": "12"}, format="mpegts")
+    whole = read_video(path).frames
+    path.write_bytes(path.read_bytes()[188 * 20 :])
+    with pytest.warns(AtokenWarning, match=r"begins between key frames; its first \d+ frames are left out"):
+        actual = read_video(path)
+    assert len(actual.frames) in (28, 16)
+    np.testing.assert_array_equal(actual.frames, whole[-len(actual.frames) :])
+    assert actual.timestamps is None
 
 
 def test_audio_gives_one_warning(tmp_path: Path) -> None:

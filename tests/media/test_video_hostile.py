@@ -88,7 +88,8 @@ def test_mp4_without_index(tmp_path: Path) -> None:
 )
 def test_truncated_video_names_what_is_sound(tmp_path: Path, codec: str, suffix: str) -> None:
     """The frames named are the first of the whole video, without a gap, wherever between B-frames the file was cut."""
-    path = encoded(tmp_path / f"a.{suffix}", codec, moving(40, 64, 64), faststart=suffix == "mp4")
+    muxing = {"movflags": "faststart"} if suffix == "mp4" else {}
+    path = encoded(tmp_path / f"a.{suffix}", codec, moving(40, 64, 64), muxing=muxing)
     whole, data = read_video(path).frames, path.read_bytes()
     counts = []
     for percent in range(61, 92, 3):

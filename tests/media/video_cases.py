@@ -36,11 +36,13 @@ def encoded(
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
     audio: bool = False,
-    faststart: bool = False,
+    fps: Fraction | int = 24,
+    format: str | None = None,
+    muxing: dict[str, str] | None = None,
 ) -> Path:
-    """Write RGB or RGBA ``frames`` at 24 fps with any encoder and container, with a silent audio track if wanted."""
-    with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
-        stream = container.add_stream(codec, rate=24, options=options or {})
+    """Write RGB or RGBA ``frames`` with any encoder and container, with a silent audio track if wanted."""
+    with av.open(str(path), "w", format=format, options=muxing or {}) as container:
+        stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
         sound = container.add_stream("aac", rate=16_000, layout="mono") if audio else None
         for pixels in frames:
