@@ -10,14 +10,14 @@ not state an axis and are taken as z up. Every asset is then fitted into [-0.5, 
 baseColorFactor x COLOR_0 x baseColorTexture, or diffuse of KHR_materials_pbrSpecularGlossiness. Textures are sRGB in
 the file, the other two are linear; their product is encoded as sRGB, so that without a texture it is the byte that a
 viewer shows. With a texture, the renderer multiplies two encoded values, which differs from the linear product by at
-most 8 of 255. Alpha counts unless the material is opaque. Of OBJ: map_Kd, else vertex colours, else Kd, as stored (as
-Blender does, Kd does not tint map_Kd). Of PLY: TextureFile with texture coordinates, else face or vertex colours.
-STL and OFF give no colours.
+most 8 of 255. Alpha counts unless the material is opaque, with the cutoff of a mask. Of OBJ: map_Kd, else vertex
+colours, else Kd, as stored (as Blender does, Kd does not tint map_Kd). Of PLY: TextureFile with texture coordinates,
+else face or vertex colours. STL and OFF give no colours.
 
 glTF is read with instances (EXT_mesh_gpu_instancing), KHR_mesh_quantization, sparse accessors, strips and fans,
 KHR_texture_transform, WebP textures, and KHR_draco_mesh_compression with the extra ``draco``. A required extension
 beyond these and those of light and shading is refused by name; others that are not read give one warning. Animations,
-morphing, skeletons, normals and all other maps are not read; textures always repeat.
+morphing, skeletons, normals and all other maps are not read; textures always repeat, with a warning where that shows.
 """
 
 from __future__ import annotations

@@ -129,8 +129,9 @@ class Tables:
             if data is None and (packed := next((name for name in _MESHOPT if name in extensions), None)):
                 raise self.bad(f"it needs the extension {packed}", "export it without compression")
             if data is None:
-                missing = str(stated.get("uri"))[:80]
-                raise self.bad(f"the file {missing!r} that it needs is missing", "put it into its folder")
+                if "uri" not in stated:
+                    raise self.bad(f"its buffer {index} has no data")
+                raise self.bad(f"the file {stated['uri'][:80]!r} that it needs is missing", "put it into its folder")
             self._buffers[index] = data
         return self._buffers[index]
 

@@ -89,13 +89,16 @@ class _Scene:
         """Give each piece of the scene once, with all its instances. Raises: MediaError."""
         for index, places in self._placements().items():
             mesh, matrices = self._tables.item("meshes", index), np.concatenate(places)
-            if any(mesh.get("weights", ())):
-                self._folder.note("its morph targets are not read; it has its basic shape.")
+            self._note_morphs(mesh)
             for primitive in mesh["primitives"]:
                 if primitive.get("mode", _TRIANGLES) in (_TRIANGLES, _STRIP, _FAN):
                     yield self._part(primitive, matrices)
                 else:
                     self._folder.note("its points and lines are not read, only faces.")
+
+    def _note_morphs(self, table: Table) -> None:
+        if any(table.get("weights", ())):
+            self._folder.note("its morph targets are not read; it has its basic shape.")
 
     def _placements(self) -> dict[int, list[np.ndarray]]:
         """For each mesh the matrices (n, 4, 4) that place it in the world."""
@@ -110,6 +113,7 @@ class _Scene:
                 node = self._tables.item("nodes", index)
                 world = parent @ _local(node)
                 below += [(child, world) for child in node.get("children", ())]
+                self._note_morphs(node)
                 if "skin" in node:
                     self._folder.note("its skeleton is not read; it has the pose in which its vertices are stored.")
                 if "mesh" in node:
@@ -164,6 +168,8 @@ class _Scene:
         own = np.where(mirrored[:, None, None], faces[:, ::-1], faces)
         light, uv = (columns[key].floats(used) if key in columns else None for key in ("COLOR_0", surface.coordinates))
         looks = surface.corners(own.reshape(-1, 3), light, uv)
+        if not surface.repeats and looks[1] is not None and (looks[1].min() < 0 or looks[1].max() > 1):
+            self._folder.note("a texture of it does not repeat beyond its edges in the file; here it does.")
         shifted = own + len(used) * np.arange(len(own))[:, None, None]
         return Part(placed.reshape(-1, 3), shifted.reshape(-1, 3), *looks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -170,7 +171,7 @@ def not_files(folder: Path, suffix: str) -> Iterator[Case]:
 
 
 def meshes(folder: Path) -> list[Path]:
-    """A ball in each format: plain, painted, textured, and as two nodes."""
+    """A ball in each format: plain, painted, textured, and as two nodes; and squares as ``packed``."""
     import trimesh
 
     ball = trimesh.creation.icosphere(2)
@@ -190,9 +191,37 @@ def meshes(folder: Path) -> list[Path]:
             b"comment", b"comment TextureFile material_0.png\ncomment", 1),
     }  # fmt: skip
     text, more = trimesh.exchange.obj.export_obj(textured, return_texture=True, mtl_name="material.mtl")
-    for name, data in (files | {"textured.obj": text} | more).items():
+    for name, data in (files | packed() | {"textured.obj": text} | more).items():
         (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
     return sorted(path for path in folder.iterdir() if path.suffix in (".glb", ".gltf", ".obj", ".ply", ".stl", ".off"))
+
+
+def packed() -> dict[str, bytes]:
+    """A square with instances, as whole numbers, sparse, as a strip and a fan, and by Draco; PLY of other line ends."""
+    instanced, whole, sparse, strip, draco = Gltf(), Gltf(), Gltf(), Gltf(), Gltf()
+    moves = np.arange(30, dtype=np.float32).reshape(10, 3)
+    turns = np.random.default_rng(0).integers(-32767, 32767, (10, 4)).astype(np.int16)
+    where = {"TRANSLATION": instanced.array(moves), "ROTATION": instanced.array(turns, normalized=True)}
+    instanced.instances(instanced.mesh(), **where)
+    uv = (SQUARE[:, :2] * 255).astype(np.uint8)
+    whole.node(mesh=whole.mesh((SQUARE * 32767).astype(np.int16), material=whole.textured(), TEXCOORD_0=uv))
+    whole.tree["accessors"][0]["normalized"] = True
+    whole.tree["extensionsRequired"] = ["KHR_mesh_quantization"]
+    sparse.node(mesh=sparse.mesh())
+    rows, values = sparse.bytes(np.arange(4, dtype=np.uint16).tobytes()), sparse.bytes(SQUARE.tobytes())
+    indices = {"bufferView": rows, "componentType": 5123}
+    sparse.tree["accessors"][0]["sparse"] = {"count": 4, "indices": indices, "values": {"bufferView": values}}
+    for mode in (5, 6):
+        strip.node(mesh=(mesh := strip.mesh(faces=np.array([0, 1, 3, 2], np.uint16))))
+        strip.tree["meshes"][mesh]["primitives"][0]["mode"] = mode
+    draco.node(mesh=draco.draco(material=draco.textured()))
+    made = {"instanced": instanced, "whole": whole, "sparse": sparse, "strip": strip, "draco": draco}
+    lines = ["ply", "format binary_little_endian 1.0", "element vertex 4", *(f"property float {x}" for x in "xyz")]
+    lines += ["element face 2", "property list uchar int vertex_indices", "end_header", ""]
+    body = SQUARE.tobytes() + struct.pack("<B4iB3i", 4, 0, 1, 2, 3, 3, 0, 1, 2)
+    ends = {"lf": "\n", "cr": "\r", "crlf": "\r\n"}
+    mixed = {f"{name}.ply": end.join(lines).encode() + body for name, end in ends.items()}
+    return {f"{name}.glb": file.glb() for name, file in made.items()} | mixed
 
 
 def heavy() -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.io import Limits, Mesh, read_mesh
 from atoken.media.mesh_folder import Folder
 from atoken.media.mesh_worker import mesh_of
-from tests.media.mesh_cases import CORNERS, DRACO, GREEN, HALVES, RED, SQUARE, Gltf
+from tests.media.mesh_cases import CORNERS, DRACO, GREEN, HALVES, RED, SQUARE, Gltf, png
 from tests.tolerances import FP32
 
 trimesh = pytest.importorskip("trimesh", reason="trimesh is not installed")
@@ -227,6 +227,44 @@ def test_draco_data_is_what_the_accessor_says(tmp_path: Path) -> None:
     file.tree["accessors"][0]["count"] = 5
     with pytest.raises(MediaError, match="where 5 VEC2 are expected"):
         read(file, tmp_path)
+
+
+@pytest.mark.parametrize("textured", [False, True])
+@pytest.mark.parametrize(("mode", "cutoff", "alpha", "solid"), [
+    ("MASK", 0.9, 0.7, False), ("MASK", 0.9, 0.95, True), ("MASK", 0.1, 0.3, True), ("MASK", 0.1, 0.05, False),
+    ("MASK", None, 0.6, True), ("MASK", None, 0.4, False), ("MASK", 0, 0.0, True), ("BLEND", 0.1, 0.4, False),
+    ("OPAQUE", None, 0.0, True), ("MASK", 2.0, 1.0, False),
+])  # fmt: skip
+def test_a_mask_has_its_own_cutoff(
+    tmp_path: Path, mode: str, cutoff: float | None, alpha: float, solid: bool, textured: bool
+) -> None:
+    """The renderer cuts at one half."""
+    file, how = Gltf(), {"alphaMode": mode} | ({} if cutoff is None else {"alphaCutoff": cutoff})
+    base = {"baseColorFactor": [1, 1, 1, alpha]}
+    if textured:
+        image = file.bytes(png(np.full((2, 2, 4), [255, 255, 255, round(255 * alpha)], np.uint8)))
+        texture = file.add("textures", source=file.add("images", bufferView=image))
+        base = {"baseColorTexture": {"index": texture}}
+    uv = {"TEXCOORD_0": SQUARE[:, :2].copy()}
+    file.node(mesh=file.mesh(material=file.add("materials", pbrMetallicRoughness=base, **how), **uv))
+    mesh = read(file, tmp_path)
+    assert len(mesh.textures) == textured
+    seen = (mesh.textures[0][..., 3] if textured else 255) * (mesh.colors[..., 3].min() / 255)
+    assert (seen >= 127.5 if solid else seen < 127.5).all()
+
+
+@pytest.mark.parametrize("wrap", [33071, 33648])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_texture_that_does_not_repeat_is_said_where_it_shows(tmp_path: Path, wrap: int, scale: int) -> None:
+    file = Gltf()
+    material = file.textured()
+    file.tree["textures"][0]["sampler"] = file.add("samplers", wrapS=wrap)
+    file.node(mesh=file.mesh(material=material, TEXCOORD_0=scale * SQUARE[:, :2]))
+    if scale == 1:
+        assert len(read(file, tmp_path).textures) == 1  # without a warning
+    else:
+        with pytest.warns(AtokenWarning, match="does not repeat"):
+            read_mesh(file.save(tmp_path / "a.glb"))
 
 
 def test_what_is_not_read_is_said(tmp_path: Path) -> None:
