@@ -173,3 +173,14 @@ def test_the_python_runs_as_printed(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "torch.Size([256, 48]) torch.Size([256, 4])"
     assert (tmp_path / "leaves-again.png").exists()
+
+
+@pytest.mark.parametrize("code", blocks("python", (ROOT / "docs" / "tensors.md").read_text()))
+def test_examples_of_tensors_run_as_printed_in_15_lines(code, tmp_path):
+    assert len(code.strip().splitlines()) <= 15
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = [line.partition("  # ")[2] for line in code.splitlines() if line.startswith("print(")]
+    assert done.stdout.splitlines() == shown
