@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from atoken.checkpoint import fingerprint, load_folder, quiet_transformers
+from atoken.checkpoint import WHERE, fingerprint, load_folder, model_folder
 from atoken.errors import MissingExtraError
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.patches import to_grid
@@ -141,7 +141,7 @@ class ATokenAutoencoder(*_BASES):  # type: ignore[misc]
             hook.pre_forward(self)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **options: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
         """Load a folder that ``save_pretrained`` wrote, any model that ``atoken.load`` takes as a folder, or a hub id.
 
         A bundled name, too. Statistics are those of ``config.json``, as a generator was trained with them, or else
@@ -153,11 +153,12 @@ class ATokenAutoencoder(*_BASES):  # type: ignore[misc]
             given.pop("output_loading_info", False),
             given.pop("torch_dtype", None) or given.pop("dtype", None),
         )
-        folder = path if (path := folder_of(folder)).is_dir() else folder
+        path = folder_of(pretrained_model_name_or_path)
+        folder = path if path.is_dir() else str(pretrained_model_name_or_path)
         model = load_folder(folder, dtype=torch.float32, **given)
         own, config = _read_by_pipelines(model, None), model.config.to_dict()
         saved = {name: config[name] for name in own.keys() & config.keys()}
-        where = {name: given[name] for name in _WHERE & given.keys()}
+        where = {name: given[name] for name in WHERE & given.keys()}
         measured = None if saved else measured_in(folder, lambda: fingerprint(model), **where)
         model = model.to(dtype) if isinstance(dtype, torch.dtype) else model
         vae = cls(model, measured.statistics if measured else None).eval()
@@ -179,14 +180,14 @@ class ATokenAutoencoder(*_BASES):  # type: ignore[misc]
         variant: str | None = None,
         max_shard_size: str = "5GB",
     ) -> None:
-        """Write weights and config; ``atoken.load`` reads the folder, too. It is always safetensors."""
-        with quiet_transformers():
-            self.model.save_pretrained(save_directory, max_shard_size, variant=variant, is_main_process=is_main_process)
+        """Write weights, always as safetensors, and config; ``atoken.load`` reads the folder, too.
+
+        Raises: CheckpointError.
+        """
         if is_main_process:
-            self.save_config(save_directory)
-
-
-_WHERE = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
+            with model_folder(save_directory) as part:
+                self.model.save_pretrained(part, max_shard_size, variant=variant)
+                self.save_config(part)
 
 
 def _read_by_pipelines(model: ATokenModel, statistics: LatentStatistics | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from atoken.presets import FSQ_LEVELS
 
 StateDict = Mapping[str, Tensor]
 
+# Options of transformers that say which folder of which copy of a hub id is meant.
+WHERE = {"subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download"}
 # Patterns in the keys of the published files and their replacements, applied in order.
 OFFICIAL_KEYS = {
     r"^encoder\.head\.attention\.to_": "pool.",
@@ -290,7 +293,8 @@ def load_folder(folder: str | Path, **options: Any) -> ATokenModel:
     Raises: CheckpointError (no model in the folder, a damaged file, weights that do not fit).
     """
     try:
-        found, mine = PreTrainedConfig.get_config_dict(folder)[0].get("model_type"), ATokenConfig.model_type
+        where = {name: options[name] for name in WHERE & options.keys()}
+        found, mine = PreTrainedConfig.get_config_dict(folder, **where)[0].get("model_type"), ATokenConfig.model_type
         if found != mine:
             raise ValueError(f"its config.json is of type {found}, not {mine}; for a tower use ATokenVisionModel.")
         with quiet_transformers():
@@ -321,6 +325,23 @@ def load_transformers(folder: str | Path, classes: Mapping[str, type[PreTrainedM
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(_first_line(error).rstrip(".")) from error
     return model
+
+
+@contextmanager
+def model_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a temporary folder, whose files are moved into ``folder`` on success; on failure nothing of them is left.
+
+    transformers prints nothing meanwhile. Raises: CheckpointError (it cannot be written).
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", suffix=".part", dir=target) as part, quiet_transformers():
+            yield Path(part)
+            for file in Path(part).iterdir():
+                file.replace(target / file.name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot write {folder}: {getattr(error, 'strerror', None) or error}.") from error
 
 
 @contextmanager

@@ -9,11 +9,9 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -99,23 +97,14 @@ class Tokenizer:
 
         Raises: CheckpointError.
         """
-        target = Path(folder)
-        try:
-            target.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(prefix=".", suffix=".part", dir=target) as part:
-                self.model.save_pretrained(part)
-                if self.texts is not None:
-                    self.texts.save(part)
-                with suppress(CheckpointError):  # those of the weights as they were loaded
-                    if self.folder and (
-                        measured := measured_in(self.folder, lambda: checkpoint.fingerprint(self.model))
-                    ):
-                        measured.save(Path(part) / NAME)
-                for file in Path(part).iterdir():
-                    file.replace(target / file.name)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise CheckpointError(f"Cannot write {folder}: {reason}.") from error
+        with checkpoint.model_folder(folder) as part:
+            self.model.save_pretrained(part)
+            if self.texts is not None:
+                self.texts.save(part)
+            with suppress(CheckpointError):  # they are of the weights as these were loaded
+                measured = self.folder and measured_in(self.folder, lambda: checkpoint.fingerprint(self.model))
+                if measured:
+                    measured.save(part / NAME)
 
     def encode(
         self,

@@ -40,7 +40,7 @@ _SIDE, _FRAMES = 64, 16  # of the input that measures a ratio which the model do
 _SPATIAL = ("spatial_compression_ratio", "scale_factor_spatial")
 _TEMPORAL = ("temporal_compression_ratio", "scale_factor_temporal", "time_compression_ratio")
 _REFUSED = {
-    "ATokenAutoencoder": "it is AToken itself, and its folder is measured without the word diffusers before it",
+    "ATokenAutoencoder": "it is AToken's own, so pass the folder alone, without diffusers:",
     "AutoencoderRAE": "its pixels are not in [-1, 1]",
     "ConsistencyDecoderVAE": "its decoder draws random numbers",
 }

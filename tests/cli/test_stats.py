@@ -67,6 +67,13 @@ def test_a_model_folder_keeps_them_and_other_weights_are_refused(run, folder, tm
     kept = atoken.load(home, device="cpu").statistics
     assert (kept.samples, kept.tokens) == (1, 6)
     assert "over 6 tokens" in run("doctor", model=home)[1]
+    tok = atoken.load(home, device="cpu")
+    tok.save_pretrained(tmp_path / "copy")
+    assert atoken.load(tmp_path / "copy", device="cpu").statistics == kept
+    with torch.no_grad():
+        tok.model.to_patch.weight.mul_(2)
+    tok.save_pretrained(tmp_path / "trained")
+    assert atoken.load(tmp_path / "trained", device="cpu").statistics is None
     small_model(seed=1).save_pretrained(home)
     with pytest.raises(CheckpointError, match="other weights"):
         _ = atoken.load(home, device="cpu").statistics

@@ -8,15 +8,19 @@ import pytest
 import torch
 from torch import nn
 
+from atoken.autoencoder import ATokenAutoencoder
 from atoken.errors import AtokenError, CheckpointError
 from atoken.io import Video
+from atoken.loading import load
 from eval.contract import Item
 from eval.models.autoencoders import Autoencoder, Shape
+from eval.models.tokenizer import AToken
 from eval.models.torchscript import TorchScriptModel
 from tests.eval.media import greatest_difference, pixels, synthetic_image, synthetic_video
+from tests.model.sizes import small_model
 from tests.tolerances import PIXEL
 
-diffusers = pytest.importorskip("diffusers", reason="the extra eval is not installed")
+diffusers = pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
 
 
 def saved(model, folder):
@@ -156,6 +160,15 @@ def test_a_tiny_autoencoder_has_latents_and_no_posterior(tmp_path):
     assert sample.size == 9 * 8 * 3 * 4
     with pytest.raises(AtokenError, match="no posterior to draw from"):
         Autoencoder(folder, device="cpu", sample=0).reconstruct([synthetic_image(16, 16)])
+
+
+def test_a_drop_in_vae_of_atoken_is_measured_as_a_tokenizer(tmp_path):
+    folder, item = tmp_path / "own", synthetic_image(17, 33)
+    ATokenAutoencoder(small_model()).save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="pass the folder alone, without diffusers:"):
+        Autoencoder(folder, device="cpu")
+    model = AToken(load(folder, device="cpu"))
+    assert model.reconstruct([item])[0].prediction.shape == (1, 17, 33, 3)
 
 
 def test_what_cannot_be_measured_is_one_sentence(sd, tmp_path):

@@ -320,6 +320,12 @@ def test_a_saved_folder_is_a_vae_and_a_tokenizer(tmp_path):
     assert below.config.scaling_factor == 0.5
 
 
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"Cannot write .*file: .*\.$"):
+        autoencoder().save_pretrained(tmp_path / "file")
+
+
 def test_a_models_folder_is_a_vae_with_the_statistics_in_it(tmp_path):
     model = small_model()
     model.save_pretrained(tmp_path)
