@@ -79,20 +79,24 @@ def test_a_sphere_is_where_the_closed_form_has_it():
         close(views.depth[view][deep], expected[deep], 10 * sagitta)
 
 
-def test_colours_and_depths_equal_a_search_over_all_triangles():
+INSIDE = Cameras.looking_at_centre(torch.tensor([[0.1, 0.2, -0.15], [-0.3, 0.05, 0.1], [0.02, -0.3, 0.2]]), fov=70.0)
+
+
+@pytest.mark.parametrize("cameras", [GENERIC, INSIDE], ids=["around", "inside"])
+def test_colours_and_depths_equal_a_search_over_all_triangles(cameras):
     random = np.random.default_rng(0)
     vertices, faces = random.uniform(-0.4, 0.4, (60, 3)), np.arange(60).reshape(20, 3)
     solid = mesh(vertices, faces, np.dstack([random.integers(0, 256, (20, 3, 3)), np.full((20, 3, 1), 255)]))
-    views = render_views(solid, GENERIC, size=24)
+    views = render_views(solid, cameras, size=24)
     for view in range(len(views)):
-        origin, directions = GENERIC.rays(view, 24, 24)
+        origin, directions = cameras.rays(view, 24, 24)
         for direction, rgb, depth in zip(
             directions.reshape(-1, 3), views.rgb[view].reshape(-1, 3), views.depth[view].ravel(), strict=True
         ):
             found = [(-1.0, np.zeros(3))]
             for corners, colors in zip(solid.vertices[faces].astype(float), solid.colors, strict=True):
                 t, u, v = np.linalg.solve(np.stack([-direction, *(corners[1:] - corners[0])], 1), origin - corners[0])
-                if min(u, v, 1 - u - v) >= 0:
+                if min(t, u, v, 1 - u - v) >= 0:  # some triangles are behind a camera inside
                     found.append((t, np.array([1 - u - v, u, v]) @ colors[:, :3]))
             t, colour = min(found[1:], key=lambda hit: hit[0], default=found[0])
             close(depth, t)

@@ -82,12 +82,13 @@ def test_the_filled_cells_are_those_of_a_search_over_all_points_and_cells(offset
     np.testing.assert_array_equal(occupied(views, resolution), np.argwhere(grid))
 
 
-@pytest.mark.parametrize("rgb_size", [256, 64])
+@pytest.mark.parametrize("rgb_size", [(256, 256), (64, 64), (64, 96)])
 def test_patches_are_those_of_the_published_look_up(rgb_size):
     near = Cameras.looking_at_centre(torch.tensor([[1.2, 0.3, 0.4]]), fov=20.0)  # nearest for many, sees few
     wide = Cameras.sphere(7)
     both = Cameras(*(torch.cat([getattr(c, name) for c in (wide, near)]) for name in ("world_to_camera", "intrinsics")))
-    views = replace(noise(both, 64), rgb=noise(both, rgb_size).rgb)
+    rgb = RANDOM.integers(0, 256, (len(both), *rgb_size, 3), dtype=np.uint8)
+    views = replace(noise(both, 64), rgb=rgb)
     tokens = pack(views, 16, max_tokens=4096)
     centres = (tokens.coords[:, 1:].double() + 0.5) / 16 - 0.5
     images = F.pixel_unshuffle(torch.from_numpy(views.rgb).permute(0, 3, 1, 2).double(), 16)
@@ -104,6 +105,27 @@ def test_patches_are_those_of_the_published_look_up(rgb_size):
     assert 0.05 < outside.double().mean() < 0.95
     close(tokens.feats[:, :768], (expected / 127.5 - 1).float())
     np.testing.assert_array_equal(unvoxelize(tokens).reshape(-1, 768), expected.numpy())
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_what_a_view_shows_is_told_by_its_depth_that_was_measured_nearest(offset):
+    """Against a search over the places of all depths; patches of one colour a view tell which was taken."""
+    eyes = F.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), dim=1) * 2  # no symmetry, no ties
+    views, resolution = noise(Cameras.looking_at_centre(eyes), offset=offset), 16
+    views.rgb[:] = np.arange(1, 6, dtype=np.uint8)[:, None, None, None]
+    tokens = pack(views, resolution, occlusion=True, max_tokens=4096)
+    centres = (tokens.coords[:, 1:].double().numpy() + 0.5) / resolution - 0.5
+    places, best = (np.arange(32) + offset) / 32, []
+    for view in range(5):
+        position, depth = views.cameras.project(view, centres)
+        column, row = (np.abs(position[:, axis, None] - places).argmin(1) for axis in (0, 1))
+        inside = (np.abs(position - np.stack([places[column], places[row]], 1)) <= 0.5 / 32).all(1)
+        shown = inside & (views.depth[view][row, column] >= depth - 3**0.5 / resolution)
+        best.append(np.where(shown, depth, depth + 1e6))
+    assert (np.min(best, 0) < 10).mean() > 0.5  # most cells are shown by some view
+    taken = unvoxelize(tokens).max((1, 2, 3))
+    np.testing.assert_array_equal(taken[taken > 0], np.argmin(best, 0)[taken > 0] + 1)
+    assert (taken > 0).mean() > 0.9  # the others lie outside of all images
 
 
 def test_unvoxelize_takes_any_width_and_any_batch():

@@ -9,8 +9,17 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
+from transformers.utils import logging
 
-from atoken.checkpoint import fill, fingerprint, from_siglip2, load_folder, load_official, official_config
+from atoken.checkpoint import (
+    fill,
+    fingerprint,
+    from_siglip2,
+    load_folder,
+    load_official,
+    official_config,
+    quiet_transformers,
+)
 from atoken.errors import CheckpointError
 from atoken.modalities.pixels import patchify
 from atoken.presets import preset
@@ -81,6 +90,7 @@ def test_official_keys_at_full_size_map_onto_our_models():
             config |= {f"{side}_mlp_channels": 4304 for side in ("encoder", "decoder")}
             config["latent_channels"] = preset(name).latent_channels
             model = load_official(state, config)
+        assert all(parameter.requires_grad for parameter in model.parameters())
         assert model.config.to_diff_dict() == preset(name).to_diff_dict()
 
 
@@ -98,6 +108,32 @@ def test_official_loading_names_what_does_not_fit(change):
         words = r"to_latent\.weight is \(64, 72\), not \(96, 72\)"
     with pytest.raises(CheckpointError, match=words):
         load_official(state, ARCH)
+
+
+def test_a_loaded_model_is_its_own_and_has_the_published_scale_and_bias():
+    state = load_file(OFFICIAL)
+    kept = {key: value.clone() for key, value in state.items()}
+    model = load_official(state, ARCH)
+    assert (model.logit_scale.item(), model.logit_bias.item()) == (pytest.approx(4.8438), -15.5625)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(state[key], value) for key, value in kept.items())
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_transformers_is_as_talkative_afterwards_as_before(shown):
+    before, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    try:
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        logging.set_verbosity_info()
+        with quiet_transformers():
+            assert not logging.is_progress_bar_enabled()
+            assert logging.get_verbosity() == logging.ERROR
+        assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == (shown, logging.INFO)
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+        logging.set_verbosity(level)
 
 
 def test_official_files_as_safetensors_and_pt_with_the_published_yaml(tmp_path):
