@@ -129,7 +129,7 @@ class Gaussians(Summary):
 
     def _save_turntable(self, target: Target) -> None:
         cameras = Cameras.turntable(_FRAMES)
-        with VideoWriter(target, _FPS, size=(_VIEW, _VIEW)) as writer:
+        with VideoWriter(target, _FPS, size=(_VIEW, _VIEW), format="mp4") as writer:
             # Some views take a second each: on a terminal, a bar on standard error says how far it is.
             for view in tqdm(range(_FRAMES), "turntable", unit=" views", delay=2, disable=None, leave=False):
                 writer.write(self._view(cameras[view : view + 1], _VIEW))

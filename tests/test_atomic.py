@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -85,6 +86,13 @@ def test_a_file_object_gets_the_format_that_is_asked_for():
     file = io.BytesIO()
     CLOUD.save(file, format="png")
     assert load_media(file.getvalue()).pixels.shape == (512, 512, 3)
+    seen = replace(VIDEO, alpha=np.tile(np.arange(0, 256, 16, dtype=np.uint8), (3, 16, 1)))
+    for format, exact in ((None, False), ("mov", True)):  # without a word, WebM, which keeps alpha
+        file = io.BytesIO()
+        seen.save(file, format=format)
+        found = load_media(file.getvalue())
+        assert np.abs(found.alpha.astype(int) - seen.alpha).max() <= (0 if exact else 24)
+        assert np.array_equal(found.frames, seen.frames) or not exact
 
 
 def test_token_files_in_memory_hold_several_items():

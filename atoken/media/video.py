@@ -97,12 +97,9 @@ class Video(Summary):
         if self.timestamps is not None:
             check_timestamps(self.timestamps, len(self.frames))
 
-    def save(self, target: Target) -> None:
-        """Write it as ``write_video`` does, by the suffix of a path, or as MP4 to a binary file object.
-
-        Raises: MediaError.
-        """
-        write_video(self, target)
+    def save(self, target: Target, *, format: str | None = None) -> None:
+        """Write the video as ``write_video`` does. Raises: MediaError."""
+        write_video(self, target, format=format)
 
 
 class Frame(NamedTuple):
@@ -312,8 +309,9 @@ def _fitting(count: int, frame_shape: tuple[int, int, int], name: str, max_memor
     return count
 
 
-def write_video(video: Video, target: Target, *, crf: int = 18) -> None:
+def write_video(video: Video, target: Target, *, crf: int = 18, format: str | None = None) -> None:
     """Write a video with its rate or time stamps and its alpha, as ``VideoWriter`` does. Raises: MediaError."""
     size = (video.frames.shape[1], video.frames.shape[2])
-    with VideoWriter(target, video.fps, size=size, crf=crf, alpha=video.alpha is not None) as writer:
+    alpha = video.alpha is not None
+    with VideoWriter(target, video.fps, size=size, crf=crf, alpha=alpha, format=format) as writer:
         writer.write(video.frames, video.timestamps, video.alpha)

@@ -52,7 +52,8 @@ class VideoWriter:
     """Writes a video in pieces; use ``with``. The file appears when the block ends, and not if it raises.
 
     ``target``: a path, whose suffix decides: ``.mp4`` is H.264 without alpha, ``.webm`` VP9 and ``.mov`` PNG, lossless,
-    both with alpha if ``alpha`` is True; or a binary file object, which gets an MP4 when the block ends.
+    both with alpha if ``alpha`` is True; or a binary file object, which gets the video when the block ends. ``format``
+    ("mp4", ...) goes before the suffix; without either, a video with alpha is WebM, and others are MP4.
 
     ``fps`` is frames a second, ``size`` (H, W) in pixels. ``crf`` is the quality of
     H.264 and VP9: 0 is best, 18 looks lossless, 51 is worst. Their colours are BT.709, limited range, yuv420p, which
@@ -63,9 +64,17 @@ class VideoWriter:
     """
 
     def __init__(
-        self, target: Target, fps: Fraction | float, *, size: tuple[int, int], crf: int = 18, alpha: bool = False
+        self,
+        target: Target,
+        fps: Fraction | float,
+        *,
+        size: tuple[int, int],
+        crf: int = 18,
+        alpha: bool = False,
+        format: str | None = None,
     ) -> None:
-        self._target, self._name, self._suffix = target, called(target), suffix_of(target, ".mp4")
+        self._target, self._name = target, called(target)
+        self._suffix = suffix_of(target, ".webm" if alpha else ".mp4", format)
         if self._suffix not in _KINDS:
             raise MediaError(f"Cannot write {self._name}: choose a name that ends in {', '.join(_KINDS)}.")
         if min(size) < 1:
