@@ -108,9 +108,10 @@ def test_an_icon_gives_its_largest_image_within_limits(tmp_path: Path) -> None:
     directory = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, len(large), 22)
     with pytest.raises(MediaError, match="over the limit"):
         read_image(directory + large)
-    bitmap = struct.pack("<IiiHHIIiiII", 40, 20_000, 40_000, 1, 32, 0, 0, 0, 0, 0, 0)
-    with pytest.raises(MediaError, match="a bitmap of an icon cannot be 20000x20000"):
-        read_image(directory + bitmap)
+    for width, height in ((20_000, 16), (16, 20_000), (16, -16)):
+        bitmap = struct.pack("<IiiHHIIiiII", 40, width, 2 * height, 1, 32, 0, 0, 0, 0, 0, 0)
+        with pytest.raises(MediaError, match=f"a bitmap of an icon cannot be {width}x{height}"):
+            read_image(directory + bitmap)
 
 
 def test_jpeg_and_gif_come_close(tmp_path: Path) -> None:
@@ -239,6 +240,7 @@ def test_the_transparent_colour_of_16_bits_is_compared_exactly(channels: int, hi
     """One whose high bytes are the same is not hidden."""
     values = np.random.default_rng(0).integers(0, high + 1, (9, 7, channels))
     values[0, 0], values[1, 1], values[2, 2] = high, 0x0455, 0x0456
+    values[3, 3, -1], values[3, 3, 0] = 0x0455, 0x0456  # of a colour, one channel alone
     key = struct.pack(f">{channels}H", *[0x0455] * channels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AtokenWarning)
@@ -375,7 +377,7 @@ def test_truncated_images_are_refused(tmp_path: Path, suffix: str, kept: float) 
         b"BMore text that begins like a bitmap",
         b"8BPS\0\1",
         b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nENDHDR\nabc",
-        b"\0\0\2" + bytes(30),  # a TGA needs such a name, too
+        b"\0\0\2" + bytes(9) + b"\1\0\1\0\x18\0abc",  # a TGA needs such a name, too
         b"\x89PNG",
     ],
 )
