@@ -69,6 +69,10 @@ class Gaussians(Summary):
         """The same Gaussians on another device or in another precision."""
         return Gaussians(*(getattr(self, field.name).to(device, dtype) for field in fields(self)))
 
+    def clone(self) -> Gaussians:
+        """Copies, which take part in autograd even where these are of inference mode."""
+        return Gaussians(*(getattr(self, field.name).clone() for field in fields(self)))
+
     def render(
         self,
         cameras: Cameras,

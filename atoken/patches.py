@@ -74,7 +74,8 @@ def dense(tokens: SparseTokens, steps: int, rows: int, columns: int) -> Tensor:
     first_B, sample_N = tokens.reduce_coords("amin")[:, 0], tokens.sample_N
     index_N = ((sample_N * steps + t - first_B[sample_N]) * rows + row) * columns + column
     feats = tokens.feats.new_zeros(samples * steps * rows * columns, tokens.feats.shape[1])
-    return feats.index_put((index_N.to(feats.device),), tokens.feats).unflatten(0, (samples, steps, rows, columns))
+    feats[index_N.to(feats.device)] = tokens.feats
+    return feats.unflatten(0, (samples, steps, rows, columns))
 
 
 def pack_pixels(x: Tensor | Sequence[Tensor]) -> SparseTokens:

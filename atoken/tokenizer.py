@@ -123,7 +123,6 @@ class Tokenizer:
         """
         return self.encode_batch([media], generator=generator, coarsen=coarsen, max_side=max_side)[0]
 
-    @torch.no_grad()
     def encode_batch(
         self,
         batch: Sequence[Media],
@@ -142,7 +141,8 @@ class Tokenizer:
         for index, one in enumerate(batch):
             with error_prefix(str(one) if isinstance(one, str | Path) else f"Input {index}" if len(batch) > 1 else ""):
                 samples.append(_sample(smaller(as_media(one), max_side), coarsen=coarsen))
-        encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
+        with torch.inference_mode():
+            encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
         described = [fields | {"name": file_name(one)} for (_, fields), one in zip(samples, batch, strict=True)]
         return self._tokens(encoded, described, generator=generator)
 
@@ -154,7 +154,7 @@ class Tokenizer:
         generator: torch.Generator | None = None,
         first_frame: int = 0,
     ) -> list[Tokens]:
-        """Tokens of each sample, on the CPU, with the fields that say what it is."""
+        """Tokens of each sample, on the CPU, with the fields that say what it is; copies, no tensors of inference mode."""
         if generator is not None and encoded.codes is not None:
             raise AtokenError("A discrete model has no posterior to draw from; leave the generator out.")
         latents = encoded.latents.feats if generator is None else encoded.posterior.sample(generator)
@@ -190,7 +190,6 @@ class Tokenizer:
         """
         return self.decode_batch([tokens])[0]
 
-    @torch.no_grad()
     def decode_batch(self, batch: Sequence[Tokens]) -> list[Image | Video | Gaussians]:
         """Decode many at once; the same results as one by one."""
         if not isinstance(batch, list | tuple):
@@ -200,8 +199,9 @@ class Tokenizer:
         for tokens in batch:
             self._check(tokens)
         packed = SparseTokens.pack([tokens.packed for tokens in batch]).to(self.device)
-        patches = self.model.decode(packed).unpack()
-        return [self._unpatchified(tokens, part) for tokens, part in zip(batch, patches, strict=True)]
+        with torch.inference_mode():
+            patches = self.model.decode(packed)
+        return [self._unpatchified(tokens, part) for tokens, part in zip(batch, patches.unpack(), strict=True)]
 
     def _unpatchified(self, tokens: Tokens, patches: SparseTokens) -> Any:
         return MODALITIES[tokens.modality].unpatchify(self.model, tokens, patches)
@@ -234,10 +234,10 @@ class Tokenizer:
         if state is None:
             raise MediaError("The video has no frames; there is nothing to encode.")
 
-    @torch.no_grad()
     def _encode_tile(self, tile: Video, state: PoolState | None, first: int, name: str) -> tuple[Tokens, PoolState]:
         patches, fields = _sample(tile)
-        encoded = self.model.encode(patches.to(self.device), pool_state=state)
+        with torch.inference_mode():
+            encoded = self.model.encode(patches.to(self.device), pool_state=state)
         return self._tokens(encoded, [fields | {"name": name}], first_frame=first)[0], encoded.pool_state
 
     def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Video]:
@@ -251,7 +251,7 @@ class Tokenizer:
                 self._check(piece)
             else:
                 check_follows(before, piece)
-            with torch.no_grad():
+            with torch.inference_mode():
                 patches = self.model.decode(piece.packed.to(self.device), cache=cache)
             yield self._unpatchified(piece, patches)
             before = piece
@@ -294,7 +294,6 @@ class Tokenizer:
             raise MediaError("The video has no frames; there is nothing to embed.")
         return normalize(total, dim=-1)
 
-    @torch.no_grad()
     def embed_text(self, texts: str | Sequence[str]) -> Tensor:
         """(T, D) fp32 unit vectors of T texts, in the space of ``embed``; (1, D) of a single string.
 
@@ -312,7 +311,9 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
             raise AtokenError("embed_text needs a text or a list of at least one text.")
-        return normalize(self.model.encode_text(self.texts(texts).to(self.device)), dim=-1).cpu()
+        with torch.inference_mode():
+            pooled = self.model.encode_text(self.texts(texts).to(self.device))
+        return normalize(pooled, dim=-1).cpu()
 
     def logits(self, media_VD: Tensor, texts_BD: Tensor) -> Tensor:
         """(V, B): similarities of unit vectors of media and of texts, with the model's scale and bias as in SigLIP2.

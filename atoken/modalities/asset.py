@@ -48,8 +48,9 @@ def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Ga
     from atoken.modalities.voxels import RESOLUTION, VALUES
 
     assert model.gaussian_decoder is not None  # _refusal has said so
-    decoded: Gaussians = model.gaussian_decoder(patches.with_feats(patches.feats[:, :VALUES]))[0]
-    gaussians, coarser = decoded.to("cpu", torch.float32), RESOLUTION / tokens.size[0]
+    with torch.inference_mode():
+        decoded: Gaussians = model.gaussian_decoder(patches.with_feats(patches.feats[:, :VALUES]))[0]
+    gaussians, coarser = decoded.to("cpu", torch.float32).clone(), RESOLUTION / tokens.size[0]
     return replace(gaussians, means=(gaussians.means + 0.5) * coarser - 0.5, scales=gaussians.scales * coarser)
 
 
