@@ -154,7 +154,7 @@ class Tokenizer:
         generator: torch.Generator | None = None,
         first_frame: int = 0,
     ) -> list[Tokens]:
-        """Tokens of each sample, on the CPU, with the fields that say what it is; copies, so that one can train on them."""
+        """Tokens of each sample, with the fields that say what it is; copies on the CPU, which one can train on."""
         if generator is not None and encoded.codes is not None:
             raise AtokenError("A discrete model has no posterior to draw from; leave the generator out.")
         latents = encoded.latents.feats if generator is None else encoded.posterior.sample(generator)
