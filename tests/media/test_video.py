@@ -13,6 +13,7 @@ import pytest
 
 from atoken.errors import AtokenWarning, MediaError
 from atoken.io import Video, VideoReader, VideoWriter, load_media, read_video, sniff, write_video
+from atoken.media.video_decoder import resampled
 from tests.media.video_cases import digests_by_memory, encoded, moving, psnr, remuxed, turned, written
 
 
@@ -128,6 +129,30 @@ def test_resampling_gives_the_frame_shown(tmp_path: Path, source: Fraction, fps:
     assert video.timestamps is None
     with VideoReader(path, fps=fps, frames=(1, None)) as video:
         assert video.expected_frames == len(shown) - 1 or len(shown) == 1
+
+
+def test_resampling_takes_a_frame_that_begins_within_the_rounding_of_the_clock() -> None:
+    slack, step = Fraction(1, 2000), Fraction(1, 10**9)
+
+    def shown(*starts: Fraction, last: Fraction = Fraction(1, 20)) -> list[int]:
+        frames = ((start, number) for number, start in enumerate(starts))
+        found = list(resampled(frames, Fraction(10), last, slack))
+        assert [seconds for seconds, _ in found] == [Fraction(k, 10) for k in range(len(found))]
+        return [number for _, number in found]
+
+    tenth, zero = Fraction(1, 10), Fraction(0)
+    assert shown(zero, tenth + slack, 2 * tenth - slack) == [0, 1, 2]
+    assert shown(zero, tenth + slack + step, 2 * tenth + slack + step) == [0, 0, 1]
+    assert shown(zero, last=tenth + slack) == [0]
+    assert shown(zero, last=tenth + slack + step) == [0, 0]
+
+
+@pytest.mark.parametrize("suffix", ["webm", "mkv"])
+def test_resampling_to_the_same_rate_changes_nothing(tmp_path: Path, suffix: str) -> None:
+    """Matroska rounds times to milliseconds: frame 2 of 30 a second begins at 67 ms, which is later than 2/30 s."""
+    codec = "libvpx-vp9" if suffix == "webm" else "libx264"
+    path = encoded(tmp_path / f"a.{suffix}", codec, moving(20, 32, 48), fps=30)
+    np.testing.assert_array_equal(read_video(path, fps=30).frames, read_video(path).frames)
 
 
 def test_resampling_a_varying_rate(tmp_path: Path) -> None:

@@ -104,6 +104,18 @@ def test_truncated_video_names_what_is_sound(tmp_path: Path, codec: str, suffix:
     np.testing.assert_array_equal(read_video(path, frames=(0, counts[-1])).frames, whole[: counts[-1]])
 
 
+@pytest.mark.parametrize(("missing", "is_lost"), [(0, False), (1.9, False), (2.1, True), (10, True)])
+def test_a_stated_length_shows_the_loss_of_more_than_two_frames(tmp_path: Path, missing: float, is_lost: bool) -> None:
+    path = encoded(tmp_path / "a.mkv", "libx264", moving(24, 32, 48))
+    stated = f"00:00:{(24 + missing) / 24:012.9f}".encode()
+    path.write_bytes(path.read_bytes().replace(b"00:00:01.000000000", stated))
+    if is_lost:
+        with pytest.raises(MediaError, match=rf"only 24 of {24 + round(missing)} frames"):
+            read_video(path)
+    else:
+        assert len(read_video(path).frames) == 24
+
+
 def test_an_index_of_too_few_frames_is_an_error(tmp_path: Path) -> None:
     path = encoded(tmp_path / "a.avi", "mpeg4", moving(40, 64, 64))
     data = bytearray(path.read_bytes())
