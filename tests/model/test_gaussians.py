@@ -1,6 +1,8 @@
 """Gaussians: files that come back and that other tools read, images and videos of them, and hostile files."""
 
+import io
 import struct
+import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from atoken import gaussians as module
 from atoken.cameras import Cameras
@@ -256,6 +259,18 @@ def test_an_image_and_a_turntable_are_saved(tmp_path: Path, monkeypatch):
     assert video.frames.shape == (4, 48, 48, 3)
     assert video.fps == 24
     assert np.abs(video.frames - rendered).mean() < 8
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_turntable_has_a_bar_on_a_terminal(tmp_path: Path, monkeypatch, terminal):
+    monkeypatch.setattr(module, "_VIEW", 16)
+    monkeypatch.setattr(module, "_FRAMES", 3)
+    monkeypatch.setattr(module, "tqdm", lambda *args, **options: tqdm(*args, **options | {"delay": 0}))
+    shown = io.StringIO()
+    shown.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", shown)
+    some().save(tmp_path / "a.mp4")
+    assert ("turntable:" in shown.getvalue(), "/3" in shown.getvalue()) == (terminal, terminal)
 
 
 def test_a_video_that_fails_half_way_leaves_no_file(tmp_path: Path, monkeypatch):
