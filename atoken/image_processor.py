@@ -52,9 +52,14 @@ class ATokenImageProcessor(PilBackend):
     max_pixels = 1536**2  # of the language model's images (paper Table 9)
 
     def process_image(self, image: Any, **options: Any) -> np.ndarray:
-        """One image as (3, H, W); a PIL image as ``Tokenizer.encode`` reads it: upright, 16 bits by the same rule."""
+        """One image as (3, H, W), as ``Tokenizer.encode`` reads it: upright, without alpha, 16 bits by the same rule.
+
+        Arrays of which the last axis is 3 or 4 are (H, W, 3) or (H, W, 4) unless ``input_data_format`` says otherwise.
+        """
         if hasattr(image, "getbands"):
-            image, options["input_data_format"] = from_pil(image).pixels, "channels_last"
+            image = from_pil(image).pixels
+        if isinstance(image, np.ndarray) and image.shape[2:] in ((3,), (4,)) and not options.get("input_data_format"):
+            image, options["input_data_format"] = image[..., :3], "channels_last"
         return super().process_image(image, **options)
 
     def target_size(
@@ -102,13 +107,18 @@ class ATokenImageProcessor(PilBackend):
             if do_normalize:
                 image = self.normalize(image, options["image_mean"], options["image_std"])
             done.append(image)
-        if return_tensors is None or len({image.shape for image in done}) == 1:
+        if return_tensors is None or len({image.shape for image in done}) <= 1:
             return BatchFeature({"pixel_values": done}, tensor_type=return_tensors)
         return BatchFeature(_padded_patches(done, patch_size), tensor_type=return_tensors)
 
 
 def _padded_patches(images: list[np.ndarray], side: int) -> dict[str, Any]:
     """Images (3, H, W) of several sizes in SigLIP2's form; a patch is flattened in the order row, column, channel."""
+    odd = [image.shape[1:] for image in images if image.shape[1] % side or image.shape[2] % side]
+    if odd:
+        raise ValueError(
+            f"Images of several sizes need sides that are multiples of {side}, got {odd[0]}; set do_resize."
+        )
     folded = [rearrange(image, "c (h p) (w q) -> (h w) (p q c)", p=side, q=side) for image in images]
     longest = max(map(len, folded))
     return {

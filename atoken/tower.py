@@ -222,7 +222,7 @@ class ATokenVisionModel(EncoderModel):
         - "tubelet": 4 frames are one step; tiles of 16 frames do not see each other (``ATokenModel.encode``).
         - "frame": each frame is encoded alone, as an image.
         - "timed_frame": each frame is a step, and all frames see each other. The video is not cut, so time grows with
-          the square of its tokens, and memory with their number: about 40 KB a token for so400m in fp32.
+          the square of its tokens, and memory with their number: about 70 KB a token for so400m in fp32.
 
         Gradients flow unless they are switched off. Raises: MediaError, TensorError, IndexError (no such layer).
         """

@@ -82,7 +82,7 @@ class EncoderModel(PreTrainedModel):
     pool: PoolingHead
     supports_gradient_checkpointing = True
     _no_split_modules = ("Block", "WindowBlock", "Siglip2EncoderLayer")
-    _supports_sdpa = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # accepted; atoken/attention.py chooses
 
     def encode_tiles(
         self, tokens: SparseTokens, steps: int, *, state: PoolState | None = None, layers: Sequence[int] = ()

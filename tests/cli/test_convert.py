@@ -27,6 +27,7 @@ def test_published_weights_become_a_folder_with_the_same_features(run, there, pu
     actual, expected = atoken.load("./mine", device="cpu"), load_official(OFFICIAL, published)
     assert out == f"mine: {sum(p.numel() for p in expected.parameters()) / 1e6:.1f} million weights\n"
     assert actual.fingerprint == fingerprint(expected)
+    assert (there / "mine" / "preprocessor_config.json").exists()
     tokens = patchify(torch.rand(4, 48, 32, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     with torch.no_grad():
         pairs = zip(actual.model(tokens), expected.eval()(tokens), strict=True)

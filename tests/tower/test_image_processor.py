@@ -71,6 +71,7 @@ def test_every_form_of_an_image_gives_the_same_pixels(tmp_path):
         PilImage.fromarray(image),
         str(tmp_path / "image.png"),
     ]
+    forms += [np.dstack([image, image[..., 0]]), PilImage.fromarray(np.dstack([image, image[..., 0]]))]
     expected, *others = [PROCESSOR(form, return_tensors="np")["pixel_values"] for form in forms]
     assert expected.shape == (1, 3, 64, 96)
     assert (expected.min(), expected.max()) == (-1, 1)
@@ -101,6 +102,19 @@ def test_images_of_several_sizes_give_padded_patches_or_a_list():
     assert not batch["pixel_values"][0, 24:].any()
     assert [one.shape for one in PROCESSOR(images)["pixel_values"]] == [(3, 64, 96), (3, 96, 80)]
     assert PROCESSOR([images[0]] * 2, return_tensors="pt")["pixel_values"].shape == (2, 3, 64, 96)
+
+
+def test_an_array_of_one_pixel_is_read_in_the_order_row_column_channel():
+    x = PROCESSOR(np.array([[[255, 0, 0]]], np.uint8), return_tensors="np")["pixel_values"]
+    assert x.shape == (1, 3, 64, 64)
+    assert x.mean((0, 2, 3)).tolist() == [1, -1, -1]
+
+
+def test_without_resizing_images_of_several_sizes_must_be_whole_patches():
+    images = [random_frames(33, 50), random_frames(32, 32)]
+    assert PROCESSOR(images[0], do_resize=False, return_tensors="np")["pixel_values"].shape == (1, 3, 33, 50)
+    with pytest.raises(ValueError, match=r"multiples of 16, got \(33, 50\)"):
+        PROCESSOR(images, do_resize=False, return_tensors="np")
 
 
 def test_limits_that_contradict_each_other_are_refused():

@@ -78,6 +78,13 @@ def test_the_language_model_reads_the_towers_features(dtype):
     torch.testing.assert_close(actual, expected.flatten(0, 1), atol=EXACT, rtol=EXACT)
 
 
+def test_any_attention_that_the_language_model_may_have_is_accepted():
+    config = small_llava(torch.float32).config
+    for name in ("eager", "flex_attention"):
+        llava = LlavaForConditionalGeneration._from_config(config, attn_implementation=name)
+        assert llava.model.vision_tower.config._attn_implementation == name
+
+
 @DTYPES
 def test_it_generates_saves_and_loads_again(dtype, tmp_path):
     llava, batch = small_llava(dtype).eval(), inputs(dtype)

@@ -59,11 +59,16 @@ def test_a_tower_has_the_encoder_and_the_pooling_head_alone(tmp_path):
     )
 
 
-@pytest.mark.parametrize("source", ["a tokenizer's folder", "a bundled name"])
+@pytest.mark.parametrize("source", ["a model's folder", "a tokenizer's folder", "a bundled name"])
 def test_it_loads_from_tokenizers(source, tmp_path, capsys):
     if source == "a bundled name":
         expected = AutoModel.from_pretrained(BUNDLED / "nano")
         actual = ATokenVisionModel.from_pretrained("nano")
+    elif source == "a tokenizer's folder":
+        tok = load("nano", device="cpu")
+        tok.save_pretrained(tmp_path)
+        expected, actual = tok.model, ATokenVisionModel.from_pretrained(tmp_path)
+        assert type(AutoImageProcessor.from_pretrained(tmp_path)) is ATokenImageProcessor
     else:
         expected = small_model(rope=False, tile_frames=8)
         expected.save_pretrained(tmp_path)
