@@ -166,11 +166,13 @@ class ATokenAutoencoder(*_BASES):  # type: ignore[misc]
         return (vae, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}) if info else vae
 
     @classmethod
-    def from_config(cls, config: Any, **_: Any) -> Any:
-        """A model of the same sizes with new weights, as diffusers' EMA makes it."""
+    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **_: Any) -> Any:
+        """A model of the same config, or that of a folder, with new weights; diffusers' ``EMAModel`` asks for one."""
+        config = config if isinstance(config, dict) else cls.load_config(config)
         vae = cls(ATokenModel(ATokenConfig(**{key: config[key] for key in ATokenConfig.__annotations__})))
-        vae.register_to_config(**{key: value for key, value in config.items() if not key.startswith("_")})
-        return vae
+        vae.register_to_config(**{key: value for key, value in config.items() if key in vae.config})
+        unused = {key: value for key, value in config.items() if key not in vae.config}
+        return (vae, unused) if return_unused_kwargs else vae
 
     def save_pretrained(
         self,

@@ -21,6 +21,7 @@ from tests.tokenizer.small import random_frames
 from tests.tolerances import BF16_FORWARD, BF16_GRADIENT, FP32
 
 diffusers = pytest.importorskip("diffusers", reason="the extra diffusers is not installed")
+EMAModel = pytest.importorskip("diffusers.training_utils").EMAModel
 
 ROOT = Path(__file__).parents[2]
 CHANNELS = 48
@@ -183,6 +184,21 @@ def test_a_new_model_of_the_same_config():
     new = atoken.ATokenAutoencoder.from_config(vae.config)
     assert {**new.config} == {**vae.config}
     assert [one.shape for one in new.parameters()] == [one.shape for one in vae.parameters()]
+
+
+def test_an_average_of_diffusers_is_saved_and_loaded(tmp_path):
+    vae = autoencoder()
+    average = EMAModel(vae.parameters(), decay=0.5, model_cls=atoken.ATokenAutoencoder, model_config=vae.config)
+    with torch.no_grad():
+        vae.model.to_patch.weight.add_(1)
+    average.optimization_step = 100  # at its start the average follows the weights
+    average.step(vae.parameters())
+    average.save_pretrained(tmp_path)
+    again = EMAModel.from_pretrained(tmp_path, atoken.ATokenAutoencoder)
+    assert (again.decay, again.optimization_step) == (0.5, 101)
+    for one, other in zip(again.shadow_params, average.shadow_params, strict=True):
+        assert torch.equal(one, other)
+    assert atoken.ATokenAutoencoder.from_pretrained(tmp_path).statistics == STATISTICS
 
 
 # ------------------------------------------------------------------------------------------------------ a training step
