@@ -79,24 +79,26 @@ def read_image(source: Source, *, name: str | None = None, limits: Limits = DEFA
         format = format_of(file, name, FORMATS, "an image")
         pil = open_image(file, format)
         limits.check_size(pil.height, pil.width, f"The image {name}")
-        wide = is_wide(raw_mode(pil))
+        stored = raw_mode(pil)
         pil.load()
         limits.check_size(pil.height, pil.width, f"The image {name}")  # decoding may change it
         if getattr(pil, "is_animated", False):
             warnings.warn(f"Only the first of the frames or pages of {name} is used.", AtokenWarning, stacklevel=2)
-        low = (lambda: low_bytes(open_image(file, format))) if wide else None
-        return _upright(_convert(pil, f"The image {name}", low), turn_of(pil, name))
+        low = (lambda: low_bytes(open_image(file, format))) if is_wide(stored) else None
+        return _upright(_convert(pil, f"The image {name}", stored, low), turn_of(pil, name))
 
 
 def from_pil(pil: PIL.Image.Image, *, limits: Limits = DEFAULT_LIMITS) -> Image:
     """Convert a Pillow image of any mode as ``read_image`` would: upright by its EXIF orientation, alpha kept.
 
+    Of colours of 16 bits it has the high byte only, as Pillow does; ``read_image`` reads the file better.
     Raises: MediaError (over a limit, pixels that cannot be loaded or converted).
     """
     limits.check_size(pil.height, pil.width, "The image")
     with translated("Cannot use the image"):
+        stored = raw_mode(pil)
         pil.load()
-        return _upright(_convert(pil, "The image"), turn_of(pil, "the image"))
+        return _upright(_convert(pil, "The image", stored), turn_of(pil, "the image"))
 
 
 def write_image(image: Image, target: Target, *, format: str | None = None) -> None:
@@ -137,8 +139,8 @@ def _upright(image: Image, turn: Turn) -> Image:
     return Image(turned(image.pixels), None if image.alpha is None else turned(image.alpha))
 
 
-def _convert(pil: PIL.Image.Image, what: str, low: Callable[[], np.ndarray] | None = None) -> Image:
-    """Convert a loaded image; ``low`` gives the low bytes of one of which Pillow gives the high bytes only."""
+def _convert(pil: PIL.Image.Image, what: str, stored: str, low: Callable[[], np.ndarray] | None = None) -> Image:
+    """Convert a loaded image of the raw mode ``stored``; ``low`` gives the low bytes that Pillow leaves out."""
     hidden = pil.info.get("transparency")
     if pil.mode.startswith("I"):
         values = np.asarray(pil)
@@ -146,10 +148,18 @@ def _convert(pil: PIL.Image.Image, what: str, low: Callable[[], np.ndarray] | No
         return Image(_grey(to_8_bits(values, what)), alpha)
     if pil.mode == "F":
         return Image(_grey(floats_to_8_bits(np.asarray(pil), what)))
-    if low is not None:
+    if ";16" in stored:
         high = np.asarray(pil)
-        if hidden is not None or int(high[..., :3].max()) < 64:  # values of 14 bits or less
+        small = int(high[..., :3].max()) < 64  # values of 14 bits or less
+        if low is not None and (hidden is not None or small):
             return _wide(high, low(), hidden, what)
+        if small:
+            text = (
+                f"Of {what[0].lower()}{what[1:]} only the high byte of 16 bits is read, which is at most {high.max()}."
+            )
+            warnings.warn(text, AtokenWarning, stacklevel=3)
+    if isinstance(hidden, tuple) and max(hidden) > 255:  # a colour of 16 bits; Pillow keeps the high byte of pixels
+        pil.info["transparency"] = tuple(value >> 8 for value in hidden)
     if pil.mode in ("La", "PA"):
         pil = pil.convert("LA" if pil.mode == "La" else "RGBA")
     if pil.has_transparency_data:

@@ -252,6 +252,27 @@ def test_the_transparent_colour_of_16_bits_is_compared_exactly(channels: int, hi
     np.testing.assert_array_equal(image.pixels, np.broadcast_to(values >> (8 if high > 4095 else 4), (9, 7, 3)))
 
 
+def test_colours_of_16_bits_that_pillow_has_cut_are_said() -> None:
+    """Of an image in Pillow's hands, or of a kind that it reads in one way only."""
+    values = np.full((9, 7, 4), 4095)
+    values[..., 3] = 65_535
+    premultiplied = wide_tiff(values, "<", 1).replace(
+        struct.pack("<HHIHH", 338, 3, 1, 2, 0), struct.pack("<HHIHH", 338, 3, 1, 1, 0)
+    )
+    for image in (
+        lambda: from_pil(PIL.Image.open(io.BytesIO(wide_png(values)))),
+        lambda: from_pil(PIL.Image.open(io.BytesIO(wide_tiff(values, ">", 1)))),
+        lambda: read_image(premultiplied, name="a.tif"),
+    ):
+        with pytest.warns(AtokenWarning, match="only the high byte of 16 bits is read"):
+            assert image().pixels.max() == 15
+    values = np.random.default_rng(0).integers(0, 65_536, (9, 7, 3))
+    hidden = chunk(b"tRNS", struct.pack(">HHH", *values[2, 3]))
+    image = from_pil(PIL.Image.open(io.BytesIO(wide_png(values, hidden))))
+    np.testing.assert_array_equal(image.pixels, values >> 8)
+    assert np.argwhere(image.alpha == 0).tolist() == [[2, 3]]
+
+
 def test_16_bit_images_are_upright() -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
