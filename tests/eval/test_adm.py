@@ -55,6 +55,16 @@ def test_statistics_of_others_are_read(tmp_path):
     assert holds(tmp_path / "b.npz") == {"arr_0", "mu", "sigma"}
 
 
+def test_a_covariance_with_rounding_errors_is_made_symmetric(tmp_path):
+    """Such as other tools write; an eigenvalue decomposition reads one triangle alone."""
+    skew = np.array([[0, 1e-3, 0], [-1e-3, 0, 2e-3], [0, -2e-3, 0]])
+    one = gaussian(3)
+    np.savez(tmp_path / "a.npz", mu=one.mean_D, sigma=one.covariance_DD + skew)
+    found = read_statistics(tmp_path / "a.npz")["pooled"].covariance_DD
+    assert np.array_equal(found, found.T)
+    np.testing.assert_allclose(found, one.covariance_DD, rtol=1e-12, atol=1e-15)
+
+
 def test_statistics_of_another_network_are_refused(tmp_path):
     write_statistics(tmp_path / "s.npz", {"pooled": gaussian(5)}, "a" * 64)
     with pytest.raises(MediaError, match="network aaaaaaaa…, not bbbbbbbb…"):
@@ -87,13 +97,20 @@ def test_other_arrays_are_refused(tmp_path):
     for array, why in (
         (np.zeros((2, 4, 4, 3)), "must be uint8"),
         (np.zeros((2, 4, 4), np.uint8), "must be uint8"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "must be uint8"),
         (np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8)), "by columns"),
         (np.zeros((1, 2, 20_000, 3), np.uint8), "over the limit"),
     ):
         np.savez(tmp_path / "a.npz", arr_0=array)
         with pytest.raises(MediaError, match=why):
             list(read_samples(tmp_path / "a.npz"))
-    for mean, covariance in ((np.zeros(3), np.zeros((4, 4))), (np.array([0, np.nan]), np.eye(2)), (0, 1)):
+    not_finite = np.array([[1, np.inf], [np.inf, 1]])
+    for mean, covariance in (
+        (np.zeros(3), np.zeros((4, 4))),
+        (np.array([0, np.nan]), np.eye(2)),
+        (np.zeros(2), not_finite),
+        (0, 1),
+    ):
         np.savez(tmp_path / "a.npz", mu=mean, sigma=covariance)
         with pytest.raises(MediaError, match="not a finite mean"):
             read_statistics(tmp_path / "a.npz")

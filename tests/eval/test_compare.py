@@ -77,7 +77,21 @@ def test_a_metric_of_another_convention_leaves_the_others_comparable(row, tmp_pa
     assert len(found.refused) == 1
     assert "psnr.area is full frame and foreground" in found.refused[0]
     assert found.refused[0].startswith("psnr, psnr of mean error of copy")
+    assert found.refused[0].count(" is ") == 1  # no field that agrees
     assert [head for head in found.tables[0].head if head.startswith("mean error")]
+
+
+def test_every_row_is_compared_with_all_before_it(row, tmp_path):
+    """The first has no PSNR, the second and the third have it under different conventions."""
+    first, third = copy.deepcopy(row), copy.deepcopy(row)
+    first["numbers"] = {name: one for name, one in row["numbers"].items() if one["metric"] != "psnr"}
+    third["protocol"]["metrics"]["psnr"]["area"] = "foreground"
+    found = compare(
+        [written(tmp_path / f"{name}.json", one) for name, one in {"a": first, "b": row, "c": third}.items()]
+    )
+    assert len(found.refused) == 1
+    assert f"in {tmp_path / 'c.json'} cannot be compared with" in found.refused[0]
+    assert f"in {tmp_path / 'b.json'}: psnr.area is full frame and foreground." in found.refused[0]
 
 
 def test_fingerprints_that_a_file_states_are_not_believed(row, tmp_path):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from eval.prepare import Preparation
-from eval.protocol import SETTINGS, SHARED, EvalProtocol, data_hash, fingerprint, settings
+from eval.protocol import SETTINGS, EvalProtocol, data_hash, digest, fingerprint, settings
 
 PSNR = {"peak": "255", "mean": "over samples"}
 
@@ -16,7 +16,7 @@ def made(**changes):
     return EvalProtocol(**fields | settings({}) | {"metrics": {"psnr": PSNR, "ssim": {"window": "11"}}} | changes)
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(EvalProtocol) if field.name != "metrics"])
 def test_every_shared_field_changes_every_fingerprint(name):
     plain, other = made(), made(**{name: 4 if name == "items" else "another"})
     assert plain.fingerprint("psnr") != other.fingerprint("psnr")
@@ -44,6 +44,18 @@ def test_a_field_that_an_older_file_lacks_does_not_agree():
     record = made().record()
     del record["filter"]
     assert fingerprint(record, "psnr") != made().fingerprint("psnr")
+
+
+def test_a_metric_without_a_record_does_not_agree_with_one_of_no_conventions():
+    assert made(metrics={}).fingerprint("psnr") != made(metrics={"psnr": {}}).fingerprint("psnr")
+
+
+def test_the_order_of_names_does_not_matter():
+    turned = made(metrics={"ssim": {"window": "11"}, "psnr": dict(reversed(PSNR.items()))})
+    assert turned.fingerprint("psnr") == made().fingerprint("psnr")
+    record = made().record()
+    assert fingerprint(dict(reversed(record.items())), "psnr") == made().fingerprint("psnr")
+    assert digest({"a": {"x": 1, "y": 2}, "b": 3}) == digest({"b": 3, "a": {"y": 2, "x": 1}})
 
 
 def test_all_fields_are_text_or_counts():

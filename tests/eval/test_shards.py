@@ -11,7 +11,10 @@ from atoken.errors import ReportError
 from eval.shards import Shard, ShardFolder
 
 SHARD = Shard(
-    {"psnr": {"sum": np.array([0.1, np.pi]), "n.of": np.zeros(0)}, "rfid": {"prediction.products": np.arange(6.0)}},
+    {
+        "psnr": {"sum": np.array([0.1, np.pi]), "n.of": np.zeros(0), "a/b": np.ones(2)},
+        "rfid": {"prediction.products": np.arange(6.0)},
+    },
     [{"key": "a", "psnr": 0.1 + 0.2}, {"key": "ü\udc80", "failed": "It is damaged."}],
     {"lpips": "A sentence."},
 )

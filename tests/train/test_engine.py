@@ -72,6 +72,30 @@ def test_without_groups_all_is_trained_and_only_matrices_decay():
     assert len(matrices["params"]) + len(others["params"]) == len(list(engine.objective.parameters()))
 
 
+def test_steps_are_those_of_adamw_written_out_with_the_betas_decay_and_clip_of_the_recipe():
+    """Loshchilov and Hutter 2019, algorithm 2, on gradients whose norm is clipped first."""
+    engine, twin = engine_of(betas=(0.6, 0.9), clip=0.1), Flow().double()
+    named = {name: p for name, p in twin.named_parameters() if name in engine.parameters}
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in named.items()}
+    groups = {name: group for group in twin.parameter_groups() for name in group.names}
+    for step, made in enumerate(map(batches, (0, 1, 2, 4)), 1):
+        engine.train(made)
+        twin.zero_grad()
+        (sum(twin(replace(one, rows=one.rows.double()))[0] for one in made) / 2).backward()
+        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named.items()}
+        norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+        for name, parameter in named.items():
+            gradient, (first, second) = gradients[name] * (0.1 / (norm + 1e-6)).clamp(max=1), moments[name]
+            first.mul_(0.6).add_(0.4 * gradient)
+            second.mul_(0.9).add_(0.1 * gradient**2)
+            rate = engine.recipe.learning_rate(step - 1) * groups[name].lr_scale
+            change = (first / (1 - 0.6**step)) / ((second / (1 - 0.9**step)).sqrt() + 1e-8)
+            decay = engine.recipe.weight_decay if groups[name].decay else 0.0
+            parameter.data = parameter.data * (1 - rate * decay) - rate * change
+    for name, parameter in named.items():
+        torch.testing.assert_close(engine.parameters[name].double(), parameter, atol=10 * FP32, rtol=0)
+
+
 def test_muon_updates_the_matrices_that_it_may_and_adamw_the_rest():
     engine = engine_of(muon=2.0, warmup=0, weight_decay=0.0)
     before, rate = weights(engine), engine.train(batches(0))["lr"]

@@ -28,6 +28,8 @@ def test_broken_samples_are_counted_and_listed(tmp_path):
     assert counted(tally, 30, 2, step=7) == {"drawn": 50, "broken": 2}
     lines = [json.loads(line) for line in tally.path.read_text().splitlines()]
     assert lines == [{"step": 7, "at": 3, "source": "photos", "key": "a.png", "reason": "damaged"}] * 2
+    counted(tally, 30, 1, step=9)
+    assert [json.loads(line)["step"] for line in tally.path.read_text().splitlines()] == [7, 7, 9]
 
 
 @pytest.mark.parametrize(("every", "most"), [(0, 0.0), (20, 0.1), (12, 0.1), (3, 0.1), (4, 0.25), (3, 0.3)])
