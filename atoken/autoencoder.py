@@ -142,28 +142,25 @@ class ATokenAutoencoder(*_BASES):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-        """Load a folder that ``save_pretrained`` wrote, any model that ``atoken.load`` takes as a folder, or a hub id.
+        """Load a folder or hub id that ``save_pretrained`` wrote, that of any AToken model, or a bundled model by name.
 
-        A bundled name, too. Statistics are those of ``config.json``, as a generator was trained with them, or else
-        those of ``latents.json``. options: ``torch_dtype``, ``subfolder``, ``variant``, ``revision``, ``device_map``
-        and the like of diffusers. Raises: CheckpointError, MissingExtraError.
+        Statistics are those of ``config.json``, which a generator was trained with, or else those of ``latents.json``.
+        options: ``torch_dtype``, ``subfolder``, ``variant``, ``revision``, ``device_map`` and the like of diffusers.
+        Raises: CheckpointError, MissingExtraError.
         """
         given = {name: value for name, value in options.items() if value is not None and name not in _WITHOUT_EFFECT}
-        info, dtype = (
-            given.pop("output_loading_info", False),
-            given.pop("torch_dtype", None) or given.pop("dtype", None),
-        )
+        dtype = given.pop("torch_dtype", None) or given.pop("dtype", None)
         path = folder_of(pretrained_model_name_or_path)
         folder = path if path.is_dir() else str(pretrained_model_name_or_path)
         model = load_folder(folder, dtype=torch.float32, **given)
         own, config = _read_by_pipelines(model, None), model.config.to_dict()
         saved = {name: config[name] for name in own.keys() & config.keys()}
         where = {name: given[name] for name in WHERE & given.keys()}
-        measured = None if saved else measured_in(folder, lambda: fingerprint(model), **where)
+        measured = None if "latents_mean" in saved else measured_in(folder, lambda: fingerprint(model), **where)
         model = model.to(dtype) if isinstance(dtype, torch.dtype) else model
         vae = cls(model, measured.statistics if measured else None).eval()
         vae.register_to_config(**saved)
-        return (vae, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}) if info else vae
+        return vae
 
     @classmethod
     def from_config(cls, config: Any, return_unused_kwargs: bool = False, **_: Any) -> Any:
