@@ -15,9 +15,10 @@ colours, else Kd, as stored (as Blender does, Kd does not tint map_Kd). Of PLY: 
 else face or vertex colours. STL and OFF give no colours.
 
 glTF is read with instances (EXT_mesh_gpu_instancing), KHR_mesh_quantization, sparse accessors, strips and fans,
-KHR_texture_transform, WebP textures, and KHR_draco_mesh_compression with the extra ``draco``. A required extension
-beyond these and those of light and shading is refused by name; others that are not read give one warning. Animations,
-morphing, skeletons, normals and all other maps are not read; textures always repeat, with a warning where that shows.
+KHR_texture_transform, WebP and AVIF textures, and with the extra ``draco`` KHR_draco_mesh_compression. A required
+extension beyond these and those of light and shading is refused by name; others that are not read give one warning.
+Animations, morphing, skeletons, normals and all other maps are not read; textures always repeat, with a warning where
+that shows.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from atoken.media.source import Source, name_of, opened
 from atoken.mesh import Mesh
 
 _STL_HEAD = 84  # bytes of a binary STL before its faces of 50 bytes, their number last
-_TEXT_STL = re.compile(rb"\s*solid\b[^\n]*\n\s*(facet\s+normal\s|endsolid)", re.IGNORECASE)
-_OFF = re.compile(rb"(\s|#[^\n]*\n)*C?OFF\s")
+_TEXT_STL = re.compile(rb"\s*solid\b[^\r\n]*[\r\n]\s*(facet\s+normal\s|endsolid)", re.IGNORECASE)
+_OFF = re.compile(rb"(\s|#[^\r\n]*[\r\n])*C?OFF\s")
 _OBJ_LINE = re.compile(rb"(v|vt|vn|vp|f|l|p|o|g|s|mtllib|usemtl)\s")
 
 

@@ -131,11 +131,15 @@ def _stand_in(name: str) -> bytes:
 
 
 def decoded(data: bytes) -> str:
-    """Give text in UTF-8, or else Latin-1, which decodes any bytes: the keywords of these formats are ASCII."""
+    """Give text in UTF-8, or else Latin-1, which decodes any bytes: the keywords of these formats are ASCII.
+
+    Its lines end in newlines.
+    """
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        text = data.decode("latin-1")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _short(reference: str) -> str:

@@ -31,7 +31,7 @@ _PIECES = 16_384
 _INSTANCING, _DRACO = "EXT_mesh_gpu_instancing", "KHR_draco_mesh_compression"
 _UNDERSTOOD = (  # beginnings of extensions that are read, or change nothing but light and shading
     "KHR_materials_", "KHR_lights_", "EXT_lights_", "KHR_xmp", "KHR_texture_transform", "EXT_texture_webp",
-    "KHR_mesh_quantization", _INSTANCING, _DRACO,
+    "EXT_texture_avif", "KHR_mesh_quantization", _INSTANCING, _DRACO,
 )  # fmt: skip
 
 

@@ -93,7 +93,8 @@ class Materials:
         sampler = self._tables.item("samplers", stated["sampler"]) if "sampler" in stated else {}
         repeats = all(sampler.get(key, _REPEAT) == _REPEAT for key in ("wrapS", "wrapT"))
         extensions = stated.get("extensions", {})
-        source = extensions.get("EXT_texture_webp", {}).get("source", stated.get("source"))
+        own = (extensions[name]["source"] for name in ("EXT_texture_webp", "EXT_texture_avif") if name in extensions)
+        source = next(own, stated.get("source"))
         if source is None:
             known = f"as {', '.join(extensions)[:80]}" if extensions else "nowhere"
             self._tables.folder.note(f"a texture of it is stored {known}, which is not read; it is read without it.")

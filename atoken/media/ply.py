@@ -70,25 +70,48 @@ def read_header(start: bytes, failed: str) -> Header:
 
 
 def for_trimesh(data: bytes, header: Header, limits: Limits, failed: str) -> bytes:
-    """The same file as trimesh reads it: lines end in newlines, and faces of a binary file are all triangles or quads.
+    """The same file as trimesh reads it: lines end in newlines, and faces are all triangles or all quads.
 
-    Other polygons become fans of triangles, where a face has just one list. Raises: MediaError (truncated, over the
-    limit).
+    Other polygons become fans of triangles, where a face has just one list: trimesh refuses them in binary files, and
+    mixes up the colours of faces in text. Raises: MediaError (truncated, over the limit).
     """
+    is_text = header.format == "ascii"
     head, body = data[: header.size].replace(header.newline, b"\n"), data[header.size :]
-    if header.format == "ascii":
-        return head + body.replace(header.newline, b"\n")
+    body = body.replace(header.newline, b"\n") if is_text else body
     names = [element.name for element in header.elements]
     before, face = header.elements[: names.index("face")], header.elements[names.index("face")]
     lists = [index for index, property in enumerate(face.properties) if property.items]
     if len(lists) != 1 or any(property.items for element in before for property in element.properties):
         return head + body
+    if is_text:
+        lines, first = body.split(b"\n"), sum(element.rows for element in before)
+        rows = _text_fans(lines[first : first + face.rows], lists[0], failed)
+        limits.check_faces(len(rows), 0, failed.removeprefix("Cannot read "))
+        return _stated(head, len(rows)) + b"\n".join([*lines[:first], *rows, *lines[first + face.rows :]])
     start = sum(element.rows * _width(element.properties) for element in before)
     triangles, stop = _fans(body, start, face, lists[0], "big" if "big" in header.format else "little", limits, failed)
     if triangles is None:
         return head + body
-    head = re.sub(rb"(element\s+face\s+)\d+", lambda found: found[1] + str(len(triangles)).encode(), head)
-    return head + body[:start] + b"".join(triangles) + body[stop:]
+    return _stated(head, len(triangles)) + body[:start] + b"".join(triangles) + body[stop:]
+
+
+def _stated(head: bytes, faces: int) -> bytes:
+    """A header that states so many faces."""
+    return re.sub(rb"(element\s+face\s+)\d+", lambda found: found[1] + str(faces).encode(), head)
+
+
+def _text_fans(lines: list[bytes], at: int, failed: str) -> list[bytes]:
+    """Lines of triangles in place of faces, whose list is their property number ``at``, unless all are alike."""
+    rows = [line.split() for line in lines]
+    if {row[at] for row in rows} in ({b"3"}, {b"4"}):
+        return lines
+    if any(at + int(row[at]) >= len(row) for row in rows):
+        raise MediaError(f"{failed}: a face has fewer corners than it states; it is truncated or damaged.")
+    return [
+        b" ".join([*row[:at], b"3", row[at + 1], *row[corner : corner + 2], *row[at + 1 + int(row[at]) :]])
+        for row in rows
+        for corner in range(at + 2, at + int(row[at]))
+    ]
 
 
 def _fans(

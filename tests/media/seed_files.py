@@ -21,8 +21,8 @@ from atoken.io.token_file import TokenFileWriter, Tokens
 from atoken.media.video_writer import X264_OPTIONS
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.tokenizer import Tokenizer
+from tests.media.gltf_file import HALVES, SQUARE, Gltf, png
 from tests.media.image_files import wide_png, wide_tiff
-from tests.media.mesh_cases import HALVES, SQUARE, Gltf, png
 
 IMAGES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> Pillow's mode, and how it is saved
     "rgb.png": ("RGB", {}), "alpha.png": ("RGBA", {}), "palette.png": ("P", {}), "grey16.png": ("I;16", {}),

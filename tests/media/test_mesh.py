@@ -18,7 +18,8 @@ from atoken.media.mesh_folder import Folder
 from atoken.media.mesh_material import srgb_bytes
 from atoken.media.mesh_worker import mesh_of
 from atoken.mesh import fitted
-from tests.media.mesh_cases import BLUE, CORNERS, GREEN, GREY, HALVES, RED, SQUARE, Gltf, ply, png
+from tests.media.gltf_file import BLUE, CORNERS, GREEN, GREY, HALVES, RED, SQUARE, Gltf, png
+from tests.media.mesh_cases import ply
 from tests.tolerances import FP32
 
 trimesh = pytest.importorskip("trimesh", reason="trimesh is not installed")
@@ -80,6 +81,24 @@ def test_what_trimesh_writes_is_read(tmp_path: Path, format: str, shape: str) ->
     assert mesh.vertices.dtype == np.float32
     assert (mesh.colors == 255).all()
     assert (mesh.texture == -1).all()
+
+
+@pytest.mark.parametrize("newline", ["\r", "\r\n"])
+@pytest.mark.parametrize("format", ["obj", "off", "stl_ascii", "ply"])
+def test_lines_may_end_in_any_way(tmp_path: Path, format: str, newline: str) -> None:
+    """Also those of comments and of a material library."""
+    options = {"encoding": "ascii"} if format == "ply" else {}
+    data = SHAPES["box"].export(file_type=format, **options)
+    text = data.decode() if isinstance(data, bytes) else data
+    path, plain = (tmp_path / f"{name}.{format[:3]}" for name in ("a", "b"))
+    if format == "obj":
+        text = f"# a box\nmtllib a.mtl\nusemtl m\n{text}"
+        (tmp_path / "a.mtl").write_bytes(f"newmtl m{newline}Kd 1 0 0{newline}".encode())
+    plain.write_text(text)
+    path.write_bytes(text.replace("\n", newline).encode())
+    one, other = read(path), read(plain)
+    np.testing.assert_array_equal(corners(one), corners(other))
+    assert tuple(one.colors[0, 0]) == (RED if format == "obj" else (255,) * 4)
 
 
 @pytest.mark.parametrize("ascii_stl", [b"solid", b"  SOLID"])

@@ -12,7 +12,7 @@ from atoken.errors import AtokenWarning, MediaError, MissingExtraError
 from atoken.io import Limits, Mesh, read_mesh
 from atoken.media.mesh_folder import Folder
 from atoken.media.mesh_worker import mesh_of
-from tests.media.mesh_cases import CORNERS, DRACO, GREEN, HALVES, RED, SQUARE, Gltf, png
+from tests.media.gltf_file import CORNERS, DRACO, GREEN, HALVES, RED, SQUARE, Gltf, png
 from tests.tolerances import FP32
 
 trimesh = pytest.importorskip("trimesh", reason="trimesh is not installed")

@@ -14,7 +14,8 @@ from atoken.io import Limits, Mesh, load_media, read_mesh, sniff
 from atoken.media.limits import DEFAULT_LIMITS
 from atoken.media.mesh_folder import Folder
 from atoken.media.mesh_worker import mesh_of
-from tests.media.mesh_cases import HALVES, SQUARE, Gltf, hostile, png, secrets
+from tests.media.gltf_file import HALVES, SQUARE, Gltf, png
+from tests.media.mesh_cases import hostile, secrets
 from tests.media.reading_process import Watch
 
 pytest.importorskip("trimesh", reason="trimesh is not installed")

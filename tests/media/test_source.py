@@ -25,7 +25,7 @@ from atoken.io import (
     sniff,
     write_image,
 )
-from tests.media.mesh_cases import Gltf
+from tests.media.gltf_file import Gltf
 from tests.media.video_cases import moving, written
 
 OBJ = "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"
