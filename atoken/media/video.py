@@ -136,8 +136,9 @@ class VideoReader:
     ``seconds`` count from the first frame of the file, exact to its clock. A time stamp that is missing or does not
     rise is replaced by the one before it plus 1 / fps. ``fps`` resamples: frame k is the one shown at k / fps (the last
     whose time stamp is at most that, within ``clock_slack``), up to 1 / source fps after the last time stamp.
-    ``frames`` (start, stop) then takes a slice of these; None means from the first, to the last.
-    ``limits`` hold for what is decoded, frames before ``start`` included; ``max_memory`` is not used here.
+    ``frames`` (start, stop) then takes a slice of these; None means from the first, to the last. Of an MP4, MOV, MKV or
+    WebM at its own rate the frames before the last key frame up to ``start`` are not decoded; of others all are.
+    ``limits`` hold for what is decoded; ``max_memory`` is not used here.
 
     ``expected_frames`` is how many frames will come if the file holds what it declares, None if it declares nothing.
     Raises, on opening or while iterating: MediaError (missing, damaged, over a limit, fewer frames than

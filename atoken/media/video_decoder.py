@@ -49,6 +49,14 @@ class Decoded(NamedTuple):
     alpha: VideoFrame | None
 
 
+class Place(NamedTuple):
+    """A key frame to start at: its number, and time stamps of it and of the first frame, in ticks of the stream."""
+
+    number: int
+    stamp: int
+    first_stamp: int
+
+
 class Decoder:
     """The first video stream of a file, decoded by PyAV. Raises: MediaError; PyAV's own errors while it is opened."""
 
@@ -75,17 +83,46 @@ class Decoder:
         self._reformatter = VideoReformatter()
         self._size = (0, 0)
 
-    def frames(self) -> Timed[Decoded]:
-        """Decode all frames with their times in seconds from the first. Raises: MediaError."""
+    def place(self, start: int) -> Place | None:
+        """The last key frame up to frame ``start``, by the time stamps of all packets; None if they do not tell."""
+        keys: list[int] = []
+        stamps: list[int] = []
+        if self._format not in ("mov", "matroska"):
+            return None
+        with suppress(av.FFmpegError):
+            for packet in self._container.demux(self._stream):
+                self._tick()
+                if packet.size:
+                    if packet.pts is None or packet.is_corrupt or packet.is_discard:
+                        return None
+                    keys += [packet.pts] * packet.is_keyframe
+                    stamps.append(packet.pts)
+        stamps.sort()
+        if len(set(stamps)) < len(stamps) or start >= len(stamps):
+            return None
+        stamp = max((key for key in keys if key <= stamps[start]), default=stamps[0])
+        return Place(stamps.index(stamp), stamp, stamps[0])
+
+    def frames(self, place: Place | None = None) -> Timed[Decoded]:
+        """Decode all frames, or those from ``place`` on, with their times in seconds from the first of the file.
+
+        Raises: MediaError.
+        """
         count, discarded, end, reached = 0, 0, Fraction(0), None
         times = Times(self.fps)
         try:
-            for number, packet in enumerate(self._container.demux(self._stream)):
+            if place:
+                count = place.number
+                times.next(_seconds(place.first_stamp, self._stream.time_base))
+                self._container.seek(place.stamp, stream=self._stream)
+            for number, packet in enumerate(self._container.demux(self._stream), count):
                 self._tick()
                 self._limits.check_frames(number // 2, self.name)  # a frame has at most two packets, its fields
                 if self._format == "mpegts" and self._skipped == number and packet.size and not packet.is_keyframe:
                     self._skipped += 1
                     continue
+                if place and packet.pts is not None and packet.pts < place.stamp:
+                    continue  # it may need frames before the key frame
                 discarded += packet.is_discard
                 timed: list[tuple[Fraction, Decoded]] = []
                 cause = ""
@@ -166,7 +203,7 @@ class Decoder:
 
     def _check_frame(self, frame: VideoFrame, index: int) -> None:
         size = (frame.width, frame.height)
-        if index == 0:
+        if self._size == (0, 0):
             self._size = size
             self._limits.check_size(frame.height, frame.width, f"A frame of {self.name}")
         elif size != self._size:

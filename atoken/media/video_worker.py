@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, islice
 from typing import Any
@@ -15,9 +17,10 @@ from atoken.errors import MediaError
 from atoken.media.animation import NAMES, Animation
 from atoken.media.limits import Limits
 from atoken.media.process import INFO
-from atoken.media.video_decoder import Decoder, Timed, resampled
+from atoken.media.video_decoder import Decoded, Decoder, Timed, resampled
 from atoken.media.worker import MEMORY, Channel, limit_memory, serve
 
+_FAR = 50  # frames from which on it pays to look for a key frame
 _MEMORY_PER_PIXEL = 64  # bytes of address space for each pixel that a frame may have
 
 
@@ -27,13 +30,34 @@ def decode(request: dict[str, Any], channel: Channel) -> None:
     limit_memory(MEMORY + _MEMORY_PER_PIXEL * limits.max_pixels)
     with os.fdopen(request["descriptor"], "rb") as file:
         reads = Animation if request["format"] in NAMES else Decoder
-        decoder: Any = reads(file, request["format"], request["name"], limits, channel.tick)
+
+        def opened() -> Any:
+            file.seek(0)
+            return reads(file, request["format"], request["name"], limits, channel.tick)
+
+        decoder = opened()
         frames = decoder.frames()
         first = next(frames, None)
         if first is None:
             raise MediaError(f"Cannot read {request['name']}: it holds no frame that can be decoded.")
         channel.send(INFO, json.dumps(decoder.describe(first[1])).encode())
-        _deliver(request, decoder, limits, chain([first], frames), channel)
+        frames = chain([first], frames)
+        if reads is Decoder and request["fps"] is None and (request["start"] or 0) >= _FAR:
+            frames, skipped = _near(request["start"], first[1], opened)
+            request = request | {bound: request[bound] and request[bound] - skipped for bound in ("start", "stop")}
+        _deliver(request, decoder, limits, frames, channel)
+
+
+def _near(start: int, first: Decoded, opened: Callable[[], Decoder]) -> tuple[Timed[Decoded], int]:
+    """Frames from ``start`` on, decoded from the last key frame before it, and their number; all where that fails."""
+    place = opened().place(start)
+    if place and place.number and place.first_stamp == first.frame.pts:
+        frames = opened().frames(place)
+        with suppress(MediaError):  # not all that a file calls a key frame can be decoded without those before it
+            before = list(islice(frames, start - place.number + 1))
+            if before and before[0][1].frame.pts == place.stamp:
+                return chain(before[-1:], frames), start
+    return opened().frames(), 0
 
 
 def _deliver(request: dict[str, Any], decoder: Any, limits: Limits, frames: Timed[Any], channel: Channel) -> None:

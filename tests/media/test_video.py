@@ -14,7 +14,7 @@ import pytest
 from atoken.errors import AtokenWarning, MediaError
 from atoken.io import Video, VideoReader, VideoWriter, load_media, read_video, sniff, write_video
 from atoken.media.video_decoder import resampled
-from tests.media.video_cases import digests_by_memory, encoded, moving, psnr, remuxed, turned, written
+from tests.media.video_cases import X265_SIDE, digests_by_memory, encoded, moving, psnr, remuxed, turned, written
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 17])
@@ -104,6 +104,45 @@ def test_a_range_is_a_slice_of_the_whole(tmp_path: Path) -> None:
     part = read_video(path, frames=(3, 9))
     np.testing.assert_array_equal(part.frames, whole.frames[3:9])
     assert part.timestamps is None
+
+
+FAR = {  # how a file is encoded of which a range late in it is read -> suffix, encoder, pixel format, options
+    "H.264": ("mp4", "libx264", "yuv420p", {"g": "12"}),
+    "open groups": ("mkv", "libx264", "yuv420p", {"g": "12", "x264-params": "open-gop=1:bframes=3:scenecut=0"}),
+    "no key frames but the first": ("mkv", "libx264", "yuv420p", {"x264-params": "intra-refresh=1:keyint=20"}),
+    "H.265": ("mp4", "libx265", "yuv420p", {"x265-params": "keyint=12:open-gop=1:log-level=error"}),
+    "VP9 with alpha": ("webm", "libvpx-vp9", "yuva420p", {"g": "12", "lag-in-frames": "0"}),
+    "AVI": ("avi", "mpeg4", "yuv420p", {"g": "12"}),
+}
+
+
+@pytest.mark.parametrize("kind", FAR)
+def test_a_range_late_in_a_video_is_a_slice_of_the_whole(tmp_path: Path, kind: str) -> None:
+    suffix, codec, pix_fmt, options = FAR[kind]
+    frames = moving(130, *((X265_SIDE, X265_SIDE) if codec == "libx265" else (32, 48)))
+    rgba = np.concatenate([frames, frames[..., 1:2]], -1) if "a" in pix_fmt else frames
+    path = encoded(tmp_path / f"a.{suffix}", codec, rgba, pix_fmt, options, fps=Fraction(30000, 1001))
+    whole = list(VideoReader(path))
+    for start, stop in ((60, 66), (71, 73), (72, 74), (117, None), (129, 900)):
+        part = list(VideoReader(path, frames=(start, stop)))
+        assert [frame.seconds for frame in part] == [frame.seconds for frame in whole[start:stop]]
+        for actual, expected in zip(part, whole[start:stop], strict=True):
+            np.testing.assert_array_equal(actual.pixels, expected.pixels)
+            np.testing.assert_array_equal(actual.alpha, expected.alpha)
+    with pytest.raises(MediaError, match="ends before frame 130"):
+        read_video(path, frames=(130, 140))
+
+
+def test_frames_before_the_key_frame_of_a_range_are_not_decoded(tmp_path: Path) -> None:
+    path = encoded(tmp_path / "a.mp4", "libx264", moving(130, 64, 96), options={"g": "12"})
+    whole = read_video(path).frames
+    data = bytearray(path.read_bytes())
+    damaged = len(data) // 4
+    data[damaged : damaged + 600] = np.random.default_rng(0).bytes(600)
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match="damaged after"):
+        read_video(path)
+    np.testing.assert_array_equal(read_video(path, frames=(100, 110)).frames, whole[100:110])
 
 
 @pytest.mark.parametrize("frames", [(4, 4), (5, 2), (-3, None), (0, -1), (0.5, 2)])
@@ -204,7 +243,7 @@ def test_an_odd_angle_is_refused(tmp_path: Path) -> None:
 def test_other_codecs_and_containers(tmp_path: Path, codec: str, suffix: str) -> None:
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {codec}")
-    frames = moving(12, 64, 64)
+    frames = moving(12, X265_SIDE, X265_SIDE)
     options = {"qmin": "1", "qmax": "3"} if codec in ("mpeg4", "mjpeg") else {"crf": "10"}
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     video = read_video(encoded(tmp_path / f"a.{suffix}", codec, frames, pix_fmt, options))
@@ -223,7 +262,7 @@ STREAMS = {  # file -> codec and FFmpeg's format
 @pytest.mark.parametrize("name", STREAMS)
 def test_streams_without_an_index(tmp_path: Path, name: str, fps: str) -> None:
     codec, format = STREAMS[name]
-    frames = moving(30, 64, 96)
+    frames = moving(30, X265_SIDE, X265_SIDE) if codec == "libx265" else moving(30, 64, 96)
     m2ts = {"mpegts_m2ts_mode": "1"} if name == "a.m2ts" else {}
     options = {"g": "12"} | {"libx265": {"x265-params": "log-level=error"}, "mpeg2video": {"qmax": "2"}}.get(codec, {})
     path = encoded(tmp_path / name, codec, frames, options=options, fps=Fraction(fps), format=format, muxing=m2ts)
@@ -261,7 +300,7 @@ def test_varying_times_of_a_transport_stream(tmp_path: Path) -> None:
 
 def test_a_raw_stream_that_states_no_rate_has_25_frames_a_second(tmp_path: Path) -> None:
     options = {"x265-params": "vui-timing-info=0:log-level=error"}
-    path = encoded(tmp_path / "a.hevc", "libx265", moving(5, 32, 48), options=options, format="hevc")
+    path = encoded(tmp_path / "a.hevc", "libx265", moving(5, X265_SIDE, X265_SIDE), options=options, format="hevc")
     assert read_video(path).fps == 25
 
 

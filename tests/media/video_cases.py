@@ -15,6 +15,8 @@ import numpy as np
 
 from atoken.io import Video, write_video
 
+X265_SIDE = 128  # pixels; of 64 or less a side, x265 writes outside its memory
+
 
 def moving(count: int, height: int, width: int) -> np.ndarray:
     """Give frames (count, H, W, 3) that all differ, smooth enough to survive a codec."""
