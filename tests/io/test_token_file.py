@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 
 from atoken.errors import TokenFileError
-from atoken.io.chunks import MAX_RAW, decode, encode, raw_size
+from atoken.io.chunks import DIGITS, MAX_RAW, Chunk, decode, encode, raw_size
 from atoken.io.contents import plain_name
 from atoken.io.token_checks import check_model
 from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens, read_items
@@ -341,6 +341,19 @@ def test_pieces_that_do_not_follow_are_refused(tmp_path: Path) -> None:
 def test_an_array_too_large_for_a_chunk_is_refused() -> None:
     with pytest.raises(TokenFileError, match="in one chunk"):
         encode(np.broadcast_to(np.float32(0), (MAX_RAW // 4 + 1,)), "float32", None, 0)
+
+
+@pytest.mark.parametrize(("level", "bits"), [(3, 2), (5, 3), (6, 3)])
+def test_a_digit_beyond_its_level_is_refused(level: int, bits: int) -> None:
+    """Levels that are no power of two leave room for digits that are none."""
+    for digit in range(1 << bits):
+        data = bytes([digit << (8 - bits)])
+        chunk = Chunk(0, 1, "raw", (1, 1), hashlib.sha256(data).digest())
+        if digit < level:
+            assert decode(chunk, data, DIGITS, (level,)).tolist() == [[digit]]
+        else:
+            with pytest.raises(TokenFileError, match="a digit that its levels do not have"):
+                decode(chunk, data, DIGITS, (level,))
 
 
 def test_tokens_of_another_model_are_refused_by_name() -> None:

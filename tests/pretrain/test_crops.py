@@ -138,6 +138,18 @@ def test_position_color_and_opacity_in_closed_form(surface):
     assert float(losses.opacity(step)) == pytest.approx(expected, abs=FP32)
 
 
+def test_losses_are_finite_where_an_opacity_is_all_wrong_and_0_where_nothing_counts(cube, surface):
+    start = starting(cube)
+    wrong = replace(start, opacities=1 - surface.within.float())
+    assert float(losses.opacity(losses.GaussianStep(wrong, surface))) == pytest.approx(-np.log(1e-6), rel=1e-3)
+    nothing = replace(surface, counts=torch.zeros_like(surface.counts))
+    means = start.means.clone().requires_grad_()
+    step = losses.GaussianStep(replace(start, means=means), nothing)
+    assert [term(step).item() for term in (losses.position, losses.color, losses.size, losses.opacity)] == [0.0] * 4
+    losses.position(step).backward()
+    assert not means.grad.any()
+
+
 def test_the_grain_just_covers_a_flat_surface():
     """Gaussians at their starts, moved onto a plane through nine voxels: how much of the middle one they hide."""
     layer = torch.tensor([[x, y, 0] for x in range(3) for y in range(3)])

@@ -111,8 +111,32 @@ def test_muon_updates_the_matrices_that_it_may_and_adamw_the_rest():
 def test_clipping_at_zero_is_none():
     engine, free = engine_of(clip=1e9), engine_of(clip=0.0)
     for one in (engine, free):
-        one.train(batches(0))
+        for step in (0, 1):
+            row = one.train([replace(batch, rows=batch.rows * 20) for batch in batches(step)])
+            assert row["norm"] > 1
     assert equal(engine.ema, free.ema)
+
+
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_products_are_in_bf16_where_the_recipe_asks_for_it(mixed_precision):
+    engine, seen = engine_of(mixed_precision=mixed_precision), []
+    engine.objective.first.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+    engine.train(batches(0))
+    assert set(seen) == {torch.bfloat16 if mixed_precision else torch.float32}
+
+
+def test_what_is_frozen_gets_no_gradient_and_what_is_exported_is_the_ema():
+    engine = engine_of()
+    for step in (0, 1):
+        engine.train(batches(step))
+    frozen = engine.objective.frequencies
+    assert not frozen.requires_grad
+    assert frozen.grad is None
+    exported = engine.ema_weights()
+    assert equal({name: exported[name] for name in engine.ema}, engine.ema)
+    assert exported.keys() - engine.ema.keys() == {"frequencies"}
+    assert torch.equal(exported["frequencies"], frozen)
+    assert not torch.equal(exported["first.weight"], engine.objective.first.weight)
 
 
 @pytest.mark.parametrize("skipped", [(), (1, 2)], ids=["every step applied", "two skipped"])
@@ -140,7 +164,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(tmp_path):
     assert math.isnan(row["norm"])
     assert (engine.step, engine.applied, engine.skipped) == (2, 1, 1)
     assert equal(contents(saved(engine, tmp_path), engine.objective), before)
-    engine.train(batches(2))
+    assert engine.train(batches(2))["lr"] == engine.recipe.learning_rate(2)  # the schedule goes by steps seen
     assert (engine.step, engine.applied) == (3, 2)
     after = contents(saved(engine, tmp_path), engine.objective)
     assert not equal(after, before)

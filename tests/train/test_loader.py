@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from atoken.errors import AtokenError, MediaError
-from atoken.train.loader import batches
+from atoken.train.loader import batches, living_workers
 from tests.train.flow import Points, Shapes
 
 SOURCE = Shapes((("ring", "cross"), ("ring",)))
@@ -60,6 +60,14 @@ def test_batches_that_ranks_cannot_share_evenly_are_refused():
 def test_what_goes_wrong_is_one_sentence_whoever_meets_it(workers):
     with pytest.raises(AtokenError, match=r"^No sample of step 0 is good\.$"):
         steps(workers=workers, source=Failing())
+
+
+def test_a_death_of_a_worker_is_one_sentence_and_no_other_error_is_taken_for_one():
+    died = r"^A process that makes batches died: .*killed.* smaller micro-batches\.$"
+    with pytest.raises(AtokenError, match=died), living_workers():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nA page of torch's")
+    with pytest.raises(RuntimeError, match=r"^out of memory$"), living_workers():
+        raise RuntimeError("out of memory")
 
 
 def test_a_process_that_is_sending_ends_quietly(capfd):
