@@ -205,7 +205,8 @@ def test_random_access_reads_only_what_it_needs(tmp_path: Path, monkeypatch: pyt
 
 
 def endless_tiles(count: int) -> Iterator[Tokens]:
-    tile = make((64, 64), 16, pooled=None)
+    alpha = np.random.default_rng(0).integers(0, 256, (16, 64, 64), dtype=np.uint8)  # 65,536 bytes
+    tile = make((64, 64), 16, pooled=None, alpha=alpha)
     for index in range(count):
         coords = tile.coords + torch.tensor([4 * index, 0, 0, 0], dtype=torch.int32)
         yield replace(tile, coords=coords, first_frame=16 * index)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_alpha_rate_and_time_stamps_are_kept(tmp_path):
         assert back.fps == Fraction(30000, 1001)
         assert np.array_equal(back.timestamps, times - times[0])
         assert np.array_equal(back.alpha, alpha)
+    frames = np.concatenate([original.frames, alpha[..., None]], -1)  # as people hold them: RGBA
+    assert np.array_equal(tokenizer.encode(frames).alpha, alpha)
+    assert np.array_equal(Tokens.join(tokenizer.encode_stream(iter(frames))).alpha, alpha)
+    opaque = [*tokenizer.encode_stream(iter(frames[:16])), *tokenizer.encode_stream(iter(original.frames[:5]))]
+    opaque[1] = replace(opaque[1], first_frame=16, coords=opaque[1].coords + torch.tensor([4, 0, 0, 0]).int())
+    joined = Tokens.join([replace(opaque[0], pooled=None), opaque[1]])
+    assert np.array_equal(joined.alpha, [*alpha[:16], *np.full((5, 18, 20), 255)])
     with TokenFile(tmp_path / "c.atok") as file:
         pieces = list(tokenizer.decode_stream(file.stream()))
         assert np.array_equal(np.concatenate([piece.alpha for piece in pieces]), alpha)
