@@ -28,17 +28,24 @@ def varlen_attention(
     q_NHK: Tensor,
     k_NHK: Tensor,
     v_NHK: Tensor,
-    bounds: Bounds,
-    kv_bounds: Bounds | None = None,
+    bounds: Bounds | int,
+    kv_bounds: Bounds | int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
     """Full attention inside each sample of a packed batch, none between samples.
 
-    bounds: where samples begin and end in the queries, (0, n1, n1 + n2, ..., N), on the host. kv_bounds: the same for
-    keys and values if it differs. softcap: logits become ``softcap * tanh(logits / softcap)``.
+    bounds: where samples begin and end in the queries, (0, n1, n1 + n2, ..., N), on the host; or the length of every
+    sample, then without soft cap. kv_bounds: the same for keys and values if it differs. softcap: logits become
+    ``softcap * tanh(logits / softcap)``.
     Returns (N, H, K); rows of a sample without keys are zero.
     """
     kv_bounds = bounds if kv_bounds is None else kv_bounds
+    if isinstance(bounds, int) or isinstance(kv_bounds, int):
+        q_BHLK, k_BHLK, v_BHLK = (
+            x.unflatten(0, (-1, length)).transpose(1, 2)
+            for x, length in ((q_NHK, bounds), (k_NHK, kv_bounds), (v_NHK, kv_bounds))
+        )
+        return F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(0, 1)
     chosen = backend(q_NHK.device.type, q_NHK.dtype)
     if softcap is None or q_NHK.device.type == "meta":  # which has no logits to cap
         return chosen(q_NHK, k_NHK, v_NHK, bounds, kv_bounds)

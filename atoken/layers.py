@@ -28,9 +28,9 @@ class Positions:
     ``merge`` (kv tokens,) is the index that puts cached and new keys into sample order; None without a cache.
     """
 
-    bounds: Bounds
+    bounds: Bounds | int
     rotation: Tensor | None
-    kv_bounds: Bounds
+    kv_bounds: Bounds | int
     kv_rotation: Tensor | None
     merge: Tensor | None = None
 
@@ -172,6 +172,10 @@ class PoolState(Summary):
     total_BH: Tensor
     sum_BHD: Tensor
 
+    def of(self, sample: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The three of one sample."""
+        return self.largest_BH[sample], self.total_BH[sample], self.sum_BHD[sample]
+
 
 class PoolingHead(nn.Module):
     """SigLIP2's attention pooling: one learned probe attends to all tokens of a sample, without positions.
@@ -197,23 +201,31 @@ class PoolingHead(nn.Module):
 
     def update(self, state: PoolState, tokens: SparseTokens) -> PoolState:
         """The state after further tokens (N, D) of the same samples."""
-        q_HK = self.q(self.probe).float().unflatten(0, (self.heads, -1))
-        key_HKD = self.kv.weight.chunk(2)[0].float().unflatten(0, (self.heads, -1))
-        folded_HD = torch.einsum("hk,hkd->hd", q_HK, key_HKD) * q_HK.shape[-1] ** -0.5
-        rows = [
-            self._advance(state, sample, part.feats.float(), folded_HD) for sample, part in enumerate(tokens.unpack())
-        ]
+        folded_HD = self._folded()
+        rows = [self._advance(*state.of(sample), part.feats, folded_HD) for sample, part in enumerate(tokens.unpack())]
         return PoolState(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
+    def update_dense(self, state: PoolState, x_BLD: Tensor) -> PoolState:
+        """The same for samples of one length L."""
+        return PoolState(*self._advance(state.largest_BH, state.total_BH, state.sum_BHD, x_BLD, self._folded()))
+
+    def _folded(self) -> Tensor:
+        q_HK = self.q(self.probe).float().unflatten(0, (self.heads, -1))
+        key_HKD = self.kv.weight.chunk(2)[0].float().unflatten(0, (self.heads, -1))
+        return torch.einsum("hk,hkd->hd", q_HK, key_HKD) * q_HK.shape[-1] ** -0.5
+
     @staticmethod
-    def _advance(state: PoolState, sample: int, x_LD: Tensor, folded_HD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        before_H, total_H, sum_HD = state.largest_BH[sample], state.total_BH[sample], state.sum_BHD[sample]
-        if not len(x_LD):
+    def _advance(
+        before_H: Tensor, total_H: Tensor, sum_HD: Tensor, x_LD: Tensor, folded_HD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One sample, or a dense batch of them (with B first)."""
+        if not x_LD.shape[-2]:
             return before_H, total_H, sum_HD
-        logits_HL = folded_HD @ x_LD.T
-        largest_H = torch.maximum(before_H, logits_HL.amax(1)).detach()
-        weights_HL, keep_H = torch.exp(logits_HL - largest_H[:, None]), torch.exp(before_H - largest_H)
-        return largest_H, total_H * keep_H + weights_HL.sum(1), sum_HD * keep_H[:, None] + weights_HL @ x_LD
+        x_LD = x_LD.float()
+        logits_HL = folded_HD @ x_LD.mT
+        largest_H = torch.maximum(before_H, logits_HL.amax(-1)).detach()
+        weights_HL, keep_H = torch.exp(logits_HL - largest_H[..., None]), torch.exp(before_H - largest_H)
+        return largest_H, total_H * keep_H + weights_HL.sum(-1), sum_HD * keep_H[..., None] + weights_HL @ x_LD
 
     def finish(self, state: PoolState) -> Tensor:
         """(B, D) fp32, not normalised; zeros for a sample without tokens."""

@@ -40,6 +40,14 @@ def grid_coords(steps: int, rows: int, columns: int) -> Tensor:
 
 def fold(values_BTHWC: Tensor) -> SparseTokens:
     """Videos of one size (B, T, H, W, 3) as B samples of patches (N, 3072) on their full grids."""
+    patches = to_patches(values_BTHWC)
+    samples, steps, rows, columns, _ = patches.shape
+    coords = grid_coords(steps, rows, columns).to(patches.device).repeat(samples, 1)
+    return SparseTokens(patches.flatten(0, 3), coords, (steps * rows * columns,) * samples)
+
+
+def to_patches(values_BTHWC: Tensor) -> Tensor:
+    """Videos (B, T, H, W, 3) as grids of patches (B, steps, rows, columns, 3072)."""
     x, (frames, height, width) = values_BTHWC, values_BTHWC.shape[1:4]
     steps, rows, columns = grid(frames, height, width)
     if behind := steps * PATCH[0] - frames:
@@ -48,19 +56,19 @@ def fold(values_BTHWC: Tensor) -> SparseTokens:
         x = torch.cat([x, x[:, :, -1:].expand(-1, -1, below, -1, -1)], dim=2)
     if right := columns * PATCH[2] - width:
         x = torch.cat([x, x[:, :, :, -1:].expand(-1, -1, -1, right, -1)], dim=3)
-    patches = "b (t pt) (h ph) (w pw) c -> (b t h w) (pt ph pw c)"
-    feats = rearrange(x, patches, pt=PATCH[0], ph=PATCH[1], pw=PATCH[2])
-    coords = grid_coords(steps, rows, columns).to(x.device).repeat(len(x), 1)
-    return SparseTokens(feats, coords, (steps * rows * columns,) * len(x))
+    patches = "b (t pt) (h ph) (w pw) c -> b t h w (pt ph pw c)"
+    return rearrange(x, patches, pt=PATCH[0], ph=PATCH[1], pw=PATCH[2])
 
 
 def unfold(tokens: SparseTokens, size: tuple[int, int, int]) -> Tensor:
     """Samples of patches (N, 3072) of one size (T, H, W) back to videos (B, T, H, W, 3), padding cut off."""
-    values = rearrange(
-        dense(tokens, *grid(*size)),
-        "b t h w (pt ph pw c) -> b (t pt) (h ph) (w pw) c",
-        pt=PATCH[0], ph=PATCH[1], pw=PATCH[2],
-    )  # fmt: skip
+    return from_patches(dense(tokens, *grid(*size)), size)
+
+
+def from_patches(patches: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Grids of patches (B, steps, rows, columns, 3072) back to videos (B, T, H, W, 3), padding cut off."""
+    videos = "b t h w (pt ph pw c) -> b (t pt) (h ph) (w pw) c"
+    values = rearrange(patches, videos, pt=PATCH[0], ph=PATCH[1], pw=PATCH[2])
     return values[:, : size[0], : size[1], : size[2]]
 
 

@@ -30,7 +30,7 @@ FLOORS = [
     {"tokenizer", "autoencoder"},
     {"pretrain"},
     {"train"},
-    {"checkpoint", "placement", "text"},
+    {"checkpoint", "export", "placement", "text"},
     {"presets"},
     {"model"},
     {"transformer"},

@@ -11,6 +11,8 @@ from atoken.errors import AtokenError, TensorError
 from atoken.io import Video
 from atoken.io.token_file import Tokens
 from atoken.modalities.pixels import to_uint8, to_values, unpatchify
+from atoken.tokenizer import Tokenizer
+from tests.model.sizes import small_model
 from tests.tokenizer.small import KINDS, random_frames, small_tokenizer
 from tests.tolerances import TENSORS
 
@@ -46,7 +48,7 @@ def test_nothing_that_leaves_is_an_inference_tensor():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_linear_probe_trains_on_latents(dtype):
     """Which half of an image is brighter: the gradient of a probe on latents finds it."""
-    tok = small_tokenizer()
+    tok = Tokenizer(small_model(), "small").to(dtype)
     images = [random_frames(32, 32, seed=seed) // 4 for seed in range(16)]
     for index, image in enumerate(images):
         image[:, 16 * (index % 2) : 16 * (index % 2) + 16] += 160
