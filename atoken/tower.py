@@ -25,7 +25,7 @@ from atoken.io import Image, Video
 from atoken.layers import PoolingHead
 from atoken.modalities.pixels import to_values
 from atoken.model import ATokenConfig, ATokenModel
-from atoken.patches import grid_coords, pack_pixels
+from atoken.patches import grid, grid_coords, pack_pixels
 from atoken.presets import folder_of
 from atoken.tokenizer import Media, as_media
 from atoken.tokens import SparseTokens
@@ -255,16 +255,21 @@ def _samples(
     """Samples of patches, one by one; the grid of each of ``media`` is appended to ``sizes``."""
     for one in media:
         x = one if isinstance(one, Tensor) else _values(as_media(one))
+        if x.ndim not in (3, 4):
+            raise TensorError(f"A tensor among media must be (3, H, W) or (3, T, H, W), got {tuple(x.shape)}.")
         x = x[:, None] if x.ndim == 3 else x
-        frames = [pack_pixels(x[None])] if mode == "tubelet" else [pack_pixels(frame[None]) for frame in x.unbind(1)]
-        if mode == "timed_frame":
-            for t, frame in enumerate(frames):
-                frame.coords[:, 0] = t
-            together = SparseTokens.pack(frames)
-            frames = [SparseTokens(together.feats, together.coords, (len(together.feats),))]
-        _, rows, columns, _ = (frames[-1].coords[-1] + 1).tolist()
-        sizes.append((sum(frame.lengths[0] for frame in frames) // (rows * columns), rows, columns))
-        yield from frames
+        frames = [x] if mode == "tubelet" else x.split(1, dim=1)
+        samples = (pack_pixels(part[None]) for part in frames)
+        steps, rows, columns = grid(*x.shape[1:])
+        sizes.append((steps if mode == "tubelet" else len(frames), rows, columns))
+        yield from [_timed(samples)] if mode == "timed_frame" else samples
+
+
+def _timed(frames: Iterable[SparseTokens]) -> SparseTokens:
+    """Frames as one sample, each at its own time step."""
+    packed = SparseTokens.pack(list(frames))
+    packed.coords[:, 0] = packed.sample_N
+    return SparseTokens(packed.feats, packed.coords, (len(packed.feats),))
 
 
 def _values(media: Any) -> Tensor:

@@ -249,6 +249,9 @@ def test_what_has_no_grid_or_no_such_mode_is_refused():
     encoder = ATokenVisionModel.from_atoken(small_model())
     with pytest.raises(MediaError, match="3D asset"):
         encoder.encode_media([load_media("examples/tower.glb")])
+    for wrong in (pixels(16, 16), pixels(4, 16, 16), pixels(3, 16, 16) * 255):
+        with pytest.raises(TensorError):
+            encoder.encode_media([wrong])
     with pytest.raises(ValueError, match="timed_frame"):
         encoder.encode_media([pixels(3, 16, 16)], video_mode="frames")
     with pytest.raises(IndexError):
