@@ -324,6 +324,7 @@ def test_a_saved_folder_is_a_vae_and_a_tokenizer(tmp_path):
     vae = autoencoder()
     vae.register_to_config(scaling_factor=0.5)  # what somebody trained a generator with
     vae.save_pretrained(tmp_path / "vae")
+    Measured("here", "another", {ALL: STATISTICS}).save(tmp_path / "vae" / NAME)  # not read beside those of a generator
     again = atoken.ATokenAutoencoder.from_pretrained(tmp_path / "vae")
     assert {**again.config} == {name: value for name, value in vae.config.items() if name[0] != "_"}
     x = pixels(SHAPES["image"])
