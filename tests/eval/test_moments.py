@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 
 from atoken.errors import AtokenError
-from atoken.metrics.frechet import Gaussian, frechet_distance
+from atoken.metrics.frechet import Gaussian, frechet_distance, one_thread
 from eval.metrics.features import FeatureMetric, Frechet, FrechetMetric
 from eval.metrics.moments import add_rows, gaussian, merge_rows
 from tests.eval.plain_network import PlainNetwork, images, samples
@@ -125,6 +125,9 @@ def test_singular_covariances_by_the_singular_values_of_the_data():
 @pytest.mark.parametrize(("count", "scale"), [(500, 1), (30, 1), (30, 1000), (2, 1)])
 def test_a_set_against_itself_is_zero(count, scale):
     one = of(rows(7, count, 120) * scale)
+    for seed in range(20):  # half of them would be below zero by rounding
+        again = of(rows(seed, count, 120) * scale)
+        assert 0 <= frechet_distance(again, again).covariance <= MOMENTS * scale**2
     assert frechet_distance(one, one).value <= MOMENTS
     shuffled = of(np.random.default_rng(0).permutation(rows(7, count, 120) * scale))
     assert frechet_distance(one, shuffled).value <= MOMENTS * scale**2
@@ -158,9 +161,15 @@ def test_other_widths_are_refused():
 
 
 def test_the_number_of_threads_is_left_as_it_was():
-    threads = torch.get_num_threads()
-    frechet_distance(of(rows(1, 9, 6)), of(rows(1, 9, 6)))
-    assert torch.get_num_threads() == threads
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        frechet_distance(of(rows(1, 9, 6)), of(rows(1, 9, 6)))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_rfid_and_sfid_of_reconstructions():

@@ -19,6 +19,7 @@ from atoken.errors import AtokenError
 from atoken.metrics.pixels import psnr_of
 from eval import run, shards
 from eval.metrics.pixels import Psnr, Ssim
+from eval.protocol import MOST_LISTED
 from eval.run import Ranks, measure
 from tests.eval.small import Copy, MeanDifference, contents, job
 
@@ -224,6 +225,14 @@ def test_items_that_cannot_be_measured_are_listed_and_the_row_is_partial(tmp_pat
     lines = (tmp_path / row["items"]["file"]).read_text().splitlines()
     assert json.loads(lines[3]) == {"key": "00003", "failed": "This image is damaged."}
     assert len(kept.data) == len(lines)
+
+
+def test_of_many_failed_items_the_first_are_listed_and_all_are_in_the_file(tmp_path):
+    row = measure(job(count=MOST_LISTED + 30, refused=range(5, MOST_LISTED + 20)), tmp_path)
+    assert [one["key"] for one in row["failed"]] == [f"refused-{n:05d}" for n in range(5, MOST_LISTED + 5)]
+    lines = [json.loads(line) for line in (tmp_path / row["items"]["file"]).read_text().splitlines()]
+    assert sum("failed" in line for line in lines) == MOST_LISTED + 15
+    assert row["items"]["measured"] == 15
 
 
 def test_fewer_items_than_the_data_set_has_are_partial(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from atoken.errors import AtokenError
 from atoken.io import Image
+from atoken.metrics.usage import code_usage
 from eval.contract import Item, Output
 from eval.metrics.usage import CodeUsage
 from tests.tolerances import EXACT, LEAST_SQUARES
@@ -68,3 +69,10 @@ def test_codes_that_cannot_be_counted_are_refused():
         with pytest.raises(AtokenError, match=message):
             metric.add(state, samples_of(codes))
         assert len(state["counts"]) == 0
+
+
+def test_a_group_without_tokens_has_no_usage_and_leaves_the_others_alone():
+    found = code_usage(np.array([[0, 0, 0, 0], [1, 0, 3, 0]]))
+    assert {name for name, of in found.items() if np.isnan(of[0])} == {"codes used", "codes dead", "code perplexity"}
+    assert (found["codes used"][1], found["codes dead"][1]) == (0.5, 2)
+    assert found["tokens counted"].tolist() == [0, 4]

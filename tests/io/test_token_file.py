@@ -264,6 +264,14 @@ def test_videos_and_codes_that_do_not_fit_are_refused() -> None:
         make((16, 16), 3, timestamps=np.zeros(3))
     with pytest.raises(TokenFileError, match="fps must"):
         make((16, 16), 3, fps=Fraction(1001))
+    last = {"first_frame": 2**31 - 16, "levels": None, "latents": torch.zeros(5, 12)}
+    steps = torch.arange(5, dtype=torch.int32) + 2**29 - 4
+    coords = torch.nn.functional.pad(steps[:, None], (0, 3))
+    assert make((16, 16), 16, **last | {"latents": torch.zeros(4, 12), "coords": coords[:4]}).frames == 16
+    with pytest.raises(TokenFileError, match="a video has at most 2,147,483,648 frames"):
+        make((16, 16), 17, **last, coords=coords)
+    with pytest.raises(TokenFileError, match="levels must be at most 65536 multiplied"):
+        make(levels=(257, 256), codes=torch.zeros(4, 6, dtype=torch.int64))
     with pytest.raises(TokenFileError, match="codes must be from 0 to 4095"):
         replace(tokens := make(discrete=True), codes=tokens.codes + 4096)
     with pytest.raises(TokenFileError, match="one channel for each"):

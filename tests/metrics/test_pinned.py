@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,6 +33,15 @@ def test_another_file_is_one_sentence_with_what_to_do(tmp_path, otherwise, end):
     with pytest.raises(CheckpointError, match=r"a\.pth is not the published file \(a network; SHA-256") as error:
         file.read(tmp_path, otherwise)
     assert str(error.value).endswith(end)
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, 31, 63])
+def test_every_digit_of_the_sha256_counts(place, tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    right = pinned(b"weights")
+    digits = right.sha256[:place] + ("0" if right.sha256[place] != "0" else "1") + right.sha256[place + 1 :]
+    with pytest.raises(CheckpointError, match="is not the published file"):
+        replace(right, sha256=digits).read(tmp_path)
 
 
 def test_tensors_come_without_running_a_pickle(tmp_path):

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.metrics.vgg import SIDE, gram, lpips, published_heads, published_vgg, resized, shared_pass
 from tests.lpips_package import last_line, needs_lpips
+from tests.model.test_layers import triangle
 from tests.tolerances import BF16_FORWARD, EXACT, FP32
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # numbers in the published file
@@ -228,3 +229,11 @@ def test_a_image_of_that_size_is_not_touched_by_resizing():
 def test_stripes_of_one_pixel_become_grey_when_resized_to_half():
     stripes = torch.tensor([1.0, -1.0]).repeat(SIDE).expand(1, 3, 2 * SIDE, 2 * SIDE)
     assert resized(stripes)[..., 2:-2].abs().max() <= FP32
+
+
+@pytest.mark.parametrize("size", [(672, 448), (300, 224), (100, 500)])
+def test_images_are_resized_by_triangles_as_wide_as_two_pixels_of_the_result(size):
+    """Antialiased where they shrink, along one axis after the other."""
+    image = images(5, 1, 3, *size).double()
+    rows, columns = (triangle(side, SIDE) for side in size)
+    torch.testing.assert_close(resized(image), (rows @ image @ columns.T).float(), rtol=0, atol=10 * FP32)

@@ -257,6 +257,7 @@ def test_a_short_run_of_broken_data_stops_before_it_saves_or_exports_anything(tm
     assert not list(tmp_path.glob("*step-*")) + list(tmp_path.glob("model"))
     flow_run(tmp_path, once, BrokenShapes(), most_broken=0.5)
     assert rows(tmp_path)[0]["broken"] == 10
+    assert {json.loads(line)["step"] for line in (tmp_path / "broken-0.jsonl").read_text().splitlines()} == {0}
 
 
 def test_weights_do_not_depend_on_the_evaluation(uninterrupted, tmp_path):
