@@ -295,6 +295,8 @@ def load_folder(folder: str | Path, **options: Any) -> ATokenModel:
     try:
         where = {name: options[name] for name in WHERE & options.keys()}
         found, mine = PreTrainedConfig.get_config_dict(folder, **where)[0].get("model_type"), ATokenConfig.model_type
+        if found is None:
+            raise ValueError("it has no config.json that names a model_type.")
         if found != mine:
             raise ValueError(f"its config.json is of type {found}, not {mine}; for a tower use ATokenVisionModel.")
         with quiet_transformers():
@@ -314,6 +316,8 @@ def load_transformers(folder: str | Path, classes: Mapping[str, type[PreTrainedM
     """
     try:
         model_type = PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
+        if model_type is None:
+            raise ValueError("it has no config.json that names a model_type")
         if model_type not in classes:
             raise ValueError(f"its config.json is of type {model_type}, not {' or '.join(classes)}")
         with quiet_transformers():
@@ -397,7 +401,9 @@ def _yaml_block(path: Path, *names: str) -> Mapping[str, Any]:
     try:
         block = functools.reduce(lambda outer, name: outer[name], names, yaml.safe_load(path.read_text()))
     except OSError as error:
-        raise CheckpointError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+        raise CheckpointError(
+            f"Cannot read {path}, the configuration of published weights: {error.strerror}; name it with --config."
+        ) from error
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not a published configuration (no {'.'.join(names)} in it).") from error
     if not isinstance(block, Mapping):

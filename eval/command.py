@@ -31,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         mend_torchvision()  # before transformers, and so AToken, looks for it
         commands = import_module("eval.commands")
-        from atoken.cli.console import silence_transformers
+        from atoken.cli import console
 
-        silence_transformers()
+        console.silence_transformers()
+        console.refuse_addresses(options)
         with warnings.catch_warnings():
             warnings.simplefilter("always", AtokenWarning)
             warnings.showwarning = _printer()
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AtokenError as error:
         print(f"eval: {error}", file=sys.stderr)  # noqa: T201 - the output of the program
         return 1
+    except BrokenPipeError:  # who reads the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("eval: interrupted; the same command continues from here.", file=sys.stderr)  # noqa: T201
         return 130

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 some inputs failed (listed, the others done), 2 usage. Onl
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,10 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", AtokenWarning)
             warnings.showwarning = _show_warning
             console.silence_transformers()
+            console.refuse_addresses(options)
             return int(command(options))
     except AtokenError as error:
         print(f"atoken: {error}", file=sys.stderr)  # noqa: T201 - the program's voice
         return 1
+    except BrokenPipeError:  # who reads the output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("atoken: interrupted.", file=sys.stderr)  # noqa: T201
         return 130

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from itertools import chain, count
@@ -24,12 +24,20 @@ from atoken.io.contents import TILE
 from atoken.io.token_file import Tokens
 from atoken.loading import load
 from atoken.media.scaling import fitted
-from atoken.media.source import Source
+from atoken.media.source import Source, error_prefix, missing
 from atoken.model import Stack
 from atoken.patches import grid
 from atoken.tokenizer import Tokenizer
 
 T = TypeVar("T")
+ADDRESSES = {
+    "files",
+    "query",
+    "labels",
+    "text",
+    "model",
+    "out",
+}  # options that may look like one, or say themselves that not
 
 STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
 
@@ -40,6 +48,14 @@ def silence_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def refuse_addresses(options: argparse.Namespace) -> None:
+    """Raises: AtokenError for an option that is an address; among several inputs, each is judged where it is read."""
+    for name, value in vars(options).items():
+        for text in value if isinstance(value, list) else [value]:
+            if name not in ADDRESSES and isinstance(text, str) and (why := missing(text, "")):
+                raise AtokenError(f"Cannot read {text}: {why}.")
 
 
 def tokenizer(options: argparse.Namespace) -> Tokenizer:
@@ -99,17 +115,23 @@ def unique(names: Iterable[str]) -> list[str]:
 
 
 def each(jobs: Sequence[Any], work: Callable[[Any], T], options: argparse.Namespace) -> tuple[list[T], int]:
-    """Results of the jobs that succeed, and exit code 1 if some fail; the errors of those are printed."""
+    """Results of the jobs that succeed, and exit code 1 if some fail; the errors of those are printed.
+
+    Raises: AtokenError where the only job fails.
+    """
+    if len(jobs) == 1:
+        return [work(jobs[0])], 0
     results, failed = [], 0
-    with progress(len(jobs), "all", "files", options) if len(jobs) > 1 else nullcontext() as shown:
+    with progress(len(jobs), "all", "files", options) as shown:
         for job in jobs:
+            named = job[0] if isinstance(job, tuple) else job
             try:
-                results.append(work(job))
+                with error_prefix(named if isinstance(named, str) else ""):
+                    results.append(work(job))
             except AtokenError as error:
                 failed = 1
                 tqdm.write(f"atoken: {error}", file=sys.stderr)
-            if shown is not None:
-                shown.update()
+            shown.update()
     return results, failed
 
 

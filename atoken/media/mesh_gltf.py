@@ -21,12 +21,13 @@ from atoken.errors import MediaError, MissingExtraError
 from atoken.media.mesh_accessor import UNSIGNED, Column, Table, Tables
 from atoken.media.mesh_folder import Folder
 from atoken.media.mesh_material import Materials, Surface
-from atoken.media.mesh_parts import MOST, Part, checked, compacted, joined
+from atoken.media.mesh_parts import Part, checked, compacted, joined
 from atoken.mesh import Mesh
 
 _JSON, _BIN = 0x4E4F534A, 0x004E4942
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _DEPTH = 256  # of nodes
+_PIECES = 16_384
 _INSTANCING, _DRACO = "EXT_mesh_gpu_instancing", "KHR_draco_mesh_compression"
 _UNDERSTOOD = (  # beginnings of extensions that are read, or change nothing but light and shading
     "KHR_materials_", "KHR_lights_", "EXT_lights_", "KHR_xmp", "KHR_texture_transform", "EXT_texture_webp",
@@ -154,8 +155,8 @@ class _Scene:
     def _part(self, primitive: Table, matrices: np.ndarray) -> Part:
         """A piece, put at each of its places."""
         self._pieces += 1
-        if self._pieces > MOST:
-            raise self._tables.bad(f"it has more than {MOST:,} pieces", "join its meshes")
+        if self._pieces > _PIECES:
+            raise self._tables.bad(f"it has more than {_PIECES:,} pieces", "join its meshes")
         surface = self._materials.get(primitive.get("material"))
         columns, faces = self._geometry(primitive, surface, len(matrices))
         vertices = len(columns["POSITION"].values)

@@ -11,7 +11,6 @@ from atoken.errors import MediaError
 from atoken.media.limits import Limits
 from atoken.mesh import Mesh, fitted
 
-MOST = 16_384  # pieces of a file: each takes a while
 WHITE = np.full(4, 255, np.uint8)
 
 

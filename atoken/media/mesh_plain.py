@@ -11,7 +11,7 @@ import numpy as np
 
 from atoken.errors import MediaError
 from atoken.media.mesh_folder import Folder, FolderResolver, decoded
-from atoken.media.mesh_parts import MOST, WHITE, Part, checked, joined
+from atoken.media.mesh_parts import WHITE, Part, checked, joined
 from atoken.media.ply import Element, for_trimesh, read_header
 from atoken.mesh import Mesh
 
@@ -86,8 +86,6 @@ def _stl(folder: Folder) -> bytes:
         return folder.data
     text = decoded(folder.data)
     folder.limits.check_faces(text.count("endloop"), 0, folder.name)
-    if text.lower().count("endsolid") > MOST:
-        raise MediaError(f"Cannot read {folder.name}: it has more than {MOST:,} solids; join them.")
     return text.encode()
 
 

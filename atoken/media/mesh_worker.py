@@ -20,16 +20,11 @@ from atoken.media.process import DATA, INFO
 from atoken.media.worker import MEMORY, Channel, limit_memory, serve
 from atoken.mesh import Mesh
 
-GLTF = ("glb", "gltf")  # formats that are read without trimesh
 _NOTES = 8  # warnings of one file
 
 
 def read(request: dict[str, Any], channel: Channel) -> None:
     """Send the types and shapes of the arrays with notes for the user, then the arrays: those of ``Mesh`` in order."""
-    if request["format"] not in GLTF:
-        import trimesh  # noqa: F401 - before the time of the file begins
-
-        channel.tick()
     limits = Limits(**request["limits"])
     limit_memory(MEMORY + 8 * limits.max_mesh_bytes)
     with os.fdopen(request["descriptor"], "rb") as file:
@@ -44,7 +39,7 @@ def read(request: dict[str, Any], channel: Channel) -> None:
 
 def mesh_of(folder: Folder, format: str) -> Mesh:
     """Read an asset in this process. Raises: MediaError; on damaged input nearly any type."""
-    if format in GLTF:
+    if format in ("glb", "gltf"):
         from atoken.media.mesh_gltf import read_gltf
 
         return read_gltf(folder, binary=format == "glb")
@@ -55,9 +50,11 @@ def mesh_of(folder: Folder, format: str) -> Mesh:
 
 def main() -> None:
     """Serve one request."""
-    # trimesh would import these two where they are installed, which takes five times as long as all else; reading needs
-    # neither.
+    # trimesh imports these two where they are installed, which takes five times as long as all else, and needs
+    # neither for reading.
     sys.modules.update(dict.fromkeys(("scipy", "networkx")))  # type: ignore[arg-type]
+    import trimesh  # noqa: F401 - before the time of the file begins
+
     logging.disable()
     serve(read)
 

@@ -122,7 +122,7 @@ def _fitting(views: Views, asked: int, max_tokens: int, coarsen: bool) -> tuple[
     if len(cells_N3) > max_tokens:
         raise MediaError(
             f"The asset fills {len(cells_N3):,} voxels at resolution {resolution}, over the limit of {max_tokens:,}; "
-            "ask for a lower resolution or over='coarsen'."
+            "pass coarsen=True (--coarsen) to pack it at a lower resolution."
         )
     if resolution != asked:
         message = f"The asset is packed at resolution {resolution}, not {asked}, to keep within {max_tokens:,} tokens."

@@ -63,6 +63,8 @@ TYPES: dict[str, Callable[[str, argparse.Namespace], Model]] = {
 def model_of(options: argparse.Namespace, **settings: Any) -> Model:
     """The model that the options ask for; ``settings``: further arguments of ``AToken``. Raises: AtokenError."""
     name, colon, which = options.model.partition(":")
+    if which.startswith("//"):  # an address, of which loading says what is wrong
+        colon = ""
     if colon and name not in TYPES:
         raise AtokenError(f"There is no type of model {name!r}; choose one of: {', '.join(TYPES)}.")
     if colon:

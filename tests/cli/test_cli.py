@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import trimesh
 
 import atoken
 from atoken.cli import main
@@ -224,11 +225,10 @@ def test_inputs_that_cannot_be_read_get_one_sentence_and_leave_nothing(run, ther
         "empty.png": "empty", "cut.png": "cut.png",
     }.items():  # fmt: skip
         says_one_sentence(run("reconstruct", name, "-o", "out"), words)
-        code, _, error = run("encode", name, "-o", "x.atok")
-        assert code == 1
-        assert words in error
-        assert "Traceback" not in error
+        says_one_sentence(run("encode", name, "-o", "x.atok"), words)
         assert files_in(there) == before
+    both = run("encode", "nowhere.png", "text.png", "-o", "x.atok")[2].splitlines()
+    assert [line.split()[1] for line in both] == ["Cannot", "Cannot", "None"]
     says_one_sentence(run("info", "text.png"), "is not a token file")
     says_one_sentence(run("decode", "nowhere.atok"), "no token file")
     assert files_in(there) == before
@@ -242,6 +242,33 @@ def test_one_bad_input_does_not_stop_the_others(command, run, there):
     says_one_sentence(result, "nowhere.png")
     assert len(json.loads(result[1])) == 2
     assert all((there / name).exists() for name in (["out/b.png.png"] if command == "reconstruct" else ["out.atok"]))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["info", "URL"], ["decode", "URL"], ["convert", "URL", "-o", "c"], ["encode", "URL"],
+     ["train", "--stage", "tune", "--data", "URL"], ["train", "--start", "URL"], ["train", "report", "URL"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_address_is_said_to_be_one_by_every_command(words, run, there):
+    address = "https://example.org/a.x"
+    result = run(*(address if word == "URL" else word for word in words))
+    says_one_sentence(result, f"Cannot read {address}: it is an address, and nothing is fetched")
+    assert files_in(there) == []
+
+
+def test_a_text_may_be_an_address(run, there):
+    code, _, error = run("search", "https://example.org", image(there / "a.png"))
+    assert code == 1
+    assert "has no text side" in error
+
+
+def test_of_several_inputs_the_sentence_names_the_one(run, there):
+    image(there / "a.png")
+    box = trimesh.creation.box((1, 1, 0.001))
+    trimesh.util.concatenate([box.copy().apply_translation((0, 0, n / 64)) for n in range(64)]).export("dense.stl")
+    result = run("encode", "dense.stl", "a.png", "-o", "s.atok")
+    says_one_sentence(result, r"dense\.stl: The asset fills .* voxels .*--coarsen")
 
 
 def test_limits_refuse_and_say_how_to_raise_them(run, there):
@@ -313,5 +340,10 @@ def test_as_a_program(there, model):
     assert done.returncode == 1
     assert [item["name"] for item in json.loads(done.stdout)] == ["a.png"]
     assert done.stderr == "atoken: Cannot read nowhere.png: there is no such file.\n"
+    command = [sys.executable, "-m", "atoken", "info", "s.atok"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as cut:
+        cut.stdout.close()  # as head does
+        assert cut.stderr.read() == b""
+        assert cut.wait(120) == 141
     version = program("--version")
     assert (version.returncode, version.stdout) == (0, f"atoken {atoken.__version__}\n")

@@ -235,6 +235,9 @@ def test_rate_of_a_folder(photographs, tmp_path, capsys, monkeypatch):
         ("torchscript:folder@4x8x8", "--trust"),
         ("diffusers:none", "none"),
         ("nobody", "There is no model 'nobody'"),
+        ("https://huggingface.co/owner/name", "it is an address, and nothing is fetched"),
+        ("so400m/", "There is no folder so400m/"),
+        ("missing.pt", "There is no weight file missing.pt"),
     ],
 )
 def test_what_is_no_model_is_one_sentence(photographs, tmp_path, capsys, model, words):
@@ -242,6 +245,17 @@ def test_what_is_no_model_is_one_sentence(photographs, tmp_path, capsys, model, 
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["reconstruct URL", "rate URL", "generation URL --reference .", "compare URL", "report a.json URL"]
+)
+def test_an_address_is_said_to_be_one(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words.replace("URL", "https://example.org/a").split()) == 1
+    address = "https://example.org/a: it is an address, and nothing is fetched"
+    assert capsys.readouterr().err == f"eval: Cannot read {address}; download the file first.\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_the_result_file(photographs, tmp_path, capsys):
