@@ -145,6 +145,11 @@ def write_two(path: Path) -> None:
         writer.add(make((20, 20), discrete=True, alpha=np.zeros((20, 20), np.uint8)))
 
 
+def saves_nothing(chunk: list[Any]) -> None:
+    """Stored bytes as many as the array has, of a codec that is only used where it takes fewer."""
+    chunk[1:3] = 4 * chunk[3][0] * chunk[3][1], "lzma"
+
+
 HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "no items": lambda toc: toc.update(items=[]),
     "unknown key": lambda toc: toc.update(more=1),
@@ -193,6 +198,10 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a chunk left out": lambda toc: toc["items"][0].update(timestamps=None),
     "a time": lambda toc: toc["items"][0].update(frames=datetime.fromtimestamp(1, UTC)),
     "an extension": lambda toc: toc["items"][0].update(frames=msgpack.Ext(5, b"x")),
+    "the last chunk left out": lambda toc: toc["items"][1].update(pooled=None),
+    "timestamps of fewer frames": lambda toc: toc["items"][0]["timestamps"].__setitem__(3, [19]),
+    "a codec that saves nothing": lambda toc: saves_nothing(toc["items"][0]["tiles"][0][0]),
+    "a raw chunk that is too short": lambda toc: toc["items"][0]["timestamps"].__setitem__(2, "raw"),
     "deep": lambda toc: toc["items"][0].update(size=[[[[[1]]]]]),
 }
 
@@ -203,6 +212,14 @@ def test_a_hostile_table_of_contents_is_refused(tmp_path: Path, change: Callable
     rewrite(tmp_path / "a.atok", change)
     with pytest.raises(TokenFileError, match=r"a\.atok is damaged"):
         read_all(tmp_path / "a.atok")
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE.keys() - {"another hash"}))
+def test_all_but_the_bytes_of_chunks_is_checked_before_any_is_read(tmp_path: Path, name: str) -> None:
+    write_two(tmp_path / "a.atok")
+    rewrite(tmp_path / "a.atok", HOSTILE[name])
+    with pytest.raises(TokenFileError, match=r"a\.atok is damaged"):
+        read_items(tmp_path / "a.atok")
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
