@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from atoken.data.synthetic.procedural import make_asset
 from atoken.gaussian_decoder import GAUSSIANS, RESOLUTION, to_gaussians
 from atoken.gaussians import Gaussians
 from atoken.modalities.views import render_views
 from atoken.modalities.voxels import voxelize
+from atoken.presets import preset
 from atoken.pretrain import crops, losses
 from atoken.pretrain.curriculum import NANO_1, NANO_TASKS
 from tests.modalities.shapes import AXES, COLOURS, box
@@ -56,6 +58,20 @@ def test_a_crop_is_a_function_of_its_arguments():
     first, again, other = crops.crop(0, 2, 500), crops.crop(0, 2, 500), crops.crop(0, 3, 500)
     assert torch.equal(first.tokens.feats, again.tokens.feats)
     assert not np.array_equal(first.mesh.vertices, other.mesh.vertices)
+
+
+def test_assets_are_made_smaller_in_the_stated_range_and_keep_the_grain_of_their_textures():
+    ratios = []
+    for index in range(6):
+        whole, cut = make_asset(0, index).mesh, crops.crop(0, index, 100, views=2).mesh
+        ratio = np.ptp(cut.vertices, axis=0).max() / np.ptp(whole.vertices, axis=0).max()
+        np.testing.assert_allclose(cut.uv, whole.uv * ratio, rtol=1e-4, atol=FP32)
+        ratios.append(ratio)
+    assert 0.6 - FP32 <= min(ratios) < 0.8 < max(ratios) <= 1
+
+
+def test_the_margin_is_as_far_as_the_network_sees():
+    assert preset("nano").gaussian_decoder["neighborhood"] == 2 * crops.MARGIN + 1
 
 
 def test_surface_points_lie_on_the_box_nearest_to_where_gaussians_start(cube, surface):

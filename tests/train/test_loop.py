@@ -204,6 +204,9 @@ def test_an_exported_model_has_a_manifest(uninterrupted, tmp_path):
         (folder / "flow.safetensors").write_bytes(flipped)
         with pytest.raises(CheckpointError, match=r"flow\.safetensors is damaged"):
             manifest.read(folder)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"damaged: it is empty"):
+        manifest.read(folder)
 
 
 def test_the_manifest_of_a_model_covers_the_folders_in_it(tmp_path):
