@@ -45,10 +45,10 @@ def add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argpa
     media = console.media(file, options)
     if isinstance(media, VideoReader):
         with media as reader:
-            pieces = console.encoded(tokenizer, reader, options)
+            pieces = console.encoded(tokenizer, reader, file, options)
             writer.add(pieces, dtype=options.latents, clock_slack=float(clock_slack(reader.info.time_base)))
         return reader.info.height, reader.info.width
-    (tokens,) = console.encoded(tokenizer, media, options)
+    (tokens,) = console.encoded(tokenizer, media, file, options)
     writer.add(replace(tokens, name=console.plain_name(file)), dtype=options.latents)
     return media.pixels.shape[:2] if isinstance(media, Image) else None
 

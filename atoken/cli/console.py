@@ -141,17 +141,17 @@ def progress(total: int | None, what: str, unit: str, options: argparse.Namespac
     return tqdm(total=total, desc=what, unit=f" {unit}", delay=2, disable=disable, leave=False)
 
 
-def encoded(tokenizer: Tokenizer, media: Any, options: argparse.Namespace) -> Iterator[Tokens]:
+def encoded(tokenizer: Tokenizer, media: Any, file: str, options: argparse.Namespace) -> Iterator[Tokens]:
     """Tokens of an image or asset, or the pieces of a video, with a bar and, before what takes long, an estimate."""
     encoder, side = tokenizer.model.encoder, options.max_side
     if isinstance(media, VideoReader):
         size, frames = fitted(media.info.height, media.info.width, side), media.expected_frames
-        estimate(encoder, f"encode {media.name}", prod(grid(TILE, *size)), (frames or 0) / TILE, options)
+        estimate(encoder, f"encode {file}", prod(grid(TILE, *size)), (frames or 0) / TILE, options)
         yield from watched(tokenizer.encode_stream(media, fps=options.fps, max_side=side), frames, "encode", options)
         return
     if isinstance(media, Image):
         size = fitted(media.pixels.shape[0], media.pixels.shape[1], side)
-        estimate(encoder, "encode an image", prod(grid(1, *size)), 1, options)
+        estimate(encoder, f"encode {file}", prod(grid(1, *size)), 1, options)
     with layers(encoder, "encode", 1, options):
         yield tokenizer.encode(media, coarsen=options.coarsen, max_side=side)
 

@@ -87,7 +87,7 @@ def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> li
             tiles = None if opened.expected_frames is None else -(-opened.expected_frames // TILE)
             with console.layers(tokenizer.model.encoder, "encode", tiles, options):
                 return [(file, tokenizer.embed_frames(opened, max_side=options.max_side))]
-        *_, last = console.encoded(tokenizer, opened, options)
+        *_, last = console.encoded(tokenizer, opened, file, options)
         return [(file, tokenizer.embed(last))]
 
 

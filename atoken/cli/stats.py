@@ -92,6 +92,6 @@ def _files(name: str) -> list[str]:
 def _encoded(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> tuple[str, Sums]:
     media, sums = console.media(file, options), Sums(tokenizer.model.config.latent_channels)
     with media if isinstance(media, VideoReader) else nullcontext(media) as opened:
-        for piece in console.encoded(tokenizer, opened, options):
+        for piece in console.encoded(tokenizer, opened, file, options):
             sums.add(piece.latents, samples=int(piece.first_frame == 0))
     return piece.modality, sums

@@ -37,9 +37,9 @@ def test_a_block_is_really_timed():
 @pytest.mark.parametrize("json", [False, True])
 def test_an_estimate_comes_before_what_is_long_and_never_with_json(json, run, there, monkeypatch):
     monkeypatch.setattr(pace, "seconds", lambda *_: 133.0)
-    code, _, error = run("encode", image(there / "a.png", 64, 64), *(["--json"] if json else []))
+    code, _, error = run("encode", image(there / "a.png", 64, 64).name, *(["--json"] if json else []))
     assert code == 0
-    said = "atoken: encode an image: 16 tokens, about 2 min 10 s on this machine.\n"
+    said = "atoken: encode a.png: 16 tokens, about 2 min 10 s on this machine.\n"
     assert error == ("" if json else said)
 
 
