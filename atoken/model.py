@@ -160,8 +160,9 @@ class ATokenModel(EncoderModel):
 
         Tiles of ``tile_frames`` frames, counted from the first step of each sample, do not attend to one another. The
         pooled vector is over all tiles, with ``pool_state`` also over those of earlier calls.
-        Raises ValueError for a tile that is not a whole number of time steps.
+        Raises ValueError for a tile that is not a whole number of time steps, TensorError for other tensors.
         """
+        _check_packed(tokens, self.config.patch_values, "encode_pixels")
         steps = self.config.steps(tile_frames or self.config.tile_frames)
         features, state, _ = self.encode_tiles(tokens, steps, state=pool_state)
         return self._bottleneck(features, state)
@@ -187,8 +188,9 @@ class ATokenModel(EncoderModel):
 
         tile_frames: new frames of a tile. cache_frames: frames of the previous tile to which a tile attends, through
         their cached keys and values. cache: a ``tile_cache`` that earlier calls have filled, to continue their videos.
-        Raises ValueError for frames that are not a whole number of time steps.
+        Raises ValueError for frames that are not a whole number of time steps, TensorError for other tensors.
         """
+        self.check_latents(latents)
         steps = self.config.steps(tile_frames or self.config.tile_frames)
         cache = cache or self.tile_cache(cache_frames)
         windows = latents.time_windows(steps)
@@ -213,15 +215,12 @@ class ATokenModel(EncoderModel):
         Gradients flow unless they are switched off. Raises: TensorError.
         """
         packed = latents if isinstance(latents, SparseTokens) else from_grid(latents)
-        self.check_channels(packed)
         each = sizes_of(packed, sizes, images=isinstance(latents, SparseTokens) or latents[0].ndim == 3)
         return unpack_pixels(self.decode(packed.to(self.device)), each)
 
-    def check_channels(self, latents: SparseTokens) -> None:
-        """Refuse latents of another model. Raises: TensorError."""
-        channels, expected = latents.feats.shape[1], self.config.latent_channels
-        if channels != expected:
-            raise TensorError(f"The latents have {channels} channels, those of this model {expected}.")
+    def check_latents(self, latents: SparseTokens) -> None:
+        """Refuse what is not packed latents of this model. Raises: TensorError."""
+        _check_packed(latents, self.config.latent_channels, "decode_latents")
 
     def tile_cache(self, cache_frames: int | None = None) -> TileCache | None:
         """An empty cache for ``decode``; None if the decoder attends to no earlier frames."""
@@ -260,6 +259,12 @@ class ATokenModel(EncoderModel):
         if isinstance(module, ATokenModel):
             nn.init.constant_(module.logit_scale, self.config.logit_scale_init)
             nn.init.constant_(module.logit_bias, self.config.logit_bias_init)
+
+
+def _check_packed(tokens: SparseTokens, width: int, of_dense: str) -> None:
+    values = tokens.feats.shape[1] if isinstance(tokens, SparseTokens) else f"a {type(tokens).__name__}"
+    if values != width:
+        raise TensorError(f"SparseTokens of {width} values a token are needed, got {values}; see {of_dense} for grids.")
 
 
 def _text_tower(fields: dict[str, Any], width: int) -> PreTrainedModel:

@@ -8,7 +8,7 @@ off again (docs/conventions.md). Letters: ``T`` frames or time steps, ``H`` rows
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -122,7 +122,9 @@ def to_grid(tokens: SparseTokens | Tokens) -> Tensor | list[Tensor]:
     A list of (C, T, H, W) where the samples have different grids. Raises: TensorError for tokens that do not fill
     their grids, as those of 3D assets do not.
     """
-    packed = tokens if isinstance(tokens, SparseTokens) else tokens.packed
+    packed = tokens if isinstance(tokens, SparseTokens) else getattr(tokens, "packed", None)
+    if packed is None:
+        raise TensorError(f"to_grid takes SparseTokens or Tokens, got a {type(tokens).__name__}.")
     grids = extents(packed)
     if len(set(grids)) > 1:
         return [one for part in packed.unpack() for one in to_grid(part)]
@@ -157,8 +159,11 @@ def sizes_of(tokens: SparseTokens, sizes: Size | Sequence[Size] | None = None, *
     if sizes is None:
         whole = [tuple(side * patch for side, patch in zip(one, PATCH, strict=True)) for one in grids]
         return [size[1:] if images and one[0] == 1 else size for size, one in zip(whole, grids, strict=True)]
-    several = cast(Sequence[Size], [sizes] * len(grids) if isinstance(sizes[0], int) else sizes)
-    each = [tuple(size) for size in several]
+    one = isinstance(sizes, tuple) and all(isinstance(side, int) for side in sizes)
+    each = cast(list[Size], [sizes] * len(grids) if one else sizes)
+    if not isinstance(each, list | tuple) or not all(isinstance(size, tuple) for size in each):
+        raise TensorError(f"sizes must be (H, W) or (T, H, W) in pixels, or a list of these, got {sizes!r}.")
+    each = [tuple(size) for size in each]
     if len(each) != len(grids):
         raise TensorError(f"There are {len(each)} sizes for {len(grids)} samples; pass one for all, or one for each.")
     for size, cells in zip(each, grids, strict=True):

@@ -1,42 +1,30 @@
-"""Files and arrays in, files and arrays out: the tokenizer that a user holds."""
+"""``Tokenizer``, what a user holds: a coder with texts, embeddings and statistics, which moves and saves itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from fractions import Fraction
 from functools import cached_property
-from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from atoken import checkpoint
+from atoken.coder import Coder
 from atoken.errors import AtokenError, CheckpointError, MediaError
-from atoken.gaussians import Gaussians
-from atoken.io import Image, Mesh, Video, Views
-from atoken.io.contents import TILE
-from atoken.io.inputs import Frames, Media, as_media, file_name, modality_of, tiles
-from atoken.io.token_checks import check_follows, check_model
+from atoken.io import Image
+from atoken.io.inputs import Frames, Media, tiles
 from atoken.io.token_file import Tokens
-from atoken.layers import PoolState
-from atoken.media.scaling import smaller
-from atoken.media.source import error_prefix
-from atoken.modalities import MODALITIES
-from atoken.model import ATokenModel, Encoded
-from atoken.patches import PATCH, Size
+from atoken.model import ATokenModel
 from atoken.placement import checked_device, checked_dtype
 from atoken.statistics import NAME, LatentStatistics, measured_in
 from atoken.text import TextTokenizer
-from atoken.tokens import SparseTokens
 
 
-class Tokenizer:
-    """A model and its name. Results are the same alone and in a batch, and the same twice.
+class Tokenizer(Coder):
+    """A model, its name, and its texts.
 
     texts: the text tokenizer of a model with a text side. folder: where the model came from, if it was a folder or hub
     id. Raises: CheckpointError for a model whose tiles do not divide those of a token file.
@@ -45,19 +33,9 @@ class Tokenizer:
     def __init__(
         self, model: ATokenModel, name: str, texts: TextTokenizer | None = None, folder: str | Path | None = None
     ) -> None:
-        if TILE % model.config.tile_frames:
-            raise CheckpointError(
-                f"Tiles of {model.config.tile_frames} frames do not divide the {TILE} of a token file."
-            )
-        self.model = model.eval()
-        self.name = name
+        super().__init__(model, name)
         self.texts = texts
         self.folder = folder
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of configuration and weights, which token files state."""
-        return checkpoint.fingerprint(self.model)
 
     @cached_property
     def statistics(self) -> LatentStatistics | None:
@@ -67,11 +45,6 @@ class Tokenizer:
         """
         measured = self.folder and measured_in(self.folder, lambda: self.fingerprint)
         return measured.statistics if measured else None
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self.model.device
 
     def __repr__(self) -> str:
         weights = sum(weight.numel() for weight in self.model.parameters()) / 1e6
@@ -105,166 +78,6 @@ class Tokenizer:
                 measured = self.folder and measured_in(self.folder, lambda: checkpoint.fingerprint(self.model))
                 if measured:
                     measured.save(part / NAME)
-
-    def encode(
-        self,
-        media: Media,
-        *,
-        generator: torch.Generator | None = None,
-        coarsen: bool = False,
-        max_side: int | None = None,
-    ) -> Tokens:
-        """Turn one image, video or 3D asset into tokens.
-
-        generator: draws the latents from the posterior instead of taking its mean (continuous models). coarsen: pack
-        an asset of too many voxels at a lower resolution, with an AtokenWarning, instead of refusing it. max_side:
-        scale a larger image or video down to this many pixels; it then comes back at that size.
-        Raises: MediaError, one sentence, for what cannot be read or is too large.
-        """
-        return self.encode_batch([media], generator=generator, coarsen=coarsen, max_side=max_side)[0]
-
-    def encode_batch(
-        self,
-        batch: Sequence[Media],
-        *,
-        generator: torch.Generator | None = None,
-        coarsen: bool = False,
-        max_side: int | None = None,
-    ) -> list[Tokens]:
-        """Turn images, videos and assets of any sizes into tokens in one pass; the same numbers as one by one."""
-        if not isinstance(batch, list | tuple):
-            raise AtokenError(f"encode_batch takes a list, got a {type(batch).__name__}; one input goes into encode.")
-        if not batch:
-            return []
-        _check_generator(generator)
-        samples = []
-        for index, one in enumerate(batch):
-            with error_prefix(str(one) if isinstance(one, str | Path) else f"Input {index}" if len(batch) > 1 else ""):
-                samples.append(_sample(smaller(as_media(one), max_side), coarsen=coarsen))
-        with torch.inference_mode():
-            encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
-        described = [fields | {"name": file_name(one)} for (_, fields), one in zip(samples, batch, strict=True)]
-        return self._tokens(encoded, described, generator=generator)
-
-    def _tokens(
-        self,
-        encoded: Encoded,
-        described: Sequence[dict[str, Any]],
-        *,
-        generator: torch.Generator | None = None,
-        first_frame: int = 0,
-    ) -> list[Tokens]:
-        """Tokens of each sample, with the fields that say what it is; copies on the CPU, which one can train on."""
-        if generator is not None and encoded.codes is not None:
-            raise AtokenError("A discrete model has no posterior to draw from; leave the generator out.")
-        latents = encoded.latents.feats if generator is None else encoded.posterior.sample(generator)
-        lengths = encoded.latents.lengths
-        parts = zip(
-            described,
-            latents.float().cpu().split(lengths),
-            [None] * len(lengths) if encoded.codes is None else encoded.codes.cpu().split(lengths),
-            encoded.latents.coords.int().cpu().split(lengths),
-            encoded.pooled.float().cpu(),
-            strict=True,
-        )
-        first_step = torch.tensor([first_frame // PATCH[0], 0, 0, 0], dtype=torch.int32)
-        return [
-            Tokens(
-                **fields,
-                latents=latents.clone(),
-                codes=None if codes is None else codes.clone(),
-                coords=coords + first_step,
-                pooled=pooled.clone(),
-                model=self.name,
-                fingerprint=self.fingerprint,
-                levels=self.model.config.fsq_levels,
-                first_frame=first_frame,
-            )
-            for fields, latents, codes, coords, pooled in parts
-        ]
-
-    def decode(self, tokens: Tokens) -> Image | Video | Gaussians:
-        """Turn tokens back into an image or video of the original size and rate, or an asset into Gaussians.
-
-        Raises: TokenFileError for tokens of another model; AtokenError if the model cannot decode the modality.
-        """
-        return self.decode_batch([tokens])[0]
-
-    def decode_batch(self, batch: Sequence[Tokens]) -> list[Image | Video | Gaussians]:
-        """Decode many at once; the same results as one by one."""
-        if not isinstance(batch, list | tuple):
-            raise AtokenError(f"decode_batch takes a list, got a {type(batch).__name__}; one item goes into decode.")
-        if not batch:
-            return []
-        for tokens in batch:
-            self._check(tokens)
-        packed = SparseTokens.pack([tokens.packed for tokens in batch]).to(self.device)
-        with torch.inference_mode():
-            patches = self.model.decode(packed)
-        return [self._unpatchified(tokens, part) for tokens, part in zip(batch, patches.unpack(), strict=True)]
-
-    def _unpatchified(self, tokens: Tokens, patches: SparseTokens) -> Any:
-        return MODALITIES[tokens.modality].unpatchify(self.model, tokens, patches)
-
-    def _check(self, tokens: Tokens) -> None:
-        if not isinstance(tokens, Tokens):
-            raise AtokenError(
-                f"Tokens are needed, got a {type(tokens).__name__}; read a file with atoken.Tokens.load, and decode "
-                "tensors with decode_latents."
-            )
-        check_model(tokens, self.fingerprint, self.name)
-        if refusal := MODALITIES[tokens.modality].refusal(self.model, tokens):
-            raise AtokenError(f"Model {self.name} cannot decode {tokens.name or tokens.modality}: {refusal}")
-
-    def encode_stream(
-        self, frames: Frames, *, fps: Fraction | float | None = None, max_side: int | None = None
-    ) -> Iterator[Tokens]:
-        """Encode a video of any length tile by tile, in constant memory; ``Tokens.join`` of the pieces is the whole.
-
-        frames: a video, an open ``VideoReader``, a path, bytes, a binary file, or frames (H, W, 3) uint8 one by one,
-        or (H, W, 4) with alpha, with ``fps``. max_side: as in ``encode``. Yields a piece for each 16 frames; only the
-        last carries the pooled vector. Raises: MediaError.
-        """
-        name, state, first = file_name(frames), None, 0
-        for tile, following in pairwise(chain(tiles(frames, fps), [None])):
-            assert tile is not None
-            tokens, state = self._encode_tile(smaller(tile, max_side), state, first, name)
-            yield replace(tokens, pooled=None) if following else tokens
-            first += len(tile.frames)
-        if state is None:
-            raise MediaError("The video has no frames; there is nothing to encode.")
-
-    def _encode_tile(self, tile: Video, state: PoolState | None, first: int, name: str) -> tuple[Tokens, PoolState]:
-        patches, fields = _sample(tile)
-        with torch.inference_mode():
-            encoded = self.model.encode(patches.to(self.device), pool_state=state)
-        return self._tokens(encoded, [fields | {"name": name}], first_frame=first)[0], encoded.pool_state
-
-    def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Video]:
-        """Decode the pieces of one video, in order, in constant memory; the frames joined are the whole video's.
-
-        Yields one video for each piece. Raises: TokenFileError for tokens of another model, or out of order.
-        """
-        cache, before = self.model.tile_cache(), None
-        for piece in pieces:
-            if before is None:
-                self._check(piece)
-            else:
-                check_follows(before, piece)
-            with torch.inference_mode():
-                patches = self.model.decode(piece.packed.to(self.device), cache=cache)
-            yield self._unpatchified(piece, patches)
-            before = piece
-
-    def encode_pixels(self, x: Tensor | Sequence[Tensor]) -> Encoded:
-        """Encode tensors: ``ATokenModel.encode_pixels``, for people who hold pixels, differentiable."""
-        return self.model.encode_pixels(x)
-
-    def decode_latents(
-        self, latents: SparseTokens | Tensor | Sequence[Tensor], *, sizes: Size | Sequence[Size] | None = None
-    ) -> Tensor | list[Tensor]:
-        """Decode latents to tensors: ``ATokenModel.decode_latents``, differentiable."""
-        return self.model.decode_latents(latents, sizes=sizes)
 
     def embed(self, media: Media | Tokens) -> Tensor:
         """(D,) fp32 unit vector of an image, a video, an asset, or tokens (whose stored vector is used, no pixel read).
@@ -322,16 +135,3 @@ class Tokenizer:
         """
         scale, bias = (weight.detach().float().cpu() for weight in (self.model.logit_scale, self.model.logit_bias))
         return media_VD @ texts_BD.T * scale.exp() + bias
-
-
-def _sample(media: Image | Video | Mesh | Views, *, coarsen: bool = False) -> tuple[SparseTokens, dict[str, Any]]:
-    """One sample of patches on the CPU, and the fields of ``Tokens`` that say what it is of."""
-    modality = modality_of(media)
-    assert modality is not None  # as_media gives no other types
-    patches, described = modality.patchify(media, coarsen)
-    return patches, {"modality": modality.name, **described}
-
-
-def _check_generator(generator: object) -> None:
-    if not isinstance(generator, torch.Generator | None):
-        raise AtokenError(f"generator must be torch.Generator().manual_seed(0) or None, got {generator!r}.")

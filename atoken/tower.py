@@ -22,12 +22,12 @@ from transformers.utils import can_return_tuple
 from atoken.errors import MediaError, TensorError
 from atoken.image_processor import ATokenImageProcessor
 from atoken.io import Image, Video
+from atoken.io.inputs import Media, as_media
 from atoken.layers import PoolingHead
 from atoken.modalities.pixels import to_values
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.patches import grid, grid_coords, pack_pixels
 from atoken.presets import folder_of
-from atoken.tokenizer import Media, as_media
 from atoken.tokens import SparseTokens
 from atoken.transformer import EncoderModel, Stack
 

@@ -117,7 +117,7 @@ class Tokens(Summary):
             feats, codes = _nearest(latents if latents.ndim == 2 else from_grid([latents]).feats, like.levels)
             return replace(like, latents=feats, codes=codes, pooled=None)
         packed = from_grid([latents])
-        like.model.check_channels(packed)
+        like.model.check_latents(packed)
         (pixels,) = sizes_of(packed, size, images=latents.ndim == 3)
         feats, codes = _nearest(packed.feats, like.model.config.fsq_levels)
         frames, height, width = (1, *pixels)[-3:]

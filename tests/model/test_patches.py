@@ -128,15 +128,30 @@ def test_wrong_pixels_get_a_sentence(x, sentence):
 @pytest.mark.parametrize(
     ("latents", "sizes", "sentence"),
     [
-        (torch.zeros(1, 47, 2, 2), None, "47 channels, those of this model 48"),
+        (torch.zeros(1, 47, 2, 2), None, "48 values a token are needed, got 47"),
         (torch.zeros(48, 2), None, r"got \(48, 2\)"),
         (torch.zeros(1, 48, 2, 2, dtype=torch.int64), None, "Latents must be floating point"),
         (torch.zeros(1, 48, 2, 2), (33, 32), r"size \(33, 32\) does not fit"),
         (torch.zeros(1, 48, 2, 2), (5, 32, 32), "does not fit"),
         (torch.zeros(2, 48, 2, 2), [(32, 32)], "1 sizes for 2 samples"),
         (torch.zeros(1, 48, 2, 2), (32,), "does not fit"),
+        (torch.zeros(1, 48, 2, 2), (), "does not fit"),
+        (torch.zeros(1, 48, 2, 2), 32, "or a list of these, got 32"),
+        (torch.zeros(1, 48, 2, 2), (32.0, 32), "or a list of these, got"),
+        (torch.zeros(1, 48, 2, 2), [], "0 sizes for 1 samples"),
+        ("latents", None, "at least one tensor, got str"),
     ],
 )
 def test_wrong_latents_get_a_sentence(latents, sizes, sentence):
     with pytest.raises(TensorError, match=sentence):
         small_model().decode_latents(latents, sizes=sizes)
+
+
+def test_what_is_not_packed_tokens_of_this_model_gets_a_sentence():
+    model, pixels = small_model(), noise(1, 3, 16, 16)
+    with pytest.raises(TensorError, match="3072 values a token are needed, got a Tensor; see encode_pixels"):
+        model.encode(pixels)
+    with pytest.raises(TensorError, match="48 values a token are needed, got 3072; see decode_latents"):
+        model.decode(pack_pixels(pixels))
+    with pytest.raises(TensorError, match="got a Tensor"):
+        to_grid(pixels)
