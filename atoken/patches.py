@@ -8,7 +8,7 @@ off again (docs/conventions.md). Letters: ``T`` frames or time steps, ``H`` rows
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from einops import rearrange

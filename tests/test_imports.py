@@ -28,6 +28,7 @@ FLOORS = [
     {"tower"},
     {"loading"},
     {"tokenizer", "autoencoder"},
+    {"coder"},
     {"pretrain"},
     {"train"},
     {"checkpoint", "export", "placement", "text"},
