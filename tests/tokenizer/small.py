@@ -25,10 +25,10 @@ def small_tokenizer(kind="continuous"):
 class Straight(nn.Module):
     """A side of the model that gives back what it gets."""
 
-    head_width, blocks = 8, ()
+    head_width, rotary_base, blocks = 8, None, ()
 
-    def forward(self, tokens, positions, cache=None):
-        return tokens.feats
+    def forward(self, tokens, positions, cache=None, layers=()):
+        return tokens.feats, [tokens.feats] * len(layers)
 
 
 class Doubled(nn.Module):
