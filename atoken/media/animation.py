@@ -12,11 +12,10 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from atoken.errors import MediaError
-from atoken.media.clock import clock_slack, exact_fps
+from atoken.media.clock import Timed, clock_slack, exact_fps
 from atoken.media.image_formats import ANIMATIONS, open_image, turn_of
 from atoken.media.limits import Limits
 from atoken.media.process import DATA, RGBA
-from atoken.media.video_decoder import Timed
 from atoken.media.worker import reason
 
 NAMES = frozenset(format.name for format in ANIMATIONS)

@@ -7,11 +7,11 @@ the colours (WebM's "AlphaMode"); its brightness is the alpha.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from itertools import takewhile
-from typing import Any, BinaryIO, Final, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, BinaryIO, Final, NamedTuple, NoReturn, cast
 
 import av
 import numpy as np
@@ -25,14 +25,12 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from atoken.errors import AtokenError, MediaError
-from atoken.media.clock import clock_slack, exact_fps
+from atoken.media.clock import Timed, Times, clock_slack, exact_fps
 from atoken.media.limits import Limits
 from atoken.media.process import DATA, RGBA
 from atoken.media.worker import reason
 
-T = TypeVar("T")
 Turn = tuple[bool, bool, bool]  # swap rows and columns, then flip the rows, flip the columns
-Timed = Iterator[tuple[Fraction, T]]
 
 _ADDED: Final = "matroska_block_additional"
 _ALPHA_ID = (1).to_bytes(8, "big")  # of a block with alpha; FFmpeg puts the id before the data
@@ -290,38 +288,6 @@ class Decoder:
         if aspect and aspect != 1:
             notes.append(f"its pixels are not square ({aspect}); they are read as they are.")
         return notes
-
-
-class Times:
-    """Turns time stamps into times from the first frame that rise strictly, whatever the file says."""
-
-    def __init__(self, fps: Fraction) -> None:
-        self.origin = Fraction(0)
-        self._step = 1 / fps
-        self._last: Fraction | None = None
-
-    def next(self, stamp: Fraction | None) -> Fraction:
-        """Give the next time in seconds: the stamp's, or one frame later where it is missing or does not rise."""
-        if self._last is None:
-            self.origin, self._last = stamp or Fraction(0), Fraction(0)
-        elif stamp is None or stamp - self.origin <= self._last:
-            self._last += self._step
-        else:
-            self._last = stamp - self.origin
-        return self._last
-
-
-def resampled(frames: Timed[T], rate: Fraction, last_seconds: Fraction, slack: Fraction) -> Timed[T]:
-    """Give for k = 0, 1, ... the frame that is shown at k / rate, until ``last_seconds`` after the last one began."""
-    count, shown, end = 0, None, Fraction(0)
-    for seconds, frame in frames:
-        while shown is not None and count / rate + slack < seconds:
-            yield count / rate, shown
-            count += 1
-        shown, end = frame, seconds + last_seconds
-    while shown is not None and count / rate + slack < end:
-        yield count / rate, shown
-        count += 1
 
 
 def _has_alpha(frame: VideoFrame) -> bool:

@@ -15,9 +15,10 @@ from typing import Any
 
 from atoken.errors import MediaError
 from atoken.media.animation import NAMES, Animation
+from atoken.media.clock import Timed, resampled
 from atoken.media.limits import Limits
 from atoken.media.process import INFO
-from atoken.media.video_decoder import Decoded, Decoder, Timed, resampled
+from atoken.media.video_decoder import Decoded, Decoder
 from atoken.media.worker import MEMORY, Channel, limit_memory, serve
 
 _FAR = 50  # frames from which on it pays to look for a key frame

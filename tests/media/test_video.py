@@ -13,7 +13,7 @@ import pytest
 
 from atoken.errors import AtokenWarning, MediaError
 from atoken.io import Video, VideoReader, VideoWriter, load_media, read_video, sniff, write_video
-from atoken.media.video_decoder import resampled
+from atoken.media.clock import resampled
 from tests.media.video_cases import X265_SIDE, digests_by_memory, encoded, moving, psnr, remuxed, turned, written
 
 

@@ -311,7 +311,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_times_that_do_not_rise_are_replaced(tmp_path: Path) -> None:
-    from atoken.media.video_decoder import Times
+    from atoken.media.clock import Times
 
     times = Times(Fraction(10))
     stamps = [5, None, Fraction("5.3"), Fraction("5.3"), 1, None, 9]
