@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
     alpha: VideoFrame | None
 
 
-class Place(NamedTuple):
+class KeyFrame(NamedTuple):
     """A key frame to start at: its number, and time stamps of it and of the first frame, in ticks of the stream."""
 
     number: int
@@ -81,7 +81,7 @@ class Decoder:
         self._reformatter = VideoReformatter()
         self._size = (0, 0)
 
-    def place(self, start: int) -> Place | None:
+    def key_frame(self, start: int) -> KeyFrame | None:
         """The last key frame up to frame ``start``, by the time stamps of all packets; None if they do not tell."""
         keys: list[int] = []
         stamps: list[int] = []
@@ -99,27 +99,27 @@ class Decoder:
         if len(set(stamps)) < len(stamps) or start >= len(stamps):
             return None
         stamp = max((key for key in keys if key <= stamps[start]), default=stamps[0])
-        return Place(stamps.index(stamp), stamp, stamps[0])
+        return KeyFrame(stamps.index(stamp), stamp, stamps[0])
 
-    def frames(self, place: Place | None = None) -> Timed[Decoded]:
-        """Decode all frames, or those from ``place`` on, with their times in seconds from the first of the file.
+    def frames(self, key: KeyFrame | None = None) -> Timed[Decoded]:
+        """Decode all frames, or those from ``key`` on, with their times in seconds from the first of the file.
 
         Raises: MediaError.
         """
         count, discarded, end, reached = 0, 0, Fraction(0), None
         times = Times(self.fps)
         try:
-            if place:
-                count = place.number
-                times.next(_seconds(place.first_stamp, self._stream.time_base))
-                self._container.seek(place.stamp, stream=self._stream)
+            if key:
+                count = key.number
+                times.next(_seconds(key.first_stamp, self._stream.time_base))
+                self._container.seek(key.stamp, stream=self._stream)
             for number, packet in enumerate(self._container.demux(self._stream), count):
                 self._tick()
                 self._limits.check_frames(number // 2, self.name)  # a frame has at most two packets, its fields
                 if self._format == "mpegts" and self._skipped == number and packet.size and not packet.is_keyframe:
                     self._skipped += 1
                     continue
-                if place and packet.pts is not None and packet.pts < place.stamp:
+                if key and packet.pts is not None and packet.pts < key.stamp:
                     continue  # it may need frames before the key frame
                 discarded += packet.is_discard
                 timed: list[tuple[Fraction, Decoded]] = []

@@ -51,13 +51,15 @@ def decode(request: dict[str, Any], channel: Channel) -> None:
 
 def _near(start: int, first: Decoded, opened: Callable[[], Decoder]) -> tuple[Timed[Decoded], int]:
     """Frames from ``start`` on, decoded from the last key frame before it, and their number; all where that fails."""
-    place = opened().place(start)
-    if place and place.number and place.first_stamp == first.frame.pts:
-        frames = opened().frames(place)
+    key = opened().key_frame(start)
+    if key and key.number and key.first_stamp == first.frame.pts:
+        frames = opened().frames(key)
         with suppress(MediaError):  # not all that a file calls a key frame can be decoded without those before it
-            before = list(islice(frames, start - place.number + 1))
-            if before and before[0][1].frame.pts == place.stamp:
-                return chain(before[-1:], frames), start
+            for number, found in enumerate(frames, key.number):
+                if number == key.number and found[1].frame.pts != key.stamp:
+                    break
+                if number == start:
+                    return chain([found], frames), start
     return opened().frames(), 0
 
 
