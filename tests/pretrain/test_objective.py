@@ -313,3 +313,16 @@ def test_understanding_on_ranks_is_that_of_one_process_also_where_a_rank_has_no_
         for found in ranks:
             for name, gradient in expected.items():
                 torch.testing.assert_close(found[case][name], gradient, rtol=0, atol=FP32 * largest)
+
+
+def test_activation_checkpointing_changes_no_gradient_and_warns_of_nothing(recwarn):
+    task = Task("image", (Term(losses.l1, 1.0),))
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_model().train()
+        loss, _ = Objective(model, stage_of({"image": task}, checkpointing=checkpointing))(images("image"))
+        loss.backward()
+        assert model.encoder.gradient_checkpointing == checkpointing
+        gradients.append(model.encoder.inputs.weight.grad)
+    assert torch.equal(*gradients)
+    assert [str(warning.message) for warning in recwarn if issubclass(warning.category, FutureWarning)] == []
