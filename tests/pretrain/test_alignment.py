@@ -226,7 +226,7 @@ def work(rank, folder):
     """One process of four; the last one, two, three and all of them are the worlds."""
     torch.set_num_threads(1)
     meet = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=WORLDS[-1], timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=WORLDS[-1], timeout=timedelta(minutes=15))
     results = {}
     for world in WORLDS:
         first = WORLDS[-1] - world

@@ -295,7 +295,7 @@ def trained(samples, wrap):
 
 def work(rank, folder):
     torch.set_num_threads(1)
-    options = {"rank": rank, "world_size": WORLD, "timeout": timedelta(seconds=120)}
+    options = {"rank": rank, "world_size": WORLD, "timeout": timedelta(minutes=15)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", **options)
     made = trained(SHARES[rank], lambda x: nn.parallel.DistributedDataParallel(x, find_unused_parameters=True))
     torch.save(made, Path(folder, f"{rank}.pt"))
