@@ -334,14 +334,16 @@ def test_pieces_that_do_not_follow_are_refused(tmp_path: Path) -> None:
         one, two, three = file.stream()
     later = replace(two, timestamps=two.timestamps - 1)
     pooled = replace(one, pooled=three.pooled)
-    other = replace(two, model="micro")
+    at_once = replace(two, timestamps=two.timestamps - (two.timestamps[0] - one.timestamps[-1]))
+    others = [{"model": "micro"}, {"fingerprint": "f" * 64}, {"timestamps": None}, {"name": "b"}, {"fps": Fraction(7)}]
     for pieces, message in [
         ([], "no pieces"),
         ([one, three], "pieces must follow"),
         ([one, one], "pieces must follow"),
         ([one, later], "rising from piece to piece"),
+        ([one, at_once], "rising from piece to piece"),
         ([pooled, two], "give it last"),
-        ([one, other], "of one video"),
+        *(([one, replace(two, **other)], "of one video") for other in others),
     ]:
         with pytest.raises(TokenFileError, match=message):
             Tokens.join(pieces)
@@ -380,6 +382,7 @@ def test_tokens_of_another_model_are_refused_by_name() -> None:
 def test_names_become_plain_and_grids_round_up() -> None:
     assert plain_name("a/b\\c\nd\udcff.jpg") == "a_b_c_d_.jpg"
     assert plain_name("..") == "_"
+    assert plain_name("x" * 300) == "x" * 255
     assert make(name="x/../y").name == "x_.._y"
     assert grid(5, 17, 16) == (2, 2, 1)
 
