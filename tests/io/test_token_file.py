@@ -238,6 +238,7 @@ def test_reading_more_than_the_memory_limit_is_refused_but_streaming_is_not(tmp_
 BAD_TOKENS: dict[str, dict[str, Any]] = {
     "latents must be": {"latents": torch.zeros(4, 12, dtype=torch.float64)},
     "latents must": {"latents": torch.zeros(12)},
+    "latents must be .* on the CPU, got .* on meta": {"latents": torch.zeros(4, 12, device="meta")},
     "coords must be torch.int32 of shape": {"coords": torch.zeros(3, 4, dtype=torch.int32)},
     "coords must be ordered": {"coords": torch.zeros(4, 4, dtype=torch.int32)},
     "coords must lie": {"coords": torch.full((4, 4), 9, dtype=torch.int32)},
@@ -249,6 +250,9 @@ BAD_TOKENS: dict[str, dict[str, Any]] = {
     "alpha must": {"alpha": np.zeros((4, 4), np.uint8)},
     "pooled must": {"pooled": torch.zeros(0)},
     "fingerprint must": {"fingerprint": "abc"},
+    "fingerprint must be the 64 lower-case": {"fingerprint": FINGERPRINT.upper()},
+    "coords must lie in the grid": {"coords": torch.full((4, 4), -1, dtype=torch.int32)},
+    "alpha must be uint8": {"alpha": np.zeros((30, 17), np.float32)},
     "model: expected": {"model": "a/b"},
 }
 
@@ -274,8 +278,25 @@ def test_videos_and_codes_that_do_not_fit_are_refused() -> None:
         make(levels=(257, 256), codes=torch.zeros(4, 6, dtype=torch.int64))
     with pytest.raises(TokenFileError, match="codes must be from 0 to 4095"):
         replace(tokens := make(discrete=True), codes=tokens.codes + 4096)
+    with pytest.raises(TokenFileError, match="codes must be from 0 to 4095"):
+        replace(tokens, codes=torch.full_like(tokens.codes, 4096))
     with pytest.raises(TokenFileError, match="one channel for each"):
         replace(tokens, latents=tokens.latents[:, :6])
+
+
+def test_items_are_counted_from_0_and_their_vectors_have_length_1(tmp_path: Path) -> None:
+    tokens = make()
+    tokens.save(tmp_path / "a.atok")
+    with TokenFile(tmp_path / "a.atok") as file:
+        assert tokens.pooled is not None
+        torch.testing.assert_close(file.vector(0), tokens.pooled / tokens.pooled.norm())
+        for index in (-1, 1):
+            with pytest.raises(TokenFileError, match=f"has no item {index}; it holds items 0 to 0"):
+                file.read(index)
+    with TokenFile(tmp_path / "a.atok", max_memory=100) as file:
+        for read in (file.read, lambda: list(file.stream())):
+            with pytest.raises(TokenFileError, match="over the limit of 100"):
+                read()
 
 
 def test_a_writer_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
