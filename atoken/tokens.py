@@ -41,9 +41,14 @@ class SparseTokens(Summary):
 
     @staticmethod
     def pack(samples: Sequence[SparseTokens]) -> SparseTokens:
-        """Join batches into one, in order. Raises ValueError for an empty list (the width would be unknown)."""
+        """Join batches into one, in order; a single one is given back as it is, not copied.
+
+        Raises ValueError for an empty list (the width would be unknown).
+        """
         if not samples:
             raise ValueError("pack() needs at least one batch.")
+        if len(samples) == 1:
+            return samples[0]
         return SparseTokens(
             torch.cat([sample.feats for sample in samples]),
             torch.cat([sample.coords for sample in samples]),
