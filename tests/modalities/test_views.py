@@ -103,6 +103,19 @@ def test_colours_and_depths_equal_a_search_over_all_triangles(cameras):
             close(rgb, colour, 0.5 + FP32)
 
 
+def test_a_triangle_that_reaches_behind_the_camera_is_seen_as_its_part_in_front_of_it():
+    eye = np.array([0.0, -0.3, 0.0])
+    camera = Cameras.looking_at_centre(torch.tensor(eye[None]).float(), fov=70.0)  # looks along y
+    near, behind = np.array([[-0.1, 0.1, -0.1], [0.1, 0.1, -0.1]]), np.array([[0.0, -0.49, 0.02]])
+    front = near + (behind - near) * ((-0.29 - 0.1) / (-0.49 - 0.1))  # where its sides are 0.01 in front of the eye
+    whole = mesh(np.concatenate([near, behind]), [[0, 1, 2]])
+    part = mesh(np.concatenate([near, front]), [[0, 1, 2], [1, 3, 2]])
+    found, expected = (render_views(solid, camera, size=48) for solid in (whole, part))
+    assert expected.mask.mean() > 0.02
+    assert (found.mask | ~expected.mask).all()
+    close(found.depth[expected.mask], expected.depth[expected.mask])
+
+
 def test_both_sides_of_a_face_are_seen():
     behind = Cameras.looking_at_centre(torch.tensor([[0.0, 2.0, 0.0]]))
     for camera in (FRONT, behind):
