@@ -32,7 +32,7 @@ FLOORS = [
     {"pretrain"},
     {"train"},
     {"checkpoint", "export", "placement", "text"},
-    {"presets"},
+    {"presets", "foreign"},
     {"model"},
     {"transformer"},
     {"gaussian_decoder"},
