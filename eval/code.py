@@ -18,7 +18,7 @@ MEASURING = (
     "eval.probes", "eval.run", "eval.sources",
 )  # fmt: skip
 # Models under test and reports: a change there does not change how numbers are measured.
-APART = ("atoken.tokenizer", "eval.models", "eval.report")
+APART = ("atoken.coder", "atoken.loading", "atoken.tokenizer", "eval.models", "eval.report")
 _MODULE = re.compile(r"(atoken|eval)(\.\w+)*")
 
 

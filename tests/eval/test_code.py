@@ -71,10 +71,12 @@ print(json.dumps([name for name in sys.modules if name.partition(".")[0] in ("at
 """
 # What a run loads besides: its command, the model under test, reports, and what writes results.
 BESIDES = (
-    "atoken.attention", "atoken.bottleneck", "atoken.checkpoint", "atoken.cli", "atoken.gaussian_decoder", "atoken.io",
-    "atoken.layers", "atoken.model", "atoken.presets", "atoken.report", "atoken.rope", "atoken.text",
-    "atoken.tokenizer", "atoken.train", "atoken.metrics.pca", "atoken.pretrain", "eval.command", "eval.commands",
-    "eval.compare", "eval.models", "eval.rate", "eval.rate_report", "eval.report", "eval.tasks",
+    "atoken.attention", "atoken.bottleneck", "atoken.checkpoint", "atoken.cli", "atoken.coder", "atoken.foreign",
+    "atoken.gaussian_decoder", "atoken.image_processor", "atoken.io", "atoken.layers", "atoken.loading",
+    "atoken.media.scaling", "atoken.metrics.pca", "atoken.model", "atoken.placement", "atoken.presets",
+    "atoken.pretrain", "atoken.report", "atoken.rope", "atoken.statistics", "atoken.text", "atoken.tokenizer",
+    "atoken.train", "atoken.transformer", "eval.command", "eval.commands", "eval.compare", "eval.models", "eval.rate",
+    "eval.rate_report", "eval.report", "eval.tasks",
 )  # fmt: skip
 
 
