@@ -30,15 +30,8 @@ from atoken.patches import grid
 from atoken.tokenizer import Tokenizer
 
 T = TypeVar("T")
-ADDRESSES = {
-    "files",
-    "query",
-    "labels",
-    "text",
-    "model",
-    "out",
-}  # options that may look like one, or say themselves that not
-
+# Options that are free text, or whose own check refuses an address.
+MAY_BE_ADDRESSES = {"files", "query", "labels", "text", "model", "out"}
 STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
 
 
@@ -54,7 +47,7 @@ def refuse_addresses(options: argparse.Namespace) -> None:
     """Raises: AtokenError for an option that is an address; among several inputs, each is judged where it is read."""
     for name, value in vars(options).items():
         for text in value if isinstance(value, list) else [value]:
-            if name not in ADDRESSES and isinstance(text, str) and (why := missing(text, "")):
+            if name not in MAY_BE_ADDRESSES and isinstance(text, str) and (why := missing(text, "")):
                 raise AtokenError(f"Cannot read {text}: {why}.")
 
 
