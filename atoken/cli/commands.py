@@ -99,3 +99,22 @@ def _siglip2(folder: Path, side: str) -> Any:
         return load_transformers(folder, {"siglip2": tower, f"siglip2_{side}_model": tower})
     except CheckpointError as error:
         raise CheckpointError(f"{folder} holds no SigLIP2 {side} tower: {error}.") from error
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Foreign weights and data into the cache; without a name, what there is."""
+    from atoken.fetch import FETCHABLES
+    from atoken.fetch import fetch as bring
+
+    if options.source and len(options.names) != 1:
+        raise AtokenError("--from names the archive of one NAME; give exactly one.")
+    if not options.names:
+        rows = [[name, one.what, one.licence, f"{one.megabytes} MB", "yes" if one.is_there() else "no"]
+                for name, one in FETCHABLES.items()]  # fmt: skip
+        console.out(console.columns([["name", "what", "licence", "download", "in the cache"], *rows]))
+    for name in options.names:
+        if one := FETCHABLES.get(name):
+            console.out(f"{name}: {one.what}. Licence: {one.licence}. Download: {one.megabytes} MB.")
+        for path in bring(name, options.source):
+            console.out(str(path))
+    return 0

@@ -154,6 +154,12 @@ def _add_upkeep(commands: Commands) -> None:
     convert.add_argument("--text", metavar="FOLDER", help="a SigLIP2 folder with its text tokenizer, for the text side")
     convert.add_argument("--preset", default="so400m-c", help="for SigLIP2: the size to build around it")
 
+    fetch = commands.add_parser("fetch", help="foreign weights and data, pinned and checked, into the cache")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="what to fetch (default: list all)")
+    fetch.add_argument(
+        "--from", dest="source", metavar="ARCHIVE", help="of one NAME: its archive, downloaded elsewhere"
+    )
+
 
 def _add_inputs(command: argparse.ArgumentParser, files: str) -> None:
     """Files, a model, and what to take of the files."""

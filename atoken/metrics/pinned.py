@@ -1,9 +1,13 @@
-"""Published weight files that count only with a pinned SHA-256. Nothing is downloaded: the user names their folder."""
+"""Published weight files that count only with a pinned SHA-256, in a folder that the user names or in the cache.
+
+Nothing is downloaded here; ``atoken fetch`` fills the cache (``atoken/fetch.py``).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,13 @@ import torch
 from torch import Tensor
 
 from atoken.errors import CheckpointError
+
+
+def cache() -> Path:
+    """The folder of what was fetched: $ATOKEN_CACHE, or atoken in $XDG_CACHE_HOME or ~/.cache."""
+    if chosen := os.environ.get("ATOKEN_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atoken"
 
 
 @dataclass(frozen=True)
@@ -24,11 +35,14 @@ class PinnedFile:
     how: str
 
     def read(self, folder: str | Path | None, otherwise: str = "") -> bytes:
-        """The file's bytes, whose SHA-256 was checked. ``otherwise`` ends an error: what else the user can do.
+        """The file's bytes, whose SHA-256 was checked, from ``folder`` or the cache.
+
+        otherwise: the end of an error, what else the user can do.
 
         Raises: CheckpointError for a file that is missing or another one, with how to get it.
         """
         end = f", {otherwise}." if otherwise else "."
+        folder = cache() if folder is None and (cache() / self.name).is_file() else folder
         if folder is None:
             raise CheckpointError(f"{self.name} is needed ({self.purpose}): {self.how}, and name its folder{end}")
         path = Path(folder) / self.name

