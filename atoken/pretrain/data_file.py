@@ -5,7 +5,9 @@ is free. A task uses its own table if there is one, else that of its modality. A
 ``.tar`` file or a folder of them), a table (a ``.parquet``, ``.arrow`` or ``.feather`` file or a folder of them;
 ``media`` and ``captions`` name its columns), or a series of the generator: everything it makes (``mixed``), one object
 of a class (``labelled``), images of one class that differ in their backgrounds (``grounded``), images of several
-objects (``scenes``). Paths are relative to the file::
+objects (``scenes``). Paths are relative to the file, or to the cache of ``atoken fetch`` where they begin with
+``fetched:``. ``templates`` make captions of what the ``.json`` file of a sample says. ``filmed`` makes videos of
+images: a camera moves over each::
 
     seed = 0            # of the order of samples
     most_broken = 0.1   # share of samples that may be broken before the run stops
@@ -23,6 +25,14 @@ objects (``scenes``). Paths are relative to the file::
 
     [video.generated]
     procedural = "mixed"
+
+    [image.fetched]
+    shards = "fetched:photos/train"
+    templates = ["a photo of a {label}"]
+
+    [video.filmed]
+    shards = "fetched:photos/train"
+    filmed = true
 """
 
 from __future__ import annotations
@@ -36,6 +46,7 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta
 
 from atoken.errors import MediaError
+from atoken.metrics.pinned import cache
 from atoken.modalities import MODALITIES
 from atoken.pretrain.curriculum import CURRICULA
 from atoken.train.overrides import known, typed
@@ -43,13 +54,18 @@ from atoken.train.recipe import Count
 
 SETTINGS = {"seed": Annotated[int, Meta(ge=0)], "most_broken": Annotated[float, Meta(ge=0, le=1)]}
 WANTED = "name a TOML file or a folder of media, or write procedural"
+FETCHED = "fetched:"  # begins a path in the cache
 SOURCE_TYPES = ("folder", "shards", "table", "procedural")
 Text = Annotated[str, Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """One source: exactly one of the first four. ``procedural``: a series; the last two: columns of the table."""
+    """One source: exactly one of the first four. ``procedural``: a series.
+
+    ``media``, ``captions``: columns of the table. ``templates``: of captions, with fields of a sample's record.
+    ``filmed``: images, of which videos are made.
+    """
 
     folder: Text | None = None
     shards: Text | None = None
@@ -58,6 +74,8 @@ class Origin:
     weight: Count = 1
     media: Text | None = None
     captions: Text | None = None
+    templates: tuple[Text, ...] = ()
+    filmed: bool = False
 
 
 KEYS = get_type_hints(Origin, include_extras=True)
@@ -126,4 +144,7 @@ def _origin(path: Path, where: str, stated: Any) -> Origin:
     (kind,) = kinds
     if kind != "table" and not found.keys().isdisjoint(("media", "captions")):
         raise MediaError(f"{where}: media and captions name the columns of a table; a source of {kind} has none.")
-    return Origin(**found | ({} if kind == "procedural" else {kind: str(path.parent / found[kind])}))
+    if kind == "procedural":
+        return Origin(**found)
+    fetched = found[kind].removeprefix(FETCHED)
+    return Origin(**found | {kind: str(path.parent / fetched if fetched == found[kind] else cache() / fetched)})

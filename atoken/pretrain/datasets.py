@@ -8,14 +8,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atoken.data.loading import fitting, load_asset, load_image, load_video, voxels_of
+from atoken.data.loading import film_image, fitting, load_asset, load_image, load_video, voxels_of
 from atoken.data.mixing import Drawn, Mixture, hashed
-from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource
+from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource, Templated
 from atoken.data.synthetic import labelled, procedural
 from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.modalities import MODALITIES
@@ -27,6 +27,7 @@ from atoken.pretrain.stages import Stage, Task
 from atoken.tokens import SparseTokens
 
 PROCEDURAL = ".procedural"  # suffix of a sample that is to be generated; its key is the series
+FILMED = ".filmed"  # suffix of an image over which a camera is to move
 ENDLESS = 1 << 40  # number of samples of a series
 MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # modality -> series -> function of (seed, index, sizes)
     "image": {
@@ -75,6 +76,8 @@ class TaskDataset:
             return Fitted(load_asset(sample, budget.patches), caption)
         if task.modality == "image":
             frames = load_image(sample, budget.patches, task.patches[0])
+        elif sample.suffix == FILMED:
+            frames = film_image(sample, budget.length, shape(task, budget), rng)
         else:
             least, strides, fps = task.patches[0], task.strides, task.fps
             frames = load_video(sample, budget.length, budget.patches, rng, least=least, strides=strides, fps=fps)
@@ -112,6 +115,19 @@ class Procedural:
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(self.series, b"", PROCEDURAL, ())
+
+
+class Filmed:
+    """The images of a source, as videos of a camera that moves over them."""
+
+    def __init__(self, images: Source) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(self._images[index], suffix=FILMED)
 
 
 class Datasets(dict[str, TaskDataset]):
@@ -181,11 +197,13 @@ def _opened(origin: Origin, task: Task) -> Source:
             raise MediaError(f"the generator has no {series} for the modality {task.modality}; it has {known}.")
         return Procedural(origin.procedural)
     if origin.folder:
-        source = FolderSource(origin.folder, MODALITIES[task.modality].suffixes)
+        source = FolderSource(origin.folder, MODALITIES["image" if origin.filmed else task.modality].suffixes)
     elif origin.shards:
         source = ShardSource(origin.shards)
     else:
         source = TableSource(origin.table or "", origin.media, origin.captions)
+    source = Templated(source, origin.templates) if origin.templates else source
+    source = Filmed(source) if origin.filmed else source
     if task.texts and not any(_has_captions(source, index) for index in range(min(LOOKED_AT, len(source)))):
         raise MediaError(f"none of the first {LOOKED_AT} samples has a caption, and the task is trained on captions.")
     return source

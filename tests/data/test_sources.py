@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource
+from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource, Templated
 from atoken.data.sources.sample import MOST_TEXT
 from atoken.data.sources.tar import entries
 from atoken.errors import AtokenWarning, MediaError
@@ -423,3 +423,30 @@ def test_a_folder_is_split_by_names_alone(count, share, held, tmp_path):
         (tmp_path / f"{number}.png").write_bytes(b"other")
     again, _ = FolderSource(tmp_path).split(share)
     assert {again[number].key for number in range(len(again))} == keys[0]
+
+
+LABELLED = {"label": "shirt", "group": "clothes", "size": 3}
+
+
+def test_templates_make_captions_of_what_the_record_of_a_sample_says(tmp_path: Path) -> None:
+    tar(
+        tmp_path / "a.tar",
+        {"1.png": b"x", "1.json": json.dumps(LABELLED | {"caption": "a shirt"}).encode(), "2.png": b"y"},
+    )
+    source = Templated(ShardSource(tmp_path), ["a photo of a {label}", "{group}", "{size}", "{colour}", "a shirt"])
+    assert source[0].captions == ("a shirt", "a photo of a shirt", "clothes")
+    assert source[1].captions == ("a shirt",)  # a template without fields holds of every sample
+    assert len(source) == 2
+
+
+def test_a_folder_has_records_as_shards_have(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"x")
+    (tmp_path / "1.json").write_text(json.dumps(LABELLED))
+    assert FolderSource(tmp_path)[0].record == LABELLED
+
+
+@pytest.mark.parametrize("template", ["a {", "{0}", "{}", "{label.upper}", "{label[0]}"])
+def test_a_template_that_is_none_gets_one_sentence(template: str, tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"x")
+    with pytest.raises(MediaError, match="is not a template; write names in braces"):
+        Templated(FolderSource(tmp_path), [template])

@@ -305,3 +305,25 @@ def test_a_file_that_is_no_text_gets_one_sentence(data: bytes, tmp_path: Path) -
         MediaError, match=r"^Cannot read [^\n]*: it is not (valid TOML \([^\n]*\)|a text file; [^\n]*)\.$"
     ):
         read_data(tmp_path / "data.toml", ())
+
+
+def test_images_are_filmed_for_a_task_on_videos(tmp_path: Path) -> None:
+    write_folder(tmp_path, images(3))
+    data = tmp_path / "data.toml"
+    data.write_text("[video.filmed]\nfolder = 'photos'\nfilmed = true\n")
+    dataset = load_datasets(data, replace(STAGE, mixture={"video": 1}))["video"]
+    task = TASKS["video"]
+    budget = budgets(task, 3, "video", 0)[0]
+    drawn = dataset.draw(budget)
+    assert drawn.broken == ()
+    rows, columns = shape(task, budget)
+    assert drawn.value.tokens.lengths == (budget.length * rows * columns,)
+    assert torch.equal(drawn.value.tokens.feats, dataset.draw(budget).value.tokens.feats)
+
+
+def test_a_path_may_lead_to_what_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, images(2))
+    monkeypatch.setenv("ATOKEN_CACHE", str(tmp_path))
+    data = tmp_path / "elsewhere.toml"
+    data.write_text("[image.photos]\nfolder = 'fetched:photos'\n")
+    assert read_data(data, []).tables["image"]["photos"].folder == str(tmp_path / "photos")

@@ -44,8 +44,8 @@ class FolderSource:
             raise IndexError(f"There is no sample {index} among {len(self)}.")
         path = self.folder / self._names[index]
         text, described = (_contents(path.with_suffix(suffix)) for suffix in (".txt", ".json"))
-        captions = captions_in(text, described, str(path))
-        return Sample(printable(self._names[index]), path, path.suffix.lower(), captions)
+        captions, record = captions_in(text, described, str(path))
+        return Sample(printable(self._names[index]), path, path.suffix.lower(), captions, record)
 
 
 def _contents(path: Path) -> bytes | None:

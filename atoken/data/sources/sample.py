@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from string import Formatter
+from typing import Any, Protocol
 
 from atoken.errors import MediaError
 from atoken.modalities import MODALITIES
@@ -21,12 +22,16 @@ MOST_TEXT = 1 << 20  # bytes of the captions of one sample
 
 @dataclass(frozen=True)
 class Sample:
-    """``media``: a file, or its contents; ``suffix``: lower case, with the dot; ``key``: unique in its source."""
+    """``media``: a file, or its contents; ``suffix``: lower case, with the dot; ``key``: unique in its source.
+
+    ``record``: what a ``.json`` file says of it.
+    """
 
     key: str
     media: Path | bytes
     suffix: str
     captions: tuple[str, ...]
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -44,18 +49,50 @@ class Source(Protocol):
         """Sample ``index``. Raises: AtokenError (this sample is broken), IndexError (not 0 <= index < len)."""
 
 
-def captions_in(text: bytes | None, described: bytes | None, what: str) -> tuple[str, ...]:
-    """Captions of a ``.txt`` (one a line), then ``captions`` or ``caption`` of a ``.json``, without duplicates.
+class Templated:
+    """The samples of a source with captions from their records: "a photo of a {label}" of ``{"label": "shirt"}``.
 
-    Raises: MediaError (not UTF-8, not JSON, or captions that are not texts).
+    A template whose field is missing in a record, or is not a text there, gives no caption.
+    Raises: MediaError (something between braces that is not a plain name).
+    """
+
+    def __init__(self, source: Source, templates: Sequence[str]) -> None:
+        self._source = source
+        self._templates = [(template, _fields(template)) for template in templates]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._source[index]
+        texts = {key: value for key, value in sample.record.items() if isinstance(value, str)}
+        filled = [template.format_map(texts) for template, fields in self._templates if fields <= texts.keys()]
+        return replace(sample, captions=tuple(dict.fromkeys([*sample.captions, *filled])))
+
+
+def _fields(template: str) -> set[str]:
+    try:
+        found = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError:
+        found = [""]
+    if not all(map(str.isidentifier, found)):
+        raise MediaError(f"{template!r} is not a template; write names in braces: 'a photo of a {{label}}'.")
+    return set(found)
+
+
+def captions_in(text: bytes | None, described: bytes | None, what: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """Captions of a ``.txt`` (one a line), then ``captions`` or ``caption`` of a ``.json``; and the record in that.
+
+    Without duplicates. Raises: MediaError (not UTF-8, not JSON, or captions that are not texts).
     """
     try:
         lines = (text or b"").decode("utf-8-sig").split("\n")
         record = json.loads(described or b"{}")
     except (ValueError, RecursionError) as error:
         raise MediaError(f"The captions of {what} are damaged: they are not UTF-8 or not JSON.") from error
-    stated = record.get("captions", record.get("caption")) if isinstance(record, dict) else None
-    return tuple(dict.fromkeys(clean_captions(lines, what) + clean_captions(stated, what)))
+    record = record if isinstance(record, dict) else {}
+    stated = record.get("captions", record.get("caption"))
+    return tuple(dict.fromkeys(clean_captions(lines, what) + clean_captions(stated, what))), record
 
 
 def clean_captions(stated: object, what: str) -> tuple[str, ...]:

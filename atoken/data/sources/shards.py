@@ -121,8 +121,8 @@ class _Opened:
         key, suffix = split_name(self._index.names[row])
         media, text, record = self._index.spans[row].tolist()
         what = f"{self._shard.name}/{key}"
-        captions = captions_in(self._member(text, MOST_TEXT, what), self._member(record, MOST_TEXT, what), what)
-        return Sample(what, self._member(media, MOST_MEDIA, what) or b"", suffix, captions)
+        captions, about = captions_in(self._member(text, MOST_TEXT, what), self._member(record, MOST_TEXT, what), what)
+        return Sample(what, self._member(media, MOST_MEDIA, what) or b"", suffix, captions, about)
 
     def _member(self, span: tuple[int, int], most: int, what: str) -> bytes | None:
         offset, size = span

@@ -13,6 +13,7 @@ from atoken.data.synthetic.textures import Surface, log_radius, to_image, white_
 from atoken.data.synthetic.words import NUMBERS, name_of
 
 _LARGER = 1.5  # a canvas is this many times as large as what the camera sees of it
+_CUTS = 0.08  # share of the videos
 _CAMERAS = {"still": 0.18, "pan": 0.4, "zoom": 0.12, "turn": 0.1, "drift": 0.2}  # and their shares
 
 
@@ -37,7 +38,7 @@ class View:
 
 def moving(rng: np.random.Generator, frames: int, height: int, width: int) -> tuple[np.ndarray, str]:
     """A video (T, H, W, 3) uint8 and its caption: one shot, or in few videos two with a cut between them."""
-    if frames >= 6 and rng.random() < 0.08:
+    if frames >= 6 and rng.random() < _CUTS:
         cut = int(rng.integers(2, frames - 1))
         before, first = _shot(rng, cut, height, width)
         after, last = _shot(rng, frames - cut, height, width)
@@ -70,6 +71,27 @@ def _filmed(rng: np.random.Generator, frames: int, height: int, width: int) -> t
     return np.stack([np.asarray(image) for image in images]), f"{past}{words}, {filmed}"
 
 
+def filmed(rng: np.random.Generator, image: Image.Image, frames: int, height: int, width: int) -> np.ndarray:
+    """A video (T, H, W, 3) uint8 of a camera over an image of any size: one shot or, in few videos, two with a cut."""
+    cut = int(rng.integers(2, frames - 1)) if frames >= 6 and rng.random() < _CUTS else frames
+    shots = []
+    for count in filter(None, (cut, frames - cut)):
+        canvas = _part(rng, image, *canvas_size(height, width))
+        camera = str(rng.choice([*_CAMERAS, "shake"], p=[0.9 * share for share in _CAMERAS.values()] + [0.1]))
+        shots += [np.asarray(view.of(canvas, height, width)) for view in views(rng, camera, count, height, width)]
+    return np.stack(shots)
+
+
+def _part(rng: np.random.Generator, image: Image.Image, height: int, width: int) -> Image.Image:
+    """A random part of an image, scaled with antialiasing to this size; it is as sharp as the image, or less."""
+    most = min(image.width / width, image.height / height)  # image pixels of a pixel
+    scale = float(np.exp(rng.uniform(min(0.0, np.log(most)), np.log(most)))) if most > 1 else most
+    box = np.array((scale * width, scale * height))
+    left, top = rng.uniform(0, 1, 2) * np.maximum(np.array(image.size) - box, 0)
+    edges = (left, top, min(left + box[0], image.width), min(top + box[1], image.height))
+    return image.resize((width, height), Image.Resampling.LANCZOS, edges)
+
+
 def canvas_size(height: int, width: int) -> tuple[int, int]:
     """Height and width of the canvas that a camera with a view of this size moves over."""
     return int(np.ceil(_LARGER * height)) + 4, int(np.ceil(_LARGER * width)) + 4
@@ -92,6 +114,8 @@ def views(rng: np.random.Generator, camera: str, frames: int, height: int, width
         case "drift":
             moves = 0.3 * spare * _sway(rng, frames)
             scale, angle = 1 - rng.uniform(0, 0.2) * share, slant * rng.uniform(-0.2, 0.2) * share
+        case "shake":
+            moves = np.clip(np.cumsum(rng.normal(0, 1.5, (frames, 2)), axis=0), -spare, spare)
     return [
         View((float(x), float(y)), float(z), float(a))
         for (x, y), z, a in zip(middle + moves, scale, angle, strict=True)
