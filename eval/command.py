@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--items", type=_count, help="only so many, from the first; the row is then partial")
     out.add_argument("-o", "--out", help="folder for results; rows that are complete there are not measured again")
     out.add_argument("--json", action="store_true", help="print the result file instead of tables")
-    networks.add_argument("--weights", metavar="FOLDER", help="of the published networks of metrics")
+    networks.add_argument("--weights", metavar="FOLDER", help="of the published networks of metrics (or in the cache)")
     networks.add_argument("--trust", action="store_true", help="allow TorchScript files, which run their own code")
     device.add_argument("--device", default="auto", help="cpu, cuda, ... (default: cuda where there is one)")
     measuring = [model, loading, out, networks, device]
@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
     generation = add("generation", "gFID, sFID, Inception Score, precision, recall of samples", measuring[2:])
     generation.add_argument("samples", metavar="SAMPLES", help="folder of images, or an ADM .npz")
     generation.add_argument("--reference", required=True, help="folder, or an ADM .npz of images or statistics")
-    which = "inception, nano, or FILE@SHA256 of a TorchScript file (default: inception)"
+    which = "inception, efficientnet-lite0, nano, or FILE@SHA256 of a TorchScript file (default: inception)"
     generation.add_argument("--network", default="inception", help=which)
 
     compare = add("compare", "rows of result files side by side; refuses what cannot be compared")

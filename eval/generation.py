@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -32,7 +32,7 @@ from eval.contract import Item, Output, State
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
 from eval.metrics.features import FeatureMetric, Frechet, Measure
 from eval.metrics.moments import gaussian
-from eval.networks import Inception, Network, TorchScriptNetwork
+from eval.networks import EfficientNetLite0, Inception, Network, TorchScriptNetwork
 from eval.prepare import Preparation
 from eval.protocol import EvalProtocol, result_row, settings
 
@@ -61,14 +61,17 @@ def generated(samples: Path, reference: Path, network: Network) -> dict[str, Any
 
 
 def network_of(name: str, weights: str | None, device: str, *, trust: bool) -> Network:
-    """The network of a name: "inception", "nano", or FILE@SHA256, a TorchScript file. Raises: AtokenError."""
+    """Of "inception", "efficientnet-lite0", "nano", or FILE@SHA256, a TorchScript file. Raises: AtokenError."""
     if name == "inception":
         return Inception(weights, device)
+    if name == "efficientnet-lite0":
+        return EfficientNetLite0(weights, device)
     if name == "nano":
         return ATokenFeatures(load("nano", device="cpu", dtype="float32"))
     path, at, checksum = name.rpartition("@")
     if not at:
-        raise AtokenError(f"There is no network {name!r}; take inception, nano, or FILE@SHA256 of a TorchScript file.")
+        known = "inception, efficientnet-lite0, nano, or FILE@SHA256 of a TorchScript file"
+        raise AtokenError(f"There is no network {name!r}; take {known}.")
     return TorchScriptNetwork(path, checksum, trust=trust, device=device)
 
 
@@ -93,7 +96,10 @@ def evaluate_generation(
     arrays = set() if reference.is_dir() else holds(reference)
     given = read_statistics(reference, network.checksum) if "mu" in arrays else {}
     images = not given or "arr_0" in arrays
-    measures: list[Measure] = [Frechet("gfid", reference=given.get("pooled"))]
+    gfid = "gfid"
+    if isinstance(network, EfficientNetLite0):  # FID and Inception Score are names of Inception's numbers
+        gfid, score = f"Fréchet ({network.name})", replace(score, name=f"class score ({network.name})")
+    measures: list[Measure] = [Frechet(gfid, reference=given.get("pooled"))]
     left_out = {}
     if "spatial" not in network.kinds:
         left_out["sfid"] = NO_SPATIAL

@@ -9,17 +9,18 @@ from pathlib import Path
 
 from atoken.errors import AtokenError
 from atoken.loading import load
+from atoken.metrics.stlpips import load_stlpips
 from atoken.metrics.vgg import load_vgg
 from eval.atoken_features import ATokenFeatures
 from eval.contract import Metric, Model
 from eval.metrics.features import FrechetMetric
-from eval.metrics.perceptual import Lpips
+from eval.metrics.perceptual import Lpips, StLpips
 from eval.metrics.pixels import BlockingArtefacts, MsSsim, Psnr, Ssim
 from eval.metrics.retrieval import Retrieval
 from eval.metrics.usage import CodeUsage, Size
 from eval.metrics.zero_shot import Templates, ZeroShot, class_vectors
 from eval.models.tokenizer import AToken
-from eval.networks import I3D, Inception
+from eval.networks import I3D, EfficientNetLite0, Inception
 
 TILE_FRAMES, PATCH = 16, 16  # of AToken: frames of a tile, pixels of a patch
 
@@ -66,11 +67,16 @@ PIXELS: dict[str, Build] = {
     **PSNR,
     "ssim": lambda _: Ssim(),
     "lpips": lambda needs: Lpips(*load_vgg(needs.weights, "or measure without LPIPS"), needs.device),
+    "ST-LPIPS": lambda needs: StLpips(load_stlpips(needs.weights), needs.device),
     "blocking artefacts": lambda _: BlockingArtefacts(PATCH),
     "size": lambda _: Size(),
     **USAGE,
 }
-IMAGES: dict[str, Build] = PIXELS | {"ms-ssim": lambda _: MsSsim()}
+EFFICIENTNET = f"Fréchet ({EfficientNetLite0.name})"
+IMAGES: dict[str, Build] = PIXELS | {
+    "ms-ssim": lambda _: MsSsim(),
+    EFFICIENTNET: lambda needs: FrechetMetric(EFFICIENTNET, EfficientNetLite0(needs.weights, needs.device)),
+}
 BLOCKING_IN_TIME: dict[str, Build] = {
     "blocking artefacts in time": lambda _: BlockingArtefacts(TILE_FRAMES, in_time=True)
 }

@@ -1,9 +1,12 @@
-"""Published networks whose features are compared: Inception, I3D, and any TorchScript file.
+"""Published networks whose features are compared: Inception, EfficientNet-Lite0, I3D, and any TorchScript file.
 
-Nothing is downloaded: published weights are in a folder that the user names and must have the pinned SHA-256.
+Nothing is downloaded: published weights are in a folder that the user names, or in the cache that ``atoken fetch``
+fills, and must have the pinned SHA-256.
 
     FOLDER/weights-inception-2015-12-05-6726825d.pth   Inception, for FID, sFID, Inception Score, precision and recall
-    FOLDER/i3d_torchscript.pt                          I3D, for FVD
+    FOLDER/i3d-kinetics-400.ckpt                       I3D, for FVD (``atoken fetch i3d``)
+    FOLDER/i3d_torchscript.pt                          the same in TorchScript, if the other is not there
+    FOLDER/efficientnet-lite0-57934424.pth             EfficientNet-Lite0 (``atoken fetch efficientnet-lite0``)
 
 Letters: ``B`` images or videos, ``T`` frames, ``D`` width of features, ``S`` the pixels of a side.
 """
@@ -13,8 +16,9 @@ from __future__ import annotations
 import importlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +29,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.errors import AtokenError, CheckpointError, MissingExtraError
+from atoken.metrics.efficientnet import EFFICIENTNET_FILE, SIDE, load_efficientnet
+from atoken.metrics.i3d import FEWEST, I3D_WEIGHTS, load_i3d
 from atoken.metrics.pinned import PinnedFile
+from atoken.metrics.vgg import resized
 from atoken.modalities.pixels import to_values
 from eval.torchvision_step import mend_torchvision
 
@@ -126,6 +133,24 @@ class Inception(ImageNetwork):
         return {"pooled": pooled_BD, "spatial": spatial_BD, "probabilities": logits_BD.double().softmax(1)}
 
 
+class EfficientNetLite0(ImageNetwork):
+    """EfficientNet-Lite0 of ImageNet-1k: pooled (B, 1280), probabilities (B, 1000). Its numbers are not those of FID.
+
+    Raises: CheckpointError.
+    """
+
+    name, checksum = "EfficientNet-Lite0", EFFICIENTNET_FILE.sha256
+    kinds = frozenset({"pooled", "probabilities"})
+    record: Mapping[str, str] = {"resize": f"bilinear with antialiasing to {SIDE}, aspect not kept"}
+
+    def __init__(self, folder: str | Path | None, device: str = "cpu") -> None:
+        self._network, self._device = load_efficientnet(folder).to(device), device
+
+    def _of_one_size(self, images_B3HW: Tensor) -> dict[str, Tensor]:
+        pooled_BD, logits_BD = self._network(resized(images_B3HW.to(self._device), SIDE) / 127.5 - 1)
+        return {"pooled": pooled_BD, "probabilities": logits_BD.double().softmax(1)}
+
+
 class TorchScriptNetwork(ImageNetwork):
     """A TorchScript file that takes (B, 3, H, W) uint8 images and returns (B, D), pooled features.
 
@@ -155,8 +180,9 @@ class TorchScriptNetwork(ImageNetwork):
 
 
 class I3D:
-    """The I3D of Kinetics-400 in TorchScript, from StyleGAN-V: (B, 400), before its softmax.
+    """The I3D of Kinetics-400: (B, 400), before its softmax.
 
+    From DeepMind's weights, or, where their file is missing, from the TorchScript of StyleGAN-V.
     Frames: the shorter side to 224, bilinear without antialias, and the middle square, as in TokenBench.
     frames: how many of the start of each video, usually 16 for FVD; None: all. Raises: CheckpointError.
     """
@@ -165,11 +191,15 @@ class I3D:
     kinds = frozenset({"pooled"})
     videos = True
     side = 224  # pixels
-    fewest = 9  # frames: of fewer, the strides of the network leave nothing
 
     def __init__(self, folder: str | Path | None, *, trust: bool, frames: int | None = 16, device: str = "cpu") -> None:
-        self._network = _script(I3D_FILE.read(folder), Path(I3D_FILE.name), trust=trust, device=device)
-        self.checksum = I3D_FILE.sha256
+        self._network: Callable[[Tensor], Tensor]
+        if I3D_FILE.path(folder) and not I3D_WEIGHTS.path(folder):
+            script = _script(I3D_FILE.read(folder), Path(I3D_FILE.name), trust=trust, device=device)
+            self._network = partial(script, rescale=False, resize=False, return_features=True)
+            self.checksum = I3D_FILE.sha256
+        else:
+            self._network, self.checksum = load_i3d(folder).to(device), I3D_WEIGHTS.sha256
         self._frames, self._device = frames, device
         self.record: Mapping[str, str] = {
             "resize": f"shorter side to {self.side}, bilinear without antialias, then the middle square",
@@ -178,14 +208,14 @@ class I3D:
 
     def features(self, frames: Sequence[np.ndarray]) -> Features:
         """Of whole videos. Raises: AtokenError for one that has too few frames."""
-        needed, rows = max(self._frames or 0, self.fewest), []
+        needed, rows = max(self._frames or 0, FEWEST), []
         for video_THW3 in frames:
             if len(video_THW3) < needed:
                 raise AtokenError(f"A video has {len(video_THW3)} frames, FVD needs {needed}: leave short videos out.")
             values_T3SS = middle_square(video_THW3[: self._frames], self.side)
             video_13TSS = values_T3SS.movedim(0, 1)[None].to(self._device)
             with torch.inference_mode(), _exact():
-                found = self._network(video_13TSS, rescale=False, resize=False, return_features=True)
+                found = self._network(video_13TSS)
             rows.append(found.float().cpu().numpy())
         return {"pooled": np.concatenate(rows)}
 

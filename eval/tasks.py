@@ -109,8 +109,8 @@ TASKS: dict[str, Task] = _PUBLISHED | _SYNTHETIC
 LOCAL: dict[str, Task] = {
     "image": Task("local-images", "image", "", folders.images, Preparation("at most", 1024), measures.IMAGES,
                   shard=16, batch=1),
-    "video": Task("local-videos", "video", "", folders.videos, Preparation("at most", 512, frames=48), measures.PIXELS,
-                  shard=4, batch=1),
+    "video": Task("local-videos", "video", "", folders.videos, Preparation("at most", 512, frames=48),
+                  measures.PIXELS | measures.RFVD, shard=4, batch=1),
     "asset": Task("local-assets", "asset", "", folders.meshes, Preparation(), measures.VIEWS, shard=4, batch=1),
     "views": Task("local-views", "asset", "", folders.views, Preparation(views=None), measures.VIEWS, shard=4, batch=1),
 }  # fmt: skip

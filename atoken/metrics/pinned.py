@@ -34,18 +34,24 @@ class PinnedFile:
     purpose: str
     how: str
 
+    def path(self, folder: str | Path | None) -> Path | None:
+        """Where the file is: in ``folder``, else in the cache; None if it is in neither."""
+        paths = [Path(one) / self.name for one in (folder, cache()) if one is not None]
+        return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113 - False in a locked folder
+
     def read(self, folder: str | Path | None, otherwise: str = "") -> bytes:
-        """The file's bytes, whose SHA-256 was checked, from ``folder`` or the cache.
+        """The file's bytes, whose SHA-256 was checked, from ``folder`` or else the cache.
 
         otherwise: the end of an error, what else the user can do.
 
         Raises: CheckpointError for a file that is missing or another one, with how to get it.
         """
         end = f", {otherwise}." if otherwise else "."
-        folder = cache() if folder is None and (cache() / self.name).is_file() else folder
-        if folder is None:
-            raise CheckpointError(f"{self.name} is needed ({self.purpose}): {self.how}, and name its folder{end}")
-        path = Path(folder) / self.name
+        if (path := self.path(folder)) is None:
+            if folder is None:
+                where = f"in {cache()} or a folder that you name"
+                raise CheckpointError(f"{self.name} is needed ({self.purpose}), {where}: {self.how}{end}")
+            path = Path(folder) / self.name
         try:
             data = path.read_bytes()
         except OSError as error:

@@ -123,6 +123,13 @@ class FrechetMetric(FeatureMetric):
         prediction, target = (merge_rows(first, second, f"{self.name}.{side}") for side in SIDES)
         return prediction | target
 
+    def finish(self, state: State) -> dict[str, float]:
+        """As ``Frechet.finish``. Raises: AtokenError for a single item, which has no covariance."""
+        numbers = super().finish(state)
+        if numbers[f"{self.name} items"] == 1:
+            raise AtokenError(f"{self.name} needs 2 items or more, and there is 1: measure more, or leave it out.")
+        return numbers
+
 
 def _blackened(frames: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     return frames if mask is None else frames * mask[..., None].astype(np.uint8)

@@ -44,7 +44,7 @@ def test_a_folder_to_a_report_without_any_configuration(photographs, tmp_path, c
     (row,) = result(out)["rows"]
     assert (row["task"], row["status"], row["items"]["measured"]) == ("local-images", "complete", 3)
     assert {"psnr", "ssim", "blocking artefacts"} <= set(row["numbers"])
-    assert set(row["skipped"]) == {"lpips", "ms-ssim"}
+    assert set(row["skipped"]) == {"lpips", "ST-LPIPS", "ms-ssim", "Fréchet (EfficientNet-Lite0)"}
     lines = [json.loads(line) for line in (out / row["items"]["file"]).read_text().splitlines()]
     bits = 8 * sum(line["bytes"] for line in lines) / sum(line["pixels"] for line in lines)
     assert row["numbers"]["bits per pixel"]["value"] == pytest.approx(bits, rel=1e-12)
@@ -154,6 +154,7 @@ def test_a_task_by_its_name_and_its_first_items(tmp_path, monkeypatch):
     assert (row["status"], row["items"]["measured"], row["items"]["full"]) == ("partial", 2, 5000)
     assert (row["protocol"]["crop"], row["protocol"]["size"]) == ("adm", "256 pixels")
     assert "rfid" in row["skipped"]
+    assert "run `atoken fetch efficientnet-lite0`" in row["skipped"]["Fréchet (EfficientNet-Lite0)"]
 
 
 def test_a_wrong_name_lists_the_right_ones(tmp_path, capsys):

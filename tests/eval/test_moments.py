@@ -216,6 +216,13 @@ def test_no_items_are_not_a_number():
     assert math.isnan(metric.finish(metric.start())["rfid"])
 
 
+def test_a_single_item_leaves_the_distance_out():
+    metric, state = FrechetMetric("rfid", PlainNetwork()), {}
+    metric.add(state, samples(images(1, 1), images(2, 1)))
+    with pytest.raises(AtokenError, match="rfid needs 2 items or more, and there is 1"):
+        metric.finish(state)
+
+
 def test_pixels_that_do_not_count_are_black_on_both_sides():
     target, prediction = images(1, 20), images(1, 20)
     prediction[:, :6] = 255 - prediction[:, :6]

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,12 +13,17 @@ import torch
 from torch import nn
 
 from atoken.errors import AtokenError, CheckpointError, MissingExtraError
+from atoken.metrics import efficientnet, i3d
+from atoken.metrics.vgg import resized
 from atoken.modalities.pixels import patchify, to_values
 from atoken.tokenizer import Tokenizer
 from eval import networks
 from eval.atoken_features import ATokenFeatures
-from eval.networks import I3D, Inception, TorchScriptNetwork, middle_square
+from eval.generation import evaluate_generation, network_of
+from eval.measures import EFFICIENTNET, IMAGES, Needs
+from eval.networks import I3D, EfficientNetLite0, Inception, TorchScriptNetwork, middle_square
 from tests.eval.plain_network import images
+from tests.random_networks import i3d_variables, pinned, randomised
 from tests.tokenizer.texts import small_texts_model, words
 from tests.tolerances import FP32
 
@@ -148,15 +154,64 @@ def test_i3d_sees_the_first_frames_of_whole_videos(tmp_path, monkeypatch):
         I3D(tmp_path, trust=False)
 
 
+def test_i3d_is_the_plain_one_where_its_file_is(tmp_path, monkeypatch):
+    variables = i3d_variables()
+    file = pinned(i3d.I3D_WEIGHTS, tmp_path, lambda opened: pickle.dump(variables, opened))
+    monkeypatch.setattr(i3d, "I3D_WEIGHTS", file)
+    (tmp_path / "i3d_torchscript.pt").write_bytes(b"not looked at")
+    network = I3D(tmp_path, trust=False, frames=9)
+    with torch.inference_mode():
+        wanted = i3d.published_i3d(variables)(middle_square(CLIP[:9], 224).movedim(0, 1)[None])
+    np.testing.assert_allclose(network.features([CLIP])["pooled"], wanted, atol=FP32 * float(wanted.abs().max()))
+    assert network.record["frames"] == "the first 9"
+
+
+@pytest.fixture
+def efficientnet_folder(tmp_path, monkeypatch):
+    state = randomised(efficientnet.EfficientNetLite0()).state_dict()
+    file = pinned(efficientnet.EFFICIENTNET_FILE, tmp_path, lambda opened: torch.save(state, opened))
+    monkeypatch.setattr(efficientnet, "EFFICIENTNET_FILE", file)
+    return tmp_path
+
+
+def test_efficientnet_sees_images_at_its_own_size(efficientnet_folder):
+    frames = [images(1, 1, 60)[:, :, :40], images(2, 2)]
+    metric = IMAGES[EFFICIENTNET](Needs(None, weights=efficientnet_folder))
+    assert (metric.name, metric.record["network"]) == ("Fréchet (EfficientNet-Lite0)", "EfficientNet-Lite0")
+    found = metric.network.features(frames)
+    assert (found["pooled"].shape, found["probabilities"].shape) == ((3, 1280), (3, 1000))
+    network = efficientnet.load_efficientnet(efficientnet_folder)
+    for row, image in enumerate([*frames[0], *frames[1]]):
+        values = resized(torch.from_numpy(image).movedim(2, 0)[None], 224) / 127.5 - 1
+        features, logits = network(values)
+        for kind, wanted in (("pooled", features), ("probabilities", logits.softmax(1))):
+            np.testing.assert_allclose(found[kind][row], wanted[0], rtol=0, atol=FP32 * float(wanted.max()))
+
+
+def test_numbers_of_efficientnet_are_not_called_those_of_inception(efficientnet_folder):
+    for seed, name in enumerate(("samples", "reference")):
+        np.savez(efficientnet_folder / f"{name}.npz", images(seed, 5))
+    network = network_of("efficientnet-lite0", efficientnet_folder, "cpu", trust=False)
+    found = evaluate_generation(*(efficientnet_folder / f"{name}.npz" for name in ("samples", "reference")), network)
+    names = {"Fréchet (EfficientNet-Lite0)", "class score (EfficientNet-Lite0)", "precision", "recall"}
+    assert {name for name in found["numbers"] if len(name.split()) == 1 or name.endswith(")")} == names
+    assert found["numbers"]["Fréchet (EfficientNet-Lite0)"] > 0
+
+
 def test_missing_weights_say_which_and_how_to_get_them(tmp_path):
-    for build, name in ((Inception, networks.INCEPTION.name), (lambda one: I3D(one, trust=True), "i3d_torchscript.pt")):
-        with pytest.raises(CheckpointError, match=f"{name} is needed .*name its folder"):
+    files = (networks.INCEPTION.name, i3d.I3D_WEIGHTS.name, efficientnet.EFFICIENTNET_FILE.name)
+    for build, name in zip((Inception, lambda one: I3D(one, trust=True), EfficientNetLite0), files, strict=True):
+        with pytest.raises(CheckpointError, match=f"{name} is needed .*a folder that you name"):
             build(None)
         with pytest.raises(CheckpointError, match=f"Cannot read .*{name}"):
             build(tmp_path)
         (tmp_path / name).write_bytes(b"another")
         with pytest.raises(CheckpointError, match="is not the published file"):
             build(tmp_path)
+    (tmp_path / i3d.I3D_WEIGHTS.name).unlink()
+    (tmp_path / "i3d_torchscript.pt").write_bytes(b"another")
+    with pytest.raises(CheckpointError, match=r"i3d_torchscript\.pt is not the published file"):
+        I3D(tmp_path, trust=True)
 
 
 def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch):

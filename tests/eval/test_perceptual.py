@@ -13,11 +13,13 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from atoken.errors import AtokenError, CheckpointError
 from atoken.io import Image
 from atoken.metrics import vgg as vgg_module
+from atoken.metrics.stlpips import STLPIPS_FILES, published_stlpips
 from eval.contract import Item, Output
 from eval.measures import PIXELS, Needs
 from eval.metrics.perceptual import Lpips
 from tests.lpips_package import last_line, needs_lpips
 from tests.pretrain.small_teachers import small_heads, small_vgg
+from tests.random_networks import pinned, stlpips_state
 from tests.tolerances import EXACT, FP32
 
 MEDIA = Image(np.zeros((1, 1, 3), np.uint8))
@@ -144,6 +146,32 @@ def test_published_files_are_loaded_and_their_checksums_recorded(tmp_path, monke
     metric = PIXELS["lpips"](Needs(None, weights=tmp_path))
     assert {name: metric.record[name] for name in sums} == sums
     assert measured(metric, pixels(6, 1, 16, 16), pixels(7, 1, 16, 16)) > 0
+
+
+def test_st_lpips_is_its_network_frame_by_frame(tmp_path, monkeypatch):
+    state = stlpips_state("alex")
+    file = pinned(STLPIPS_FILES["alex"], tmp_path, lambda opened: torch.save(state, opened))
+    monkeypatch.setitem(STLPIPS_FILES, "alex", file)
+    metric = PIXELS["ST-LPIPS"](Needs(None, weights=tmp_path))
+    assert metric.record["network"] == "ST-LPIPS, shift-tolerant AlexNet, fp32"
+    assert metric.record["alex_shift_tolerant.pth"] == file.sha256
+    pair = pixels(0, 2, 32, 40), pixels(1, 2, 32, 40)
+
+    def value(*videos):
+        return metric.measure(Output(Item("a", MEDIA), *videos))["ST-LPIPS"]
+
+    values = (torch.from_numpy(video).movedim(-1, 1) / 127.5 - 1 for video in pair)
+    wanted = published_stlpips(state, "alex")(*values).mean().item()
+    assert wanted > 100 * FP32
+    assert value(*pair) == pytest.approx(wanted, rel=FP32)
+    assert value(pair[0], pair[0].copy()) == EXACT
+    with pytest.raises(AtokenError, match="ST-LPIPS needs sides of 32 pixels or more, and a is 40x31"):
+        value(*(video[:, :31] for video in pair))
+
+
+def test_st_lpips_says_how_its_weights_are_fetched():
+    with pytest.raises(CheckpointError, match="run `atoken fetch st-lpips`"):
+        PIXELS["ST-LPIPS"](Needs(None))
 
 
 # In a process of its own: the step that makes torchvision importable must not be seen by other tests.

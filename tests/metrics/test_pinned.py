@@ -24,7 +24,9 @@ def test_the_very_bytes_that_are_checked_are_given(tmp_path):
 @pytest.mark.parametrize(("otherwise", "end"), [("", "download it."), ("or go without", "download it, or go without.")])
 def test_another_file_is_one_sentence_with_what_to_do(tmp_path, otherwise, end):
     file = pinned(b"weights")
-    with pytest.raises(CheckpointError, match=r"a\.pth is needed \(a network\): download it, and name its folder"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth is needed \(a network\), in .* or a folder that you name: download it"
+    ):
         file.read(None, otherwise)
     with pytest.raises(CheckpointError, match=r"Cannot read .*a\.pth \(a network; No such file") as error:
         file.read(tmp_path, otherwise)
@@ -33,6 +35,20 @@ def test_another_file_is_one_sentence_with_what_to_do(tmp_path, otherwise, end):
     with pytest.raises(CheckpointError, match=r"a\.pth is not the published file \(a network; SHA-256") as error:
         file.read(tmp_path, otherwise)
     assert str(error.value).endswith(end)
+
+
+def test_what_is_not_in_the_folder_may_be_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATOKEN_CACHE", str(tmp_path / "cache"))
+    folder, cached = tmp_path / "folder", tmp_path / "cache" / "a.pth"
+    for one in (folder, cached.parent):
+        one.mkdir()
+    assert pinned(b"weights").path(folder) is None
+    cached.write_bytes(b"weights")
+    assert pinned(b"weights").path(None) == pinned(b"weights").path(folder) == cached
+    assert pinned(b"weights").read(folder) == b"weights"
+    (folder / "a.pth").write_bytes(b"weight5")
+    with pytest.raises(CheckpointError, match=r"folder.a\.pth is not the published file"):
+        pinned(b"weights").read(folder)
 
 
 @pytest.mark.parametrize("place", [0, 7, 8, 31, 63])
