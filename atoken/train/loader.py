@@ -18,6 +18,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from atoken.errors import AtokenError
 from atoken.train.objective import B, Source
 
+DEAD = "DataLoader worker"  # begins what torch says of a process that was killed
+
 
 def batches(
     source: Source[B], first_step: int, steps: int, workers: int, rank: int = 0, world: int = 1
@@ -75,9 +77,16 @@ def _children_ignore_sigterm() -> Iterator[None]:
 
 
 def _shut_down_after(found: Iterator[B | AtokenError]) -> Generator[B | AtokenError]:
-    """Ends the processes when it is closed: the interpreter would wait for them at its exit, since they ignore it."""
+    """Ends the processes when it is closed: the interpreter would wait for them at its exit, since they ignore it.
+
+    A process that is killed while it hands a batch over breaks the connection: that is a death, too.
+    """
     try:
         yield from found
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if not isinstance(found, _MultiProcessingDataLoaderIter) or str(error).startswith("Caught "):  # of the source
+            raise
+        raise RuntimeError(f"{DEAD} has broken its connection ({type(error).__name__}).") from error
     finally:
         if isinstance(found, _MultiProcessingDataLoaderIter):
             found._shutdown_workers()
@@ -92,7 +101,7 @@ def living_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not str(error).startswith(DEAD):
             raise
         raise AtokenError(
             f"A process that makes batches died: {str(error).splitlines()[0]} Where memory is short, train with fewer "

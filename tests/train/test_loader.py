@@ -24,6 +24,11 @@ class Large(Shapes):
         return Points("ring", torch.zeros(25 << 20))  # 100 MB: its process is nearly always sending
 
 
+class Unreachable(Shapes):
+    def batch(self, key):
+        raise ConnectionError("the server is gone")
+
+
 def steps(first=0, workers=0, rank=0, world=1, source=SOURCE):
     with closing(batches(source, first, STEPS, workers, rank, world)) as found:
         return list(found)
@@ -75,3 +80,19 @@ def test_a_process_that_is_sending_ends_quietly(capfd):
         next(found)
     assert not multiprocessing.active_children()
     assert not "".join(capfd.readouterr())
+
+
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_a_death(monkeypatch):
+    def broken(_):
+        raise ConnectionResetError
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", broken)
+    died = r"A process that makes batches died: DataLoader worker has broken its connection \(ConnectionResetError\)\."
+    with pytest.raises(AtokenError, match=died), living_workers():
+        steps(workers=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_connection_of_the_source_is_no_death(workers):
+    with pytest.raises(ConnectionError, match="the server is gone"), living_workers():
+        steps(workers=workers, source=Unreachable())
