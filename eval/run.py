@@ -12,8 +12,9 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,17 +112,18 @@ def measured(job: Job, number: int, done: Callable[[int], object]) -> Shard:
     lines: list[ItemLine] = []
     faults: dict[str, str] = {}
     indices, batch = job.items_of(number), job.task.batch
-    found = _ahead(lambda index: _read(job, index), indices, batch)
-    for first in range(0, len(indices), batch):
-        block = indices[first : first + batch]
-        lines += _fold(job, block, [next(found) for _ in block], states, faults)
-        done(len(block))
+    # Closed here: if Python collected it while another thread starts, joining its thread would wait for ever.
+    with closing(_ahead(lambda index: _read(job, index), indices, batch)) as found:
+        for first in range(0, len(indices), batch):
+            block = indices[first : first + batch]
+            lines += _fold(job, block, [next(found) for _ in block], states, faults)
+            done(len(block))
     return Shard(states, lines, faults)
 
 
 def _ahead(
     read: Callable[[int], Item | AtokenError], indices: Sequence[int], depth: int
-) -> Iterator[Item | AtokenError]:
+) -> Generator[Item | AtokenError]:
     """Results in order, read by one thread while the networks are busy with those before."""
     waiting: deque[Future[Item | AtokenError]] = deque()
     with ThreadPoolExecutor(1) as pool:
