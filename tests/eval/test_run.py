@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import weakref
 from dataclasses import replace
@@ -316,3 +317,17 @@ def test_memory_does_not_grow_with_items(tmp_path):
         measure(made, tmp_path / str(count))
         most.append(made.data.most)
     assert max(most) <= 10  # a batch of 3, as many read ahead, one in the thread, and what the loops still hold
+
+
+def test_the_reader_ahead_ends_with_its_shard_whatever_happens(monkeypatch):
+    """An exception keeps the frame that made it, and so what the frame holds."""
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    monkeypatch.setattr(run, "_fold", fails)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        run.measured(job(count=20), 0, lambda _: None)
+    assert threading.active_count() == before
+    assert kept.value is not None
