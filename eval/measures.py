@@ -18,7 +18,7 @@ from eval.metrics.perceptual import Lpips, StLpips
 from eval.metrics.pixels import BlockingArtefacts, MsSsim, Psnr, Ssim
 from eval.metrics.retrieval import Retrieval
 from eval.metrics.usage import CodeUsage, Size
-from eval.metrics.zero_shot import Templates, ZeroShot, class_vectors
+from eval.metrics.zero_shot import Choice, Templates, ZeroShot, class_vectors
 from eval.models.tokenizer import AToken
 from eval.networks import I3D, EfficientNetLite0, Inception
 
@@ -88,6 +88,7 @@ RFVD: dict[str, Build] = {
 NANO: dict[str, Build] = {"nano frechet": _of_nano(videos=False)}
 NANO_VIDEOS: dict[str, Build] = {"nano frechet": _of_nano(videos=True)}
 ZERO_SHOT: dict[str, Build] = {"zero-shot": _zero_shot}
+CHOICE: dict[str, Build] = {"choice": lambda needs: Choice(needs.model)}
 RETRIEVAL: dict[str, Build] = {"retrieval": lambda needs: Retrieval(needs.model)}
 
 

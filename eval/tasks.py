@@ -99,6 +99,11 @@ _SYNTHETIC = _by_name(
     Task("procedural-retrieval", "image", None, synthetic.captioned_images, Preparation(), _RETRIEVAL, "embed",
          batch=16),
     Task("procedural-scenes-retrieval", "image", None, synthetic.scenes, Preparation(), _RETRIEVAL, "embed", batch=16),
+    *(Task(f"procedural-{name}", "video", None, source, Preparation(), measures.CHOICE, "embed") for name, source in
+      {"motions": synthetic.motions, "directions": synthetic.directions, "speeds": synthetic.speeds}.items()),
+    *(Task(f"procedural-{name}", "image", None, source, Preparation(), measures.CHOICE, "embed", batch=16) for
+      name, source in {"counts": synthetic.counts, "relations": synthetic.relations,
+                       "orders": synthetic.orders}.items()),
     Task("code-usage", "image", None, synthetic.coded_images, Preparation(), measures.USAGE),
     Task("photographs", "image", "", synthetic.photographs, Preparation(), measures.IMAGES, shard=1, batch=1),
 )  # fmt: skip

@@ -5,8 +5,9 @@ is free. A task uses its own table if there is one, else that of its modality. A
 ``.tar`` file or a folder of them), a table (a ``.parquet``, ``.arrow`` or ``.feather`` file or a folder of them;
 ``media`` and ``captions`` name its columns), or a series of the generator: everything it makes (``mixed``), one object
 of a class (``labelled``), images of one class that differ in their backgrounds (``grounded``), images of several
-objects (``scenes``). Paths are relative to the file, or to the cache of ``atoken fetch`` where they begin with
-``fetched:``. ``templates`` make captions of what the ``.json`` file of a sample says. ``filmed`` makes videos of
+objects (``scenes``), of one to four equal ones (``counted``), of one beside another (``placed``), videos of an object
+and where it goes (``moving``). Paths are relative to the file, or to the cache of ``atoken fetch`` where they begin
+with ``fetched:``. ``templates`` make captions of what the ``.json`` file of a sample says. ``filmed`` makes videos of
 images: a camera moves over each::
 
     seed = 0            # of the order of samples

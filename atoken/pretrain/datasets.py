@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from atoken.data.loading import film_image, fitting, load_asset, load_image, load_video, voxels_of
 from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource, Templated
-from atoken.data.synthetic import labelled, procedural
+from atoken.data.synthetic import labelled, placed, procedural
 from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.modalities import MODALITIES
 from atoken.modalities.pixels import patchify, to_values
@@ -35,8 +35,10 @@ MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # modality -> series
         "labelled": labelled.labelled_image,
         "grounded": labelled.grounded_image,
         "scenes": labelled.scene,
+        "counted": placed.counted_image,
+        "placed": placed.placed_image,
     },
-    "video": {"mixed": procedural.make_video, "labelled": labelled.labelled_video},
+    "video": {"mixed": procedural.make_video, "labelled": labelled.labelled_video, "moving": placed.moving_video},
     "asset": {"mixed": procedural.make_asset, "labelled": labelled.labelled_asset},
 }
 MIXED = {"mixed": 1}

@@ -1,5 +1,7 @@
 """Zero-shot classification: the class whose prompts are nearest to an item (Radford et al. 2021, section 3.1).
 
+Of all items among the same classes, or of each among captions of its own.
+
 Shape letters: ``C`` classes, ``T`` templates, ``D`` the width of vectors.
 """
 
@@ -17,9 +19,6 @@ from atoken.errors import AtokenError
 from atoken.metrics.ranking import ahead_of_own, in_top, interval
 from eval.contract import Model, Output, State
 from eval.metrics.exact import on_grid
-
-HITS = {"zero-shot top-1": 1, "zero-shot top-5": 5}
-COUNTS = ("zero-shot ties", "zero-shot not finite")
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,66 @@ _SENTENCES = Path(__file__).with_name("openai_templates.txt").read_text(encoding
 OPENAI = Templates("80 of OpenAI", tuple(_SENTENCES.splitlines()))
 
 
-class ZeroShot:
-    """The share of items whose own class is the nearest, and of those where it is among the nearest five.
+class _Nearest:
+    """The share of items whose own candidate is the nearest, and of those where it is among the nearest few.
 
-    Pessimistic: a class that is as near as the own one counts as nearer, and a vector that is not finite is a miss;
-    both are counted. The order of items and classes does not matter. vectors_CD: from ``class_vectors``. labels: the
-    names of the C classes, and templates: what their vectors were made from, for the record.
-    Raises: AtokenError for vectors that do not fit the labels, or are not unit vectors.
+    Pessimistic: a candidate that is as near as the own one counts as nearer, and a vector that is not finite is a miss;
+    both are counted. The order of items and candidates does not matter.
     """
 
-    name = "zero-shot"
+    name: str
+    best: tuple[int, ...] = (1,)
+
+    def candidates(self, output: Output) -> tuple[np.ndarray, np.ndarray]:
+        """Unit vectors (C, D) that an output is compared with, on the grid, and (C,) bool: which is its own."""
+        raise NotImplementedError
+
+    def start(self) -> State:
+        """Counts of items, of hits, of ties and of vectors that are not finite."""
+        return {name: np.zeros(1) for name in ("items", *self._hits(), *self._counts())}
+
+    def _hits(self) -> dict[str, int]:
+        return {f"{self.name} top-{best}": best for best in self.best}
+
+    def _counts(self) -> tuple[str, str]:
+        return f"{self.name} ties", f"{self.name} not finite"
+
+    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
+        """Fold outputs into ``state``, in place. Raises: AtokenError for one without a vector or an own candidate."""
+        found = [self._of_one(output) for output in outputs]
+        for name, value in (pair for numbers in found for pair in numbers.items()):
+            state[name] += value
+        return [{name: numbers[name] for name in self._hits()} for numbers in found]
+
+    def _of_one(self, output: Output) -> dict[str, float]:
+        candidates_CD, own_C = self.candidates(output)
+        assert output.vector is not None, "candidates raises where there is none"
+        scores_C = candidates_CD @ on_grid(output.vector[None], output.item.key)[0]
+        ahead, ties = ahead_of_own(scores_C[None], own_C[None])
+        hits = {name: float(in_top(ahead, best)[0]) for name, best in self._hits().items()}
+        return hits | {"items": 1.0} | dict(zip(self._counts(), (float(ties[0]), float(ahead[0] < 0)), strict=True))
+
+    def merge(self, first: State, second: State) -> State:
+        """The counts of both."""
+        return {name: first[name] + second[name] for name in first}
+
+    def finish(self, state: State) -> dict[str, float]:
+        """Shares from 0 to 1, NaN without items, the 95 % interval of top-1, and the counts."""
+        items, first = float(state["items"][0]), f"{self.name} top-1"
+        shares = {name: float(state[name][0]) / items if items else np.nan for name in self._hits()}
+        low, high = interval(shares[first], int(items))
+        counts = {name: float(state[name][0]) for name in self._counts()}
+        return shares | {f"{first} low": low, f"{first} high": high} | counts
+
+
+class ZeroShot(_Nearest):
+    """The share of items whose own class is the nearest, and of those where it is among the nearest five.
+
+    vectors_CD: from ``class_vectors``. labels: the names of the C classes, and templates: what their vectors were made
+    from, for the record. Raises: AtokenError for vectors that do not fit the labels, or are not unit vectors.
+    """
+
+    name, best = "zero-shot", (1, 5)
 
     def __init__(self, vectors_CD: np.ndarray, labels: Sequence[str], templates: Templates) -> None:
         if len(vectors_CD) != len(labels):
@@ -67,38 +116,35 @@ class ZeroShot:
             "ties": "misses",
         }
 
-    def start(self) -> State:
-        """Counts of items, of hits, of ties and of vectors that are not finite."""
-        return {name: np.zeros(1) for name in ("items", *HITS, *COUNTS)}
-
-    def add(self, state: State, outputs: Sequence[Output]) -> list[dict[str, float]]:
-        """Fold outputs into ``state``, in place. Raises: AtokenError for one without a vector or a label."""
-        found = [self._of_one(output) for output in outputs]
-        for name, value in (pair for numbers in found for pair in numbers.items()):
-            state[name] += value
-        return [{name: numbers[name] for name in HITS} for numbers in found]
-
-    def _of_one(self, output: Output) -> dict[str, float]:
-        vector, label = output.vector, output.item.label
-        if vector is None or label is None or not 0 <= label < len(self._classes_CD):
-            what = "vector" if vector is None else f"label below {len(self._classes_CD)}"
+    def candidates(self, output: Output) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of all classes. Raises: AtokenError (an output without a vector or a label)."""
+        label = output.item.label
+        if output.vector is None or label is None or not 0 <= label < len(self._classes_CD):
+            what = "vector" if output.vector is None else f"label below {len(self._classes_CD)}"
             raise AtokenError(f"{output.item.key} has no {what}; zero-shot classification needs both of every item.")
-        scores_C = self._classes_CD @ on_grid(vector[None], output.item.key)[0]
-        ahead, ties = ahead_of_own(scores_C[None], np.arange(len(scores_C))[None] == label)
-        hits = {name: float(in_top(ahead, best)[0]) for name, best in HITS.items()}
-        return hits | {"items": 1.0, "zero-shot ties": float(ties[0]), "zero-shot not finite": float(ahead[0] < 0)}
+        return self._classes_CD, np.arange(len(self._classes_CD)) == label
 
-    def merge(self, first: State, second: State) -> State:
-        """The counts of both."""
-        return {name: first[name] + second[name] for name in first}
 
-    def finish(self, state: State) -> dict[str, float]:
-        """Shares from 0 to 1, NaN without items, the 95 % interval of top-1, and the counts."""
-        items = float(state["items"][0])
-        shares = {name: float(state[name][0]) / items if items else np.nan for name in HITS}
-        low, high = interval(shares["zero-shot top-1"], int(items))
-        counts = {name: float(state[name][0]) for name in COUNTS}
-        return shares | {"zero-shot top-1 low": low, "zero-shot top-1 high": high} | counts
+class Choice(_Nearest):
+    """The share of items that are nearest to the right one of their captions: the one whose number is the label.
+
+    The captions of an item differ in what is asked, and in nothing else. model: embeds them when the item comes.
+    """
+
+    name = "choice"
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.record = {"candidates": "captions of each item", "ties": "misses"}
+
+    def candidates(self, output: Output) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of the captions. Raises: AtokenError (an output without a vector, captions or a label)."""
+        captions, label = output.item.captions, output.item.label
+        if output.vector is None or label is None or not 0 <= label < len(captions):
+            what = "vector" if output.vector is None else "caption with the number of its label"
+            raise AtokenError(f"{output.item.key} has no {what}; a choice needs both of every item.")
+        vectors_CD = _units(self._model.embed_texts(list(captions)))
+        return on_grid(vectors_CD, output.item.key), np.arange(len(captions)) == label
 
 
 def class_vectors(model: Model, labels: Sequence[str], templates: Templates) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from atoken.data.synthetic import labelled
+from atoken.data.synthetic import labelled, placed
 from atoken.data.synthetic.labelled import FIGURE_PROMPTS, SOLID_PROMPTS, class_of
 from atoken.data.synthetic.procedural import make_asset, make_image, make_video
 from atoken.errors import MissingExtraError
@@ -75,9 +75,60 @@ def captioned(name: str, make: Callable[..., Any], without: Sequence[str], seed:
     return Listing([replace(plain[number], captions=(caption,)) for caption, number in first.items()])
 
 
-# Captions of labelled images say more than the prompt. No training uses scenes, images of several figures.
+# Captions of labelled images say more than the prompt. Scenes have shapes, colours and grounds that ``placed`` lacks.
 captioned_images = partial(captioned, "labelled-image", labelled.labelled_image, FIGURE_PROMPTS)
 scenes = partial(captioned, "scene", labelled.scene, ())
+
+
+def asked(
+    name: str,
+    make: Callable[..., Any],
+    sizes: Sequence[tuple[int, ...]],
+    choose: Callable[[int], tuple[int, Sequence[str]] | None],
+    seed: int,
+    many: int,
+) -> Listing:
+    """Of the first ``many`` of a series those with a choice, from ``choose``: which caption is right, and all."""
+    plain = series(name, make, sizes, (), seed, many).entries
+    chosen = [(entry, choice) for number, entry in enumerate(plain) if (choice := choose(number))]
+    return Listing([replace(entry, label=label, captions=tuple(captions)) for entry, (label, captions) in chosen])
+
+
+def _motion(number: int, kept: Callable[[str, str], bool]) -> tuple[int, list[str]] | None:
+    """The captions of the own motion and of those that are ``kept`` beside it; None where it would be alone."""
+    label, own = placed.motion_of(number)
+    found = [motion for motion in placed.MOTIONS if kept(motion, placed.MOTIONS[own])]
+    captions = [f"{FIGURE_PROMPTS[label]} {motion}" for motion in found]
+    return (found.index(placed.MOTIONS[own]), captions) if len(found) > 1 else None
+
+
+def _count(number: int) -> tuple[int, list[str]]:
+    label, count = placed.count_of(number)
+    return count - 1, [placed.counted(label, each) for each in range(1, placed.MOST + 1)]
+
+
+def _relation(number: int) -> tuple[int, list[str]]:
+    first, second, own = placed.relation_of(number)
+    captions = [f"{FIGURE_PROMPTS[first]} {relation} {FIGURE_PROMPTS[second]}" for relation in placed.RELATIONS]
+    return [*placed.RELATIONS].index(own), captions
+
+
+def _order(number: int) -> tuple[int, list[str]]:
+    first, second, own = placed.relation_of(number)
+    return 0, [f"{FIGURE_PROMPTS[a]} {own} {FIGURE_PROMPTS[b]}" for a, b in ((first, second), (second, first))]
+
+
+# Whole rounds of motions, numbers and places; each motion comes in every size.
+_MOVING_SIZES = [_SIZES[number // len(placed.MOTIONS)] for number in range(len(_SIZES) * len(placed.MOTIONS))]
+_MOVING = partial(asked, "moving", placed.moving_video, _MOVING_SIZES, many=216)
+_COUNTED = partial(asked, "counted", placed.counted_image, [(side, side) for side in SIDES], many=384)
+_PLACED = partial(asked, "placed", placed.placed_image, [(side, side) for side in SIDES], many=384)
+motions = partial(_MOVING, partial(_motion, kept=lambda _, own: True))
+directions = partial(_MOVING, partial(_motion, kept=lambda one, own: one.split()[2:] == own.split()[2:]))
+speeds = partial(_MOVING, partial(_motion, kept=lambda one, own: one.split()[:2] == own.split()[:2]))
+counts = partial(_COUNTED, _count)
+relations = partial(_PLACED, _relation)
+orders = partial(_PLACED, _order)
 
 
 def photographs(_: object = None) -> Listing:

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from atoken.data.synthetic import labelled, procedural
+from atoken.data.synthetic import labelled, placed, procedural
 from atoken.errors import MediaError
 from atoken.io import Image, Video, write_image, write_video
 from eval.prepare import Preparation
@@ -254,6 +254,46 @@ def test_synthetic_captions_all_differ(tmp_path, monkeypatch):
         assert not set(texts) & set(labelled.FIGURE_PROMPTS)
     item = Prepared(listing.entries, Preparation())[0]
     assert " left of " in item.captions[0]
+
+
+QUESTIONS = {  # and how many answers each has
+    synthetic.motions: 9, synthetic.directions: 4, synthetic.speeds: 2, synthetic.counts: 4, synthetic.relations: 4,
+    synthetic.orders: 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("listing", "answers"), QUESTIONS.items())
+def test_a_question_has_the_caption_of_its_item_among_its_answers(listing, answers):
+    entries = listing(synthetic.SEED).entries
+    for entry in entries[::7]:
+        series, seed, number, size = entry.key.split("/")
+        sample = synthetic_maker(series)(int(seed), int(number), *map(int, size.split("x")))
+        assert sample.caption.startswith(entry.captions[entry.label])
+        assert len(set(entry.captions)) == len(entry.captions) == answers
+    right = [entry.label for entry in entries]
+    if listing is not synthetic.orders:  # whose words are the same: the place of the right one tells nothing
+        assert {right.count(label) for label in range(answers)} == {len(entries) // answers}
+
+
+def synthetic_maker(series):
+    return {"moving": placed.moving_video, "counted": placed.counted_image, "placed": placed.placed_image}[series]
+
+
+def test_answers_differ_in_what_is_asked():
+    first = {listing: listing(synthetic.SEED).entries[0].captions for listing in QUESTIONS}
+    assert first[synthetic.directions] == tuple(
+        f"a red circle moving {way} slowly" for way in ("left", "right", "up", "down")
+    )
+    assert first[synthetic.speeds] == ("a red circle moving left slowly", "a red circle moving left fast")
+    assert first[synthetic.motions][8] == "a red circle standing still"
+    assert first[synthetic.counts] == ("one red circle", "two red circles", "three red circles", "four red circles")
+    assert first[synthetic.relations][1:3] == ("a red circle right of a red square", "a red circle above a red square")
+    assert first[synthetic.orders] == ("a red circle left of a red square", "a red square left of a red circle")
+
+
+def test_each_motion_comes_in_every_length():
+    lengths = {(entry.label, entry.key.split("/")[3].split("x")[0]) for entry in synthetic.motions(0).entries}
+    assert len(lengths) == 9 * len(synthetic.LENGTHS)
 
 
 def test_the_photographs(tmp_path):

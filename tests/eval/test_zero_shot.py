@@ -10,7 +10,7 @@ import pytest
 from atoken.errors import AtokenError
 from atoken.io import Image
 from eval.contract import Item, Output
-from eval.metrics.zero_shot import CLASS_NAME_ONLY, OPENAI, Templates, ZeroShot, class_vectors
+from eval.metrics.zero_shot import CLASS_NAME_ONLY, OPENAI, Choice, Templates, ZeroShot, class_vectors
 from tests.tolerances import EXACT
 
 MEDIA = Image(np.zeros((1, 1, 3), np.uint8))
@@ -194,3 +194,36 @@ def test_what_does_not_fit_is_refused():
     for wrong in (0.0, np.nan):
         with pytest.raises(AtokenError, match="The vector of a class is zero or not finite"):
             metric_of(np.where(np.eye(3)[:, :1] == 1, wrong, vectors).astype(np.float32))
+
+
+def asked(vector, label, *captions):
+    return Output(Item("item", MEDIA, label=label, captions=captions), vector=vector)
+
+
+def test_a_choice_is_among_the_captions_of_each_item():
+    model = Words()
+    left, right, other = (units(model.vector(text)) for text in ("left", "right", "other"))
+    some = [
+        asked(left, 0, "left", "right"), asked(left, 1, "right", "left", "up"), asked(left, 1, "left", "right"),
+        asked(right, 0, "right", "right"), asked(other * np.nan, 0, "left", "right"),
+    ]  # fmt: skip
+    metric = Choice(model)
+    state = metric.start()
+    assert [one["choice top-1"] for one in metric.add(state, some)] == [1, 1, 0, 0, 0]
+    found = metric.finish(metric.merge(state, metric.start()))
+    low, high = (found.pop(f"choice top-1 {end}") for end in ("low", "high"))
+    assert low < found["choice top-1"] < high
+    assert found == {"choice top-1": 0.4, "choice ties": 1, "choice not finite": 1}
+
+
+@pytest.mark.parametrize(
+    ("vector", "label", "captions", "match"),
+    [
+        (None, 0, ("a", "b"), "item has no vector; a choice"),
+        (np.eye(32, dtype=np.float32)[0], 2, ("a", "b"), "item has no caption with the number of its label"),
+        (np.eye(32, dtype=np.float32)[0], None, ("a", "b"), "item has no caption with the number of its label"),
+    ],
+)
+def test_a_choice_needs_a_vector_and_a_right_caption(vector, label, captions, match):
+    with pytest.raises(AtokenError, match=match):
+        Choice(Words()).add(Choice(Words()).start(), [asked(vector, label, *captions)])

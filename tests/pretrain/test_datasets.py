@@ -260,7 +260,8 @@ REFUSED = {
     "[image.x]\nfolder = 'a'\nweight = 1.5": "[image.x], weight cannot be 1.5: expected a whole number, got a number.",
     "[image.x]\nfolder = 'a'\nweight = true": "[image.x], weight cannot be True: expected a whole number",
     "[image.x]\nprocedural = false": "[image.x], procedural cannot be False: expected text",
-    "[image.x]\nprocedural = 'some'": "no some for the modality image; it has mixed, labelled, grounded, scenes.",
+    "[image.x]\nprocedural = 'some'": "no some for the modality image; it has mixed, labelled, grounded, scenes, "
+    "counted, placed.",
     "[image.x]\nprocedural = 'labels'": "[image.x]: the generator has no labels",
     "[image.x]\nfolder = 'a'\ncaptions = 'b'": "[image.x]: media and captions name the columns of a table;",
     "[image.x]\ntable = 'a'\nmedia = 1": "[image.x], media cannot be 1: expected text",

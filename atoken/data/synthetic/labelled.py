@@ -10,7 +10,11 @@ alone, as in ``procedural``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
+from PIL import Image
 
 from atoken.data.synthetic import scenes, solids
 from atoken.data.synthetic.artificial import drawing, figure_painter
@@ -26,7 +30,7 @@ FIGURE_PROMPTS = tuple(article(f"{tint} {figure}") for tint in TINTS for figure 
 SOLID_PROMPTS = tuple(article(f"{tint} {solid}") for tint in TINTS for solid in SOLIDS)
 WAYS = len(FIGURE_PROMPTS)  # classes of each modality
 
-# Numbers of the random streams; ``procedural`` has others.
+# Numbers of the random streams; ``procedural`` and ``placed`` have others.
 _IMAGE, _VIDEO, _MESH, _SCENE, _GROUNDED = 3, 4, 5, 6, 7
 _RADII = 0.28, 0.45  # of a figure, as a share of the shorter side
 _BARE = 0.5  # share of the captions that are the prompt alone
@@ -83,19 +87,40 @@ def _shown(
     rng: np.random.Generator, label: int, frames: int, height: int, width: int, bare: float = _BARE
 ) -> SyntheticFrames:
     """A figure on a background; in a video it moves in a straight line. bare: share of captions without background."""
-    (tint, shape), side = divmod(label, len(FIGURES)), min(height, width)
+    side = min(height, width)
     ground, words = backdrop(Surface(rng, height, width))
     radius, angle = rng.uniform(*_RADII) * side, rng.uniform(-np.pi, np.pi)
     start, end = radius + rng.random((2, 2)) * (np.array((width, height)) - 2 * radius)
-    surface = Surface(np.random.default_rng(int(rng.integers(2**32))), height, width)  # of the figure
-    paint, develop = figure_painter(surface, FIGURES[shape], _rgb(TINTS[tint])), scenes.developer(surface)
-    images = []
-    for share in np.linspace(0, 1, frames):
-        canvas = ground.copy()
-        paint(canvas, start + share * (end - start), radius, angle)
-        images.append(develop(canvas))
+    path = start + np.linspace(0, 1, frames)[:, None] * (end - start)
+    images = painted_on(rng, ground, [Figure(label, path, radius, angle)])
     where = "" if rng.random() < bare else f"{' moving over' if frames > 1 else ' on'} {words}"
-    return SyntheticFrames(with_sensor_noise(rng, np.stack(images)), FIGURE_PROMPTS[label] + where)
+    return SyntheticFrames(with_sensor_noise(rng, images), FIGURE_PROMPTS[label] + where)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the class ``label``: ``path`` (T, 2), its centre (x, y) in each frame, and ``radius`` in pixels."""
+
+    label: int
+    path: np.ndarray
+    radius: float
+    angle: float  # radians
+
+
+def painted_on(rng: np.random.Generator, ground: Image.Image, figures: Sequence[Figure]) -> np.ndarray:
+    """The figures on a ground that stays still, as one camera sees them: (T, H, W, 3) uint8."""
+    surface = Surface(np.random.default_rng(int(rng.integers(2**32))), ground.height, ground.width)  # of the figures
+    painters = []
+    for figure in figures:
+        tint, shape = divmod(figure.label, len(FIGURES))
+        painters.append(figure_painter(surface, FIGURES[shape], _rgb(TINTS[tint])))
+    develop, images = scenes.developer(surface), []
+    for frame in range(len(figures[0].path)):
+        canvas = ground.copy()
+        for paint, figure in zip(painters, figures, strict=True):
+            paint(canvas, figure.path[frame], figure.radius, figure.angle)
+        images.append(develop(canvas))
+    return np.stack(images)
 
 
 def _rgb(tint: str) -> np.ndarray:
