@@ -105,9 +105,7 @@ def _add_train(commands: Commands) -> None:
     train.add_argument(
         "--start", metavar="MODEL", help="folder or bundled name to start from (default: what the stage before left)"
     )
-    train.add_argument(
-        "--teachers", metavar="FOLDER", help="of the frozen networks, or none (default: the hub's cache)"
-    )
+    train.add_argument("--teachers", metavar="FOLDER", help="of the frozen networks, or none (default: the caches)")
     train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     train.add_argument(
         "--zero", type=int, choices=range(4),

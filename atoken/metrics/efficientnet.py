@@ -91,9 +91,9 @@ class EfficientNetLite0(nn.Module):
         return features, self._fc(features)
 
 
-def load_efficientnet(folder: str | Path | None) -> EfficientNetLite0:
+def load_efficientnet(folder: str | Path | None, otherwise: str = "") -> EfficientNetLite0:
     """The published network, frozen. Raises: CheckpointError, as ``PinnedFile.read``."""
-    return published_efficientnet(EFFICIENTNET_FILE.tensors(folder))
+    return published_efficientnet(EFFICIENTNET_FILE.tensors(folder, otherwise))
 
 
 def published_efficientnet(state: Mapping[str, Tensor]) -> EfficientNetLite0:

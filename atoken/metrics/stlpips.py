@@ -105,9 +105,9 @@ class STLPIPS(nn.Module):
         return lpips(self.features(prediction_B3HW), target, tuple(self.heads))
 
 
-def load_stlpips(folder: str | Path | None, trunk: Trunk = "alex") -> STLPIPS:
+def load_stlpips(folder: str | Path | None, trunk: Trunk = "alex", otherwise: str = "") -> STLPIPS:
     """The published network, frozen. Raises: CheckpointError, as ``PinnedFile.read``."""
-    return published_stlpips(STLPIPS_FILES[trunk].tensors(folder), trunk)
+    return published_stlpips(STLPIPS_FILES[trunk].tensors(folder, otherwise), trunk)
 
 
 def published_stlpips(state: Mapping[str, Tensor], trunk: Trunk) -> STLPIPS:

@@ -11,7 +11,7 @@ Shape letters: ``B`` images, ``S`` the pixels of a side, ``C`` channels, ``H`` a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -90,11 +90,13 @@ def resized(images_B3HW: Tensor, side: int = SIDE) -> Tensor:
     return F.interpolate(images_B3HW.float(), (side, side), mode="bilinear", antialias=True)
 
 
-def shared_pass(vgg: VGG16, prediction_B3SS: Tensor, target_B3SS: Tensor) -> tuple[Features, Features]:
+def shared_pass(
+    network: Callable[[Tensor], Features], prediction_B3SS: Tensor, target_B3SS: Tensor
+) -> tuple[Features, Features]:
     """The features of a reconstruction, and those of its target without gradient, for both losses."""
     with torch.no_grad():
-        target = vgg(target_B3SS)
-    return vgg(prediction_B3SS), target
+        target = network(target_B3SS)
+    return network(prediction_B3SS), target
 
 
 def lpips(prediction: Features, target: Features, heads: Heads) -> Tensor:

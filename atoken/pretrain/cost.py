@@ -22,7 +22,8 @@ from atoken.pretrain.stages import Task
 from atoken.tokens import SparseTokens
 from atoken.train.cost import Flops, count
 
-READS: dict[Any, str] = {losses.kl: "posterior", losses.semantics: "pooled", losses.alignment: "pooled"}
+POOLED = (losses.semantics, losses.alignment, losses.distilled)
+READS: dict[Any, str] = {losses.kl: "posterior", **dict.fromkeys(POOLED, "pooled")}
 GAUSSIANS = frozenset(["gaussians"])
 
 

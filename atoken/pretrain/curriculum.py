@@ -82,10 +82,13 @@ CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decod
 # Far below the paper's weight: its gradient is so large that nano's encoder would else forget how to reconstruct.
 MATCHED = tuple(replace(term, weight=0.02) for term in ALIGNMENT)
 LIGHT = tuple(replace(term, weight=0.01) for term in ALIGNMENT)  # once they match, images come back
+# What real networks teach of images: tried by --set, off here (docs/recipe.md).
+DISTILLED = (Term(losses.distilled, 0.0, teacher="efficientnet"),)
+SEEN = (Term(losses.stlpips, 0.0, teacher="stlpips"), Term(losses.stlpips_gram, 0.0, teacher="stlpips"), *DISTILLED)
 # The random streams of videos and crops have the names under which the recorded runs drew from them.
 NANO_TASKS = {
-    "image": Task("image", PATCHES, tokens=768),
-    "image-text": Task("image", MATCHED, tokens=936, patches=(9, 36), aspect=2.0),  # 48 images
+    "image": Task("image", (*PATCHES, *SEEN), tokens=768),
+    "image-text": Task("image", (*MATCHED, *DISTILLED), tokens=936, patches=(9, 36), aspect=2.0),  # 48 images
     "video": Task("video", PATCHES, patches=(16, 100), length=(1, 8), stream="clip"),
     # 24 videos
     "video-text": Task("video", MATCHED, tokens=756, patches=(9, 25), length=(1, 3), aspect=2.0, stream="clip-text"),
@@ -104,7 +107,8 @@ NANO_2 = replace(
 )  # fmt: skip
 # Larger ones, as the paper's third stage has.
 LARGER = {
-    "image-text": replace(NANO_TASKS["image-text"], terms=LIGHT, tokens=1536, patches=(16, 64)),  # 44 images
+    # 44 images
+    "image-text": replace(NANO_TASKS["image-text"], terms=(*LIGHT, *DISTILLED), tokens=1536, patches=(16, 64)),
     "video-text": replace(NANO_TASKS["video-text"], terms=LIGHT, tokens=1152, patches=(9, 64)),  # 21 videos
 }
 NANO_3 = replace(

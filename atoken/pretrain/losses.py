@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.gaussian_decoder import RESOLUTION
@@ -28,6 +29,8 @@ from atoken.tokens import SparseTokens
 
 GRAIN = 0.12  # voxels: the scale at which the Gaussians of a voxel just cover its piece of the surface
 TEMPERATURE = 2.0  # of the distillation (paper section 3.3)
+CUT = 64  # pixels of a side of what ST-LPIPS sees
+SEEN = 128  # pixels of a side of what EfficientNet sees
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,10 @@ class Step:
     """One micro-batch and the networks; each result is computed once, when the first term asks for it.
 
     values: how many of the P patch values are real (768 of an image's 3072). captions: one for each sample, "" if it
-    has none. noise: the generator with which latents are drawn from the posterior; None: its mean is decoded. Which
-    networks run depends on the terms alone, never on the samples: ranks that share weights (ZeRO-3) must all run the
-    same ones in the same order.
+    has none. noise: the generator with which latents are drawn from the posterior; None: its mean is decoded. seed: of
+    the places that are cut out. head: pooled vectors to features of EfficientNet, where a term needs it. Which networks
+    run depends on the terms alone, never on the samples: ranks that share weights (ZeRO-3) must all run the same ones
+    in the same order.
     """
 
     model: ATokenModel
@@ -47,6 +51,8 @@ class Step:
     teachers: Teachers = NO_TEACHERS
     texts: TextTokenizer | None = None
     noise: torch.Generator | None = None
+    seed: int = 0
+    head: nn.Module | None = None
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -85,13 +91,24 @@ class Step:
     @cached_property
     def images(self) -> tuple[Tensor, Tensor]:
         """Reconstructions and targets as perceptual networks see them, (B, 3, 224, 224) fp32 in [-1, 1]."""
-        return _images(self.decoded), _images(self.inputs)
+        return _images(self.decoded, vgg.SIDE), _images(self.inputs, vgg.SIDE)
 
     @cached_property
     def features(self) -> tuple[vgg.Features, vgg.Features]:
         """Features of VGG-16 of both, for LPIPS and the Gram loss; without a gradient for targets."""
         assert self.teachers.vgg is not None  # checked by Objective
         return vgg.shared_pass(self.teachers.vgg, *self.images)
+
+    @cached_property
+    def cut_features(self) -> tuple[vgg.Features, vgg.Features]:
+        """Features of ST-LPIPS's AlexNet of both, for its distance and Gram loss; without a gradient for targets.
+
+        It sees a square of each image at a random place, at its own resolution; an image is enlarged if it is smaller.
+        """
+        assert self.teachers.stlpips is not None  # checked by Objective
+        return vgg.shared_pass(
+            self.teachers.stlpips.features, _cuts(self.decoded, self.seed), _cuts(self.inputs, self.seed)
+        )
 
 
 @dataclass(frozen=True)
@@ -133,6 +150,26 @@ def clip(step: Step) -> Tensor:
     return cosine_distance(image_features(step.teachers.clip, prediction), target).mean()
 
 
+def stlpips(step: Step) -> Tensor:
+    """ST-LPIPS of a piece of each image, mean over images."""
+    assert step.teachers.stlpips is not None  # checked by Objective
+    return vgg.lpips(*step.cut_features, tuple(step.teachers.stlpips.heads)).mean()
+
+
+def stlpips_gram(step: Step) -> Tensor:
+    """Squared distance of the Gram matrices of ST-LPIPS's features of a piece of each image, mean over images."""
+    return vgg.gram(*step.cut_features).mean()
+
+
+def distilled(step: Step) -> Tensor:
+    """1 - cosine of EfficientNet's features of images and what the head makes of pooled vectors, mean over images."""
+    assert step.teachers.efficientnet is not None  # checked by Objective
+    assert step.head is not None
+    with torch.no_grad():
+        target = step.teachers.efficientnet.features(_images(step.inputs, SEEN))
+    return cosine_distance(step.head(step.visual_BE), target).mean()
+
+
 def semantics(step: Step) -> Tensor:
     """Divergence of images' similarities to the captions of all ranks from those of SigLIP2, mean over images.
 
@@ -153,11 +190,26 @@ def alignment(step: Step) -> Tensor:
     )
 
 
-def _images(tokens: SparseTokens) -> Tensor:
-    """(B, 3, 224, 224) fp32 of images of any sizes, each on its full grid; the aspect is not kept."""
+def _images(tokens: SparseTokens, side: int) -> Tensor:
+    """(B, 3, side, side) fp32 of images of any sizes; the aspect is not kept."""
+    return torch.cat([vgg.resized(image_13HW, side) for image_13HW in _each(tokens)])
+
+
+def _cuts(tokens: SparseTokens, seed: int) -> Tensor:
+    """(B, 3, CUT, CUT) fp32, a piece of each image; the places depend on the seed and the sizes."""
+    places, found = np.random.default_rng(seed), []
+    for image_13HW in _each(tokens):
+        top, left = (int(places.integers(max(size - CUT, 0) + 1)) for size in image_13HW.shape[2:])
+        found.append(vgg.resized(image_13HW[:, :, top : top + CUT, left : left + CUT], CUT))
+    return torch.cat(found)
+
+
+def _each(tokens: SparseTokens) -> list[Tensor]:
+    """(1, 3, H, W) of each image, on its full grid."""
     sizes = ((tokens.reduce_coords("amax")[:, 1:3] + 1) * PATCH[1]).tolist()
-    shown = [unpatchify(sample, 1, *size) for sample, size in zip(tokens.unpack(), sizes, strict=True)]
-    return torch.cat([vgg.resized(image_1HW3.permute(0, 3, 1, 2)) for image_1HW3 in shown])
+    return [
+        unpatchify(sample, 1, *size).permute(0, 3, 1, 2) for sample, size in zip(tokens.unpack(), sizes, strict=True)
+    ]
 
 
 def position(step: GaussianStep) -> Tensor:

@@ -97,7 +97,8 @@ def ema_model(config: ATokenConfig, weights: Mapping[str, Tensor], device: torch
     """A model of its own with the weights that an objective has under the name ``model``, in eval mode."""
     with torch.device(device):
         model = ATokenModel(config)
-    model.load_state_dict(model.state_dict() | {name.removeprefix("model."): value for name, value in weights.items()})
+    of_model = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    model.load_state_dict(model.state_dict() | of_model)
     return model.eval()
 
 

@@ -12,13 +12,15 @@ from atoken import presets
 from atoken.checkpoint import load_folder
 from atoken.errors import AtokenWarning, CheckpointError
 from atoken.pretrain import evaluation
-from atoken.pretrain.curriculum import NANO_COLORS
+from atoken.pretrain.config import overridden
+from atoken.pretrain.curriculum import LOGITS, NANO_COLORS
 from atoken.pretrain.datasets import load_datasets
 from atoken.pretrain.evaluation import HeldOut, evaluate
 from atoken.pretrain.run import _started, ema_model, run
 from atoken.pretrain.teachers import NO_TEACHERS
 from atoken.train.engine import PlainEngine
 from tests.model.sizes import small_model
+from tests.pretrain.small_teachers import small_teachers
 from tests.pretrain.tiny import (
     ONE_LAYER_MORE,
     SIZES,
@@ -54,7 +56,8 @@ class Killed(BaseException):
     """No handler of the program may catch this, as none catches SIGKILL."""
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(uninterrupted, tmp_path, monkeypatch):
+def resumed(folder, stage=TINY, **options):
+    """The model of a run that was killed at step 3 and started again."""
     train = PlainEngine.train
 
     def dies(engine, made):
@@ -62,21 +65,40 @@ def test_a_resumed_run_equals_an_uninterrupted_one(uninterrupted, tmp_path, monk
             raise Killed
         return train(engine, made)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PlainEngine, "train", dies)
         with pytest.raises(Killed):
-            tiny_run(TINY, tmp_path, save_every=2)
+            tiny_run(stage, folder, save_every=2, **options)
     torch.manual_seed(99)
-    left, right = exported(tiny_run(TINY, tmp_path, save_every=2)), exported(uninterrupted)
+    return tiny_run(stage, folder, save_every=2, **options)
+
+
+def equal(left, right):
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in right)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(uninterrupted, tmp_path):
+    equal(exported(resumed(tmp_path)), exported(uninterrupted))
+
+
+def test_a_head_is_resumed_with_the_model_and_left_out_of_the_exported_one(uninterrupted, tmp_path):
+    image = overridden(TINY, ["tasks.image.terms.distilled=0.1", "tasks.image.terms.stlpips=0.1"]).tasks["image"]
+    stage = changed(TINY, tasks={**TINY.tasks, "image": image}, frozen=LOGITS)
+    options = {"teachers": small_teachers()}
+    whole, again = tiny_run(stage, tmp_path / "whole", **options), resumed(tmp_path / "again", stage, **options)
+    equal(exported(again), exported(whole))
+    assert exported(whole).keys() == exported(uninterrupted).keys()
+    held = held_in(whole.parent, 6)
+    equal(held_in(again.parent, 6), held)
+    assert {"weights/head.weight", "ema/head.bias"} < held.keys()
 
 
 def test_a_run_records_its_stage_and_its_data(uninterrupted):
     noted = json.loads((uninterrupted.parent / "start-000000.json").read_text())
     assert (noted["step"], noted["recipe"]["steps"], noted["stage"]["preset"]) == (0, TINY.recipe.steps, "tiny")
     terms = noted["stage"]["tasks"]["image"]["terms"]
-    assert [(term["fn"], term["weight"]) for term in terms] == [("l1", 0.2), ("kl", 1e-8)]
+    assert [(term["fn"], term["weight"]) for term in terms if term["weight"]] == [("l1", 0.2), ("kl", 1e-8)]
     assert (noted["data"]["procedural"], noted["start"]) == (True, None)
     assert noted["launch"] == {
         "data": "procedural", "teachers": {}, "device": "cpu", "ranks": 1, "workers": 0, "zero": None,
