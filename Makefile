@@ -31,7 +31,7 @@ reconstruct: .venv/.base
 # Trains the bundled models anew and puts them in place; interrupted, it goes on where it was.
 nano: .venv/.dev
 	$(BIN)/atoken train --preset nano --stage all -o runs
-	$(BIN)/python scripts/bundle_nano.py runs
+	$(BIN)/python -m scripts.bundle_nano runs
 
 clean:
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache

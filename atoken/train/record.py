@@ -1,12 +1,14 @@
-"""What a run was started with: recipe, data and model, all resolved, versions of packages, state of the checkout."""
+"""What a run was started with: recipe, data and model, all resolved, versions of packages, machine, checkout."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -49,7 +51,9 @@ class Started:
             "rising": self.rising,
             "launch": self.launch,
         }
-        return {**plain(found), "versions": versions(), "git": git_state(Path(__file__).parent)}
+        return {
+            **plain(found), "versions": versions(), "machine": machine(), "git": git_state(Path(__file__).parent)
+        }  # fmt: skip
 
     def check_resumable(self, before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
         """Whether the run in a folder may continue as ``now``; both as ``record`` gives them, in JSON.
@@ -93,6 +97,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine() -> dict[str, Any]:
+    """The processor as it calls itself, or its kind, and how many cores this process may use."""
+    processor = platform.machine()
+    with suppress(OSError):
+        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        processor = named[1] if named else processor
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": processor, "cores": cores}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -51,6 +51,7 @@ def test_a_record_holds_values_packages_and_checkout():
     assert found["launch"] == {"device": "cpu"}
     assert found["versions"]["torch"] == importlib.metadata.version("torch")
     assert found["versions"]["python"] == platform.python_version()
+    assert found["machine"]["cores"] >= 1
     assert found["git"] is None or re.fullmatch("[0-9a-f]{40}", found["git"]["commit"])
 
 
