@@ -168,7 +168,7 @@ def _dataset(data: Data, name: str, task: Task, stage: Stage, held_out: list[Fol
     sources: dict[str, tuple[Source, int]] = {}
     for source, origin in origins.items():
         try:
-            opened = _opened(origin, task)
+            opened = source_of(origin, task)
             if stage.held_out and isinstance(opened, FolderSource) and task.modality == "image":
                 opened = _without_held_out(opened, stage.held_out, held_out)
             sources[source] = opened, origin.weight
@@ -190,8 +190,11 @@ def _without_held_out(source: FolderSource, share: float, held_out: list[FolderS
     return left
 
 
-def _opened(origin: Origin, task: Task) -> Source:
-    """Raises: MediaError (nothing there, no captions for a task that is trained on them), MissingExtraError."""
+def source_of(origin: Origin, task: Task) -> Source:
+    """A source as a task reads it.
+
+    Raises: MediaError (nothing there, no captions for a task that is trained on them), MissingExtraError.
+    """
     source: Source
     if origin.procedural:
         if origin.procedural not in MAKERS[task.modality]:

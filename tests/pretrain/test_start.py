@@ -25,6 +25,7 @@ from tests.pretrain.tiny import (
     tiny_preset,  # noqa: F401 - a fixture for all tests here
     tiny_run,
 )
+from tests.tokenizer.texts import small_texts_model
 from tests.tolerances import FP32
 
 
@@ -121,3 +122,12 @@ def test_a_start_with_more_channels_or_a_quantiser_does_what_the_model_before_it
     assert torch.equal(discrete.encode(tokens).posterior.mean, wide.encode(tokens).posterior.mean)
     with pytest.raises(CheckpointError, match="do not fit"):
         continued(wide, small_config(latent_channels=32), ())
+
+
+def test_a_model_keeps_its_words_where_the_preset_has_room_for_more():
+    model = small_texts_model()
+    more = small_config(text=model.config.text | {"vocab_size": 2 * model.config.text["vocab_size"]})
+    kept = continued(model, more, ())
+    assert kept.config.text == model.config.text
+    for name, weight in model.text_tower.state_dict().items():
+        assert torch.equal(kept.text_tower.state_dict()[name], weight)

@@ -6,6 +6,8 @@ from torch.nn.functional import normalize
 
 from atoken.model import ATokenModel
 from atoken.presets import preset
+from atoken.pretrain.curriculum import CURRICULA
+from atoken.pretrain.datasets import load_datasets
 from atoken.pretrain.start import text_start
 from atoken.pretrain.start.vocabulary import vocabulary
 from tests.model.sizes import small_model
@@ -18,7 +20,8 @@ SAID += [f"a {word}" for word in WORDS[8:]]
 
 @pytest.fixture(scope="module")
 def texts():
-    return vocabulary(SAID, preset("nano").text["max_position_embeddings"])
+    sizes = preset("nano").text
+    return vocabulary(SAID, sizes["max_position_embeddings"], sizes["vocab_size"])
 
 
 @pytest.fixture(scope="module")
@@ -89,4 +92,5 @@ def test_all_of_it_can_still_learn(tower):
 
 
 def test_a_model_without_a_text_side_has_no_words():
-    assert text_start.text_start(small_model()) is None
+    stage = CURRICULA["nano"]["1"]
+    assert text_start.text_start(small_model(), load_datasets("procedural", stage).data, stage) is None

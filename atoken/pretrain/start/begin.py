@@ -14,7 +14,7 @@ from atoken.errors import CheckpointError
 from atoken.model import ATokenConfig, ATokenModel
 from atoken.presets import preset
 from atoken.pretrain.batches import batch
-from atoken.pretrain.datasets import TaskDataset
+from atoken.pretrain.datasets import Datasets, TaskDataset
 from atoken.pretrain.stages import Stage
 from atoken.pretrain.start.discrete_start import discrete_start
 from atoken.pretrain.start.linear_start import linear_start
@@ -26,9 +26,7 @@ MICRO_BATCHES = 24  # whose statistics a start uses
 BLANK = "blank"  # subfolder of a run's folder
 
 
-def begin(
-    stage: Stage, start: Path | None, datasets: Mapping[str, TaskDataset]
-) -> tuple[ATokenModel, TextTokenizer | None]:
+def begin(stage: Stage, start: Path | None, datasets: Datasets) -> tuple[ATokenModel, TextTokenizer | None]:
     """The model before step 0, in fp32, and its text tokenizer, if it has a text side.
 
     start: folder of the model that the stage starts from; None is allowed for a stage that names no such model. A new
@@ -37,10 +35,12 @@ def begin(
     config = preset(stage.preset)
     if start is None:
         model = linear_start(config, _images(stage, datasets))
-        return model, text_start(model)
+        return model, text_start(model, datasets.data, stage)
     before = load_folder(start, dtype=torch.float32)
     model = continued(before, config, _first(stage, datasets))
-    return model, TextTokenizer.load(start, before.text_length) if before.text_length else text_start(model)
+    if before.text_length:
+        return model, TextTokenizer.load(start, before.text_length)
+    return model, text_start(model, datasets.data, stage)
 
 
 def _images(stage: Stage, datasets: Mapping[str, TaskDataset]) -> list[SparseTokens]:
@@ -77,10 +77,10 @@ def blank(folder: Path) -> tuple[ATokenModel, TextTokenizer | None]:
 def continued(model: ATokenModel, config: ATokenConfig, tokens: Iterable[SparseTokens]) -> ATokenModel:
     """A model with the sizes of ``config`` and the weights of ``model``.
 
-    A text side and a Gaussian decoder that the config does not specify are those of the model. If the config has more
-    latent channels, the decoder ignores the new ones at first. If it has FSQ levels and one more layer on each side,
-    the result is that of ``discrete_start`` with statistics of ``tokens``. Raises: CheckpointError (other sizes differ,
-    or only ``model`` is discrete).
+    The text side is that of the model, whose words it knows, or else of the config; a Gaussian decoder that the config
+    does not specify is that of the model. If the config has more latent channels, the decoder ignores the new ones at
+    first. If it has FSQ levels and one more layer on each side, the result is that of ``discrete_start`` with
+    statistics of ``tokens``. Raises: CheckpointError (other sizes differ, or only ``model`` is discrete).
     """
     if model.config.fsq_levels and not config.fsq_levels:
         raise CheckpointError(
@@ -88,8 +88,8 @@ def continued(model: ATokenModel, config: ATokenConfig, tokens: Iterable[SparseT
             "continuous model, and make the result discrete with stage 4."
         )
     config = deepcopy(config)
-    for part in ("text", "gaussian_decoder"):
-        setattr(config, part, getattr(config, part) or getattr(model.config, part))
+    config.text = model.config.text or config.text
+    config.gaussian_decoder = config.gaussian_decoder or model.config.gaussian_decoder
     if config.text and not model.config.text:  # similarities are new as well
         model.logit_scale.fill_(config.logit_scale_init)
         model.logit_bias.fill_(config.logit_bias_init)

@@ -1,4 +1,4 @@
-"""How a small text side begins: a text is the sum of its words, those of the captions of the generator."""
+"""How a small text side begins: a text is the sum of its words, those of the captions that it will be trained on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from atoken.model import ATokenModel
+from atoken.pretrain.data_file import Data
+from atoken.pretrain.stages import Stage
 from atoken.pretrain.start.vocabulary import captions, vocabulary
 from atoken.text import TextTokenizer
 
@@ -19,11 +21,14 @@ WORDS = 5  # about as many as a caption has
 FULL = math.log(6)  # a word in at most every sixth caption has full weight
 
 
-def text_start(model: ATokenModel) -> TextTokenizer | None:
-    """Initialise the text tower of a model, and return the tokenizer of its words; None without a text side."""
+def text_start(model: ATokenModel, data: Data, stage: Stage) -> TextTokenizer | None:
+    """Initialise the text tower of a model, and return the tokenizer of its words; None without a text side.
+
+    The words are those of ``captions``, the most frequent ones, as many as the tower has room for.
+    """
     if model.text_tower is None:
         return None
-    examples = list(captions(CAPTIONS))
+    examples = list(captions(data, stage, CAPTIONS))
     texts = vocabulary(examples, model.text_length, model.text_tower.config.vocab_size)
     bag_of_words(model.text_tower, texts(examples))
     return texts
