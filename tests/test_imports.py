@@ -25,6 +25,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"doctor", "fetch"},
+    {"photographs"},
     {"tower"},
     {"loading"},
     {"tokenizer", "autoencoder"},

@@ -154,9 +154,7 @@ def _add_upkeep(commands: Commands) -> None:
 
     fetch = commands.add_parser("fetch", help="foreign weights and data, pinned and checked, into the cache")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="what to fetch (default: list all)")
-    fetch.add_argument(
-        "--from", dest="source", metavar="ARCHIVE", help="of one NAME: its archive, downloaded elsewhere"
-    )
+    fetch.add_argument("--from", dest="source", metavar="PATH", help="of one NAME: its archive, downloaded elsewhere")
 
 
 def _add_inputs(command: argparse.ArgumentParser, files: str) -> None:
