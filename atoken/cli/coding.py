@@ -25,12 +25,13 @@ from atoken.tokenizer import Tokenizer
 
 def encode(options: argparse.Namespace) -> int:
     """All files to one token file, item by item."""
-    if options.out is None and (len(options.files) > 1 or options.files[0] in console.STDIN):
+    files = console.inputs(options)
+    if options.out is None and (len(files) > 1 or files[0] in console.STDIN):
         raise AtokenError("Several inputs, or standard input, go into one token file: name it with -o set.atok.")
-    target = console.target(options.out or Path(options.files[0]).with_suffix(".atok").name)
+    target = console.target(options.out or Path(files[0]).with_suffix(".atok").name)
     tokenizer = console.tokenizer(options)
     with TokenFileWriter(target) as writer:
-        done, failed = console.each(options.files, lambda file: add(tokenizer, writer, file, options), options)
+        done, failed = console.each(files, lambda file: add(tokenizer, writer, file, options), options)
         if not done:
             raise AtokenError(f"None of the inputs could be encoded; {called(target)} was not written.")
     _describe(writer.items, options, done)

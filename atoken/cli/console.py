@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from itertools import chain, count
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from atoken.atomic import Target
 from atoken.cli import pace
+from atoken.data.sources.sample import SUFFIXES, files_below
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Image, Limits, Mesh, Video, VideoReader, Views, load_media, sniff
 from atoken.io.contents import TILE
@@ -25,6 +26,7 @@ from atoken.io.token_file import Tokens
 from atoken.loading import load
 from atoken.media.scaling import fitted
 from atoken.media.source import Source, error_prefix, missing
+from atoken.media.views import TRANSFORMS
 from atoken.model import Stack
 from atoken.patches import grid
 from atoken.tokenizer import Tokenizer
@@ -65,6 +67,18 @@ def media(file: str, options: argparse.Namespace) -> Image | Video | Mesh | View
     if read_frames:
         return read_frames(found, name=name, frames=options.frames, fps=options.fps, limits=limits)
     return load_media(found, name=name, first_frame=options.first_frame, limits=limits)
+
+
+def inputs(options: argparse.Namespace) -> list[str]:
+    """The files; in place of a folder, the media below it, sorted, unless it is one of views."""
+    found = []
+    for name in options.files:
+        below = [name]  # what cannot be listed, or is empty, fails where it is read, and the others do not
+        with suppress(MediaError, OSError):
+            if Path(name).is_dir() and not (Path(name) / TRANSFORMS).is_file():
+                below = [str(Path(name) / file) for file in files_below(Path(name), SUFFIXES)]
+        found += below
+    return found
 
 
 def source(file: str) -> Source:

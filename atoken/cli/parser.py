@@ -41,7 +41,7 @@ def _add_tokenizing(commands: Commands) -> None:
         "-o", "--out", help="token file, or - for standard output (default, for one input: its name with .atok)"
     )
     for command in (reconstruct, encode):
-        _add_inputs(command, "images, videos and 3D assets; - is standard input")
+        _add_inputs(command, "images, videos and 3D assets, or folders of them; - is standard input")
         command.add_argument(
             "--latents", default="float32", choices=["float32", "float16"],
             help="how a continuous model's latents are stored; float16 is half the size and rounds them",
@@ -80,7 +80,7 @@ def _add_semantic(commands: Commands) -> None:
     search.add_argument("--top", type=int, default=10, help="how many to show (default: 10)")
     for command in (embed, classify, search):
         command.set_defaults(module="semantic")
-        _add_inputs(command, "media, or token files, which hold the vectors of their items; - is standard input")
+        _add_inputs(command, "media, folders of them, or token files, which hold vectors; - is standard input")
         command.add_argument(
             "--pool", choices=["whole", "frames"], default="whole",
             help="of videos: one vector of all tokens, or the mean of the frames' vectors (default: whole)",

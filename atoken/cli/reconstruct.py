@@ -35,7 +35,8 @@ def reconstruct(options: argparse.Namespace) -> int:
     file. Encode seconds: reading, encoding and writing tokens; decode seconds: reading tokens, decoding and writing.
     """
     tokenizer, out = console.tokenizer(options), console.folder(options.out)
-    jobs = list(zip(options.files, console.unique(map(console.plain_name, options.files)), strict=True))
+    files = console.inputs(options)
+    jobs = list(zip(files, console.unique(map(console.plain_name, files)), strict=True))
     rows, failed = console.each(jobs, lambda job: _reconstruct(tokenizer, job[0], out / job[1], options), options)
     lines = [[form.format(v) if v is not None else "-" for form, v in zip(FORMATS, row.values(), strict=False)]
              for row in rows]  # fmt: skip

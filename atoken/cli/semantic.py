@@ -72,7 +72,7 @@ def search(options: argparse.Namespace) -> int:
 
 
 def _found(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Vector], int]:
-    found, failed = console.each(options.files, lambda file: _vectors(tokenizer, file, options), options)
+    found, failed = console.each(console.inputs(options), lambda file: _vectors(tokenizer, file, options), options)
     return [one for vectors in found for one in vectors], failed
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from atoken.cli import console
-from atoken.data.sources.sample import SUFFIXES, files_below
 from atoken.errors import AtokenError
 from atoken.io import VideoReader
 from atoken.pretrain.curriculum import NANO_TASKS
@@ -74,19 +73,11 @@ def _generated(tokenizer: Tokenizer, modality: str, options: argparse.Namespace)
 
 def _read(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[dict[str, Sums], int]:
     """Sums of each modality over the files that can be read, and exit code 1 if some cannot."""
-    files = [file for name in options.files for file in _files(name)]
-    found, failed = console.each(files, partial(_encoded, tokenizer, options=options), options)
+    found, failed = console.each(console.inputs(options), partial(_encoded, tokenizer, options=options), options)
     sums: dict[str, Sums] = defaultdict(partial(Sums, tokenizer.model.config.latent_channels))
     for modality, one in found:
         sums[modality] += one
     return sums, failed
-
-
-def _files(name: str) -> list[str]:
-    """A file, a folder of views, or the media below a folder, sorted."""
-    if not Path(name).is_dir() or (Path(name) / "transforms.json").is_file():
-        return [name]
-    return [str(Path(name) / file) for file in files_below(Path(name), SUFFIXES)]
 
 
 def _encoded(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> tuple[str, Sums]:

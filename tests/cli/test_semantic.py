@@ -48,6 +48,20 @@ def test_embed_writes_the_vectors_of_media_token_files_and_texts(run, there, tok
     assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
 
 
+def test_a_folder_stands_for_the_media_below_it(run, there):
+    image(there / "folder" / "more" / "a.png")
+    image(there / "folder" / "b.jpg")
+    (there / "folder" / "b.json").write_text("{}")
+    (there / "empty").mkdir()
+    code, printed, said = run("search", "a red box", "folder", "empty", "--json")
+    assert code == 1
+    assert {row["name"] for row in json.loads(printed)} == {"folder/b.jpg", "folder/more/a.png"}
+    assert "empty" in said
+    assert run("encode", "folder", "-o", "set.atok")[0] == 0
+    found = {row["name"] for row in answer(run("search", "a red box", "set.atok", "--json"))}
+    assert found == {"set.atok:b.jpg", "set.atok:a.png"}
+
+
 def test_videos_can_be_pooled_as_the_mean_of_their_frames(run, there, tokenizer):
     film(there / "b.mp4", 19)
     (row,) = answer(run("embed", "b.mp4", "--pool", "frames", "--json"))
