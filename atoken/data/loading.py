@@ -26,19 +26,42 @@ from atoken.patches import PATCH
 from atoken.tokens import SparseTokens
 
 TIMEOUT = 120.0  # seconds without progress: long, so that a sample does not depend on how busy the machine is
+_MOST = 0.75  # of each side of an image: its object is still there
+_NATIVE = 0.5  # share of the crops that are not scaled
 _REDUCING_GAP = 3.0  # of Pillow: larger images are first reduced by a whole number, to about this many times the size
 
 
-def load_image(sample: Sample, patches: int, least: int = 1) -> np.ndarray:
+def load_image(sample: Sample, patches: int, least: int = 1, rng: np.random.Generator | None = None) -> np.ndarray:
     """An image as one frame (1, H, W, 3) uint8 of at most ``patches`` patches, scaled as ``fitting`` says.
 
     It is enlarged only if it has fewer than ``least`` patches. As everywhere, transparent pixels have their own
-    colours. Raises: AtokenError.
+    colours. ``rng``: a random part of it, with at least ``_MOST`` of each side. Raises: AtokenError.
     """
     with _reading(sample):
         pixels = read_image(sample.media, name=sample.name).pixels
+        if rng is not None:
+            pixels = _part(rng, pixels, np.ceil(rng.uniform(_MOST, 1, 2) * pixels.shape[:2]))
         height, width = pixels.shape[:2]
         return _scaled(pixels, *_grid(height, width, patches, least))[None]
+
+
+def crop_image(sample: Sample, patches: int, aspect: float, rng: np.random.Generator) -> np.ndarray:
+    """A random part of an image, (1, H, W, 3) uint8 of at most ``patches`` patches, and with them filled if it can be.
+
+    Half of the parts are at the image's own resolution, the others are larger, up to the whole image, and made smaller.
+    ``aspect``: longest side over shortest, at most. Raises: AtokenError.
+    """
+    with _reading(sample):
+        pixels = read_image(sample.media, name=sample.name).pixels
+        most = np.maximum(np.array(pixels.shape[:2]) // PATCH[1:], 1)  # rows and columns
+        patches = min(patches, int(most.prod()))
+        limits = max(patches / most[1] ** 2, 1 / aspect), min(most[0] ** 2 / patches, aspect)
+        shape = np.minimum(fitting(patches, np.exp(rng.uniform(*np.log(limits))), 1.0), most)
+        scale = float(np.min(pixels.shape[:2] / (shape * PATCH[1:])))
+        if scale > 1:
+            scale = 1.0 if rng.random() < _NATIVE else scale ** rng.random()
+        part = _part(rng, pixels, np.ceil(scale * shape * PATCH[1:]))
+        return _scaled(part, *map(int, shape))[None]
 
 
 def load_video(
@@ -113,6 +136,13 @@ def fitting(patches: int, height: float, width: float) -> tuple[int, int]:
 def _grid(height: int, width: int, patches: int, least: int) -> tuple[int, int]:
     own = max(1, height // PATCH[1]) * max(1, width // PATCH[2])
     return fitting(min(patches, max(least, own)), height, width)
+
+
+def _part(rng: np.random.Generator, pixels: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """A part of an image, of a height and width that are no larger than the image's, at a random place."""
+    height, width = np.minimum(size, pixels.shape[:2]).astype(int)
+    top, left = rng.integers(0, np.array(pixels.shape[:2]) - (height, width), endpoint=True)
+    return pixels[top : top + height, left : left + width]
 
 
 def _scaled(frame: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -8,7 +8,9 @@ of a class (``labelled``), images of one class that differ in their backgrounds 
 objects (``scenes``), of one to four equal ones (``counted``), of one beside another (``placed``), videos of an object
 and where it goes (``moving``). Paths are relative to the file, or to the cache of ``atoken fetch`` where they begin
 with ``fetched:``. ``templates`` make captions of what the ``.json`` file of a sample says. ``filmed`` makes videos of
-images: a camera moves over each::
+images: a camera moves over each. ``cropped`` takes a random part of each image, half of them at its own resolution, for
+tasks with captions a part that is nearly the whole; half of them are mirrored, unless the caption says left or
+right::
 
     seed = 0            # of the order of samples
     most_broken = 0.1   # share of samples that may be broken before the run stops
@@ -29,6 +31,7 @@ images: a camera moves over each::
 
     [image.fetched]
     shards = "fetched:photos/train"
+    cropped = true
     templates = ["a photo of a {label}"]
 
     [video.filmed]
@@ -65,7 +68,7 @@ class Origin:
     """One source: exactly one of the first four. ``procedural``: a series.
 
     ``media``, ``captions``: columns of the table. ``templates``: of captions, with fields of a sample's record.
-    ``filmed``: images, of which videos are made.
+    ``filmed``: images, of which videos are made. ``cropped``: images, of which parts are taken.
     """
 
     folder: Text | None = None
@@ -77,6 +80,7 @@ class Origin:
     captions: Text | None = None
     templates: tuple[Text, ...] = ()
     filmed: bool = False
+    cropped: bool = False
 
 
 KEYS = get_type_hints(Origin, include_extras=True)

@@ -5,6 +5,7 @@ Each sample is scaled to its token budget (``atoken/pretrain/packing.py``).
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atoken.data.loading import film_image, fitting, load_asset, load_image, load_video, voxels_of
+from atoken.data.loading import crop_image, film_image, fitting, load_asset, load_image, load_video, voxels_of
 from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource, Templated
 from atoken.data.synthetic import labelled, placed, procedural
@@ -27,7 +28,8 @@ from atoken.pretrain.stages import Stage, Task
 from atoken.tokens import SparseTokens
 
 PROCEDURAL = ".procedural"  # suffix of a sample that is to be generated; its key is the series
-FILMED = ".filmed"  # suffix of an image over which a camera is to move
+FILMED, CROPPED = ".filmed", ".cropped"  # suffixes of an image over which a camera is to move, or to be taken a part of
+SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)  # in captions that a mirror would make wrong
 ENDLESS = 1 << 40  # number of samples of a series
 MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # modality -> series -> function of (seed, index, sizes)
     "image": {
@@ -76,7 +78,14 @@ class TaskDataset:
         caption = sample.captions[rng.integers(len(sample.captions))] if sample.captions else ""
         if task.modality == "asset":
             return Fitted(load_asset(sample, budget.patches), caption)
-        if task.modality == "image":
+        if sample.suffix == CROPPED:
+            if task.texts:
+                frames = load_image(sample, budget.patches, task.patches[0], rng)
+            else:
+                frames = crop_image(sample, budget.patches, task.aspect, rng)
+            if rng.random() < 0.5 and not SIDES.search(caption):
+                frames = frames[:, :, ::-1]
+        elif task.modality == "image":
             frames = load_image(sample, budget.patches, task.patches[0])
         elif sample.suffix == FILMED:
             frames = film_image(sample, budget.length, shape(task, budget), rng)
@@ -119,17 +128,17 @@ class Procedural:
         return Sample(self.series, b"", PROCEDURAL, ())
 
 
-class Filmed:
-    """The images of a source, as videos of a camera that moves over them."""
+class Marked:
+    """The images of a source with another suffix, which says what becomes of them: ``FILMED`` or ``CROPPED``."""
 
-    def __init__(self, images: Source) -> None:
-        self._images = images
+    def __init__(self, images: Source, suffix: str) -> None:
+        self._images, self._suffix = images, suffix
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
-        return replace(self._images[index], suffix=FILMED)
+        return replace(self._images[index], suffix=self._suffix)
 
 
 class Datasets(dict[str, TaskDataset]):
@@ -196,6 +205,9 @@ def source_of(origin: Origin, task: Task) -> Source:
     Raises: MediaError (nothing there, no captions for a task that is trained on them), MissingExtraError.
     """
     source: Source
+    for key, modality in (("filmed", "video"), ("cropped", "image")):
+        if getattr(origin, key) and (task.modality != modality or origin.procedural):
+            raise MediaError(f"{key} is for sources of image files in a table of the modality {modality}; take it out.")
     if origin.procedural:
         if origin.procedural not in MAKERS[task.modality]:
             series, known = origin.procedural, ", ".join(MAKERS[task.modality])
@@ -208,7 +220,8 @@ def source_of(origin: Origin, task: Task) -> Source:
     else:
         source = TableSource(origin.table or "", origin.media, origin.captions)
     source = Templated(source, origin.templates) if origin.templates else source
-    source = Filmed(source) if origin.filmed else source
+    if origin.filmed or origin.cropped:
+        source = Marked(source, FILMED if origin.filmed else CROPPED)
     if task.texts and not any(_has_captions(source, index) for index in range(min(LOOKED_AT, len(source)))):
         raise MediaError(f"none of the first {LOOKED_AT} samples has a caption, and the task is trained on captions.")
     return source

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atoken.data.loading import load_image, load_video
+from atoken.data.loading import crop_image, load_image, load_video
 from atoken.data.mixing import Broken
 from atoken.data.sources import FolderSource
 from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, class_of
@@ -328,3 +328,61 @@ def test_a_path_may_lead_to_what_was_fetched(tmp_path: Path, monkeypatch: pytest
     data = tmp_path / "elsewhere.toml"
     data.write_text("[image.photos]\nfolder = 'fetched:photos'\n")
     assert read_data(data, []).tables["image"]["photos"].folder == str(tmp_path / "photos")
+
+
+def test_parts_of_images_are_not_scaled_or_are_larger(tmp_path: Path) -> None:
+    """Each pixel of this image says where it is."""
+    height, width = 200, 300
+    y, x = np.mgrid[:height, :width]
+    where = np.stack([y, x % 256, x // 256 * 40], -1).astype(np.uint8)
+    Image.fromarray(where).save(tmp_path / "where.png")
+    sample = FolderSource(tmp_path)[0]
+    native = 0
+    for n in range(40):
+        frames = crop_image(sample, 16 + n, 4.0, np.random.default_rng(n))
+        assert frames.shape[1] * frames.shape[2] <= (16 + n) * 256
+        top, left = frames[0, 0, 0, 0], int(frames[0, 0, 0, 1]) + 256 * (int(frames[0, 0, 0, 2]) // 40)
+        part = where[top : top + frames.shape[1], left : left + frames.shape[2]]
+        native += np.array_equal(frames[0], part)
+    assert 12 <= native <= 28
+    assert crop_image(sample, 256, 4.0, np.random.default_rng(0)).shape == (1, 192, 288, 3)  # all that there is
+    rows, columns = np.array([crop_image(sample, 24, 4.0, np.random.default_rng(n)).shape[1:3] for n in range(40)]).T
+    assert (rows / columns).min() < 0.6 < 1.4 < (rows / columns).max()
+
+
+def test_an_image_smaller_than_a_patch_is_enlarged_to_one(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 5)).save(tmp_path / "small.png")
+    assert crop_image(FolderSource(tmp_path)[0], 16, 4.0, np.random.default_rng(0)).shape == (1, 16, 16, 3)
+
+
+def test_cropped_images_keep_most_of_themselves_for_captions_and_are_mirrored_unless_they_name_a_side(
+    tmp_path: Path,
+) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (64, 64, 3))
+    (tmp_path / "photos").mkdir()
+    for key, caption in (("a", "a ramp"), ("b", "light on the right")):
+        Image.fromarray(ramp).save(tmp_path / "photos" / f"{key}.png")
+        (tmp_path / "photos" / f"{key}.txt").write_text(caption)
+    stage = replace(STAGE, mixture={"image": 1, "captioned": 1})
+    datasets = datasets_of(tmp_path, "[image.parts]\nfolder = 'photos'\ncropped = true\n", stage)
+    mirrored = {"a ramp": 0, "light on the right": 0}
+    for budget in (one for number in range(15) for one in budgets(TASKS["captioned"], 3, "captioned", number)):
+        value = datasets["captioned"].draw(budget).value
+        row = value.tokens.feats.reshape(4, 4, 4, 16, 16, 3)[0, :, 0, 0, :, 0].flatten()
+        assert abs(float(row[-1] - row[0])) > 0.7 * 2
+        mirrored[value.caption] += bool(row[-1] < row[0])
+        assert torch.equal(value.tokens.feats, datasets["captioned"].draw(budget).value.tokens.feats)
+    assert mirrored["a ramp"] > 5
+    assert mirrored["light on the right"] == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [("video.x]\nfolder = 'photos'", "cropped"), ("image.x]\nfolder = 'photos'", "filmed")]
+    + [(f"{modality}.x]\nprocedural = 'mixed'", key) for modality, key in (("image", "cropped"), ("video", "filmed"))],
+)
+def test_what_is_for_image_files_is_refused_elsewhere(table: str, key: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, images(2))
+    stage = replace(STAGE, mixture={table[:5]: 1})
+    with pytest.raises(MediaError, match=rf"\.x\]: {key} is for sources of image files in a table of"):
+        datasets_of(tmp_path, f"[{table}\n{key} = true\n", stage)
