@@ -116,6 +116,9 @@ def parser() -> argparse.ArgumentParser:
     which = "inception, efficientnet-lite0, nano, or FILE@SHA256 of a TorchScript file (default: inception)"
     generation.add_argument("--network", default="inception", help=which)
 
+    actions = add("actions", "what I3D, the network of FVD, sees people do in videos", [networks, device])
+    actions.add_argument("video", nargs="+", metavar="VIDEO", help="the first ten seconds count")
+
     compare = add("compare", "rows of result files side by side; refuses what cannot be compared")
     compare.add_argument("results", nargs="+", metavar="RESULT.json")
 

@@ -19,6 +19,7 @@ import torch
 from atoken.cli.console import out as say
 from atoken.errors import AtokenError, MissingExtraError
 from atoken.train.record import versions
+from eval.actions import actions as named_actions
 from eval.compare import compare as side_by_side
 from eval.compare import plain
 from eval.contract import Model
@@ -26,6 +27,7 @@ from eval.generation import generated, network_of
 from eval.job import Job, Task
 from eval.measures import Needs, built
 from eval.models.by_name import device_of, file_name, model_of, tokenizer_of
+from eval.networks import I3D
 from eval.probes.table import markdown, probed
 from eval.protocol import FORMAT, digest, result_row
 from eval.rate import rate as measured_rate
@@ -200,6 +202,14 @@ def probes(options: argparse.Namespace) -> int:
     """Probes of a tokenizer's vectors and tokens."""
     found = probed(tokenizer_of(options))
     say(json.dumps(found, indent=1) if options.json else markdown(found))
+    return 0
+
+
+def actions(options: argparse.Namespace) -> int:
+    """The five most probable actions in each video."""
+    network = I3D(options.weights, trust=options.trust, frames=None, device=device_of(options))
+    for path, found in zip(options.video, named_actions(network, [*map(Path, options.video)]), strict=True):
+        say(f"{path}: {', '.join(f'{name} {share:.1%}' for name, share in found)}")
     return 0
 
 

@@ -29,12 +29,14 @@ from eval.adm import holds, read_samples, read_statistics
 from eval.atoken_features import ATokenFeatures
 from eval.code import code_version
 from eval.contract import Item, Output, State
+from eval.metrics.classes import ClassAccuracy
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
 from eval.metrics.features import FeatureMetric, Frechet, Measure
 from eval.metrics.moments import gaussian
 from eval.networks import EfficientNetLite0, Inception, Network, TorchScriptNetwork
 from eval.prepare import Preparation
 from eval.protocol import EvalProtocol, result_row, settings
+from eval.sources.folders import IMAGENET, class_folders
 
 NAME = "generation"
 LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".npz"})
@@ -97,10 +99,16 @@ def evaluate_generation(
     given = read_statistics(reference, network.checksum) if "mu" in arrays else {}
     images = not given or "arr_0" in arrays
     gfid = "gfid"
+    accuracy: list[Measure] = []
+    left_out = {}
     if isinstance(network, EfficientNetLite0):  # FID and Inception Score are names of Inception's numbers
         gfid, score = f"Fréchet ({network.name})", replace(score, name=f"class score ({network.name})")
-    measures: list[Measure] = [Frechet(gfid, reference=given.get("pooled"))]
-    left_out = {}
+        named = f"classifier accuracy ({network.name})"
+        try:
+            accuracy = [ClassAccuracy(named, _known_classes(samples))]
+        except MediaError as error:
+            left_out[named] = str(error)
+    measures: list[Measure] = [Frechet(gfid, reference=given.get("pooled")), *accuracy]
     if "spatial" not in network.kinds:
         left_out["sfid"] = NO_SPATIAL
     elif given and "spatial" not in given:
@@ -127,6 +135,11 @@ def evaluate_generation(
             f"{crowd.neighbour} images on each side, and the network."
         )
     return {"numbers": numbers, "left_out": left_out, "record": metric.record | _described(seen, given)}
+
+
+def _known_classes(samples: Path) -> dict[str, int]:
+    """ImageNet's classes by key, of samples in a folder for each: its synset or its number. Raises: MediaError."""
+    return {entry.key: entry.label or 0 for entry in class_folders(samples, IMAGENET).entries}
 
 
 def image_statistics(images: Path, network: Network, *, batch: int = 64) -> dict[str, Gaussian]:

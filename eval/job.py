@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atoken.errors import AtokenError
+from atoken.metrics.pinned import FETCHED, located
 from eval.code import code_version
 from eval.contract import Dataset, Metric, Model
 from eval.measures import Build
@@ -24,10 +25,11 @@ Modality = Literal["image", "video", "asset"]
 class Task:
     """A row of ``eval/tasks.py``.
 
-    open: lists the entries of the folder ``folder`` below the data's root; of a synthetic task, whose ``folder`` is
-    None, those of a seed. metrics: what builds each, by its name. make: what is asked of a model. model: options of
-    ``AToken`` that the task sets. full: how many items the whole data set has. shard: items whose results are kept
-    together; batch: items that the model gets at once, within a shard. table3: it is in the paper's table 3.
+    open: lists the entries of the folder ``folder`` below the data's root, or, after ``fetched:``, below the cache of
+    ``atoken fetch``; of a synthetic task, whose ``folder`` is None, those of a seed. metrics: what builds each, by its
+    name. make: what is asked of a model. model: options of ``AToken`` that the task sets. full: how many items the
+    whole data set has. shard: items whose results are kept together; batch: items that the model gets at once, within a
+    shard. table3: it is in the paper's table 3.
     """
 
     name: str
@@ -50,7 +52,11 @@ class Task:
             return self.open(SEED if seed is None else seed)
         if seed is not None:
             raise AtokenError(f"The task {self.name} reads files and has no seed; leave --seed out.")
-        return self.open(root / self.folder)
+        path = located(self.folder, root)
+        if self.folder.startswith(FETCHED) and not path.exists():
+            name = self.folder.removeprefix(FETCHED).partition("/")[0]
+            raise AtokenError(f"There is no folder {path}; run `atoken fetch {name}`.")
+        return self.open(path)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,17 @@ from atoken.metrics.stlpips import load_stlpips
 from atoken.metrics.vgg import load_vgg
 from eval.atoken_features import ATokenFeatures
 from eval.contract import Metric, Model
+from eval.metrics.classes import ClassAgreement
 from eval.metrics.features import FrechetMetric
 from eval.metrics.perceptual import Lpips, StLpips
 from eval.metrics.pixels import BlockingArtefacts, MsSsim, Psnr, Ssim
+from eval.metrics.probe import LinearProbe
 from eval.metrics.retrieval import Retrieval
 from eval.metrics.usage import CodeUsage, Size
 from eval.metrics.zero_shot import Choice, Templates, ZeroShot, class_vectors
 from eval.models.tokenizer import AToken
 from eval.networks import I3D, EfficientNetLite0, Inception
+from eval.sources.samples import LEARNED
 
 TILE_FRAMES, PATCH = 16, 16  # of AToken: frames of a tile, pixels of a patch
 
@@ -61,6 +64,11 @@ def _of_nano(*, videos: bool) -> Build:
     return build
 
 
+def _efficientnet(needs: Needs) -> FrechetMetric:
+    agreement = ClassAgreement(f"classifier agreement ({EfficientNetLite0.name})")
+    return FrechetMetric(EFFICIENTNET, EfficientNetLite0(needs.weights, needs.device), agreement)
+
+
 PSNR: dict[str, Build] = {"psnr": lambda _: Psnr()}
 USAGE: dict[str, Build] = {"usage": _usage}
 PIXELS: dict[str, Build] = {
@@ -75,7 +83,7 @@ PIXELS: dict[str, Build] = {
 EFFICIENTNET = f"Fréchet ({EfficientNetLite0.name})"
 IMAGES: dict[str, Build] = PIXELS | {
     "ms-ssim": lambda _: MsSsim(),
-    EFFICIENTNET: lambda needs: FrechetMetric(EFFICIENTNET, EfficientNetLite0(needs.weights, needs.device)),
+    EFFICIENTNET: _efficientnet,
 }
 BLOCKING_IN_TIME: dict[str, Build] = {
     "blocking artefacts in time": lambda _: BlockingArtefacts(TILE_FRAMES, in_time=True)
@@ -89,6 +97,7 @@ NANO: dict[str, Build] = {"nano frechet": _of_nano(videos=False)}
 NANO_VIDEOS: dict[str, Build] = {"nano frechet": _of_nano(videos=True)}
 ZERO_SHOT: dict[str, Build] = {"zero-shot": _zero_shot}
 CHOICE: dict[str, Build] = {"choice": lambda needs: Choice(needs.model)}
+PROBE: dict[str, Build] = {"linear probe": lambda _: LinearProbe(f"{LEARNED}/")}
 RETRIEVAL: dict[str, Build] = {"retrieval": lambda needs: Retrieval(needs.model)}
 
 

@@ -10,6 +10,9 @@ background), templates (80 of OpenAI), which captions of COCO (those of the test
     ROOT/davis/JPEGImages/1080p/VIDEO/*.jpg   ROOT/tokenbench/**/*.mp4   ROOT/toys4k/CLASS/**/*.obj
     ROOT/msr-vtt/MSRVTT_JSFUSION_test.csv, videos/*.mp4
     ROOT/msvd/test_list.txt, raw-captions.pkl (or captions.txt), videos/*.avi
+    ROOT/kodak/*.png   ROOT/sample-videos/*.mp4, *.mkv   (docs/data.md)
+
+Photographs and furniture are in the cache of ``atoken fetch``.
 """
 
 from __future__ import annotations
@@ -21,9 +24,9 @@ from functools import partial
 from atoken.modalities import ASSET
 from eval import measures
 from eval.job import Task
-from eval.metrics.zero_shot import CLASS_NAME_ONLY, OPENAI
+from eval.metrics.zero_shot import A_PHOTO, A_THING, CLASS_NAME_ONLY, OPENAI
 from eval.prepare import Preparation
-from eval.sources import captions, folders, synthetic
+from eval.sources import captions, folders, samples, synthetic
 
 _SQUARE = Preparation("adm", 256)
 _RETRIEVED = Preparation("centre", 224, frames=12, fps=Fraction(1), spread=True)
@@ -105,10 +108,39 @@ _SYNTHETIC = _by_name(
       name, source in {"counts": synthetic.counts, "relations": synthetic.relations,
                        "orders": synthetic.orders}.items()),
     Task("code-usage", "image", None, synthetic.coded_images, Preparation(), measures.USAGE),
-    Task("photographs", "image", "", synthetic.photographs, Preparation(), measures.IMAGES, shard=1, batch=1),
 )  # fmt: skip
 
-TASKS: dict[str, Task] = _PUBLISHED | _SYNTHETIC
+
+def _of_photos(split: str) -> list[Task]:
+    """The tasks of a split of the photographs of clothes and groceries: ``test``, or ``validation`` to choose by."""
+    kinds = {"clothes": samples.clothes, "groceries": samples.groceries}
+    return [
+        Task(f"photos-{split}", "image", f"fetched:photos/{split}", samples.photos, Preparation(), measures.IMAGES,
+             shard=126, batch=6),
+        *(Task(f"photos-{split}-{kind}-zero-shot", "image", f"fetched:photos/{split}",
+               partial(samples.photos, class_of=class_of), Preparation(), _ZERO_SHOT, "embed", templates=A_PHOTO,
+               shard=128, batch=16) for kind, class_of in kinds.items()),
+        *(Task(f"photos-{split}-{kind}-probe", "image", "fetched:photos",
+               partial(samples.photos_to_probe, class_of=class_of, tested=split), Preparation(), measures.PROBE,
+               "embed", shard=128, batch=16) for kind, class_of in kinds.items()),
+    ]  # fmt: skip
+
+
+_REAL = _by_name(
+    Task("kodak", "image", "kodak", folders.images, Preparation(), measures.IMAGES, full=24, shard=4, batch=1),
+    Task("photographs", "image", "", synthetic.photographs, Preparation(), measures.IMAGES, shard=1, batch=1),
+    *_of_photos("test"),
+    *_of_photos("validation"),
+    Task("sample-videos", "video", "sample-videos", folders.videos, Preparation("short side at most", 256, frames=48),
+         _OF_VIDEO, full=13, shard=1, batch=1),
+    Task("furniture-test", "asset", "fetched:furniture/test", samples.furniture, _FROM_16_SIDES, measures.VIEWS,
+         shard=4, batch=1),
+    Task("furniture-test-zero-shot", "asset", "fetched:furniture/test",
+         partial(samples.furniture, class_of=samples.noun), _FROM_16_SIDES, _ZERO_SHOT, "embed",
+         templates=A_THING, shard=4, batch=1, model={"voxels": 4096}),
+)  # fmt: skip
+
+TASKS: dict[str, Task] = _PUBLISHED | _REAL | _SYNTHETIC
 
 # Of a user's folder, by modality. Larger images would take minutes each on a CPU; the protocol says what was done.
 LOCAL: dict[str, Task] = {

@@ -67,7 +67,7 @@ ALLOWED_NAMES = {
     **dict.fromkeys((f"atoken/media/{name}.py:kind" for name in ("process", "worker")), "of a message"),
     **dict.fromkeys(
         ("eval/atoken_features.py:kinds", "eval/networks.py:kinds", "eval/metrics/distribution.py:kind",
-         "eval/metrics/features.py:kind"),
+         "eval/metrics/features.py:kind", "eval/metrics/classes.py:kind"),
         "of features: pooled, spatial, probabilities",
     ),
 }  # fmt: skip

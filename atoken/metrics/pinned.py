@@ -17,12 +17,20 @@ from torch import Tensor
 
 from atoken.errors import CheckpointError
 
+FETCHED = "fetched:"  # begins a path in the cache
+
 
 def cache() -> Path:
     """The folder of what was fetched: $ATOKEN_CACHE, or atoken in $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("ATOKEN_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atoken"
+
+
+def located(path: str, folder: Path) -> Path:
+    """A path below ``folder``, or below the cache if it begins with ``fetched:``."""
+    fetched = path.removeprefix(FETCHED)
+    return folder / path if fetched == path else cache() / fetched
 
 
 @dataclass(frozen=True)

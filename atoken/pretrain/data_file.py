@@ -50,7 +50,7 @@ from typing import Annotated, Any, get_type_hints
 from msgspec import Meta
 
 from atoken.errors import MediaError
-from atoken.metrics.pinned import cache
+from atoken.metrics.pinned import located
 from atoken.modalities import MODALITIES
 from atoken.pretrain.curriculum import CURRICULA
 from atoken.train.overrides import known, typed
@@ -58,7 +58,6 @@ from atoken.train.recipe import Count
 
 SETTINGS = {"seed": Annotated[int, Meta(ge=0)], "most_broken": Annotated[float, Meta(ge=0, le=1)]}
 WANTED = "name a TOML file or a folder of media, or write procedural"
-FETCHED = "fetched:"  # begins a path in the cache
 SOURCE_TYPES = ("folder", "shards", "table", "procedural")
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -151,5 +150,4 @@ def _origin(path: Path, where: str, stated: Any) -> Origin:
         raise MediaError(f"{where}: media and captions name the columns of a table; a source of {kind} has none.")
     if kind == "procedural":
         return Origin(**found)
-    fetched = found[kind].removeprefix(FETCHED)
-    return Origin(**found | {kind: str(path.parent / fetched if fetched == found[kind] else cache() / fetched)})
+    return Origin(**found | {kind: str(located(found[kind], path.parent))})

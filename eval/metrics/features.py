@@ -11,11 +11,10 @@ import numpy as np
 from atoken.errors import AtokenError
 from atoken.metrics.frechet import Gaussian, check_width, frechet_distance
 from eval.contract import Output, State
+from eval.metrics.classes import SIDES, ClassAccuracy, ClassAgreement
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
 from eval.metrics.moments import add_rows, gaussian, merge_rows
 from eval.networks import Network
-
-SIDES = ("prediction", "target")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +61,7 @@ class Frechet:
 
 
 # ``fold`` adds (B, D) features of one side, in order; arrays of a state begin with the name of the measure and a dot.
-Measure = Frechet | InceptionScore | PrecisionRecall
+Measure = Frechet | InceptionScore | PrecisionRecall | ClassAgreement | ClassAccuracy
 
 
 class FeatureMetric:
@@ -113,15 +112,23 @@ class FeatureMetric:
 
 
 class FrechetMetric(FeatureMetric):
-    """The Frechet distance of pooled features of reconstructions and originals, as a ``Metric``: rFID, rFVD."""
+    """The Frechet distance of pooled features of reconstructions and originals, as a ``Metric``: rFID, rFVD.
 
-    def __init__(self, name: str, network: Network) -> None:
-        super().__init__(name, network, [Frechet(name)])
+    agreement: what the same network says of the classes of both.
+    """
+
+    def __init__(self, name: str, network: Network, *agreement: ClassAgreement) -> None:
+        super().__init__(name, network, [Frechet(name), *agreement])
+        self._agreement = agreement
 
     def merge(self, first: State, second: State) -> State:
-        """The sums of the outputs of ``first``, then those of ``second``."""
-        prediction, target = (merge_rows(first, second, f"{self.name}.{side}") for side in SIDES)
-        return prediction | target
+        """What was folded of the outputs of ``first``, then of those of ``second``."""
+        merged: State = {}
+        for side in SIDES:
+            merged |= merge_rows(first, second, f"{self.name}.{side}")
+        for one in self._agreement:
+            merged |= one.merge(first, second)
+        return merged
 
     def finish(self, state: State) -> dict[str, float]:
         """As ``Frechet.finish``. Raises: AtokenError for a single item, which has no covariance."""

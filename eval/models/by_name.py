@@ -16,13 +16,18 @@ from atoken.errors import AtokenError
 from atoken.loading import load
 from atoken.tokenizer import Tokenizer
 from eval.contract import Model
+from eval.generation import network_of
+from eval.measures import IMAGES
 from eval.models.autoencoders import Autoencoder
 from eval.models.codecs import FORMATS, ImageCodec
+from eval.models.features import Features
 from eval.models.pca import PCA
 from eval.models.tokenizer import AToken
 from eval.models.torchscript import TorchScriptModel
 from eval.models.video_codecs import FORMATS as VIDEO_FORMATS
 from eval.models.video_codecs import VideoCodec
+from eval.sources.entry import Prepared
+from eval.tasks import TASKS
 
 
 def _autoencoder(folder: str, options: argparse.Namespace) -> Autoencoder:
@@ -51,12 +56,26 @@ def _codec(format: str, quality: str, _: argparse.Namespace) -> ImageCodec | Vid
     return VideoCodec(format, _number(quality, "CRF"))
 
 
+def _pca_of(task: str, components: str, options: argparse.Namespace) -> PCA:
+    """Of the very images of a task, which are read once."""
+    return _fitted(task, getattr(options, "data", "."), int(_number(components, "number")))
+
+
+@lru_cache(maxsize=1)
+def _fitted(task: str, root: str, components: int) -> PCA:
+    items = Prepared(TASKS[task].listing(Path(root), None).entries, TASKS[task].prepare)
+    return PCA.of_items(items, task, components)
+
+
 TYPES: dict[str, Callable[[str, argparse.Namespace], Model]] = {
     **{format: partial(_codec, format) for format in (*FORMATS, *VIDEO_FORMATS)},
     "diffusers": _autoencoder,
     "torchscript": _torchscript,
+    "features": lambda name, options: Features(
+        network_of(name, options.weights, device_of(options), trust=options.trust)
+    ),
     "pca": lambda components, _: PCA.of_images(int(_number(components, "number"))),
-    "pca-of-photographs": lambda components, _: PCA.of_photographs(int(_number(components, "number"))),
+    **{f"pca-of-{task}": partial(_pca_of, task) for task in TASKS if TASKS[task].metrics is IMAGES},
 }
 
 

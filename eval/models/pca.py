@@ -1,7 +1,7 @@
 """Principal components of patches: a linear tokenizer of as many dimensions. ``P``: values of a patch.
 
 The components are fitted on procedural media that are held apart from what is measured, or, as an upper bound, on the
-very photographs that are measured.
+very images that are measured.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ from atoken.data.synthetic.procedural import make_image, make_video
 from atoken.errors import AtokenError
 from atoken.metrics.pca import leading
 from atoken.patches import PATCH
-from eval.contract import Item, Output
+from eval.contract import Dataset, Item, Output
 from eval.models.pixels import Block, PixelModel, Stored, cut, frames_of, how_drawn, padded, rounded
-from eval.prepare import Preparation
-from eval.sources.entry import Prepared
-from eval.sources.synthetic import photographs
 
 COMPONENTS = 48  # latent channels of nano
 FITTED_SEED = 20_260_917  # of procedural media that neither training nor a task uses
 IMAGES, VIDEOS, SIDE = 128, 64, 256  # what is fitted on: 32,768 patches, and as many of videos of 8 frames
-OF_EACH = 400  # random patches of each photograph
+OF_EACH = 400  # random patches of each image that is measured
 _FRAMES, _PATCHES = "(t a) (h b) (w c) d", "(t h w) (a b c d)"
 
 
@@ -83,15 +80,14 @@ class PCA(PixelModel):
         return cls(drawn, where, components, PATCH)
 
     @classmethod
-    def of_photographs(cls, components: int = COMPONENTS) -> PCA:
-        """Fitted on random patches of the photographs of the task ``photographs``: as good as linear codes get there.
+    def of_items(cls, items: Dataset, task: str, components: int = COMPONENTS) -> PCA:
+        """Fitted on random patches of the very images of a task: as good as linear codes get there.
 
-        Raises: MissingExtraError without scikit-image.
+        Raises: MediaError.
         """
-        items = Prepared(photographs().entries, Preparation())
         fitted = random_patches(frames_of(items[number], "PCA") for number in range(len(items)))
-        found = cls(fitted, f"{OF_EACH} patches of each of the photographs", components)
-        found.name = found.name.replace("PCA", "PCA of the photographs")
+        found = cls(fitted, f"{OF_EACH} patches of each image of {task}", components)
+        found.name = found.name.replace("PCA", f"PCA of {task}")
         return found
 
     def _output(self, item: Item) -> Output:

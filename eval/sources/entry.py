@@ -17,17 +17,21 @@ Draw = Callable[[], Image | Video | Mesh]
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of a data set, not read yet: a file, a folder of views, frames of a video, or what draws it."""
+    """One member of a data set, not read yet: a file, a folder of views, frames of a video, or what draws it.
+
+    size: bytes on disk of what is drawn, where it lies in a larger file.
+    """
 
     key: str
     media: Path | tuple[Path, ...] | Draw
     label: int | None = None
     captions: tuple[str, ...] = ()
+    size: int = 0
 
     def line(self) -> str:
         """For the hash of a data set: name, bytes on disk, label, captions."""
         files = () if callable(self.media) else (self.media,) if isinstance(self.media, Path) else self.media
-        return json.dumps([self.key, sum(map(_bytes, files)), self.label, self.captions])
+        return json.dumps([self.key, self.size + sum(map(_bytes, files)), self.label, self.captions])
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from eval.generation import evaluate_generation, network_of
 from eval.measures import EFFICIENTNET, IMAGES, Needs
 from eval.networks import I3D, EfficientNetLite0, Inception, TorchScriptNetwork, middle_square
 from tests.eval.plain_network import images
+from tests.plain_i3d import plain_i3d
 from tests.random_networks import i3d_variables, pinned, randomised
 from tests.tokenizer.texts import small_texts_model, words
 from tests.tolerances import FP32
@@ -164,6 +165,52 @@ def test_i3d_is_the_plain_one_where_its_file_is(tmp_path, monkeypatch):
         wanted = i3d.published_i3d(variables)(middle_square(CLIP[:9], 224).movedim(0, 1)[None])
     np.testing.assert_allclose(network.features([CLIP])["pooled"], wanted, atol=FP32 * float(wanted.abs().max()))
     assert network.record["frames"] == "the first 9"
+
+
+class ScriptedI3D(nn.Module):
+    """A traced network of every layer behind the face of StyleGAN-V's file."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, videos: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False):
+        assert not rescale
+        assert not resize
+        assert return_features
+        return self.layers(videos)[-1]
+
+
+class PlainI3D(nn.Module):
+    def __init__(self, variables):
+        super().__init__()
+        self.variables = variables
+
+    def forward(self, videos_BCTHW):
+        return tuple(plain_i3d(videos_BCTHW.movedim(1, -1), self.variables).values())
+
+
+@torch.inference_mode()
+def test_i3d_in_torchscript_gives_the_features_of_the_plain_one_in_every_layer(tmp_path, monkeypatch):
+    variables = i3d_variables()
+    folders = tmp_path / "plain", tmp_path / "script"
+    for folder in folders:
+        folder.mkdir()
+    file = pinned(i3d.I3D_WEIGHTS, folders[0], lambda opened: pickle.dump(variables, opened))
+    video = middle_square(CLIP[:9], 224).movedim(0, 1)[None]
+    script = ScriptedI3D(torch.jit.trace(PlainI3D(variables), (video,), check_trace=False))
+    digest = saved(script, folders[1] / "i3d_torchscript.pt")
+    monkeypatch.setattr(networks, "I3D_FILE", replace(networks.I3D_FILE, sha256=digest))
+    for module in (i3d, networks):
+        monkeypatch.setattr(module, "I3D_WEIGHTS", file)
+    monkeypatch.setenv("ATOKEN_CACHE", str(tmp_path))
+    layers = torch.jit.load(folders[1] / "i3d_torchscript.pt").layers(video)
+    for (name, plain), scripted in zip(i3d.published_i3d(variables).layers(video), layers, strict=True):
+        torch.testing.assert_close(plain, scripted, rtol=0, atol=FP32 * float(scripted.abs().max()), msg=name)
+    plain, scripted = (I3D(folder, trust=True, frames=9) for folder in folders)
+    assert {plain.checksum, scripted.checksum} == {file.sha256, digest}
+    wanted = scripted.features([CLIP])["pooled"]
+    np.testing.assert_allclose(plain.features([CLIP])["pooled"], wanted, rtol=0, atol=FP32 * np.abs(wanted).max())
 
 
 @pytest.fixture
