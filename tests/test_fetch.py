@@ -12,7 +12,7 @@ import pytest
 from atoken.cli import main
 from atoken.data.sources import FolderSource
 from atoken.errors import AtokenError
-from atoken.fetch import FETCHABLES, Fetchable, fetch
+from atoken.fetch import FETCHABLES, Fetchable, _with_article, fetch
 from atoken.metrics.pinned import PinnedFile
 
 WEIGHTS = b"weights" * 100
@@ -119,11 +119,11 @@ def debian(data):
 
 CATALOGUE = """# a comment
 id=Some
-name#1=Bed
+name#1=Bed 2 \\u20ac
 category#1=Bedroom
 model#1=/some/bed/bed.obj
 creator#1=Nobody
-name#2=Ball
+name#2=Scissors
 model#2=/some/ball/ball.obj
 """
 
@@ -138,13 +138,14 @@ def test_furniture_has_an_index_with_names_licences_and_creators(tmp_path, cache
     monkeypatch.setitem(FETCHABLES, "furniture", replace(FETCHABLES["furniture"], sha256=sha256(package).hexdigest()))
     (index,) = fetch("furniture", path)
     lines = [json.loads(line) for line in index.read_text().splitlines()]
+    assert [line["a_label"] for line in lines] == ["scissors", "a bed 2 €"]
     assert [(line["file"], line["label"], line["category"], line["creator"], line["licence"]) for line in lines] == [
-        ("furniture/train/000-ball/ball.obj", "ball", "", "", "CC0"),
-        ("furniture/train/001-bed/bed.obj", "bed", "bedroom", "Nobody", "CC0"),
+        ("furniture/train/000-ball/ball.obj", "scissors", "", "", "CC0"),
+        ("furniture/train/001-bed/bed.obj", "bed 2 €", "bedroom", "Nobody", "CC0"),
     ]
     source = FolderSource(cache / "furniture/train", [".obj"])
     assert [(sample.media.read_bytes(), sample.record["label"]) for sample in (source[0], source[1])] == [
-        (b"v 1 1 1", "ball"), (b"v 0 0 0", "bed"),
+        (b"v 1 1 1", "scissors"), (b"v 0 0 0", "bed 2 €"),
     ]  # fmt: skip
     assert sorted(file.name for file in (cache / "furniture/train/001-bed").iterdir()) == [
         "bed.json",
@@ -166,3 +167,15 @@ def test_every_tenth_asset_is_for_tests(tmp_path, cache, monkeypatch):
     }
     assert found["test"] == ["o09.obj", "o19.obj"]
     assert len(found["train"]) == 23
+
+
+@pytest.mark.parametrize(
+    ("label", "named"),
+    [
+        ("armchair", "an armchair"), ("utensils pot", "a utensils pot"), ("shelves", "shelves"), ("cactus", "a cactus"),
+        ("glass", "a glass"), ("table on trestles", "a table on trestles"), ("sofa 2 seats", "a sofa 2 seats"),
+        ("milk", "milk"), ("", ""),
+    ],
+)  # fmt: skip
+def test_labels_have_the_article_that_they_need(label, named):
+    assert _with_article(label) == named

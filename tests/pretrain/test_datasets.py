@@ -21,11 +21,13 @@ from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, class_of
 from atoken.data.synthetic.procedural import make_image, make_video
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Video, write_video
+from atoken.modalities import MODALITIES
 from atoken.modalities.pixels import patchify, to_values
+from atoken.photographs import Photo
 from atoken.pretrain.batches import batch
 from atoken.pretrain.curriculum import CURRICULA, SEMANTICS
 from atoken.pretrain.data_file import read_data
-from atoken.pretrain.datasets import TaskDataset, generated, load_datasets, shape
+from atoken.pretrain.datasets import MAKERS, TaskDataset, generated, load_datasets, shape
 from atoken.pretrain.packing import Budget, budgets
 from atoken.pretrain.stages import Stage, Task
 from atoken.train.recipe import Recipe
@@ -386,3 +388,16 @@ def test_what_is_for_image_files_is_refused_elsewhere(table: str, key: str, tmp_
     stage = replace(STAGE, mixture={table[:5]: 1})
     with pytest.raises(MediaError, match=rf"\.x\]: {key} is for sources of image files in a table of"):
         datasets_of(tmp_path, f"[{table}\n{key} = true\n", stage)
+
+
+def test_the_data_of_nano_serve_every_task_with_captions_of_what_is_recorded() -> None:
+    data = read_data(Path(__file__).parents[2] / "scripts" / "nano.toml", [])
+    fields = Photo("train/any", b"", "any", "any", "any").record()
+    for stage in CURRICULA["nano"].values():
+        for name, task in stage.tasks.items():
+            if task.modality in MODALITIES:
+                for origin in data.origins(name, task.modality)[1].values():
+                    path = origin.procedural or origin.shards or origin.folder
+                    assert path in MAKERS[task.modality] or "/train" in path
+                    assert not task.texts or path in MAKERS[task.modality] or origin.templates
+                    assert all(template.format_map(fields) for template in origin.templates)

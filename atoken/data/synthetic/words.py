@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 COLOURS = {
@@ -24,6 +26,7 @@ COLOURS = {
     "navy": (25, 30, 85),
 }
 NUMBERS = ("no", "one", "two", "three", "four", "five")
+_AS_YOU = re.compile("u[^aeiou][aeiou]")  # begins as "you" does
 _GREYS = ("black", "grey", "white")
 _CHROMATIC = [name for name in COLOURS if name not in _GREYS]
 
@@ -48,5 +51,5 @@ def name_of(colour: np.ndarray) -> str:
 
 
 def article(noun: str) -> str:
-    """The noun with "a" or "an" before it."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    """The noun with "a" or "an" before it: an umbrella, a unit."""
+    return f"{'an' if noun[0] in 'aeiou' and not _AS_YOU.match(noun) else 'a'} {noun}"
