@@ -1,7 +1,8 @@
 """3D assets in GLB, glTF, OBJ, PLY, STL and OFF, read in a child process (all but glTF through trimesh).
 
 A damaged or hostile file can at worst end the child, which has limits on memory and time. What a file names is read
-only inside the file's own folder, and counts are checked before memory is taken for them.
+only inside the file's own folder, a texture with an absolute path by its name there, and counts are checked before
+memory is taken for them.
 
 **Axes.** glTF and OBJ are y up: (x, y, z) becomes (x, -z, y), so that their front (+z) faces -y. PLY, STL and OFF do
 not state an axis and are taken as z up. Every asset is then fitted into [-0.5, 0.5]^3 (``atoken.mesh.fitted``).

@@ -17,6 +17,7 @@ from atoken.media.image import read_image
 from atoken.media.limits import Limits
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # of an address, or the drive of a path of Windows
+_ELSEWHERE = re.compile(r"^([A-Za-z]:)?[\\/](.*[\\/])?")  # folders on the machine that wrote the file
 _DATA = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 
 
@@ -92,6 +93,7 @@ class Folder:
 class FolderResolver:
     """Gives trimesh the files that an OBJ or PLY file names.
 
+    Of a texture with an absolute path, as modelling programs write it, the one of its name in the folder is taken.
     trimesh catches every exception of its resolver, so the one to be raised is kept in ``refused``. Images are decoded
     here into ``images``, and trimesh gets images of one pixel in their place.
     """
@@ -104,11 +106,12 @@ class FolderResolver:
     def get(self, name: str) -> bytes:
         """Give a file's bytes; text comes as UTF-8. Raises: FileNotFoundError, MediaError."""
         try:
-            data = self._folder.read(name.strip())
+            library = name.lower().endswith(".mtl")
+            data = self._folder.read(name.strip() if library else _ELSEWHERE.sub("", name.strip()))
             if data is None:
                 self._folder.note(f"the file {_short(name)!r} that it names is missing; it is read without it.")
                 raise FileNotFoundError(name)
-            if name.lower().endswith(".mtl"):
+            if library:
                 return decoded(data).encode()
             self.images[name] = self._folder.image(data, f"The texture {_short(name)!r}")
         except MediaError as error:

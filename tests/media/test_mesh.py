@@ -207,6 +207,18 @@ def test_which_corner_of_a_texture_is_which(tmp_path: Path, square) -> None:
     assert {place: seen_at(mesh, np.array(place)) for place in SEEN} == SEEN
 
 
+@pytest.mark.parametrize("folder", ["C:\\Users\\me\\", "c:/", "/home/me/my textures/", "/"])
+def test_a_texture_with_the_path_of_another_machine_is_looked_for_in_the_folder(tmp_path: Path, folder: str) -> None:
+    path = obj_square(tmp_path)
+    (tmp_path / "a.mtl").write_text(f"newmtl m\nKd 0.4 0.4 0.4\nmap_Kd {folder}a.png\n")
+    np.testing.assert_array_equal(read(path).textures[0], CORNERS)
+    (tmp_path / "a.png").unlink()
+    with pytest.warns(AtokenWarning, match=r"a\.png' that it names is missing"):
+        mesh = read_mesh(path)
+    assert not mesh.textures
+    np.testing.assert_array_equal(mesh.colors[..., :3], 102)
+
+
 def test_nodes_place_their_meshes(tmp_path: Path) -> None:
     """A box of red below the root, and one of green on top of it by two nodes, the upper turned; then y becomes z."""
     file, box = Gltf(), trimesh.creation.box((1, 1, 1))
