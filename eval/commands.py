@@ -93,6 +93,8 @@ def _of_data(options: argparse.Namespace) -> str:
 def _measured(options: argparse.Namespace, tasks: Sequence[Task], called: str, seed: int | None = None) -> int:
     """Measure, write and show; ranks other than 0 only measure. A task whose data are missing is a row that says so."""
     start, ranks = time.time(), Ranks.launched()
+    if seed is not None and all(task.folder is not None for task in tasks):
+        raise AtokenError("These tasks read files, and nothing is drawn from a seed; leave --seed out.")
     model_of(options)  # what is wrong with it is said before anything is written
     folder = result_folder(options, options.model, called)
     make_folder(folder)

@@ -47,11 +47,12 @@ class Task:
     table3: bool = False
 
     def listing(self, root: Path, seed: int | None) -> Listing:
-        """The entries below ``root``, or those of ``seed``. Raises: MediaError; AtokenError for a seed without use."""
+        """The entries below ``root``, or, where they are drawn, those of ``seed``.
+
+        Raises: MediaError; AtokenError for data that are not fetched.
+        """
         if self.folder is None:
             return self.open(SEED if seed is None else seed)
-        if seed is not None:
-            raise AtokenError(f"The task {self.name} reads files and has no seed; leave --seed out.")
         path = located(self.folder, root)
         if self.folder.startswith(FETCHED) and not path.exists():
             name = self.folder.removeprefix(FETCHED).partition("/")[0]

@@ -10,7 +10,7 @@ background), templates (80 of OpenAI), which captions of COCO (those of the test
     ROOT/davis/JPEGImages/1080p/VIDEO/*.jpg   ROOT/tokenbench/**/*.mp4   ROOT/toys4k/CLASS/**/*.obj
     ROOT/msr-vtt/MSRVTT_JSFUSION_test.csv, videos/*.mp4
     ROOT/msvd/test_list.txt, raw-captions.pkl (or captions.txt), videos/*.avi
-    ROOT/kodak/*.png   ROOT/sample-videos/*.mp4, *.mkv   (docs/data.md)
+    ROOT/kodak/*.png   ROOT/videos/*.mp4, *.mkv   (docs/data.md)
 
 Photographs and furniture are in the cache of ``atoken fetch``.
 """
@@ -24,7 +24,7 @@ from functools import partial
 from atoken.modalities import ASSET
 from eval import measures
 from eval.job import Task
-from eval.metrics.zero_shot import A_PHOTO, A_THING, CLASS_NAME_ONLY, OPENAI
+from eval.metrics.zero_shot import A_PHOTO, CLASS_NAME_ONLY, OPENAI
 from eval.prepare import Preparation
 from eval.sources import captions, folders, samples, synthetic
 
@@ -131,13 +131,13 @@ _REAL = _by_name(
     Task("photographs", "image", "", synthetic.photographs, Preparation(), measures.IMAGES, shard=1, batch=1),
     *_of_photos("test"),
     *_of_photos("validation"),
-    Task("sample-videos", "video", "sample-videos", folders.videos, Preparation("short side at most", 256, frames=48),
+    Task("sample-videos", "video", "videos", folders.videos, Preparation("short side at most", 256, frames=48),
          _OF_VIDEO, full=13, shard=1, batch=1),
     Task("furniture-test", "asset", "fetched:furniture/test", samples.furniture, _FROM_16_SIDES, measures.VIEWS,
          shard=4, batch=1),
     Task("furniture-test-zero-shot", "asset", "fetched:furniture/test",
          partial(samples.furniture, class_of=samples.noun), _FROM_16_SIDES, _ZERO_SHOT, "embed",
-         templates=A_THING, shard=4, batch=1, model={"voxels": 4096}),
+         templates=CLASS_NAME_ONLY, shard=4, batch=1, model={"voxels": 4096}),
 )  # fmt: skip
 
 TASKS: dict[str, Task] = _PUBLISHED | _REAL | _SYNTHETIC

@@ -38,7 +38,7 @@ class Templates:
 
 
 CLASS_NAME_ONLY = Templates("class name only", ("{}",))
-A_PHOTO, A_THING = Templates("a photo of", ("a photo of {}",)), Templates("a", ("a {}",))
+A_PHOTO = Templates("a photo of", ("a photo of {}",))
 # Those of CLIP on ImageNet, which open_clip and most papers use; "a origami" is OpenAI's.
 _SENTENCES = Path(__file__).with_name("openai_templates.txt").read_text(encoding="utf-8")
 OPENAI = Templates("80 of OpenAI", tuple(_SENTENCES.splitlines()))

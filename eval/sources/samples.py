@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atoken.data.sources import FolderSource, Sample, ShardSource, Source
+from atoken.data.synthetic.words import article
 from atoken.errors import MediaError
 from atoken.io import Image, read_image
 from atoken.modalities import ASSET
@@ -22,7 +23,7 @@ Record = Mapping[str, Any]  # what the .json of a sample says
 ClassOf = Callable[[Record], str | None]  # the name of a sample's class; None where it has none
 CLOTHING = "clothing"  # the group of all clothes
 LEARNED = "train"  # the split that probes learn from, and the beginning of the keys of its items
-FURNITURE_NOUNS = 20
+FURNITURE_NOUNS = 20  # classes of furniture: so many nouns
 
 
 def clothes(record: Record) -> str | None:
@@ -36,8 +37,9 @@ def groceries(record: Record) -> str | None:
 
 
 def noun(record: Record) -> str | None:
-    """The last word of a label that has letters only: "sofa" of "corner sofa 2"."""
-    return next((word for word in reversed(record["label"].split()) if word.isalpha()), None)
+    """The last word of a label that has letters only, with its article: "a sofa" of "corner sofa 2"."""
+    found = next((word for word in reversed(record["label"].split()) if word.isalpha()), None)
+    return None if found is None else article(found)
 
 
 def photos(root: Path, class_of: ClassOf | None = None) -> Listing:

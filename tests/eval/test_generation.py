@@ -11,6 +11,7 @@ from atoken.metrics.frechet import Gaussian, frechet_distance
 from eval.adm import write_statistics
 from eval.generation import NO_IMAGES, NO_PROBABILITIES, NO_SPATIAL, evaluate_generation, image_statistics
 from eval.metrics.distribution import InceptionScore, PrecisionRecall
+from eval.networks import EfficientNetLite0
 from tests.eval.plain_network import PlainNetwork, images
 from tests.tolerances import MOMENTS
 
@@ -120,6 +121,29 @@ def test_what_a_network_cannot_give_is_left_out_and_said(made):
     found = evaluate_generation(made / "prediction", made / "target", PlainNetwork(kinds=["pooled"]))
     assert found["left_out"] == {"sfid": NO_SPATIAL, "inception score": NO_PROBABILITIES}
     assert {"gfid", "precision"} <= found["numbers"].keys()
+
+
+class Classifier(EfficientNetLite0):
+    """Says that bright images are of class 1."""
+
+    def __init__(self):
+        pass
+
+    def features(self, frames):
+        bright = np.array([image.mean() > 127 for video in frames for image in video], int)
+        return {"pooled": np.random.default_rng(0).normal(size=(len(bright), 2)), "probabilities": np.eye(1000)[bright]}
+
+
+def test_accuracy_is_of_samples_in_folders_of_their_class(made):
+    name = "classifier accuracy (EfficientNet-Lite0)"
+    for number, levels in ((0, [0, 1, 2, 200]), (1, [255, 0])):
+        (made / "classes" / str(number)).mkdir(parents=True)
+        for level in levels:
+            Image(np.full((4, 4, 3), level, np.uint8)).save(made / "classes" / str(number) / f"{level}.png")
+    found = evaluate_generation(made / "classes", made / "target", Classifier())
+    assert found["numbers"][name] == 4 / 6
+    without = evaluate_generation(made / "prediction", made / "target", Classifier())
+    assert "is in no folder of a class" in without["left_out"][name]
 
 
 def test_lossy_files_and_many_sizes_are_in_the_record(made):

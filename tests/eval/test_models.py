@@ -17,10 +17,14 @@ from atoken.modalities.views import render_views
 from atoken.tokenizer import Tokenizer
 from eval.assets import mask_of
 from eval.contract import Item
-from eval.models.pca import PCA, joined, patches
+from eval.models.features import Features
+from eval.models.pca import OF_EACH, PCA, joined, patches
 from eval.models.pixels import cut, padded, rounded
 from eval.models.tokenizer import AToken
+from eval.prepare import Preparation
+from eval.sources.entry import Entry, Prepared
 from tests.eval.media import greatest_difference, pixels, synthetic_image, synthetic_video
+from tests.eval.plain_network import PlainNetwork
 from tests.model.sizes import small_model
 from tests.tokenizer.small import small_tokenizer
 from tests.tolerances import FP32, PIXEL, SAMPLED
@@ -271,6 +275,25 @@ def test_pca_with_other_floats_has_the_same_components_and_says_so():
         digest.update(str(frames.shape).encode() + frames.tobytes())
     assert pca.record["fingerprint"] == half.record["fingerprint"]
     assert digest.hexdigest() in pca.record["fingerprint"]
+
+
+def test_pca_of_the_items_of_a_task_has_patches_of_each():
+    entries = [Entry(f"{n}", lambda n=n: Image(make_image(5, n, 40, 50).frames[0])) for n in range(3)]
+    pca = PCA.of_items(Prepared(entries, Preparation()), "kodak", 12)
+    assert pca.name == "PCA of kodak, 12 numbers a patch"
+    assert f"{OF_EACH} patches of each image of kodak: {3 * OF_EACH:,} patches" in pca.record["fingerprint"]
+
+
+def test_features_of_a_network_are_unit_vectors_and_nothing_else():
+    network, items = PlainNetwork(), [synthetic_image(), synthetic_image(20, 30)]
+    rows = network.features([pixels(item) for item in items])["pooled"]
+    model = Features(network)
+    for output, row in zip(model.embed(items), rows, strict=True):
+        np.testing.assert_allclose(output.vector, row / np.linalg.norm(row), atol=FP32)
+    with pytest.raises(AtokenError, match="makes no images"):
+        model.reconstruct(items)
+    with pytest.raises(AtokenError, match="reads no texts"):
+        model.embed_texts(["a cat"])
 
 
 def test_pca_needs_as_many_patches_as_components():

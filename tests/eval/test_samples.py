@@ -76,10 +76,13 @@ def test_nouns_of_furniture_are_last_words_and_the_commonest_count(tmp_path, mon
         (tmp_path / f"{number}").mkdir()
         (tmp_path / f"{number}" / "model.obj").write_text(OBJ)
         (tmp_path / f"{number}" / "model.json").write_text(json.dumps({"label": label}))
-    assert [samples.noun({"label": label}) for label in labels] == ["sofa", "sofa", "table", "lamp", "bed", None]
+    assert [samples.noun({"label": label}) for label in labels] == [
+        "a sofa", "a sofa", "a table", "a lamp", "a bed", None,
+    ]  # fmt: skip
+    assert samples.noun({"label": "old umbrella"}) == "an umbrella"
     monkeypatch.setattr(samples, "FURNITURE_NOUNS", 2)
     listing = samples.furniture(tmp_path, samples.noun)
-    assert listing.classes == ("bed", "sofa")
+    assert listing.classes == ("a bed", "a sofa")
     assert [entry.key[0] for entry in listing.entries] == ["0", "1", "4"]
     assert len(samples.furniture(tmp_path).entries) == len(labels)
 
