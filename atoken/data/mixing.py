@@ -5,7 +5,7 @@ So the position of a run is one integer, and rank r of w takes the indices r, r 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import accumulate
@@ -40,7 +40,7 @@ class Drawn(Generic[T]):
 
 
 class Mixture:
-    """Named sources and their weights, whole numbers; ``seed`` gives the order.
+    """Named sources and their weights, whole numbers; ``seed`` gives the order, but that of the sources ``in_order``.
 
     Raises: MediaError (no sources, an empty source, a weight that is not a whole number of at least 1).
     """
@@ -49,7 +49,9 @@ class Mixture:
     # its own. How often a source came before a given index is therefore arithmetic, which makes its epochs exact. The
     # order changes so that no rank always gets the same source if the cycle and the number of ranks share a divisor.
 
-    def __init__(self, parts: Mapping[str, tuple[Source, int]], seed: int) -> None:
+    def __init__(
+        self, parts: Mapping[str, tuple[Source, int]], seed: int, in_order: Collection[str] = frozenset()
+    ) -> None:
         for name, (source, weight) in parts.items():
             if len(source) < 1 or not isinstance(weight, int) or weight < 1:
                 raise MediaError(f"The source {name} needs samples, and a whole number of at least 1 as its weight.")
@@ -58,6 +60,7 @@ class Mixture:
         self._names, self._sources = list(parts), [source for source, _ in parts.values()]
         self._weights = [weight for _, weight in parts.values()]
         self._ends, self._seed = list(accumulate(self._weights)), seed
+        self._in_order = [name in in_order for name in parts]
 
     def position(self, index: int, attempt: int = 0) -> tuple[str, int]:
         """Name of the source and number of the sample for a global index >= 0.
@@ -94,7 +97,7 @@ class Mixture:
         if attempt:
             return number, hashed(self._seed, index, attempt) % size
         epoch, turn = divmod(cycle * self._weights[number] + nth, size)
-        return number, permuted(turn, size, self._seed, number, epoch)
+        return number, turn if self._in_order[number] else permuted(turn, size, self._seed, number, epoch)
 
 
 def permuted(number: int, size: int, *key: int) -> int:

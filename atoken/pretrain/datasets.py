@@ -43,6 +43,7 @@ MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # modality -> series
     "video": {"mixed": procedural.make_video, "labelled": labelled.labelled_video, "moving": placed.moving_video},
     "asset": {"mixed": procedural.make_asset, "labelled": labelled.labelled_asset},
 }
+RELATED = ("counted", "placed", "moving")  # series whose neighbours differ in what the series is about
 MIXED = {"mixed": 1}
 MATCHED = {"image": {"labelled": 3, "grounded": 1}, "video": {"labelled": 1}, "asset": {"labelled": 1}}  # with captions
 LOOKED_AT = 16  # samples of a source that are searched for captions
@@ -71,7 +72,7 @@ class TaskDataset:
     def _fitted(self, budget: Budget, sample: Sample) -> Fitted:
         task = self.task
         if sample.suffix == PROCEDURAL:
-            return generated(task, budget, self.seed, sample.key)
+            return generated(task, replace(budget, **sample.record), self.seed, sample.key)
         if task.texts and not sample.captions:
             raise MediaError(f"{sample.key} has no caption, and {self.name} is trained on captions.")
         rng = budget.rng()
@@ -115,7 +116,8 @@ def shape(task: Task, budget: Budget) -> tuple[int, int]:
 class Procedural:
     """A series of the generator as a source. Its samples are only a name: ``generated`` makes them, by their budget.
 
-    They are numbered as in the task (``Budget.index``), so that classes alternate as in the series.
+    They are numbered as in the task (``Budget.index``), so that classes alternate as in the series; but by how many of
+    them came before in the ``RELATED`` series, whose neighbours would else be apart where there are other sources.
     """
 
     def __init__(self, series: str) -> None:
@@ -125,7 +127,7 @@ class Procedural:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(self.series, b"", PROCEDURAL, ())
+        return Sample(self.series, b"", PROCEDURAL, (), {"index": index} if self.series in RELATED else {})
 
 
 class Marked:
@@ -185,7 +187,8 @@ def _dataset(data: Data, name: str, task: Task, stage: Stage, held_out: list[Fol
             raise MediaError(f"{data.file}, [{table}.{source}]: {error}") from error
     # Each task and stage has its own order; otherwise two tasks with the same sources would see the same samples.
     own = hashed(data.seed, stage.recipe.seed, stream(task, name))
-    return TaskDataset(name, task, Mixture(sources, own), own)
+    related = {source for source, origin in origins.items() if origin.procedural in RELATED}
+    return TaskDataset(name, task, Mixture(sources, own, related), own)
 
 
 def _without_held_out(source: FolderSource, share: float, held_out: list[FolderSource]) -> FolderSource:

@@ -148,3 +148,11 @@ def test_what_is_no_fault_of_the_sample_is_not_skipped(error: Exception) -> None
 def test_a_mixture_of_nothing_is_refused(parts: dict[str, tuple[Numbers, int]]) -> None:
     with pytest.raises(MediaError):
         Mixture(parts, 0)
+
+
+def test_sources_in_order_come_one_after_the_other() -> None:
+    mixed = Mixture({"a": (Numbers(10), 2), "b": (Numbers(7), 1)}, 5, {"b"})
+    found = [mixed.position(index) for index in range(60)]
+    assert [item for name, item in found if name == "b"] == [n % 7 for n in range(20)]
+    others = Mixture({"a": (Numbers(10), 2), "b": (Numbers(7), 1)}, 5)
+    assert [one for one in found if one[0] == "a"] == [one for one in map(others.position, range(60)) if one[0] == "a"]

@@ -166,6 +166,15 @@ def test_what_is_generated_for_captions_has_labels_that_come_round() -> None:
     assert all(found[index].value.caption.startswith(FIGURE_PROMPTS[class_of(index)]) for index in own)
 
 
+def test_related_samples_of_a_series_stay_neighbours_among_other_sources(tmp_path: Path) -> None:
+    text = "[image.many]\nprocedural = 'mixed'\nweight = 5\n[image.counted]\nprocedural = 'counted'\n"
+    dataset = datasets_of(tmp_path, text)["image"]
+    found = [dataset.draw(Budget(index, 1, 16, (3, index))) for index in range(6 * 8)]
+    said = [one.value.caption.split()[:3] for one in found if one.source == "counted"]
+    assert [count for count, *_ in said] == ["one", "two", "three", "four"] * 2
+    assert [colour for _, colour, _ in said] == [said[0][1]] * 4 + [said[4][1]] * 4
+
+
 def test_a_series_that_a_modality_lacks_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match=r"\[video\.x\]: the generator has no scenes for the modality video; it has"):
         datasets_of(tmp_path, "[video.x]\nprocedural = 'scenes'", replace(STAGE, mixture={"video": 1}))
