@@ -100,6 +100,13 @@ class Step:
         return vgg.shared_pass(self.teachers.vgg, *self.images)
 
     @cached_property
+    def efficientnet_BE(self) -> Tensor:  # noqa: N802 - a shape suffix
+        """EfficientNet's features of the images, without a gradient."""
+        assert self.teachers.efficientnet is not None  # checked by Objective
+        with torch.no_grad():
+            return self.teachers.efficientnet.features(_images(self.inputs, SEEN))
+
+    @cached_property
     def cut_features(self) -> tuple[vgg.Features, vgg.Features]:
         """Features of ST-LPIPS's AlexNet of both, for its distance and Gram loss; without a gradient for targets.
 
@@ -163,11 +170,8 @@ def stlpips_gram(step: Step) -> Tensor:
 
 def distilled(step: Step) -> Tensor:
     """1 - cosine of EfficientNet's features of images and what the head makes of pooled vectors, mean over images."""
-    assert step.teachers.efficientnet is not None  # checked by Objective
-    assert step.head is not None
-    with torch.no_grad():
-        target = step.teachers.efficientnet.features(_images(step.inputs, SEEN))
-    return cosine_distance(step.head(step.visual_BE), target).mean()
+    assert step.head is not None  # made by Objective
+    return cosine_distance(step.head(step.visual_BE), step.efficientnet_BE).mean()
 
 
 def semantics(step: Step) -> Tensor:

@@ -22,6 +22,7 @@ from atoken.pretrain.evaluation import MOST_OWN, RISING, HeldOut, evaluate
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage
 from atoken.pretrain.start.begin import begin, blank, save_blank
+from atoken.pretrain.start.head_start import head_start
 from atoken.pretrain.teachers import NO_TEACHERS, Teachers
 from atoken.text import TextTokenizer
 from atoken.train import loop, manifest
@@ -53,6 +54,9 @@ def run(
     if start is not None and not resumes and (start / manifest.NAME).exists():
         manifest.read(start)  # a stage must not begin with a damaged model
     model, texts = blank(folder) if resumes else begin(stage, start, datasets)
+    objective = Objective(model, stage, teachers, texts)
+    if not resumes:
+        head_start(objective, datasets)
     held_out = HeldOut()
     if rank_of_launch() == 0:
         if not resumes:
@@ -61,7 +65,7 @@ def run(
             held_out = HeldOut.of({task.modality for task in stage.used.values()})
         held_out = replace(held_out, own=_own(stage, datasets))
     return loop.run(
-        Objective(model, stage, teachers, texts), stage.recipe, MicroBatches(stage, datasets), folder,
+        objective, stage.recipe, MicroBatches(stage, datasets), folder,
         export=partial(export, model.config, texts), evaluate=partial(evaluate_ema, model, stage, held_out, texts),
         started=_started(stage, start, datasets.data, teachers), device=device, workers=workers, zero=zero,
         save_every=save_every, most_broken=datasets.data.most_broken,
