@@ -25,26 +25,36 @@ EXPLAINED = (
 Points = dict[str, list[tuple[float, float]]]  # (x, y) by name of a line
 
 
-def report(results: Sequence[str | Path], out: str | Path, boxes: str | Path | None = None) -> Path:
+def report(
+    results: Sequence[str | Path], out: str | Path, boxes: str | Path | None = None, *, images: bool = True
+) -> Path:
     """Write results as one page, or, where ``out`` ends in .md, as Markdown tables.
 
-    boxes: JSON of boxes by key (``findings.read_boxes``), of which the page shows crops. Numbers share a column only
-    where their fingerprints agree. Returns the path. Raises: ReportError, MissingExtraError (matplotlib).
+    boxes: JSON of boxes by key (``findings.read_boxes``), of which the page shows crops. images: whether it shows any.
+    Numbers share a column only where their fingerprints agree. Returns the path. Raises: ReportError,
+    MissingExtraError (matplotlib).
     """
     rows, target = read_results(results), Path(out)
     placed = {} if boxes is None else read_boxes(boxes)
     sections: dict[str, Sequence[Block]] = {"": [EXPLAINED]}
     for task, of in by_task(rows).items():
         first, *others = tables(of)
-        figures = [] if target.suffix == ".md" else [*_figures(of, placed, IMAGES // len(rows))]
+        figures = (
+            []
+            if target.suffix == ".md"
+            else [*_charts(of), *(_shown(of, placed, IMAGES // len(rows)) if images else ())]
+        )
         sections[task] = [first, *figures, *others]
     write(target, " · ".join(by_task(rows)), sections)
     return target
 
 
-def _figures(rows: Sequence[Row], boxes: Boxes, room: int) -> Iterator[Block]:
+def _charts(rows: Sequence[Row]) -> Iterator[Block]:
     if charts := [*_rate_charts(rows), *_code_charts(rows), *_histograms(rows)]:
         yield Figures("Charts", charts)
+
+
+def _shown(rows: Sequence[Row], boxes: Boxes, room: int) -> Iterator[Block]:
     for row, name in zip(rows, names(rows), strict=True):
         yield from fitting(_images(row, name, boxes), room)
         if missing := len(boxes.keys() - {one["key"] for block in KEPT for one in row.record.get(block, ())}):

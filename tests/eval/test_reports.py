@@ -223,6 +223,12 @@ def test_a_page_holds_tables_charts_and_images_and_reaches_for_nothing(tmp_path)
     assert text == report([result], tmp_path / "again.html").read_text()
 
 
+def test_images_can_be_left_out(tmp_path):
+    found = Page(report([written(tmp_path, with_images(tmp_path))], tmp_path / "page.html", images=False))
+    assert found.images_under("Worst first: nano") == []
+    assert found.charts_under("Charts") != []
+
+
 def test_images_are_shown_with_their_difference(tmp_path):
     found = Page(report([written(tmp_path, with_images(tmp_path))], tmp_path / "page.html"))
     ((caption, pixels),) = found.images_under("Worst first: nano")
