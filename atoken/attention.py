@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 from torch.utils.checkpoint import checkpoint
 
+from atoken.onednn import onednn_product, takes_onednn
+
 Bounds = tuple[int, ...]
 Span = tuple[int, int]
 Backend = Callable[[Tensor, Tensor, Tensor, Bounds, Bounds], Tensor]
 ONEDNN_LEAST, ONEDNN_ROWS = 512, 512  # queries from which ``_onednn`` is faster; and those it takes at a time
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if _ONEDNN else ()
 CAPPED_LOGITS = 2**23  # soft-capped logits held at a time (32 MB), unless a single sample has more
 
 
@@ -76,19 +76,12 @@ def sdpa_by_sample(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, bounds: Bounds, 
     for (samples, length, _), *parts_of in zip(runs, queries, keys, values, strict=True):
         if length:
             q_BHLK, k_BHLK, v_BHLK = (x.unflatten(0, (samples, -1)).transpose(1, 2) for x in parts_of)
-            fast = q_BHLK.dtype == torch.bfloat16 and length >= ONEDNN_LEAST and takes_onednn(q_BHLK)
-            attend = _onednn if fast else F.scaled_dot_product_attention
+            long = q_BHLK.dtype == torch.bfloat16 and length >= ONEDNN_LEAST and not torch.is_grad_enabled()
+            attend = _onednn if long and takes_onednn(q_BHLK) else F.scaled_dot_product_attention
             parts.append(attend(q_BHLK, k_BHLK, v_BHLK).transpose(1, 2).flatten(0, 1))
     if not parts:
         return torch.zeros_like(q_NHK)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def takes_onednn(x: Tensor) -> bool:
-    """Whether oneDNN's products can be called with ``x``: on a CPU, without gradients, autocast or compilation."""
-    fits = x.device.type == "cpu" and x.dtype in _ONEDNN_DTYPES and x.numel() > 0
-    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    return fits and plain and not torch.compiler.is_compiling()  # which has no rule for these operators
 
 
 def _onednn(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
@@ -103,7 +96,7 @@ def _onednn(q_BHLK: Tensor, k_BHLK: Tensor, v_BHLK: Tensor) -> Tensor:
         q_LK, k_LK = (x_BHLK[sample, head].float().contiguous() for x_BHLK in (q_BHLK, k_BHLK))
         pieces = -(-length // ONEDNN_ROWS)
         for rows, out_LK in zip(q_LK.chunk(pieces), out_BLHK[sample, :, head].chunk(pieces), strict=True):
-            logits_LL = torch.ops.mkldnn._linear_pointwise(rows * width**-0.5, k_LK, None, "none", [], "")
+            logits_LL = onednn_product(rows * width**-0.5, k_LK)
             out_LK.copy_(logits_LL.softmax(-1).to(v_BHLK.dtype) @ v_BHLK[sample, head])
     return out_BLHK.transpose(1, 2)
 

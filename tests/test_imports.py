@@ -43,6 +43,7 @@ FLOORS = [
     {"modalities", "image_processor", "metrics", "layers", "rasterize"},
     {"media", "patches"},
     {"tokens", "attention", "rope", "bottleneck", "cameras", "mesh", "statistics"},
+    {"onednn"},
     {"atomic", "summary"},
     {"errors"},
     {"__init__"},

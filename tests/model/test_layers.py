@@ -276,3 +276,17 @@ def test_linear_under_autocast_is_that_of_torch_without_gradients_too():
             without = layer(x)
     assert with_gradients.dtype == without.dtype == torch.bfloat16
     assert torch.equal(with_gradients, without)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7, 40), (2, 3, 40), (40,), (0, 40)])
+def test_gradients_of_linear_are_those_of_torch_for_slices_too(shape, bias):
+    torch.manual_seed(0)
+    layer, wide = Linear(40, 24, bias=bias), torch.randn(*shape[:-1], 96)
+    found = []
+    for product in (layer, lambda x: torch.nn.functional.linear(x, layer.weight, layer.bias)):
+        x = wide.clone().requires_grad_()
+        product(x[..., 10:50])[..., 4:].square().sum().backward()
+        found.append([x.grad, *(parameter.grad for parameter in layer.parameters())])
+        layer.zero_grad()
+    torch.testing.assert_close(*found, atol=FP32, rtol=FP32)
