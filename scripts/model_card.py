@@ -61,14 +61,18 @@ def model_card(run: Path, name: str, model: ATokenModel, gaussians: int) -> str:
                 creators[record["creator"]][record["label"]] += 1
     named = sorted(creators.items(), key=lambda one: (-one[1].total(), one[0].lower()))
     teachers = {file: _teacher(file) for _, record in runs for file in record["launch"]["teachers"]}
-    last = runs[-1][1]
+    last, file = runs[-1][1], Path(runs[-1][1]["launch"]["data"])
     page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     ).get_template("model_card.md.jinja")
     return page.render(
         name=name, config=model.config, weights=model.num_parameters(), bytes=2 * model.num_parameters() - gaussians,
         gaussians=gaussians, stages=[(folder.name, _steps(folder), _minutes(folder)) for folder, _ in runs],
-        data=data, creators=named, teachers=teachers, file=Path(last["launch"]["data"]).name, last=last,
+        data=data, creators=named, teachers=teachers, file=file.name if file.is_absolute() else file, last=last,
     )  # fmt: skip
 
 
@@ -107,7 +111,8 @@ def _records(kind: str, path: str, media: str) -> Iterator[tuple[str, Mapping[st
         yield from ((f"{path}:{number}", {}) for number in range(len(TableSource(path, None, None))))
         return
     source = ShardSource(path) if kind == "shards" else FolderSource(path, MODALITIES[media].suffixes)
-    yield from ((f"{path}/{sample.key}", sample.record) for sample in map(source.__getitem__, range(len(source))))
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent  # keys of a shard begin with its name
+    yield from ((f"{folder}/{sample.key}", sample.record) for sample in map(source.__getitem__, range(len(source))))
 
 
 def _called(path: Path) -> str:

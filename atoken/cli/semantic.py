@@ -72,7 +72,11 @@ def search(options: argparse.Namespace) -> int:
 
 
 def _found(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Vector], int]:
-    found, failed = console.each(console.inputs(options), lambda file: _vectors(tokenizer, file, options), options)
+    def kept(file: str) -> list[Vector]:
+        # Copies: a small vector among what an input leaves behind keeps the memory of that from being given back.
+        return [(name, vector.clone()) for name, vector in _vectors(tokenizer, file, options)]
+
+    found, failed = console.each(console.inputs(options), kept, options)
     return [one for vectors in found for one in vectors], failed
 
 
