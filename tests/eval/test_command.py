@@ -271,7 +271,7 @@ def test_every_task_is_whole():
         assert task.name == name
         assert name.replace("-", "").isalnum()
         assert ("zero-shot" in task.metrics) == (task.templates is not None) == ("zero-shot" in name)
-        assert (task.make == "embed") == bool({"zero-shot", "retrieval", "choice"} & set(task.metrics))
+        assert (task.make == "embed") == bool({"zero-shot", "retrieval", "choice", "linear probe"} & set(task.metrics))
         assert set(task.prepare.record()) == {
             "crop", "filter", "size", "frames", "fps", "cameras", "background",
         }  # fmt: skip
