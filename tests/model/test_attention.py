@@ -51,7 +51,7 @@ def test_equals_the_plain_twin_forward_and_gradient(path, head_width, lengths, e
 
 
 def test_bf16_stays_near_fp32():
-    lengths, grads = (64, 40), []
+    lengths, grads = (64, 40, 200), []  # on a CPU long ones are trained by plain products
     for dtype in (torch.bfloat16, torch.float32):
         q, k, v = inputs(lengths, lengths, 72, dtype)
         out = attention.varlen_attention(q, k, v, bounds(lengths))
