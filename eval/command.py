@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     report = add("report", "one page, or Markdown, of several result files")
     report.add_argument("results", nargs="+", metavar="RESULT.json")
     report.add_argument("-o", "--out", default="report.html", help=".html or .md (default: report.html)")
-    report.add_argument("--no-images", dest="images", action="store_false", help="tables and charts alone")
+    report.add_argument("--short", action="store_true", help="no images and no histograms: a page to commit or to mail")
     report.add_argument("--boxes", help="JSON of boxes by key (texts, faces, ...) to show as crops")
     return top
 

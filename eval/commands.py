@@ -227,5 +227,5 @@ def compare(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """One page of several result files."""
-    say(str(write_report(options.results, options.out, options.boxes, images=options.images)))
+    say(str(write_report(options.results, options.out, options.boxes, short=options.short)))
     return 0

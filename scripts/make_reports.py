@@ -2,8 +2,8 @@
 
 The folder of data has ``kodak`` and ``sample-videos`` (eval/tasks.py); photographs and furniture are in the cache of
 ``atoken fetch``. Results stay in ``out/reports``, and the same command goes on where it was; ``torchrun
---nproc_per_node 2 -m scripts.make_reports DATA`` uses two cores. Pages have tables and charts alone, because the
-images are not ours to pass on.
+--nproc_per_node 2 -m scripts.make_reports DATA`` uses two cores. The pages are short ones, because the images
+are not ours to pass on.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
             if evaluate(words) and not few:
                 sys.exit(f"{model} could not be measured on all of {task}.")
         if not Ranks.launched().rank:
-            print(report([folder / "result.json" for folder in folders], options.out / f"{task}.html", images=False))
+            print(report([folder / "result.json" for folder in folders], options.out / f"{task}.html", short=True))
 
 
 if __name__ == "__main__":

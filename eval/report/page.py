@@ -26,31 +26,30 @@ Points = dict[str, list[tuple[float, float]]]  # (x, y) by name of a line
 
 
 def report(
-    results: Sequence[str | Path], out: str | Path, boxes: str | Path | None = None, *, images: bool = True
+    results: Sequence[str | Path], out: str | Path, boxes: str | Path | None = None, *, short: bool = False
 ) -> Path:
     """Write results as one page, or, where ``out`` ends in .md, as Markdown tables.
 
-    boxes: JSON of boxes by key (``findings.read_boxes``), of which the page shows crops. images: whether it shows any.
-    Numbers share a column only where their fingerprints agree. Returns the path. Raises: ReportError,
-    MissingExtraError (matplotlib).
+    boxes: JSON of boxes by key (``findings.read_boxes``), of which the page shows crops. short: without
+    images, histograms of items, and charts by bytes beside those by bits per pixel. Numbers share a column only where
+    their fingerprints agree. Returns the path. Raises: ReportError, MissingExtraError (matplotlib).
     """
     rows, target = read_results(results), Path(out)
     placed = {} if boxes is None else read_boxes(boxes)
     sections: dict[str, Sequence[Block]] = {"": [EXPLAINED]}
     for task, of in by_task(rows).items():
         first, *others = tables(of)
-        figures = (
-            []
-            if target.suffix == ".md"
-            else [*_charts(of), *(_shown(of, placed, IMAGES // len(rows)) if images else ())]
-        )
+        figures = [] if target.suffix == ".md" else [*_charts(of, short=short)]
+        if not short and target.suffix != ".md":
+            figures += _shown(of, placed, IMAGES // len(rows))
         sections[task] = [first, *figures, *others]
     write(target, " · ".join(by_task(rows)), sections)
     return target
 
 
-def _charts(rows: Sequence[Row]) -> Iterator[Block]:
-    if charts := [*_rate_charts(rows), *_code_charts(rows), *_histograms(rows)]:
+def _charts(rows: Sequence[Row], *, short: bool) -> Iterator[Block]:
+    of_items = () if short else _histograms(rows)
+    if charts := [*_rate_charts(rows, short=short), *_code_charts(rows), *of_items]:
         yield Figures("Charts", charts)
 
 
@@ -77,8 +76,12 @@ def rate_curves(rows: Sequence[Row]) -> dict[tuple[Column, Column], Points]:
     return {pair: kinds for pair, kinds in sorted(found.items()) if max(map(len, kinds.values())) > 1}
 
 
-def _rate_charts(rows: Sequence[Row]) -> Iterator[Figure]:
-    for (size, quality), points in rate_curves(rows).items():
+def _rate_charts(rows: Sequence[Row], *, short: bool) -> Iterator[Figure]:
+    found = rate_curves(rows)
+    first = min((size.name for size, _ in found), default="")  # bits per pixel, before bytes
+    for (size, quality), points in found.items():
+        if short and size.name != first:
+            continue
         title = f"{quality.name} by {size.name}"
         yield Figure(title, by_number(title, size.name, quality.name, points, logarithmic=True))
 
