@@ -1,8 +1,8 @@
 """Make the picture of README: originals above, below what their tokens of nano become; and print what it shows.
 
-From left to right: ``examples/leaves.png``; the first photograph of clothing-dataset (CC0) in a shard of the test
-split; the middle frame of a video, of which nano has seen the 16 frames around it. The picture's comment is the
-fingerprint of the weights, by which a test knows that it is theirs.
+From left to right: ``examples/leaves.png``; the first photograph of clothing-dataset (CC0), at most 4 : 3, in a
+shard of the test split; the middle frame of a video, of which nano has seen the 16 frames around it. The picture's
+comment is the fingerprint of the weights, by which a test knows that it is theirs.
 """
 
 import argparse
@@ -50,9 +50,15 @@ def main() -> None:
     warnings.simplefilter("ignore", AtokenWarning)  # the video's sound is not shown
     tokenizer = atoken.load("nano", device="cpu")
     shard = ShardSource(options.shard)
-    photograph = next(s for s in map(shard.__getitem__, range(len(shard))) if s.record["source"] == "clothing-dataset")
+    photograph, shown = next(
+        (sample, pixels)
+        for sample in map(shard.__getitem__, range(len(shard)))
+        if sample.record["source"] == "clothing-dataset"
+        and 3 * max((pixels := read_image(sample.media, name=sample.name).pixels).shape[:2])
+        <= 4 * min(pixels.shape[:2])
+    )
     clip = middle(options.video, 384)
-    pixels = [read_image("examples/leaves.png").pixels, read_image(photograph.media, name=photograph.name).pixels]
+    pixels = [read_image("examples/leaves.png").pixels, shown]
     decoded = [tokenizer.decode(tokenizer.encode(image)).pixels for image in pixels]
     pixels.append(clip.frames[FRAMES // 2])
     decoded.append(tokenizer.decode(tokenizer.encode(clip)).frames[FRAMES // 2])

@@ -26,7 +26,7 @@ def test_it_shows_the_first_photograph_of_the_source_that_is_free(tmp_path, monk
     with tarfile.open(tmp_path / "test.tar", "w") as shard:
         for key, source in (("0", "GroceryStoreDataset"), ("1", "clothing-dataset")):
             file = io.BytesIO()
-            PIL.Image.new("RGB", (40, 56), (0, 0, int(key) * 255)).save(file, "PNG")
+            PIL.Image.new("RGB", (40, 52), (0, 0, int(key) * 255)).save(file, "PNG")
             add(shard, f"{key}.png", file.getvalue())
             add(shard, f"{key}.json", json.dumps({"source": source, "label": "hat"}).encode())
     out = tmp_path / "picture.jpg"
@@ -39,4 +39,4 @@ def test_it_shows_the_first_photograph_of_the_source_that_is_free(tmp_path, monk
     assert pixels.shape == (256 + 8 + 256, 256 + 8 + 40 + 8 + 128, 3)
     assert np.abs(pixels[:256, :256] - load_media("examples/leaves.png").pixels).mean() < 4
     for top in (0, 264):  # before and after
-        assert np.abs(pixels[top : top + 56, 264:304].mean((0, 1)) - (0, 0, 255)).max() < 20
+        assert np.abs(pixels[top : top + 52, 264:304].mean((0, 1)) - (0, 0, 255)).max() < 20
