@@ -54,11 +54,14 @@ class Linear(nn.Linear):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        onednn = x_ND.dtype == self.weight.dtype and takes_onednn(x_ND)
+        return self._product(x_ND, self.weight)
+
+    def _product(self, x_ND: Tensor, weight: Tensor) -> Tensor:
+        onednn = x_ND.dtype == weight.dtype and takes_onednn(x_ND)
         if onednn and not torch.is_grad_enabled():
-            return onednn_product(x_ND, self.weight, self.bias, gelu=self.gelu)
+            return onednn_product(x_ND, weight, self.bias, gelu=self.gelu)
         product = OneDNNProduct.apply if onednn and x_ND.dtype == torch.float32 else F.linear
-        y_ND = product(x_ND, self.weight, self.bias)
+        y_ND = product(x_ND, weight, self.bias)
         return F.gelu(y_ND, approximate="tanh") if self.gelu else y_ND
 
 

@@ -27,7 +27,7 @@ from atoken.layers import (
 from atoken.patches import Size, from_grid, pack_pixels, sizes_of, unpack_pixels
 from atoken.summary import Summary
 from atoken.tokens import SparseTokens
-from atoken.transformer import EncoderModel, Stack, scatter
+from atoken.transformer import EncoderModel, Stack, ToPatch, scatter
 
 
 class ATokenConfig(PreTrainedConfig):
@@ -143,7 +143,7 @@ class ATokenModel(EncoderModel):
         self.pool = PoolingHead(config.encoder_width, config.encoder_heads, config.encoder_mlp)
         self.to_latent = Linear(config.encoder_width, 2 * config.latent_channels, bias=False)
         self.decoder = Stack(config, "decoder", config.latent_channels)
-        self.to_patch = Linear(config.decoder_width, config.patch_values, bias=False)
+        self.to_patch = ToPatch(config.decoder_width, config.patch_values, bias=False)
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.logit_bias = nn.Parameter(torch.empty(()))
         self.quantiser = FSQ(config.fsq_levels) if config.fsq_levels else None
@@ -158,11 +158,12 @@ class ATokenModel(EncoderModel):
     ) -> Encoded:
         """Patches (N, 3072) in [-1, 1] to latents, codes, features and pooled vectors.
 
+        Patches (N, 768) are those of one frame, of images and voxels: the further frames count as zero, at no cost.
         Tiles of ``tile_frames`` frames, counted from the first step of each sample, do not attend to one another. The
         pooled vector is over all tiles, with ``pool_state`` also over those of earlier calls.
         Raises ValueError for a tile that is not a whole number of time steps, TensorError for other tensors.
         """
-        _check_packed(tokens, self.config.patch_values, "encode_pixels")
+        _check_packed(tokens, (self.config.patch_values, self.config.frame_values), "encode_pixels")
         steps = self.config.steps(tile_frames or self.config.tile_frames)
         features, state, _ = self.encode_tiles(tokens, steps, state=pool_state)
         return self._bottleneck(features, state)
@@ -183,18 +184,20 @@ class ATokenModel(EncoderModel):
         tile_frames: int | None = None,
         cache_frames: int | None = None,
         cache: TileCache | None = None,
+        values: int | None = None,
     ) -> SparseTokens:
         """Latents (N, C) to patches (N, 3072), nominally in [-1, 1].
 
         tile_frames: new frames of a tile. cache_frames: frames of the previous tile to which a tile attends, through
         their cached keys and values. cache: a ``tile_cache`` that earlier calls have filled, to continue their videos.
+        values: of each patch only so many, from the first on; 768 are one frame.
         Raises ValueError for frames that are not a whole number of time steps, TensorError for other tensors.
         """
         self.check_latents(latents)
         steps = self.config.steps(tile_frames or self.config.tile_frames)
         cache = cache or self.tile_cache(cache_frames)
         windows = latents.time_windows(steps)
-        return scatter(latents, windows, [self._decode_tile(window, steps, cache) for _, window in windows])
+        return scatter(latents, windows, [self._decode_tile(window, steps, cache, values) for _, window in windows])
 
     def encode_pixels(self, x: Tensor | Sequence[Tensor]) -> Encoded:
         """``encode`` of images (B, 3, H, W) or videos (B, 3, T, H, W) in [-1, 1], or a list without B of mixed sizes.
@@ -220,18 +223,18 @@ class ATokenModel(EncoderModel):
 
     def check_latents(self, latents: SparseTokens) -> None:
         """Refuse what is not packed latents of this model. Raises: TensorError."""
-        _check_packed(latents, self.config.latent_channels, "decode_latents")
+        _check_packed(latents, (self.config.latent_channels,), "decode_latents")
 
     def tile_cache(self, cache_frames: int | None = None) -> TileCache | None:
         """An empty cache for ``decode``; None if the decoder attends to no earlier frames."""
         frames = self.config.cache_frames if cache_frames is None else cache_frames
         return TileCache(self.config.steps(frames), len(self.decoder.blocks)) if frames else None
 
-    def _decode_tile(self, tile: SparseTokens, steps: int, cache: TileCache | None) -> Tensor:
+    def _decode_tile(self, tile: SparseTokens, steps: int, cache: TileCache | None, values: int | None) -> Tensor:
         width, base = self.decoder.head_width, self.decoder.rotary_base
         positions = Positions.of(tile, width, base) if cache is None else cache.enter(tile, steps, width, base)
         features, _ = self.decoder(tile, positions, cache)
-        return self.to_patch(features)
+        return self.to_patch(features, values)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """``TextTokenizer`` ids (T, L) to (T, D) fp32, not normalised, comparable with ``Encoded.pooled``.
@@ -261,10 +264,13 @@ class ATokenModel(EncoderModel):
             nn.init.constant_(module.logit_bias, self.config.logit_bias_init)
 
 
-def _check_packed(tokens: SparseTokens, width: int, of_dense: str) -> None:
+def _check_packed(tokens: SparseTokens, widths: tuple[int, ...], of_dense: str) -> None:
     values = tokens.feats.shape[1] if isinstance(tokens, SparseTokens) else f"a {type(tokens).__name__}"
-    if values != width:
-        raise TensorError(f"SparseTokens of {width} values a token are needed, got {values}; see {of_dense} for grids.")
+    if values not in widths:
+        wanted = " or ".join(map(str, widths))
+        raise TensorError(
+            f"SparseTokens of {wanted} values a token are needed, got {values}; see {of_dense} for grids."
+        )
 
 
 def _text_tower(fields: dict[str, Any], width: int) -> PreTrainedModel:

@@ -66,9 +66,12 @@ def unfold(tokens: SparseTokens, size: tuple[int, int, int]) -> Tensor:
 
 
 def from_patches(patches: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Grids of patches (B, steps, rows, columns, 3072) back to videos (B, T, H, W, 3), padding cut off."""
+    """Grids of patches (B, steps, rows, columns, 3072) back to videos (B, T, H, W, 3), padding cut off.
+
+    Patches of 768 values are of one frame.
+    """
     videos = "b t h w (pt ph pw c) -> b (t pt) (h ph) (w pw) c"
-    values = rearrange(patches, videos, pt=PATCH[0], ph=PATCH[1], pw=PATCH[2])
+    values = rearrange(patches, videos, ph=PATCH[1], pw=PATCH[2], c=3)
     return values[:, : size[0], : size[1], : size[2]]
 
 

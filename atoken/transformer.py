@@ -37,6 +37,19 @@ class PatchLayer(Linear):
         super().__init__(inputs, outputs)
         self.frame_values = frame_values
 
+    def forward(self, x_NP: Tensor) -> Tensor:
+        """(N, P) -> (N, D); fewer values than ``inputs`` are the first ones of patches that are zero otherwise."""
+        values = x_NP.shape[-1]
+        return self._product(x_NP, self.weight if values == self.in_features else self.weight[:, :values].contiguous())
+
+
+class ToPatch(Linear):
+    """The decoder's output layer."""
+
+    def forward(self, x_ND: Tensor, values: int | None = None) -> Tensor:
+        """(N, D) -> (N, P), or the first ``values`` of each patch."""
+        return self._product(x_ND, self.weight if values in (None, self.out_features) else self.weight[:values])
+
 
 class Stack(nn.Module):
     """One side of the model: an input layer, the learned positions, and the blocks."""

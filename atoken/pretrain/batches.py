@@ -14,7 +14,7 @@ from atoken.patches import PATCH
 from atoken.pretrain.crops import FEW, SurfaceTargets, crop, surface
 from atoken.pretrain.datasets import TaskDataset
 from atoken.pretrain.packing import CROPS, budgets, stream
-from atoken.pretrain.stages import Stage
+from atoken.pretrain.stages import Stage, Task
 from atoken.tokens import SparseTokens
 
 
@@ -22,14 +22,13 @@ from atoken.tokens import SparseTokens
 class Batch:
     """One packed micro-batch of one task.
 
-    values: how many of the P patch values are real, 768 of an image or voxel, 3072 of a video. captions: one a sample,
-    "" where it has none. targets: what the Gaussians of the tokens must be like, where the task is one of the Gaussian
-    decoder. samples: how many; broken: those skipped. noise: seed of what the losses draw.
+    tokens: patches of 768 values of images and voxels, whose further frames are empty, and of 3072 of videos. captions:
+    one a sample, "" where it has none. targets: what the Gaussians of the tokens must be like, where the task is one of
+    the Gaussian decoder. samples: how many; broken: those skipped. noise: seed of what the losses draw.
     """
 
     task: str
     tokens: SparseTokens
-    values: int
     captions: tuple[str, ...] = ()
     targets: SurfaceTargets | None = None
     samples: int = 0
@@ -57,8 +56,7 @@ def batch(stage: Stage, datasets: Mapping[str, TaskDataset], name: str, number: 
     # Attention takes neighbours of one length together. Time steps come first: their order is that of all ranks.
     drawn = [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].value.tokens.lengths))]
     return Batch(
-        name, SparseTokens.pack([one.value.tokens for one in drawn]),
-        PATCH[0] * VALUES if task.modality == "video" else VALUES,
+        name, _packed(task, [one.value.tokens for one in drawn]),
         captions=tuple(one.value.caption for one in drawn), samples=len(drawn),
         broken=tuple(broken for one in drawn for broken in one.broken),
         noise=hashed(stage.recipe.seed, stream(task, name), number),
@@ -69,10 +67,16 @@ def _crop(stage: Stage, name: str, number: int) -> Batch:
     """A crop of one procedural asset, with the targets of its Gaussians where the task asks for them."""
     task, seed = stage.tasks[name], stage.recipe.seed
     (budget,) = budgets(task, seed, name, number)
-    if task.modality == "surface":
-        found = crop(seed, budget.index, budget.patches)
-        return Batch(name, found.tokens, VALUES, ("",), surface(found), samples=1)
-    return Batch(name, crop(seed, budget.index, budget.patches, FEW).tokens, VALUES, ("",), samples=1)
+    found = crop(seed, budget.index, budget.patches, *([FEW] if task.modality == "crop" else []))
+    targets = surface(found) if task.modality == "surface" else None
+    return Batch(name, _packed(task, [found.tokens]), ("",), targets, samples=1)
+
+
+def _packed(task: Task, samples: list[SparseTokens]) -> SparseTokens:
+    """Without the empty frames, which would take most of the time to copy and hand over."""
+    values = PATCH[0] * VALUES if task.modality == "video" else VALUES
+    packed = SparseTokens.pack([sample.with_feats(sample.feats[:, :values]) for sample in samples])
+    return packed.with_feats(packed.feats.contiguous())  # of a single sample it is a view
 
 
 def check_shares(stage: Stage, world: int) -> None:

@@ -60,7 +60,7 @@ class Network(nn.Module):
         encoded = self.model.encode(tokens)
         found = {"posterior": encoded.posterior.mean, "pooled": encoded.pooled}
         if "patches" in self.reads:
-            found["patches"] = self.model.decode(encoded.latents).feats
+            found["patches"] = self.model.decode(encoded.latents, values=tokens.feats.shape[1]).feats
         return sum((found[name].float().sum() for name in self.reads), encoded.pooled.new_zeros(())), {}
 
 
@@ -73,12 +73,12 @@ def grids(shapes: Sequence[tuple[int, int, int]], values: int, dtype: torch.dtyp
 
 def flops(config: ATokenConfig, frozen: tuple[str, ...], reads: frozenset[str], tokens: SparseTokens) -> Flops:
     """What ``count`` finds for a ``Network`` with checkpointed blocks, but at once: it is linear in ``_features``."""
-    coefficients = _coefficients(config.to_json_string(), frozen, reads)
+    coefficients = _coefficients(config.to_json_string(), frozen, reads, tokens.feats.shape[1])
     return Flops(*(_features(config, reads, tokens) @ coefficients).tolist())
 
 
 @lru_cache(maxsize=64)
-def _coefficients(described: str, frozen: tuple[str, ...], reads: frozenset[str]) -> np.ndarray:
+def _coefficients(described: str, frozen: tuple[str, ...], reads: frozenset[str], values: int) -> np.ndarray:
     """(features, 3) int64, of the FLOPs forward, backward and recomputed."""
     config, rows, counts = ATokenConfig.from_dict(json.loads(described)), [], []
     # Where the first layer is frozen alone, the second is the first to be trained, and only from then on all are alike.
@@ -92,7 +92,7 @@ def _coefficients(described: str, frozen: tuple[str, ...], reads: frozenset[str]
     ]  # fmt: skip
     for shapes, encoder, decoder in probes[:2] if reads == GAUSSIANS else probes:
         config.encoder_layers, config.decoder_layers, config.text = few + encoder, few + decoder, None
-        tokens = grids(shapes, config.frame_values if reads == GAUSSIANS else config.patch_values)
+        tokens = grids(shapes, values)
         network = Network(config, frozen, reads)
         rows.append(_features(config, reads, tokens))
         counts.append(count(network, tokens, network.blocks()))

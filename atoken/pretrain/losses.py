@@ -37,16 +37,15 @@ SEEN = 128  # pixels of a side of what EfficientNet sees
 class Step:
     """One micro-batch and the networks; each result is computed once, when the first term asks for it.
 
-    values: how many of the P patch values are real (768 of an image's 3072). captions: one for each sample, "" if it
-    has none. noise: the generator with which latents are drawn from the posterior; None: its mean is decoded. seed: of
-    the places that are cut out. head: pooled vectors to features of EfficientNet, where a term needs it. Which networks
-    run depends on the terms alone, never on the samples: ranks that share weights (ZeRO-3) must all run the same ones
-    in the same order.
+    inputs: patches (N, P), P = 768 of images and voxels, 3072 of videos. captions: one for each sample, "" if it has
+    none. noise: the generator with which latents are drawn from the posterior; None: its mean is decoded. seed: of the
+    places that are cut out. head: pooled vectors to features of EfficientNet, where a term needs it. Which networks run
+    depends on the terms alone, never on the samples: ranks that share weights (ZeRO-3) must all run the same ones in
+    the same order.
     """
 
     model: ATokenModel
     inputs: SparseTokens
-    values: int
     captions: tuple[str, ...] = ()
     teachers: Teachers = NO_TEACHERS
     texts: TextTokenizer | None = None
@@ -61,11 +60,11 @@ class Step:
 
     @cached_property
     def decoded(self) -> SparseTokens:
-        """The reconstruction, patches (N, P)."""
+        """The reconstruction, patches (N, P) as those of the inputs."""
         latents = self.encoded.latents
         if self.noise is not None and self.encoded.codes is None:  # codes are not random
             latents = latents.with_feats(self.encoded.posterior.sample(self.noise))
-        return self.model.decode(latents)
+        return self.model.decode(latents, values=self.inputs.feats.shape[1])
 
     @cached_property
     def visual_BE(self) -> Tensor:  # noqa: N802 - a shape suffix
@@ -127,9 +126,8 @@ class GaussianStep:
 
 
 def l1(step: Step) -> Tensor:
-    """Mean absolute difference of the real patch values, in [-1, 1] units."""
-    prediction, target = step.decoded.feats[:, : step.values], step.inputs.feats[:, : step.values]
-    return (prediction.float() - target).abs().mean()
+    """Mean absolute difference of the patch values, in [-1, 1] units."""
+    return (step.decoded.feats.float() - step.inputs.feats).abs().mean()
 
 
 def kl(step: Step) -> Tensor:

@@ -89,15 +89,12 @@ class Objective(objective.Objective[Batch]):
         noise = None
         if self.stage.tasks[batch.task].sampled:  # of the micro-batch alone, so that any number of ranks can resume
             noise = torch.Generator(batch.tokens.feats.device).manual_seed(batch.noise)
-        return Step(
-            self.model, batch.tokens, batch.values, batch.captions, self.teachers, self.texts, noise, batch.noise,
-            self.head,
-        )  # fmt: skip
+        return Step(self.model, batch.tokens, batch.captions, self.teachers, self.texts, noise, batch.noise, self.head)
 
     def _gaussians(self, batch: Batch) -> Gaussians:
         """Of the original patches, not of decoded ones: the Gaussian decoder is trained apart, as the published one."""
         assert self.model.gaussian_decoder is not None  # the stage's preset has one
-        (gaussians,) = self.model.gaussian_decoder(batch.tokens.with_feats(batch.tokens.feats[:, : batch.values]))
+        (gaussians,) = self.model.gaussian_decoder(batch.tokens)
         return gaussians
 
     def _check(self, name: str, task: Task) -> None:

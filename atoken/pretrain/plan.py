@@ -54,12 +54,13 @@ def plan(stage: Stage, **options: Any) -> Plan:
 def _batch(stage: Stage, name: str, number: int) -> Batch:
     task, config = stage.tasks[name], preset(stage.preset)
     shapes = [(budget.length, budget.patches, 1) for budget in budgets(task, stage.recipe.seed, name, number)]
-    tokens = grids(shapes, config.patch_values, torch.bfloat16 if stage.recipe.mixed_precision else torch.float32)
+    values = config.patch_values if task.modality == "video" else config.frame_values
+    tokens = grids(shapes, values, torch.bfloat16 if stage.recipe.mixed_precision else torch.float32)
     if task.modality == "surface":  # a sheet of voxels
         t_N, voxel_N, _, _ = tokens.coords.unbind(1)
         coords_N4 = torch.stack([t_N, voxel_N // 64 % 64, voxel_N % 64, voxel_N // 64**2], 1)
-        tokens = SparseTokens(tokens.feats[:, : config.frame_values], coords_N4, tokens.lengths)
-    return Batch(name, tokens, config.patch_values, samples=len(shapes))
+        tokens = SparseTokens(tokens.feats, coords_N4, tokens.lengths)
+    return Batch(name, tokens, samples=len(shapes))
 
 
 def _term(term: Term) -> str:

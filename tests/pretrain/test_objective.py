@@ -36,8 +36,12 @@ def tokens(seed, sizes=((32, 16), (16, 16), (16, 48), (32, 32)), frames=1):
     return SparseTokens.pack([patchify(torch.rand(frames, *size, 3, generator=generator) * 2 - 1) for size in sizes])
 
 
+def narrow(tokens):
+    return tokens.with_feats(tokens.feats[:, :768])
+
+
 def images(task, captions=(), seed=0):
-    return Batch(task=task, tokens=tokens(seed), values=768, captions=captions)
+    return Batch(task=task, tokens=narrow(tokens(seed)), captions=captions)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,7 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_of_the_batch_s_task(teachers)
     decoded = []
     objective.model.decoder.register_forward_hook(lambda *_: decoded.append(1))
     summed(objective, images("image-text", CAPTIONS), {"semantics"})
-    videos = Batch(task="video-text", tokens=tokens(1, frames=20), values=3072, captions=CAPTIONS)
+    videos = Batch(task="video-text", tokens=tokens(1, frames=20), captions=CAPTIONS)
     summed(objective, videos, {"alignment"})
     assert not decoded
     summed(objective, images("image"), {"l1", "kl", "lpips", "gram", "clip"})
@@ -79,7 +83,7 @@ def reconstructed(batch, *, sampled, **sizes):
     objective = Objective(model, stage_of({"image": Task("image", (Term(losses.l1, 1.0),), sampled=sampled)}))
     encoded = model.encode(batch.tokens)
     drawn = encoded.posterior.sample(torch.Generator().manual_seed(batch.noise))
-    wanted = batch.tokens.feats[:, :768]
+    wanted = batch.tokens.feats
     mean, draw = (
         (model.decode(encoded.latents.with_feats(latents)).feats[:, :768] - wanted).abs().mean()
         for latents in (encoded.latents.feats, drawn)
@@ -101,11 +105,11 @@ def test_what_is_decoded_is_the_mean_or_a_draw_that_is_the_micro_batches_own():
 def test_gaussians_are_of_the_batchs_patches():
     model = small_model(gaussian_decoder={"width": 48, "layers": 1, "heads": 4, "mlp": 64})
     tasks = {"surface": Task("surface", (Term(losses.position, 1.0), Term(losses.color, 3.0)))}
-    found = tokens(2, [(64, 32)])
+    found = narrow(tokens(2, [(64, 32)]))
     points, colors = torch.rand(2, 8 * 32, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     everywhere = torch.ones(len(points), dtype=torch.bool)
     targets = SurfaceTargets(points, colors, everywhere, everywhere)
-    batch = Batch(task="surface", tokens=found, values=768, targets=targets)
+    batch = Batch(task="surface", tokens=found, targets=targets)
     summed(Objective(model, stage_of(tasks)), batch, {"position", "color"})
 
 
@@ -236,7 +240,8 @@ COSTED = stage_of(
 def of_sizes(task, *sizes, targets=None):
     """Images or videos of (frames, height, width)."""
     samples = [patchify(torch.zeros(*size, 3)) for size in sizes]
-    return Batch(task, SparseTokens.pack(samples), 768 if sizes[0][0] == 1 else 3072, targets=targets)
+    tokens = SparseTokens.pack(samples)
+    return Batch(task, narrow(tokens) if sizes[0][0] == 1 else tokens, targets=targets)
 
 
 def counted(objective, batch):
@@ -258,8 +263,6 @@ def test_flops_are_those_of_what_a_task_reads(task, sizes):
     model = small_model(text=text_sizes(96), gaussian_decoder={"width": 32, "layers": 2, "heads": 2, "mlp": 48})
     objective = Objective(model, COSTED, texts=words())
     batch = of_sizes(task, *sizes)
-    values = 768 if task == "surface" else 3072
-    batch = replace(batch, tokens=batch.tokens.with_feats(batch.tokens.feats[:, :values]))
     assert objective.flops(batch) == counted(objective, batch) > 0
 
 
@@ -303,12 +306,12 @@ def rows(of, samples):
 def trained(samples, wrap):
     """Losses and gradients of two tasks, with captions of two kinds, after each other."""
     wrapped = wrap(Objective(small_texts_model(), stage_of(UNDERSTANDING), Teachers(siglip=small_siglip()), words()))
-    whole, found = tokens(3, [(32, 16), (16, 16), (16, 48), (32, 32), (48, 16)]), {}
+    whole, found = narrow(tokens(3, [(32, 16), (16, 16), (16, 48), (32, 32), (48, 16)])), {}
     for task in UNDERSTANDING:
         for told, captions in TOLD.items():
             wrapped.zero_grad()
             said = tuple(captions[i] for i in samples)
-            loss, _ = wrapped(Batch(task=task, tokens=rows(whole, samples), values=768, captions=said))
+            loss, _ = wrapped(Batch(task=task, tokens=rows(whole, samples), captions=said))
             loss.backward()
             gradients = {n.removeprefix("module."): p.grad for n, p in wrapped.named_parameters() if p.grad is not None}
             found[f"{task} {told}"] = {"loss": loss.detach(), **{n: x.clone() for n, x in gradients.items()}}

@@ -34,7 +34,8 @@ def test_a_task_costs_what_its_micro_batches_cost_in_the_mean(monkeypatch):
         network, sums = Network(config, TINY.frozen, reads(task)), [0, 0, 0, 0]
         for number in range(3):
             found = budgets(task, 0, name, number)
-            batch = grids([(budget.length, budget.patches, 1) for budget in found], config.patch_values)
+            values = config.patch_values if task.modality == "video" else config.frame_values
+            batch = grids([(budget.length, budget.patches, 1) for budget in found], values)
             forward, backward, recomputed = count(network, batch, network.blocks())
             numbers = len(batch.lengths), len(batch.feats), forward + backward, recomputed
             sums = [total + each for total, each in zip(sums, numbers, strict=True)]

@@ -205,7 +205,7 @@ def test_the_gaussian_decoder_learns_and_the_tokenizer_stays():
     engine = engine_of(stage, model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     made = batch(stage, 0)
-    assert (made.task, made.values, len(made.tokens.lengths)) == ("surface", 768, 1)
+    assert (made.task, made.tokens.feats.shape[1], len(made.tokens.lengths)) == ("surface", 768, 1)
     rows = [engine.train([made]) for _ in range(stage.recipe.steps)]
     named = {f"surface/{name}" for name in ("loss", *(term.fn.__name__ for term in task.terms))}
     assert set(rows[0]) == {*named, "loss", "norm", "lr"}

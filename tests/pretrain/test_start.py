@@ -148,7 +148,7 @@ def test_a_head_begins_as_the_best_linear_one(monkeypatch):
     before = [objective(batch(stage, step))[1]["distilled"] for step in range(5)]
     head_start.head_start(objective, load_datasets("procedural", stage))
     steps = [
-        Step(objective.model, batch(stage, step).tokens, 768, teachers=objective.teachers, head=objective.head)
+        Step(objective.model, batch(stage, step).tokens, teachers=objective.teachers, head=objective.head)
         for step in range(5)
     ]
     with torch.no_grad():

@@ -75,8 +75,7 @@ def pooled(step):
 
 def patches(step):
     """Smooth, as the other terms here: where an absolute difference is near zero, rounding decides on its gradient."""
-    prediction, target = step.decoded.feats[:, : step.values], step.inputs.feats[:, : step.values]
-    return (prediction.float() - target).square().mean()
+    return (step.decoded.feats.float() - step.inputs.feats).square().mean()
 
 
 def colors(step):
@@ -102,10 +101,10 @@ def tokenizer():
     return Objective(small_model(encoder_layers=1, decoder_layers=1, gaussian_decoder=sizes), TOKENIZER)
 
 
-def tokens_of(generator, *shapes):
+def tokens_of(generator, values, *shapes):
     grids = [torch.cartesian_prod(*(torch.arange(side) for side in (*shape, 1))).int() for shape in shapes]
     coords = torch.cat(grids)
-    feats = torch.rand(len(coords), 3072, generator=generator) * 2 - 1
+    feats = torch.rand(len(coords), values, generator=generator) * 2 - 1
     return SparseTokens(feats, coords, tuple(len(grid) for grid in grids))
 
 
@@ -119,15 +118,13 @@ class Media:
         task, step, number = key
         generator = torch.Generator().manual_seed(1000 * step + number)
         if task == "image":
-            tokens = tokens_of(generator, (1, 3, 2), (1, 1, 4))
-            tokens.feats[:, 768:] = 0
-            return Batch(task, tokens, 768)
+            return Batch(task, tokens_of(generator, 768, (1, 3, 2), (1, 1, 4)))
         if task == "video":
-            return Batch(task, tokens_of(generator, (5, 1, 2)), 3072)
+            return Batch(task, tokens_of(generator, 3072, (5, 1, 2)))
         points, colors = torch.rand(2, 8 * 32, 3, generator=generator) - 0.5
         everywhere = torch.ones(len(points), dtype=torch.bool)
         targets = SurfaceTargets(points, colors, everywhere, everywhere)
-        return Batch(task, tokens_of(generator, (1, 4, 2)), 768, targets=targets)
+        return Batch(task, tokens_of(generator, 768, (1, 4, 2)), targets=targets)
 
 
 # What a rank does

@@ -29,7 +29,7 @@ def head_start(objective: Objective, datasets: Mapping[str, TaskDataset]) -> Non
     found = []
     for number in range(MICRO_BATCHES):
         made = batch(stage, datasets, names[number % len(names)], number)
-        step = Step(objective.model, made.tokens, made.values, teachers=objective.teachers)
+        step = Step(objective.model, made.tokens, teachers=objective.teachers)
         found.append((F.pad(step.visual_BE, (0, 1), value=1.0), step.efficientnet_BE))
     inputs_BE, target_BE = (torch.cat(part).double() for part in zip(*found, strict=True))
     penalty = RIDGE * len(inputs_BE) * torch.eye(inputs_BE.shape[1], dtype=torch.float64)
