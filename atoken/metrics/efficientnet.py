@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
-from atoken.metrics.pinned import PinnedFile
+from atoken.metrics.pinned import PinnedFile, channels_last
 
 EFFICIENTNET_FILE = PinnedFile(
     "efficientnet-lite0-57934424.pth",
@@ -82,6 +82,7 @@ class EfficientNetLite0(nn.Module):
     def features(self, images_B3SS: Tensor) -> Tensor:
         """(B, 1280), the mean over positions, before the classifier."""
         x = (images_B3SS * 127.5 + 0.5) / 128  # of pixels from 0 to 255: (pixel - 127) / 128
+        x = x.contiguous(memory_format=torch.channels_last)  # as the weights are
         x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
         return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
 
@@ -100,7 +101,7 @@ def published_efficientnet(state: Mapping[str, Tensor]) -> EfficientNetLite0:
     """A frozen EfficientNet-Lite0 with published weights."""
     with torch.device("meta"):  # no random weights: training draws the same numbers with and without it
         network = EfficientNetLite0()
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict(channels_last(state), assign=True)  # a CPU needs 0.4 of the time
     return network.eval().requires_grad_(False)
 
 
