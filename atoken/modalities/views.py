@@ -92,22 +92,24 @@ class _Caster:
         """Colour (R, 3) and depth (R,) of the first solid surface on each ray; black and -1 where there is none."""
         rgb_R3, depth_R = np.zeros(directions_R3.shape, np.uint8), np.full(len(directions_R3), -1, np.float32)
         rays, directions = np.arange(len(directions_R3)), directions_R3
-        starts = np.full(directions.shape, origin_3, np.float32)
+        starts = origin_3.astype(np.float32)[:, None].repeat(len(rays), axis=1).T
         for _ in range(_LAYERS):
             face = self.scene.run(starts, directions.astype(np.float32))
-            met = face >= 0
-            rays, face, directions = rays[met], face[met], directions[met]
-            if not len(rays):
+            met = np.flatnonzero(face >= 0)
+            if not len(met):
                 break
+            rays, face, directions = rays.take(met), face.take(met), directions.T.take(met, axis=1).T
             weights, depth = _meet(self.mesh, face, origin_3, directions)
             if self.is_opaque and not colored:
                 depth_R[rays] = depth
                 break
             rgba = _albedo(self.mesh, face, weights)
-            solid = rgba[:, 3] >= 127.5
+            solid = rgba[3] >= 127.5
             if colored:
-                rgb_R3[rays[solid]] = np.rint(rgba[solid, :3])
+                rgb_R3[rays[solid]] = np.rint(rgba[:3, solid]).T
             depth_R[rays[solid]] = depth[solid]
+            if solid.all():
+                break
             rays, directions = rays[~solid], directions[~solid]
             starts = (origin_3 + (depth[~solid, None] + _STEP) * directions).astype(np.float32)
         return rgb_R3, depth_R
@@ -128,7 +130,7 @@ def _scene(mesh: Mesh) -> Any:
 def _meet(
     mesh: Mesh, face_R: np.ndarray, origin_3: np.ndarray, directions_R3: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (R, 3) of the corners where a ray meets its triangle, and the depth (R,) there.
+    """Weights (3, R) of the corners where a ray meets its triangle, and the depth (R,) there.
 
     In fp64, because Embree's fp32 answer is not exact enough for voxel borders. The triple products of Moeller and
     Trumbore are rearranged so that what depends on the triangle alone is computed once for all of its rays.
@@ -151,37 +153,41 @@ def _meet(
     total_R = shares[0] + shares[1] + shares[2]
     shares = [share / total_R for share in shares]
     corners = [share * along(corner - origin_3) for share, corner in zip(shares, (a, b, c), strict=True)]
-    return np.stack(shares, axis=1), (corners[0] + corners[1] + corners[2]) / (x_R**2 + y_R**2 + z_R**2)
+    return np.stack(shares), (corners[0] + corners[1] + corners[2]) / (x_R**2 + y_R**2 + z_R**2)
 
 
-def _albedo(mesh: Mesh, face_R: np.ndarray, weights_R3: np.ndarray) -> np.ndarray:
-    """(R, 4) RGBA in 0..255: corner colours, interpolated, times the texture, as stored bytes."""
-    rgba = _mixed(weights_R3, mesh.colors[face_R])
+def _albedo(mesh: Mesh, face_R: np.ndarray, weights_3R: np.ndarray) -> np.ndarray:
+    """(4, R) RGBA in 0..255: corner colours, interpolated, times the texture, as stored bytes.
+
+    Channel by channel, here and below: NumPy is slow at rows of four numbers.
+    """
+    rgba = _mixed(weights_3R, mesh.colors[face_R])
     texture = mesh.texture[face_R]
     for index in np.unique(texture[texture >= 0]):
         rays = np.flatnonzero(texture == index)
-        uv = _mixed(weights_R3[rays], mesh.uv[face_R[rays]])
-        rgba[rays] *= _bilinear(mesh.textures[index], uv) / 255
+        uv = _mixed(weights_3R[:, rays], mesh.uv[face_R[rays]])
+        rgba[:, rays] *= _bilinear(mesh.textures[index], uv) / 255
     return rgba
 
 
-def _mixed(weights_R3: np.ndarray, corners_R3K: np.ndarray) -> np.ndarray:
-    """(R, K) fp64: values at the corners, weighted; three products take less time than an einsum."""
-    mixed = weights_R3[:, :1] * corners_R3K[:, 0]
-    mixed += weights_R3[:, 1:2] * corners_R3K[:, 1]
-    mixed += weights_R3[:, 2:] * corners_R3K[:, 2]
+def _mixed(weights_3R: np.ndarray, corners_R3K: np.ndarray) -> np.ndarray:
+    """(K, R) fp64: values at the corners, weighted; three products take less time than an einsum."""
+    corners_3KR = np.ascontiguousarray(corners_R3K.transpose(1, 2, 0))
+    mixed = weights_3R[0] * corners_3KR[0]
+    mixed += weights_3R[1] * corners_3KR[1]
+    mixed += weights_3R[2] * corners_3KR[2]
     return mixed
 
 
-def _bilinear(image: np.ndarray, uv_R2: np.ndarray) -> np.ndarray:
-    """(R, 4): an image (H, W, 4) at uv, (0, 0) its lower left corner; it repeats in both directions."""
+def _bilinear(image: np.ndarray, uv_2R: np.ndarray) -> np.ndarray:
+    """(4, R): an image (H, W, 4) at uv, (0, 0) its lower left corner; it repeats in both directions."""
     height, width = image.shape[:2]
-    u, v = (uv_R2 % 1).T  # before the next step: beyond 2^53 a float has no pixel
+    u, v = uv_2R % 1  # before the next step: beyond 2^53 a float has no pixel
     x, y = u * width - 0.5, (1 - v) * height - 0.5
     left, top = np.floor(x), np.floor(y)
     columns = (left.astype(np.int64) % width, 1 - (x - left)), ((left.astype(np.int64) + 1) % width, x - left)
     rows = (top.astype(np.int64) % height, 1 - (y - top)), ((top.astype(np.int64) + 1) % height, y - top)
-    mixed, texels = np.zeros((len(x), 4)), image.reshape(-1, 4)
+    mixed, texels = np.zeros((4, len(x))), image.reshape(-1, 4)
     for (row, of_row), (column, of_column) in product(rows, columns):
-        mixed += (of_row * of_column)[:, None] * texels.take(row * width + column, axis=0)
+        mixed += of_row * of_column * np.ascontiguousarray(texels.take(row * width + column, axis=0).T)
     return mixed
