@@ -55,6 +55,11 @@ def voxelize(
     """
     _check(views, resolution, over)
     cells_N3, resolution = _fitting(views, resolution, max_tokens, over == "coarsen")
+    return voxelize_cells(views, cells_N3, resolution, occlusion=occlusion)
+
+
+def voxelize_cells(views: Views, cells_N3: np.ndarray, resolution: int, *, occlusion: bool = False) -> Voxels:
+    """As ``voxelize``, of some of the cells that are ``occupied``."""
     nearest = _nearest(views, _centres(cells_N3, resolution), 3**0.5 / resolution if occlusion else None)
     return _voxels(cells_N3, resolution, _patches(views, *nearest))
 

@@ -19,7 +19,7 @@ from atoken.gaussian_decoder import OUTPUTS, REACH, RESOLUTION, to_gaussians
 from atoken.media.views import Views
 from atoken.mesh import Mesh
 from atoken.modalities.views import render_views
-from atoken.modalities.voxels import voxelize
+from atoken.modalities.voxels import occupied, voxelize_cells
 from atoken.tokens import SparseTokens
 
 SIZES = 0.6, 1.0  # smallest and largest longest side of an asset, as a share of the box
@@ -69,13 +69,11 @@ def crop(seed: int, index: int, most: int, views: int = 16) -> Crop:
     rng = np.random.default_rng([seed, index])
     mesh = _shrunk(rng, make_asset(seed, index).mesh)
     seen = render_views(mesh, views)
-    tokens = voxelize(seen, max_tokens=WHOLE).tokens
-    coords_N3 = tokens.coords[:, 1:].numpy()
-    middle = coords_N3[rng.integers(len(coords_N3))]
-    distance_N = np.abs(coords_N3 - middle).max(1)
+    cells_N3 = occupied(seen, RESOLUTION)
+    middle = cells_N3[rng.integers(len(cells_N3))]
+    distance_N = np.abs(cells_N3 - middle).max(1)
     reach = RESOLUTION if len(distance_N) <= most else int(np.partition(distance_N, most)[most]) - 1
-    kept = torch.from_numpy(np.flatnonzero(distance_N <= reach))
-    return Crop(mesh, seen, SparseTokens(tokens.feats[kept], tokens.coords[kept], (len(kept),)), middle, reach)
+    return Crop(mesh, seen, voxelize_cells(seen, cells_N3[distance_N <= reach], RESOLUTION).tokens, middle, reach)
 
 
 def _shrunk(rng: np.random.Generator, mesh: Mesh) -> Mesh:
