@@ -29,12 +29,15 @@ def sigmoid_loss(
     bias: Tensor,
     *,
     captioned_B: Tensor | None = None,
+    labels_B: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
     chunk: int = 4096,
 ) -> Tensor:
     """Sum over all pairs of ``-log sigmoid(z * (exp(log_scale) * visual . text + bias))``, over the number of samples.
 
     z is 1 for a sample and its own text, else -1, even if two texts are the same. Vectors have length 1.
+    labels_B: int64; with them z is 1 for a sample and the texts of all samples with its label. Captions made of labels
+    repeat: as negatives of each other, those of frequent classes would get the lower logits.
     captioned_B: bool, which samples have a text; one without does not count as a sample, and its vectors may have any
     values. chunk: texts at a time; (B, chunk) logits are in memory, also in the backward pass.
     Returns this rank's share (see the head of this file), fp32 also under autocast; 0 if no rank has a sample.
@@ -44,12 +47,20 @@ def sigmoid_loss(
         raise ValueError(f"Each sample needs a text: got {len(visual_BE)} samples and {len(text_BE)} texts.")
     if captioned_B is not None:
         visual_BE, text_BE = visual_BE[captioned_B], text_BE[captioned_B]
+        labels_B = None if labels_B is None else labels_B[captioned_B]
     with torch.autocast(visual_BE.device.type, enabled=False):
         counts = _counts(visual_BE, group)
         text_TE, first = _gathered(_exact(text_BE), counts, group)
         scaled_BE = _exact(log_scale).exp() * _exact(visual_BE)
-        own_B1 = torch.arange(first, first + len(visual_BE), device=visual_BE.device)[:, None]
-        inputs = [(scaled_BE, part, _exact(bias), own_B1 - chunk * i) for i, part in enumerate(text_TE.split(chunk))]
+        if labels_B is None:
+            own_B = torch.arange(first, first + len(visual_BE), device=visual_BE.device)
+            label_T = torch.arange(len(text_TE), device=visual_BE.device)
+        else:
+            own_B, label_T = labels_B, _gathered(labels_B[:, None], counts, group)[0][:, 0]
+        inputs = [
+            (scaled_BE, text_CE, _exact(bias), own_B, label_C)
+            for text_CE, label_C in zip(text_TE.split(chunk), label_T.split(chunk), strict=True)
+        ]
         sums = [checkpoint(_pairs, *each, use_reentrant=False, preserve_rng_state=False) for each in inputs]
         return _share(torch.stack(sums).sum(), counts)
 
@@ -78,11 +89,10 @@ def distillation(
         return _share((teacher_BT.exp() * (teacher_BT - student_BT)).sum(), _counts(student_BE, group))
 
 
-def _pairs(scaled_BE: Tensor, text_CE: Tensor, bias: Tensor, own_B1: Tensor) -> Tensor:
-    """The sum over B samples and C texts; ``own_B1``: index of a sample's own text among these, if it is there."""
+def _pairs(scaled_BE: Tensor, text_CE: Tensor, bias: Tensor, own_B: Tensor, label_C: Tensor) -> Tensor:
+    """The sum over B samples and C texts; a text whose label is ``own_B`` of a sample is the sample's."""
     logits_BC = scaled_BE @ text_CE.T + bias
-    is_own_BC = own_B1 == torch.arange(len(text_CE), device=own_B1.device)
-    return -F.logsigmoid(torch.where(is_own_BC, logits_BC, -logits_BC)).sum()
+    return -F.logsigmoid(torch.where(own_B[:, None] == label_C, logits_BC, -logits_BC)).sum()
 
 
 def _exact(x: Tensor) -> Tensor:

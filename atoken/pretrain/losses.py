@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
+from atoken.data.mixing import hashed
 from atoken.gaussian_decoder import RESOLUTION
 from atoken.gaussians import Gaussians
 from atoken.metrics import vgg
@@ -190,6 +191,16 @@ def alignment(step: Step) -> Tensor:
     return sigmoid_loss(
         step.visual_BE, step.text_BE, step.model.logit_scale, step.model.logit_bias, captioned_B=step.captioned_B
     )
+
+
+def label_alignment(step: Step) -> Tensor:
+    """As ``alignment``, but samples with the same caption match each other's: captions made of labels repeat."""
+    # 62 bits: signed integers hold them.
+    labels_B = torch.tensor([hashed(*caption.encode()) >> 2 for caption in step.captions], device=step.ids_BL.device)
+    return sigmoid_loss(
+        step.visual_BE, step.text_BE, step.model.logit_scale, step.model.logit_bias, captioned_B=step.captioned_B,
+        labels_B=labels_B,
+    )  # fmt: skip
 
 
 def _images(tokens: SparseTokens, side: int) -> Tensor:

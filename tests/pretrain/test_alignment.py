@@ -28,6 +28,7 @@ def units(count, seed, near=None):
 
 TEXT = units(B, 0)
 VISUAL, TEACHER = units(B, 1, TEXT), units(B, 2, TEXT)
+LABELS = torch.arange(B) % 5
 
 
 def leaves(*values, dtype=torch.float32):
@@ -75,6 +76,21 @@ def test_sigmoid_loss_of_one_and_two_samples_in_closed_form():
     assert sigmoid_loss(axes, axes, log_scale, bias).item() == pytest.approx(own + other, rel=1e-12)
     same = axes[[0, 0]]  # each text is the other's, too, and a negative all the same
     assert sigmoid_loss(same, same, log_scale, bias).item() == pytest.approx(2 * own + 2.5, rel=1e-12)
+
+
+def test_samples_with_one_label_match_the_texts_of_each_other():
+    log_scale, bias = torch.tensor([math.log(3.0), -0.5], dtype=torch.float64)
+    axes, labels = torch.eye(3, dtype=torch.float64), torch.tensor([7, 7, 8])
+    own, other, mate = math.log1p(math.exp(-2.5)), math.log1p(math.exp(-0.5)), math.log1p(math.exp(0.5))
+    loss = sigmoid_loss(axes, axes, log_scale, bias, labels_B=labels, chunk=2)
+    assert loss.item() == pytest.approx((3 * own + 4 * other + 2 * mate) / 3, rel=1e-12)
+
+
+def test_labels_that_all_differ_change_nothing():
+    inputs, labels = leaves(VISUAL, TEXT, LOG_SCALE, BIAS), torch.arange(B).flip(0)
+    captioned = torch.arange(B) % 3 > 0
+    plain = gradients(sigmoid_loss(*inputs, captioned_B=captioned), inputs)
+    assert_near(gradients(sigmoid_loss(*inputs, captioned_B=captioned, labels_B=labels), inputs), plain, EXACT)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, B, 4096])
@@ -212,6 +228,7 @@ def share(rank, case, group, towers):
     towers.zero_grad()
     return {
         "sigmoid": gradients(sigmoid_loss(*inputs, **options), inputs),
+        "labelled": gradients(sigmoid_loss(*inputs, **options, labels_B=LABELS[mine]), inputs),
         "distillation": gradients(distilled, [student]),
         "towers": trained(towers, towers(VISUAL[mine], TEXT[mine], **options)),
     }
@@ -289,6 +306,15 @@ def test_sigmoid_loss_over_ranks_is_that_of_one_full_matrix(ranks):
         assert not any(row[~case.captioned_B].any() for row in rows)
         found = [mean(shares, 0), *(row[case.captioned_B] for row in rows), mean(shares, 3), mean(shares, 4)]
         assert_near(found, truth(VISUAL[case.captioned_B], TEXT[case.captioned_B]), RANKS)
+
+
+def test_labels_match_over_ranks_as_in_one_process(ranks):
+    for case, results in ranks:
+        shares, captioned = [result["labelled"] for result in results], case.captioned_B
+        inputs = leaves(VISUAL[captioned], TEXT[captioned], LOG_SCALE, BIAS)
+        expected = gradients(sigmoid_loss(*inputs, labels_B=LABELS[captioned]), inputs)
+        rows = [whole(shares, position, case)[captioned] for position in (1, 2)]
+        assert_near([mean(shares, 0), *rows, mean(shares, 3), mean(shares, 4)], expected, RANKS)
 
 
 def test_distillation_over_ranks_is_that_of_one_process(ranks):

@@ -27,7 +27,7 @@ SIZES = [(48, 32), (16, 64), (32, 32)]
 CAPTIONS = ("a red box", "two spheres", "the green cone")
 PERCEPTUAL = (losses.lpips, losses.gram, losses.clip, losses.stlpips, losses.stlpips_gram)
 RECONSTRUCTION = (losses.l1, losses.kl, *PERCEPTUAL)
-UNDERSTANDING = (losses.semantics, losses.alignment)
+UNDERSTANDING = (losses.semantics, losses.alignment, losses.label_alignment)
 
 
 def frames(sizes=SIZES, seed=0):
@@ -222,6 +222,17 @@ def test_alignment_is_the_sigmoid_loss_of_the_full_matrix(make):
     signs = 2 * torch.eye(2) - 1
     expected = -torch.log(torch.sigmoid(signs * logits)).sum() / 2
     torch.testing.assert_close(losses.alignment(step), expected.float(), rtol=FP32, atol=FP32)
+
+
+def test_samples_with_the_same_caption_match_where_captions_are_labels(make):
+    step = make(captions=(CAPTIONS[0], CAPTIONS[1], CAPTIONS[0]))
+    text = F.normalize(step.model.text_tower(words()(step.captions)).pooler_output.double(), dim=1)
+    logits = similarities(step.encoded.pooled, text, step.model.logit_scale) + step.model.logit_bias
+    signs = torch.tensor([[1, -1, 1], [-1, 1, -1], [1, -1, 1]])
+    expected = -torch.log(torch.sigmoid(signs * logits)).sum() / 3
+    torch.testing.assert_close(losses.label_alignment(step), expected.float(), rtol=FP32, atol=FP32)
+    other = make()
+    assert losses.label_alignment(other).item() == losses.alignment(other).item()
 
 
 @pytest.mark.parametrize("term", UNDERSTANDING)
