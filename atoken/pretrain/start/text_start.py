@@ -24,11 +24,12 @@ FULL = math.log(6)  # a word in at most every sixth caption has full weight
 def text_start(model: ATokenModel, data: Data, stage: Stage) -> TextTokenizer | None:
     """Initialise the text tower of a model, and return the tokenizer of its words; None without a text side.
 
-    The words are those of ``captions``, the most frequent ones, as many as the tower has room for.
+    The words are those of ``captions``, or of the generator's where the data has none: the most frequent ones, as many
+    as the tower has room for.
     """
     if model.text_tower is None:
         return None
-    examples = list(captions(data, stage, CAPTIONS))
+    examples = list(captions(data, stage, CAPTIONS)) or list(captions(Data("procedural", {}), stage, CAPTIONS))
     texts = vocabulary(examples, model.text_length, model.text_tower.config.vocab_size)
     bag_of_words(model.text_tower, texts(examples))
     return texts
