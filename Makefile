@@ -31,8 +31,9 @@ reconstruct: .venv/.base
 # Trains the bundled models anew and puts them in place; interrupted, it goes on where it was. What is in the cache is
 # not fetched again; docs/data.md says how to get it there without a network.
 nano: .venv/.dev
-	$(BIN)/atoken fetch photos furniture
-	$(BIN)/atoken train --preset nano --stage all --data scripts/nano.toml -o runs
+	$(BIN)/atoken fetch photos furniture st-lpips
+	$(BIN)/atoken train --preset nano --stage all --data scripts/nano.toml \
+		--set tasks.image.terms.stlpips=0.005 -o runs
 	$(BIN)/python -m scripts.bundle_nano runs
 
 clean:

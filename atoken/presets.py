@@ -18,7 +18,7 @@ def _sides(width: int, layers: int, heads: int, mlp: int) -> dict[str, int]:
 
 SMALL_GAUSSIAN_DECODER = {"width": 192, "layers": 4, "heads": 4, "mlp": 768, "neighborhood": 5}
 SMALL_TEXT_TOWER = {
-    "vocab_size": 896, "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 896, "hidden_size": 96, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 32, "projection_size": 192, "pad_token_id": 1, "bos_token_id": None,
     "eos_token_id": None,
 }  # fmt: skip
