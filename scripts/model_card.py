@@ -61,7 +61,7 @@ def model_card(run: Path, name: str, model: ATokenModel, gaussians: int) -> str:
                 creators[record["creator"]][record["label"]] += 1
     named = sorted(creators.items(), key=lambda one: (-one[1].total(), one[0].lower()))
     teachers = {file: _teacher(file) for _, record in runs for file in record["launch"]["teachers"]}
-    last, file = runs[-1][1], Path(runs[-1][1]["launch"]["data"])
+    last = runs[-1][1]
     page = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -72,7 +72,7 @@ def model_card(run: Path, name: str, model: ATokenModel, gaussians: int) -> str:
     return page.render(
         name=name, config=model.config, weights=model.num_parameters(), bytes=2 * model.num_parameters() - gaussians,
         gaussians=gaussians, stages=[(folder.name, _steps(folder), _minutes(folder)) for folder, _ in runs],
-        data=data, creators=named, teachers=teachers, file=file.name if file.is_absolute() else file, last=last,
+        data=data, creators=named, teachers=teachers, last=last,
     )  # fmt: skip
 
 

