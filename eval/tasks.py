@@ -31,6 +31,7 @@ from eval.sources import captions, folders, samples, synthetic
 _SQUARE = Preparation("adm", 256)
 _RETRIEVED = Preparation("centre", 224, frames=12, fps=Fraction(1), spread=True)
 _FROM_16_SIDES = Preparation(views=16, view_size=256)
+_SEEN_SMALL = Preparation("naflex", 64, "bilinear")  # about 128 x 128 pixels: nano learns what images show at 64 to 160
 _OF_VIDEO = measures.PIXELS | measures.BLOCKING_IN_TIME | measures.RFVD
 _ZERO_SHOT, _RETRIEVAL = measures.ZERO_SHOT, measures.RETRIEVAL
 _FRAMES = {"pool": "frames"}  # the vector of a video is the mean of its frames' vectors
@@ -118,10 +119,10 @@ def _of_photos(split: str) -> list[Task]:
         Task(f"photos-{split}", "image", f"fetched:photos/{split}", samples.photos, Preparation(), measures.IMAGES,
              shard=126, batch=6),
         *(Task(f"photos-{split}-{kind}-zero-shot", "image", f"fetched:photos/{split}",
-               partial(samples.photos, class_of=class_of), Preparation(), _ZERO_SHOT, "embed", templates=A_PHOTO,
+               partial(samples.photos, class_of=class_of), _SEEN_SMALL, _ZERO_SHOT, "embed", templates=A_PHOTO,
                shard=128, batch=16) for kind, class_of in kinds.items()),
         *(Task(f"photos-{split}-{kind}-probe", "image", "fetched:photos",
-               partial(samples.photos_to_probe, class_of=class_of, tested=split), Preparation(), measures.PROBE,
+               partial(samples.photos_to_probe, class_of=class_of, tested=split), _SEEN_SMALL, measures.PROBE,
                "embed", shard=128, batch=16) for kind, class_of in kinds.items()),
     ]  # fmt: skip
 

@@ -96,14 +96,14 @@ def test_nothing_to_measure_is_one_sentence(run, folder, there):
 
 def measured(capsys, name, seed):
     pytest.importorskip("embreex", reason="the extra 3d is not installed")
-    options = ["--tokens", "2048", "--seed", str(seed), "--model", name, "--device", "cpu", "--json"]
+    options = ["--tokens", "4096", "--seed", str(seed), "--model", name, "--device", "cpu", "--json"]
     assert main(["stats", "procedural", *options]) == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["nano", "nano-d"])
 def test_what_comes_with_a_bundled_model_is_what_a_small_sample_finds(name, capsys):
-    """Other samples of the same generator, 2,048 tokens of each modality or more.
+    """Other samples of the same generator, 4,096 tokens of each modality or more.
 
     Tokens of one sample resemble each other, so that this many are worth some thirty independent ones: a mean is then
     off by 1 / sqrt(30) = 0.18 deviations, in the worst of 48 channels by three times that;

@@ -73,10 +73,10 @@ print(json.dumps([name for name in sys.modules if name.partition(".")[0] in ("at
 BESIDES = (
     "atoken.attention", "atoken.bottleneck", "atoken.checkpoint", "atoken.cli", "atoken.coder", "atoken.foreign",
     "atoken.gaussian_decoder", "atoken.image_processor", "atoken.io", "atoken.layers", "atoken.loading",
-    "atoken.media.scaling", "atoken.metrics.pca", "atoken.model", "atoken.placement", "atoken.presets",
-    "atoken.pretrain", "atoken.report", "atoken.rope", "atoken.statistics", "atoken.text", "atoken.tokenizer",
-    "atoken.train", "atoken.transformer", "eval.command", "eval.commands", "eval.compare", "eval.models", "eval.rate",
-    "eval.rate_report", "eval.report", "eval.tasks",
+    "atoken.media.scaling", "atoken.metrics.pca", "atoken.model", "atoken.onednn", "atoken.placement",
+    "atoken.presets", "atoken.pretrain", "atoken.report", "atoken.rope", "atoken.statistics", "atoken.text",
+    "atoken.tokenizer", "atoken.train", "atoken.transformer", "eval.actions", "eval.command", "eval.commands",
+    "eval.compare", "eval.models", "eval.rate", "eval.rate_report", "eval.report", "eval.tasks",
 )  # fmt: skip
 
 
