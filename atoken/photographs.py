@@ -108,6 +108,9 @@ class Photographs:
             return
         with tempfile.TemporaryDirectory(prefix="atoken-") as folder:
             clones = Path(source or folder)
+            names = [PurePosixPath(address).name for address, _ in (CLOTHES, GROCERIES)]
+            if source is not None and (missing := [name for name in names if not (clones / name).is_dir()]):
+                raise AtokenError(f"There is no {clones / missing[0]}: clone {' and '.join(names)} into {clones}.")
             if source is None:
                 for address, commit in (CLOTHES, GROCERIES):
                     clone = str(clones / PurePosixPath(address).name)

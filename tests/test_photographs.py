@@ -16,7 +16,7 @@ from atoken import photographs
 from atoken.data.sources import ShardSource
 from atoken.errors import AtokenError
 from atoken.fetch import fetch
-from atoken.photographs import COUNTS, Photo
+from atoken.photographs import COUNTS, Photo, Photographs
 
 # A sender of each split by its hash, and 50, who is in none.
 CLOTHES = [
@@ -145,3 +145,8 @@ def test_labels_have_the_article_that_they_need(label, group, named, of_group):
 def test_there_are_8040_photographs():
     assert sum(COUNTS.values()) == 8040
     assert sum(count for where, count in COUNTS.items() if where.startswith("test")) == 1008
+
+
+def test_a_folder_without_the_clones_is_one_sentence(tmp_path):
+    with pytest.raises(AtokenError, match=r"^There is no \S*clothing-dataset: clone clothing-dataset and Groc"):
+        Photographs().bring(tmp_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ _SENTENCES = Path(__file__).with_name("openai_templates.txt").read_text(encoding
 OPENAI = Templates("80 of OpenAI", tuple(_SENTENCES.splitlines()))
 
 
-class _Nearest:
+class _Nearest(ABC):
     """The share of items whose own candidate is the nearest, and of those where it is among the nearest few.
 
     Pessimistic: a candidate that is as near as the own one counts as nearer, and a vector that is not finite is a miss;
@@ -54,9 +55,9 @@ class _Nearest:
     name: str
     best: tuple[int, ...] = (1,)
 
+    @abstractmethod
     def candidates(self, output: Output) -> tuple[np.ndarray, np.ndarray]:
         """Unit vectors (C, D) that an output is compared with, on the grid, and (C,) bool: which is its own."""
-        raise NotImplementedError
 
     def start(self) -> State:
         """Counts of items, of hits, of ties and of vectors that are not finite."""
