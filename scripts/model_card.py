@@ -17,6 +17,7 @@ from atoken.fetch import FETCHABLES
 from atoken.metrics.pinned import cache
 from atoken.modalities import MODALITIES
 from atoken.model import ATokenModel
+from atoken.photographs import CLOTHES, GROCERIES
 from atoken.report.rows import read_rows
 from atoken.train.run_folder import RunFolder
 
@@ -30,12 +31,8 @@ class Credit(NamedTuple):
 
 
 CREDITS = {
-    "clothing-dataset": Credit(
-        "Alexey Grigorev and contributors", "https://github.com/alexeygrigorev/clothing-dataset", "CC0-1.0"
-    ),
-    "GroceryStoreDataset": Credit(
-        "Marcus Klasson, Cheng Zhang, Hedvig Kjellström", "https://github.com/marcusklasson/GroceryStoreDataset", "MIT"
-    ),
+    "clothing-dataset": Credit("Alexey Grigorev and contributors", CLOTHES[0], "CC0-1.0"),
+    "GroceryStoreDataset": Credit("Marcus Klasson, Cheng Zhang, Hedvig Kjellström", GROCERIES[0], "MIT"),
     "furniture": Credit(
         "Emmanuel Puybaret / eTeks, and those named below", "http://www.sweethome3d.com/importModels.jsp", None
     ),
