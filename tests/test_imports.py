@@ -25,6 +25,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"doctor", "fetch"},
+    {"store"},
     {"photographs"},
     {"tower"},
     {"loading"},
