@@ -17,6 +17,10 @@ class TokenFileError(AtokenError):
     """A token file that is damaged, newer than this program, or made by another model."""
 
 
+class StoreError(AtokenError):
+    """A token store that is unfinished, damaged, in use, or made of something else or with other options."""
+
+
 class CheckpointError(AtokenError):
     """Model weights or a model configuration that are missing, damaged, or do not fit."""
 

@@ -62,6 +62,7 @@ OPTIONAL = {
     "pyarrow",
     "matplotlib",
     "pillow_heif",
+    "usearch",
 }  # imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 

@@ -9,6 +9,7 @@
     STORE/failures.jsonl          what could not be read: key and reason, a line each
     STORE/manifest.json           sizes and SHA-256 of all other files, written last; a store without it is unfinished
     STORE/.work/                  lock, parts of shards that are not whole, what is known of whole ones; gone at the end
+    STORE/vectors/                for search, by atoken index: follows from the rest, and is not in the manifest
 """
 
 from __future__ import annotations
