@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from atoken import checkpoint
+from atoken.bottleneck import Posterior
 from atoken.errors import AtokenError, CheckpointError, MediaError
 from atoken.gaussians import Gaussians
 from atoken.io import Image, Mesh, Video, Views
@@ -94,19 +95,42 @@ class Coder:
         described = [fields | {"name": file_name(one)} for (_, fields), one in zip(samples, batch, strict=True)]
         return self._tokens(encoded, described, generator=generator)
 
+    def encode_named(
+        self, batch: Sequence[Media], names: Sequence[str], draws: Sequence[Sequence[torch.Generator]] = ()
+    ) -> list[tuple[Tokens, ...]]:
+        """As ``encode_batch``, of media with names: the tokens of each, or in one pass draws from its posterior.
+
+        draws: a row for each draw, with a generator for each of the media, so that each has noise of its own.
+        """
+        samples = [_sample(as_media(one)) for one in batch]
+        with torch.inference_mode():
+            encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
+        described = [fields | {"name": name} for (_, fields), name in zip(samples, names, strict=True)]
+        rows = [self._tokens(encoded, described, generator=generators) for generators in draws]
+        rows = rows or [self._tokens(encoded, described)]
+        return list(zip(*rows, strict=True))
+
     def _tokens(
         self,
         encoded: Encoded,
         described: Sequence[dict[str, Any]],
         *,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         first_frame: int = 0,
     ) -> list[Tokens]:
-        """Tokens of each sample, with the fields that say what it is; copies on the CPU, which one can train on."""
+        """Tokens of each sample, with the fields that say what it is; copies on the CPU, which one can train on.
+
+        generator: of the whole batch, or one for each sample.
+        """
         if generator is not None and encoded.codes is not None:
             raise AtokenError("A discrete model has no posterior to draw from; leave the generator out.")
-        latents = encoded.latents.feats if generator is None else encoded.posterior.sample(generator)
-        lengths = encoded.latents.lengths
+        posterior, lengths = encoded.posterior, encoded.latents.lengths
+        latents = encoded.latents.feats
+        if isinstance(generator, torch.Generator):
+            latents = posterior.sample(generator)
+        elif generator is not None:
+            each = zip(posterior.mean.split(lengths), posterior.logvar.split(lengths), generator, strict=True)
+            latents = torch.cat([Posterior(mean, logvar).sample(own) for mean, logvar, own in each])
         parts = zip(
             described,
             latents.float().cpu().split(lengths),
@@ -173,20 +197,29 @@ class Coder:
         or (H, W, 4) with alpha, with ``fps``. max_side: as in ``encode``. Yields a piece for each 16 frames; only the
         last carries the pooled vector. Raises: MediaError.
         """
-        name, state, first = file_name(frames), None, 0
-        for tile, following in pairwise(chain(tiles(frames, fps), [None])):
+        return self.encode_tiles((smaller(tile, max_side) for tile in tiles(frames, fps)), name=file_name(frames))
+
+    def encode_tiles(
+        self, tiles: Iterable[Video], *, name: str = "", generator: torch.Generator | None = None
+    ) -> Iterator[Tokens]:
+        """As ``encode_stream``, of a video that comes as tiles of 16 frames, the last of fewer."""
+        state, first = None, 0
+        for tile, following in pairwise(chain(tiles, [None])):
             assert tile is not None
-            tokens, state = self._encode_tile(smaller(tile, max_side), state, first, name)
+            tokens, state = self._encode_tile(tile, state, first, name, generator)
             yield replace(tokens, pooled=None) if following else tokens
             first += len(tile.frames)
         if state is None:
             raise MediaError("The video has no frames; there is nothing to encode.")
 
-    def _encode_tile(self, tile: Video, state: PoolState | None, first: int, name: str) -> tuple[Tokens, PoolState]:
+    def _encode_tile(
+        self, tile: Video, state: PoolState | None, first: int, name: str, generator: torch.Generator | None
+    ) -> tuple[Tokens, PoolState]:
         patches, fields = _sample(tile)
         with torch.inference_mode():
             encoded = self.model.encode(patches.to(self.device), pool_state=state)
-        return self._tokens(encoded, [fields | {"name": name}], first_frame=first)[0], encoded.pool_state
+        described = [fields | {"name": name}]
+        return self._tokens(encoded, described, generator=generator, first_frame=first)[0], encoded.pool_state
 
     def decode_stream(self, pieces: Iterable[Tokens]) -> Iterator[Video]:
         """Decode the pieces of one video, in order, in constant memory; the frames joined are the whole video's.

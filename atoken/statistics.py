@@ -6,6 +6,7 @@ Letters: ``C`` latent channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,16 +60,22 @@ class LatentStatistics:
 
 
 class Sums:
-    """Running sums of latents, in fp64: the same numbers however a sample is cut into calls, but for rounding."""
+    """Running sums of latents, in fp64: the same numbers however a sample is cut into calls, but for rounding.
+
+    ``sums`` (2, C): of values and of their squares. ``ends`` (2, C): smallest and largest, infinite without a token.
+    """
 
     def __init__(self, channels: int) -> None:
         self.samples = self.tokens = 0
         self.sums = torch.zeros(2, channels, dtype=torch.float64)
+        self.ends = torch.tensor([[math.inf], [-math.inf]], dtype=torch.float64).repeat(1, channels)
 
     def add(self, latents: Tensor, samples: int = 1) -> None:
         """Add (N, C) latents of so many new samples."""
         values = latents.detach().cpu().double()
         self.sums += torch.stack([values.sum(0), values.square().sum(0)])
+        if len(values):
+            self._widen(torch.stack([values.amin(0), values.amax(0)]))
         self.samples += samples
         self.tokens += len(latents)
 
@@ -76,7 +83,12 @@ class Sums:
         both = Sums(self.sums.shape[1])
         both.samples, both.tokens = self.samples + other.samples, self.tokens + other.tokens
         both.sums = self.sums + other.sums
+        both.ends = self.ends.clone()
+        both._widen(other.ends)
         return both
+
+    def _widen(self, ends: Tensor) -> None:
+        self.ends = torch.stack([torch.minimum(self.ends[0], ends[0]), torch.maximum(self.ends[1], ends[1])])
 
     def statistics(self) -> LatentStatistics:
         """What was added, with six significant digits; at least one token must have been."""

@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_tokenizing(commands)
     _add_semantic(commands)
+    _add_store(commands)
     _add_train(commands)
     _add_upkeep(commands)
     return top
@@ -85,6 +86,51 @@ def _add_semantic(commands: Commands) -> None:
             "--pool", choices=["whole", "frames"], default="whole",
             help="of videos: one vector of all tokens, or the mean of the frames' vectors (default: whole)",
         )  # fmt: skip
+
+
+def _add_store(commands: Commands) -> None:
+    """Whole data sets as tokens."""
+    tokenize = commands.add_parser(
+        "tokenize", help="a whole data set to a token store, which trainers read",
+        description="Interrupted, the same command goes on; any number of workers gives the same bytes.",
+    )  # fmt: skip
+    tokenize.add_argument(
+        "source", metavar="SRC",
+        help="folder of media, .tar shards, .parquet or .arrow tables, a data file (.toml), or procedural:SERIES",
+    )  # fmt: skip
+    tokenize.add_argument("-o", "--out", required=True, metavar="STORE", help="folder of the store")
+    _add_model(tokenize)
+    tokenize.add_argument(
+        "--latents", default="float32", choices=["float32", "float16", "codes"],
+        help="what is stored: latents of a continuous model, which float16 rounds, or codes of a discrete one",
+    )  # fmt: skip
+    tokenize.add_argument(
+        "--sample", type=_positive, default=0, metavar="N", dest="draws",
+        help="draws from the posterior of each item (default: its mean)",
+    )  # fmt: skip
+    tokenize.add_argument("--seed", type=_count, default=0, help="of draws, and of generated items (default: 0)")
+    tokenize.add_argument("--flip", action="store_true", help="each image and video mirrored as well")
+    tokenize.add_argument("--resize", type=_pixels, metavar="PIXELS", help="the shorter side, before --crop")
+    tokenize.add_argument("--crop", type=_pixels, metavar="PIXELS", help="a square of this side from the middle")
+    tokenize.add_argument("--fps", help="of videos: take so many frames a second")
+    tokenize.add_argument("--frames", type=_positive, metavar="N", help="of videos: the first N at most")
+    tokenize.add_argument("--max-side", type=_pixels, metavar="PIXELS", help="scale larger images and frames down")
+    tokenize.add_argument("--coarsen", action="store_true", help="pack assets of too many voxels at a lower resolution")
+    tokenize.add_argument("--items", type=_positive, metavar="N", help="only so many of the source")
+    tokenize.add_argument("--shuffle", type=_count, metavar="SEED", help="items in a random order (default: as in SRC)")
+    tokenize.add_argument("--shard-mb", type=_positive, default=256, help="size of a shard, about (default: 256)")
+    tokenize.add_argument(
+        "--batch-tokens", type=_positive, default=16_384, help="encoded at once, about (default: 16384)"
+    )
+    tokenize.add_argument("--vectors", action="store_true", help="pooled unit vectors in the index, too, for searching")
+    tokenize.add_argument("--workers", type=_positive, help="processes that read (default: half of the cores)")
+    tokenize.add_argument(
+        "--most-broken", type=float, default=0.1, metavar="SHARE",
+        help="of items that may fail, which are listed (default: 0.1)",
+    )  # fmt: skip
+    tokenize.add_argument("--plan", action="store_true", help="say what it takes, and make nothing")
+    for command in (tokenize,):
+        command.set_defaults(module="store")
 
 
 def _add_train(commands: Commands) -> None:
@@ -202,6 +248,12 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    if not (count := _count(text)):
+        raise argparse.ArgumentTypeError("it must be 1 or more")
+    return count
 
 
 def _pixels(text: str) -> int:

@@ -31,13 +31,16 @@ _END_MAGIC = b"KOTA"
 class ArchiveWriter:
     """Writes chunks, then the table of contents of ``items``; the file appears at ``target`` when the block ends well.
 
-    ``target``: a path, or a binary file object, which gets the whole file at the end of the block.
+    ``target``: a path, or a binary file object, which gets the whole file at the end of the block. ``compress``: chunks
+    are as small as the codecs make them; without, they are raw, which is much faster.
     Raises: TokenFileError, also when the block ends without an item.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, compress: bool = True) -> None:
         self._target = target
+        self._compress = compress
         self.items: list[Item] = []
+        self.checksums: list[bytes] = []  # SHA-256 of all bytes of each item
         self._end = len(_START)  # of the last complete item
 
     def __enter__(self) -> Self:
@@ -58,17 +61,32 @@ class ArchiveWriter:
     def begin(self) -> None:
         """Start an item, over the remains of one that failed."""
         self._file.seek(self._end)
+        self._checksum = hashlib.sha256()
 
     def put(self, array: np.ndarray, dtype: str, levels: Levels | None = None) -> Chunk:
         """Write an array. Raises: TokenFileError."""
-        chunk, data = encode(array, dtype, levels, self._file.tell())
-        self._file.write(data)
+        chunk, data = encode(array, dtype, levels, self._file.tell(), compress=self._compress)
+        self._write(data)
         return chunk
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._checksum.update(data)
 
     def complete(self, item: Item) -> None:
         """End an item, all chunks of which are written."""
         self.items.append(item)
+        self.checksums.append(self._checksum.digest())
         self._end = self._file.tell()
+
+    def append(self, archive: Archive) -> None:
+        """Copy all items of an open token file, their chunks as they are, unchecked. Raises: TokenFileError."""
+        for item in archive.items:
+            self.begin()
+            moved = item.moved(self._end - next(item.chunks()).offset)
+            for data in archive.stored(item):
+                self._write(data)
+            self.complete(moved)
 
     def _finish(self) -> None:
         if not self.items:
@@ -118,6 +136,13 @@ class Archive:
     def get(self, chunk: Chunk, dtype: str, levels: Levels | None = None) -> np.ndarray:
         """Read an array. Raises: TokenFileError."""
         return decode(chunk, _bytes(self._file, chunk.offset, chunk.stored), dtype, levels)
+
+    def stored(self, item: Item) -> Iterator[bytes]:
+        """The bytes of an item, chunk by chunk as they lie in the file. Raises: TokenFileError."""
+        for chunk in item.chunks():
+            with self.reading():
+                data = _bytes(self._file, chunk.offset, chunk.stored)
+            yield data
 
 
 def _opened(source: Source, name: str) -> BinaryIO:

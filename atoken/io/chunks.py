@@ -45,9 +45,12 @@ def raw_size(shape: tuple[int, ...], dtype: str, levels: Levels | None) -> int:
     return math.prod(shape) * np.dtype(dtype).itemsize
 
 
-def encode(array: np.ndarray, dtype: str, levels: Levels | None, offset: int) -> tuple[Chunk, bytes]:
+def encode(
+    array: np.ndarray, dtype: str, levels: Levels | None, offset: int, *, compress: bool = True
+) -> tuple[Chunk, bytes]:
     """Lay out ``array`` as ``dtype`` and give it to the codec that makes it smallest; ``offset`` is where it will lie.
 
+    compress: try codecs at all; without them a chunk is its layout, which takes a hundredth of the time.
     Raises: TokenFileError for NaN or infinity, for a value too large for float16, for a chunk over ``MAX_RAW``.
     """
     if (size := raw_size(array.shape, dtype, levels)) > MAX_RAW:
@@ -56,12 +59,11 @@ def encode(array: np.ndarray, dtype: str, levels: Levels | None, offset: int) ->
             "split the image, or lower its resolution."
         )
     raw = _to_digits(array, levels or ()) if dtype == DIGITS else _shuffle(_rounded(array, dtype))
-    deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
-    candidates: dict[Codec, bytes] = {
-        "raw": raw,
-        "deflate": deflate.compress(raw) + deflate.flush(),
-        "lzma": lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_LZMA),
-    }
+    candidates: dict[Codec, bytes] = {"raw": raw}
+    if compress:
+        deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+        candidates["deflate"] = deflate.compress(raw) + deflate.flush()
+        candidates["lzma"] = lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_LZMA)
     codec, data = min(candidates.items(), key=lambda pair: len(pair[1]))
     return Chunk(offset, len(data), codec, tuple(array.shape), hashlib.sha256(data).digest()), data
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from atoken.errors import TokenFileError
 from atoken.io.chunks import DIGITS, MAX_RAW, Chunk, raw_size
@@ -143,6 +143,18 @@ class Item(Description, frozen=True, kw_only=True, forbid_unknown_fields=True, d
         for tile in self.tiles:
             yield from tile.chunks()
         yield from filter(None, (self.timestamps, self.pooled))
+
+    def moved(self, by: int) -> Item:
+        """The same item with its chunks so many bytes further back in a file."""
+
+        def moved(chunk: Chunk) -> Chunk:
+            return structs.replace(chunk, offset=chunk.offset + by)
+
+        def shifted(chunk: Chunk | None) -> Chunk | None:
+            return chunk and moved(chunk)
+
+        tiles = tuple(Tile(moved(tile.tokens), shifted(tile.coords), shifted(tile.alpha)) for tile in self.tiles)
+        return structs.replace(self, tiles=tiles, timestamps=shifted(self.timestamps), pooled=shifted(self.pooled))
 
     def tile_frames(self, tile: int) -> int:
         """Frames of a tile: 16, or what is left for the last."""

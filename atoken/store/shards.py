@@ -1,0 +1,184 @@
+"""Units joined to shards with their index, and a store finished. What is complete is never written again."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import structs
+
+from atoken.atomic import atomic_path
+from atoken.errors import AtokenError, MissingExtraError, StoreError
+from atoken.io.archive import Archive
+from atoken.io.token_file import TokenFileWriter
+from atoken.store.layout import (
+    FAILURES,
+    INDEX,
+    MANIFEST,
+    PLAN,
+    SHARDS,
+    STATS,
+    VERSION,
+    WORK,
+    Row,
+    index_name,
+    shard_name,
+)
+from atoken.store.plan import writing
+from atoken.store.reading import Job
+from atoken.store.totals import Totals
+from atoken.store.units import Done, sound
+from atoken.train.manifest import sha256
+
+
+def join(job: Job, shard: int) -> None:
+    """Put the units of a shard, which all must be there, together, and remove them; any process may.
+
+    Raises: StoreError (a unit is damaged: it is made again by the next run), TokenFileError (as writing).
+    """
+    units = job.plan.units_of(shard)
+    try:
+        done = [Done.load(job.unit_files(unit)[1]) for unit in units]
+        rows = _write_shard(job, shard, [unit for unit, one in zip(units, done, strict=True) if one.rows], done)
+    except (OSError, ValueError, AtokenError) as error:
+        for unit in units:
+            if sound(job, unit) is None:
+                job.unit_files(unit)[1].unlink(missing_ok=True)
+                raise StoreError(f"Unit {unit} in {job.store / WORK} is damaged; run the command again.") from error
+        raise
+    if rows:
+        write_index(job.store / INDEX / index_name(shard), rows, job.plan.model.width)
+    totals = Totals(job.plan.model)
+    for one in done:
+        totals += Totals.of(job.plan.model, one.totals)
+    failures = tuple(failure for one in done for failure in one.failures)
+    Done(totals=totals.plain(), failures=failures, files=_files(job, shard)).save(_note(job, shard))
+    with writing(job.store):
+        _remove_units(job, shard)
+
+
+def _write_shard(job: Job, shard: int, units: list[int], done: list[Done]) -> list[Row]:
+    """The token file of a shard, and its rows. Raises: OSError, AtokenError."""
+    rows = [row for one in done for row in one.rows]
+    if not rows:
+        return []
+    with TokenFileWriter(job.store / SHARDS / shard_name(shard), compress=False) as writer:
+        for unit in units:
+            with Archive(job.unit_files(unit)[0]) as archive:
+                writer.append(archive)
+        if writer.checksums != [row.checksum for row in rows]:
+            raise StoreError("A check sum is wrong.")
+    return [
+        structs.replace(
+            row, shard=shard, number=number, offset=next(item.chunks()).offset, entry=msgspec.msgpack.encode(item)
+        )
+        for number, (row, item) in enumerate(zip(rows, writer.items, strict=True))
+    ]
+
+
+def write_index(path: Path, rows: list[Row], width: int) -> None:
+    """The rows of a shard as Parquet; a ``vector`` has ``width`` values. Raises: StoreError, MissingExtraError."""
+    pa = arrow()
+    import pyarrow.parquet as parquet
+
+    whole = {name: pa.int32() for name in ("shard", "number", "height", "width", "frames", "tokens", "draw")}
+    types = whole | {
+        "key": pa.string(), "offset": pa.int64(), "size_bytes": pa.int64(), "modality": pa.string(),
+        "fps": pa.float64(), "label": pa.string(), "captions": pa.list_(pa.string()), "flipped": pa.bool_(),
+        "checksum": pa.binary(32), "entry": pa.binary(),
+    }  # fmt: skip
+    columns = {name: pa.array([getattr(row, name) for row in rows], types[name]) for name in Row.__struct_fields__[:-1]}
+    if rows[0].vector is not None:
+        values = np.frombuffer(b"".join(row.vector or b"" for row in rows), "<f4")
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
+    with atomic_path(path, StoreError) as temporary:
+        parquet.write_table(pa.table(columns), temporary, compression="zstd")
+
+
+def arrow() -> Any:
+    """The package pyarrow. Raises: MissingExtraError."""
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "store", "A token store") from error
+    return pyarrow
+
+
+def _note(job: Job, shard: int) -> Path:
+    return job.store / WORK / f"{shard:06d}.shard"
+
+
+def _files(job: Job, shard: int) -> dict[str, tuple[int, str]]:
+    paths = job.store / SHARDS / shard_name(shard), job.store / INDEX / index_name(shard)
+    return {_name(job, path): (path.stat().st_size, sha256(path)) for path in paths if path.exists()}
+
+
+def _name(job: Job, path: Path) -> str:
+    return path.relative_to(job.store).as_posix()
+
+
+def _remove_units(job: Job, shard: int) -> None:
+    for unit in job.plan.units_of(shard):
+        for path in job.unit_files(unit):
+            path.unlink(missing_ok=True)
+
+
+def find_complete(job: Job) -> dict[int, Done]:
+    """The shards that are complete; of one whose files were changed, the note is removed, so that it is made again.
+
+    Raises: StoreError.
+    """
+    found = {}
+    with writing(job.store):
+        for shard in range(job.plan.shards):
+            note = _note(job, shard)
+            if not note.exists():
+                continue
+            with suppress(OSError, ValueError):
+                done = Done.load(note)
+                if all((job.store / name).stat().st_size == size for name, (size, _) in done.files.items()):
+                    _remove_units(job, shard)
+                    found[shard] = done
+                    continue
+            note.unlink()
+    return found
+
+
+def finish(job: Job) -> None:
+    """Write statistics, failures and, last, the manifest of a store whose shards are all complete.
+
+    Raises: StoreError.
+    """
+    complete = find_complete(job)
+    if len(complete) < job.plan.shards:
+        raise StoreError(f"Shards of {job.store} were changed while it was made; run the command again.")
+    totals, failures = Totals(job.plan.model), [failure for done in complete.values() for failure in done.failures]
+    for done in complete.values():
+        totals += Totals.of(job.plan.model, done.totals)
+    files = {name: about for done in complete.values() for name, about in done.files.items()}
+    if not files:
+        raise StoreError(f"None of the {job.plan.items:,} items could be used, such as {failures[0].reason}")
+    counted = {"items": job.plan.items - len(failures), "failures": len(failures)}
+    stats = counted | {"size_bytes": sum(size for size, _ in files.values())} | totals.statistics()
+    _save(job.store / STATS, msgspec.json.encode(stats))
+    _save(job.store / FAILURES, b"\n".join(map(msgspec.json.encode, failures)))
+    with writing(job.store):
+        for name in (PLAN, STATS, FAILURES):
+            files[name] = (job.store / name).stat().st_size, sha256(job.store / name)
+        listed = {name: {"size_bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
+        _save(job.store / MANIFEST, msgspec.json.format(msgspec.json.encode({"version": VERSION, "files": listed})))
+
+
+def sweep(job: Job) -> None:
+    """Remove what only an unfinished store has. Raises: StoreError."""
+    with writing(job.store):
+        shutil.rmtree(job.store / WORK)
+
+
+def _save(path: Path, data: bytes) -> None:
+    with atomic_path(path, StoreError) as temporary:
+        temporary.write_bytes(data + b"\n" if data else b"")

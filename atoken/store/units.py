@@ -1,0 +1,198 @@
+"""A unit of a store: consecutive items of the source that are read and encoded together, by whoever has time.
+
+Until its shard is joined it is kept as ``.work/000123.atok``, a token file, which is missing where no item could be
+used, and ``.work/000123.unit``, which is written last. Both are a function of plan and source alone, so that any
+process may make them again at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import torch
+from msgspec import Struct
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from atoken.atomic import atomic_path
+from atoken.data.mixing import hashed
+from atoken.errors import AtokenError, StoreError, TokenFileError
+from atoken.io.archive import Archive
+from atoken.io.token_file import TokenFileWriter, Tokens
+from atoken.loading import load
+from atoken.store.layout import Options, Row
+from atoken.store.plan import Model, Plan
+from atoken.store.reading import Failure, Job, Read
+from atoken.store.totals import Totals
+
+if TYPE_CHECKING:
+    from atoken.store.media import Decoded
+    from atoken.tokenizer import Tokenizer
+
+
+class Done(Struct, frozen=True, kw_only=True):
+    """What a unit or a shard became. rows: of a unit, with 0 and nothing for what only joining knows."""
+
+    rows: tuple[Row, ...] = ()
+    totals: dict[str, Any]  # ``Totals.plain``
+    failures: tuple[Failure, ...]
+    files: dict[str, tuple[int, str]] = {}  # of a shard: bytes and SHA-256 of its files by their names in the store
+
+    def save(self, path: Path) -> None:
+        """Write it, atomically. Raises: StoreError."""
+        with atomic_path(path, StoreError) as temporary:
+            temporary.write_bytes(msgspec.msgpack.encode(self))
+
+    @staticmethod
+    def load(path: Path) -> Done:
+        """Read it. Raises: OSError, ValueError (damaged)."""
+        return msgspec.msgpack.decode(path.read_bytes(), type=Done)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an engine says of a unit that is on disk. decoding, encoding: seconds, of one process each."""
+
+    unit: int
+    items: int
+    tokens: int
+    failures: tuple[Failure, ...]
+    decoding: float
+    encoding: float
+
+
+def encode_unit(job: Job, tokenizer: Tokenizer, read: Read) -> Report:
+    """Encode a unit and write its files. Raises: StoreError, TokenFileError (what cannot be written)."""
+    start, (target, note) = perf_counter(), job.unit_files(read.unit)
+    unit = _Unit(job.plan, tokenizer)
+    with suppress(_NothingError), TokenFileWriter(target, compress=False) as writer:
+        for batch in _batches(read.items, job.plan.options):
+            unit.add(writer, batch)
+        if not writer.items:
+            raise _NothingError
+    failures = (*(item for item in read.items if isinstance(item, Failure)), *unit.failures)
+    Done(rows=tuple(unit.rows), totals=unit.totals.plain(), failures=failures).save(note)
+    tokens = sum(row.tokens for row in unit.rows)
+    return Report(read.unit, len(read.items), tokens, failures, read.seconds, perf_counter() - start)
+
+
+def sound(job: Job, unit: int) -> Done | None:
+    """What a unit became, if it is there and undamaged; all of it is read."""
+    target, note = job.unit_files(unit)
+    try:
+        done = Done.load(note)
+        if done.rows:
+            with Archive(target) as archive:
+                sums = [hashlib.sha256(b"".join(archive.stored(item))).digest() for item in archive.items]
+            if sums != [row.checksum for row in done.rows]:
+                return None
+    except (OSError, ValueError, TokenFileError):
+        return None
+    return done
+
+
+def encoder(job: Job, **changes: Any) -> Tokenizer:
+    """The model of a job, loaded; ``changes`` of its arguments: the device. Raises: StoreError, CheckpointError."""
+    tokenizer = load(**{**job.model, **changes})
+    if Model.of(tokenizer) != job.plan.model:
+        raise StoreError(f"The model here is not that of the plan of {job.store}; name the same model and --dtype.")
+    return tokenizer
+
+
+class _NothingError(Exception):
+    """No item of a unit could be used."""
+
+
+class _Variant(NamedTuple):
+    """An item as it is, or mirrored."""
+
+    item: Decoded
+    flipped: bool
+    media: Any
+
+
+def _batches(items: Iterable[Decoded | Failure], options: Options) -> Iterator[list[_Variant]]:
+    """What is encoded at once, in order: about ``batch_tokens``, or one long video as a stream."""
+    batch: list[_Variant] = []
+    tokens = 0
+    for item in items:
+        if isinstance(item, Failure):
+            continue
+        for flipped, media in item.variants(options.flip):
+            count = item.tokens or options.batch_tokens
+            if batch and (item.tokens is None or tokens + count > options.batch_tokens):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(_Variant(item, flipped, media))
+            tokens += count
+    if batch:
+        yield batch
+
+
+class _Unit:
+    """Rows, totals and failures of a unit, batch by batch."""
+
+    def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
+        self._plan, self._options, self._tokenizer = plan, plan.options, tokenizer
+        self.rows: list[Row] = []
+        self.totals = Totals(plan.model)
+        self.failures: list[Failure] = []
+
+    def add(self, writer: TokenFileWriter, batch: list[_Variant]) -> None:
+        """Encode a batch and append its items to the token file."""
+        draws = [[self._generator(one, draw) for one in batch] for draw in range(self._options.draws)]
+        if batch[0].item.tokens is None:
+            (one,) = batch
+            for draw, generator in enumerate([row[0] for row in draws] or [None]):
+                pieces = self._tokenizer.encode_tiles(one.media.tiles(), name=one.item.key, generator=generator)
+                self._put(writer, one, draw, pieces, one.media.clock_slack)
+            return
+        media, names = [one.media for one in batch], [one.item.key for one in batch]
+        for one, row in zip(batch, self._tokenizer.encode_named(media, names, draws), strict=True):
+            for draw, tokens in enumerate(row):
+                self._put(writer, one, draw, [tokens])
+
+    def _generator(self, one: _Variant, draw: int) -> torch.Generator:
+        """Of the noise of a draw: a function of seed, key, flip and number, not of where the item stands."""
+        number = hashed(self._options.seed, int(one.flipped), draw, *one.item.key.encode())
+        return torch.Generator().manual_seed(number)
+
+    def _put(
+        self, writer: TokenFileWriter, one: _Variant, draw: int, pieces: Iterable[Tokens], clock_slack: float = 0.0
+    ) -> None:
+        """Write a row; an item that fails is listed."""
+        item, totals, vectors = one.item, Totals(self._plan.model), list[Tensor]()
+
+        def counted() -> Iterator[Tokens]:
+            for piece in pieces:
+                rounds = self._options.latents == "float16" and piece.codes is None
+                latents = piece.latents.half().float() if rounds else piece.latents
+                totals.add(piece.modality, latents, piece.codes, samples=int(not piece.first_frame))
+                vectors.extend([] if piece.pooled is None else [normalize(piece.pooled, dim=-1)])
+                yield piece
+
+        try:
+            writer.add(counted(), dtype=self._options.latents, clock_slack=clock_slack)
+        except AtokenError as error:
+            self.failures.append(Failure(item.key, str(error)))
+            return
+        self.totals += totals
+        if item.label is not None:
+            self.totals.labels[item.label] += 1
+        written = writer.items[-1]
+        self.rows.append(
+            Row(
+                key=item.key, shard=0, number=len(self.rows), offset=0, size_bytes=written.stored_bytes,
+                modality=written.modality, height=written.size[0], width=written.size[1], frames=written.frames,
+                fps=None if written.fps is None else float(written.fps), tokens=written.tokens, label=item.label,
+                captions=item.captions, flipped=one.flipped, draw=draw, checksum=writer.checksums[-1], entry=b"",
+                vector=vectors[-1].numpy().tobytes() if self._options.vectors else None,
+            )
+        )  # fmt: skip
