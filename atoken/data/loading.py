@@ -1,31 +1,23 @@
-"""A sample of a source -> frames or voxels that fit a given budget; an AtokenError says what is wrong with a sample.
-
-Warnings about what is not read (an audio track, a coarser grid) are suppressed, since they would fill a run's log.
-"""
+"""A sample of a source -> frames or voxels that fit a given budget; an AtokenError says what is wrong with a sample."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 
 import numpy as np
 from PIL import Image
 
-from atoken.data.sources.sample import Sample
+from atoken.data.sources.sample import TIMEOUT, Sample, quiet, reading
 from atoken.data.synthetic.motion import filmed
-from atoken.errors import AtokenWarning
 from atoken.io import VideoReader, read_image, read_mesh
 from atoken.media.clock import exact_fps
-from atoken.media.source import translated
 from atoken.mesh import Mesh
 from atoken.modalities.voxels import voxelize_mesh
 from atoken.patches import PATCH
 from atoken.tokens import SparseTokens
 
-TIMEOUT = 120.0  # seconds without progress: long, so that a sample does not depend on how busy the machine is
 _MOST = 0.75  # of each side of an image: its object is still there
 _NATIVE = 0.5  # share of the crops that are not scaled
 _REDUCING_GAP = 3.0  # of Pillow: larger images are first reduced by a whole number, to about this many times the size
@@ -37,7 +29,7 @@ def load_image(sample: Sample, patches: int, least: int = 1, rng: np.random.Gene
     It is enlarged only if it has fewer than ``least`` patches. As everywhere, transparent pixels have their own
     colours. ``rng``: a random part of it, with at least ``_MOST`` of each side. Raises: AtokenError.
     """
-    with _reading(sample):
+    with reading(sample):
         pixels = read_image(sample.media, name=sample.name).pixels
         if rng is not None:
             pixels = _part(rng, pixels, np.ceil(rng.uniform(_MOST, 1, 2) * pixels.shape[:2]))
@@ -51,7 +43,7 @@ def crop_image(sample: Sample, patches: int, aspect: float, rng: np.random.Gener
     Half of the parts are at the image's own resolution, the others are larger, up to the whole image, and made smaller.
     ``aspect``: longest side over shortest, at most. Raises: AtokenError.
     """
-    with _reading(sample):
+    with reading(sample):
         pixels = read_image(sample.media, name=sample.name).pixels
         most = np.maximum(np.array(pixels.shape[:2]) // PATCH[1:], 1)  # rows and columns
         patches = min(patches, int(most.prod()))
@@ -82,7 +74,7 @@ def load_video(
     """
     low, high = strides[int(rng.integers(len(strides)))]
     stride, chosen, count = Fraction(int(rng.integers(low, high, endpoint=True))), rng.random(), length * PATCH[0]
-    with _reading(sample), VideoReader(sample.media, name=sample.name, timeout=TIMEOUT) as video:
+    with reading(sample), VideoReader(sample.media, name=sample.name, timeout=TIMEOUT) as video:
         info = video.info
         stride = stride if fps is None else info.fps / exact_fps(fps)
         start, stride = _start(info.declared_frames or 1, count, stride, chosen)  # 1: its length is not declared
@@ -103,20 +95,20 @@ def film_image(sample: Sample, length: int, shape: tuple[int, int], rng: np.rand
     """
     (rows, columns), count = shape, length * PATCH[0]
     height, width = rows * PATCH[1], columns * PATCH[2]
-    with _reading(sample):
+    with reading(sample):
         pixels = read_image(sample.media, name=sample.name).pixels
         return filmed(rng, Image.fromarray(pixels), count, height, width)
 
 
 def load_asset(sample: Sample, most: int) -> SparseTokens:
     """A 3D asset as at most ``most`` voxels, if necessary on a coarser grid. Raises: AtokenError."""
-    with _reading(sample):
+    with reading(sample):
         return voxels_of(read_mesh(sample.media, name=sample.name, timeout=TIMEOUT), most)
 
 
 def voxels_of(mesh: Mesh, most: int) -> SparseTokens:
     """At most ``most`` voxels of a mesh. Raises: AtokenError."""
-    with _quiet():
+    with quiet():
         return voxelize_mesh(mesh, most).tokens
 
 
@@ -161,17 +153,3 @@ def _start(total: int, count: int, stride: Fraction, chosen: float) -> tuple[int
     stride = max(min(stride, Fraction(1)), min(stride, closer))
     spare = max(0, total - 1 - ceil((count - 1) * stride))
     return int(chosen * (spare + 1)), stride
-
-
-@contextmanager
-def _reading(sample: Sample) -> Iterator[None]:
-    """Whatever reading the sample raises is an AtokenError."""
-    with translated(f"Cannot use {sample.key}"), _quiet():
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AtokenWarning)
-        yield

@@ -1,7 +1,8 @@
-"""Images and frames made smaller, which happens only where a user asks for it."""
+"""Images and frames in another size, which happens only where a user asks for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,11 @@ def at_most(pixels: np.ndarray, side: int | None) -> np.ndarray:
     Of four channels the last is alpha, by which the colours are weighted. What is small enough is given back as it is,
     and so is everything if ``side`` is None. Raises: MediaError for a side below 1.
     """
-    height, width = fitted(pixels.shape[0], pixels.shape[1], side)
+    return resized(pixels, *fitted(pixels.shape[0], pixels.shape[1], side))
+
+
+def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels as in ``at_most``, in another size: Lanczos with antialiasing."""
     if pixels.shape[:2] == (height, width):
         return pixels
     import PIL.Image
@@ -39,16 +44,19 @@ def fitted(height: int, width: int, side: int | None) -> tuple[int, int]:
 
 def smaller(media: Any, side: int | None) -> Any:
     """An image or video with sides of at most ``side``; other media, which have no pixels of their own, unchanged."""
-    if side is None:
-        return media
+    return media if side is None else changed(media, lambda pixels: at_most(pixels, side))
+
+
+def changed(media: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """An image or video with ``change`` done to the pixels (H, W, 3 or 4) of each frame; other media as they are."""
     if isinstance(media, Image):
         if media.alpha is None:
-            return Image(at_most(media.pixels, side))
-        both = at_most(np.dstack([media.pixels, media.alpha]), side)
+            return Image(change(media.pixels))
+        both = change(np.dstack([media.pixels, media.alpha]))
         return Image(both[..., :3].copy(), both[..., 3].copy())
     if isinstance(media, Video):
         if media.alpha is None:
-            return replace(media, frames=np.stack([at_most(frame, side) for frame in media.frames]))
-        both = np.stack([at_most(np.dstack(pair), side) for pair in zip(media.frames, media.alpha, strict=True)])
+            return replace(media, frames=np.stack([change(frame) for frame in media.frames]))
+        both = np.stack([change(np.dstack(pair)) for pair in zip(media.frames, media.alpha, strict=True)])
         return replace(media, frames=both[..., :3].copy(), alpha=both[..., 3].copy())
     return media

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,37 @@ def _read(source: Source, *, name: str | None = None, limits: Limits = DEFAULT_L
     return read_mesh(source, name=name, limits=limits)
 
 
-def _patchify(asset: Mesh | Views, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]]:
-    from atoken.modalities.views import render_views
-    from atoken.modalities.voxels import voxelize
+@dataclass(frozen=True)
+class VoxelPatches:
+    """An asset as an encoder sees it, in few bytes: a grid of ``resolution`` cells a side, those in use, their pixels.
 
-    views = render_views(asset) if isinstance(asset, Mesh) else asset
-    voxels = voxelize(views, over="coarsen" if coarsen else "refuse")
-    return voxels.tokens, {"size": (voxels.resolution,) * 2}
+    cells: (N, 3) uint16. patches: (N, 768) uint8.
+    """
+
+    resolution: int
+    cells: np.ndarray
+    patches: np.ndarray
+
+
+def voxelised(asset: Mesh | Views, coarsen: bool) -> VoxelPatches:
+    """Make the cells and patches that a mesh or views are encoded from. Raises: MediaError."""
+    from atoken.modalities.voxels import unvoxelize
+
+    tokens, fields = _patchify(asset, coarsen)
+    cells = tokens.coords[:, 1:].numpy().astype(np.uint16)
+    return VoxelPatches(fields["size"][0], cells, unvoxelize(tokens).reshape(len(cells), -1))
+
+
+def _patchify(asset: Mesh | Views | VoxelPatches, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]]:
+    from atoken.modalities.views import render_views
+    from atoken.modalities.voxels import voxelize, voxels
+
+    if isinstance(asset, VoxelPatches):
+        packed = voxels(asset.cells, asset.resolution, asset.patches)
+    else:
+        views = render_views(asset) if isinstance(asset, Mesh) else asset
+        packed = voxelize(views, over="coarsen" if coarsen else "refuse")
+    return packed.tokens, {"size": (packed.resolution,) * 2}
 
 
 def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Gaussians:
@@ -86,7 +110,7 @@ def _refusal(model: ATokenModel, tokens: Tokens) -> str:
 ASSET = Modality(
     name="asset",
     formats=(*FORMATS, FORMAT),
-    types=(Mesh, Views),
+    types=(Mesh, Views, VoxelPatches),
     read=_read,
     suffix=".ply",
     patchify=_patchify,

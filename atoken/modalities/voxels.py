@@ -61,7 +61,7 @@ def voxelize(
 def voxelize_cells(views: Views, cells_N3: np.ndarray, resolution: int, *, occlusion: bool = False) -> Voxels:
     """As ``voxelize``, of some of the cells that are ``occupied``."""
     nearest = _nearest(views, _centres(cells_N3, resolution), 3**0.5 / resolution if occlusion else None)
-    return _voxels(cells_N3, resolution, _patches(views, *nearest))
+    return voxels(cells_N3, resolution, _patches(views, *nearest))
 
 
 def voxelize_mesh(mesh: Mesh, max_tokens: int) -> Voxels:
@@ -80,7 +80,7 @@ def voxelize_mesh(mesh: Mesh, max_tokens: int) -> Voxels:
     row_N, column_N, inside_N = _indices(position_N2 * (shape - 1), shape)
     wanted_Vhw[view_N[inside_N], row_N[inside_N], column_N[inside_N]] = True
     rgb = render_patches(mesh, seen.cameras, wanted_Vhw, PATCH[1])
-    return _voxels(cells_N3, resolution, _patches(Views(rgb, seen.depth, seen.cameras), view_N, position_N2))
+    return voxels(cells_N3, resolution, _patches(Views(rgb, seen.depth, seen.cameras), view_N, position_N2))
 
 
 def unvoxelize(tokens: SparseTokens) -> np.ndarray:
@@ -106,7 +106,7 @@ def _centres(cells_N3: np.ndarray, resolution: int) -> np.ndarray:
     return (cells_N3 + 0.5) / resolution - 0.5
 
 
-def _voxels(cells_N3: np.ndarray, resolution: int, patches_NP: np.ndarray) -> Voxels:
+def voxels(cells_N3: np.ndarray, resolution: int, patches_NP: np.ndarray) -> Voxels:
     """Cells (N, 3) and their patches (N, 768) uint8 as tokens."""
     # NumPy's zeros take no memory before they are written or read, and three quarters are not written.
     feats = torch.from_numpy(np.zeros((len(cells_N3), PATCH[0] * VALUES), np.float32))

@@ -7,9 +7,10 @@ is free. A task uses its own table if there is one, else that of its modality. A
 of a class (``labelled``), images of one class that differ in their backgrounds (``grounded``), images of several
 objects (``scenes``), of one to four equal ones (``counted``), of one beside another (``placed``), videos of an object
 and where it goes (``moving``). Paths are relative to the file, or to the cache of ``atoken fetch`` where they begin
-with ``fetched:``. ``templates`` make captions of what the ``.json`` file of a sample says. ``filmed`` makes videos of
-images: a camera moves over each. ``cropped`` takes a random part of each image, half of them at its own resolution, for
-tasks with captions a part that is nearly the whole; half of them are mirrored, unless the caption says left or
+with ``fetched:``. ``templates`` make captions of what the ``.json`` file of a sample says, or the columns of a table;
+``label`` makes the classes of a token store of it. ``filmed`` makes videos of images: a camera moves over each.
+``cropped`` takes a random part of each image, half of them at its own resolution, for tasks with captions a part that
+is nearly the whole; half of them are mirrored, unless the caption says left or
 right::
 
     seed = 0            # of the order of samples
@@ -49,6 +50,7 @@ from typing import Annotated, Any, get_type_hints
 
 from msgspec import Meta
 
+from atoken.data.sources.sample import fields_of
 from atoken.errors import MediaError
 from atoken.metrics.pinned import located
 from atoken.modalities import MODALITIES
@@ -66,7 +68,8 @@ Text = Annotated[str, Meta(min_length=1)]
 class Origin:
     """One source: exactly one of the first four. ``procedural``: a series.
 
-    ``media``, ``captions``: columns of the table. ``templates``: of captions, with fields of a sample's record.
+    ``media``, ``captions``: columns of the table. ``templates``: of captions, with fields of a sample's record, as
+    ``label`` is, of the class; training has no use for it.
     ``filmed``: images, of which videos are made. ``cropped``: images, of which parts are taken.
     """
 
@@ -78,8 +81,14 @@ class Origin:
     media: Text | None = None
     captions: Text | None = None
     templates: tuple[Text, ...] = ()
+    label: Text | None = None
     filmed: bool = False
     cropped: bool = False
+
+    @property
+    def fields(self) -> list[str]:
+        """Names between the braces of ``templates`` and ``label``. Raises: MediaError (something else is there)."""
+        return sorted(set().union(*map(fields_of, (*self.templates, self.label or ""))))
 
 
 KEYS = get_type_hints(Origin, include_extras=True)
@@ -121,16 +130,17 @@ def read_data(path: Path, tasks: Iterable[str]) -> Data:
     except (ValueError, RecursionError) as error:
         raise MediaError(f"Cannot read {path}: it is not valid TOML ({str(error).rstrip('.')}).") from error
     settings = {key: typed(stated.pop(key), kind, f"{path}, {key}") for key, kind in SETTINGS.items() if key in stated}
-    names = dict.fromkeys([*MODALITIES, *tasks, *_planned()])
+    names = dict.fromkeys([*MODALITIES, *tasks, *planned()])
     for name in stated:
         known(name, names, "table or setting", str(path), f", {', '.join(SETTINGS)}")
     return Data(str(path), {name: _sources(path, name, table) for name, table in stated.items()}, **settings)
 
 
-def _planned() -> list[str]:
-    """Tasks of all curricula: one file may serve all stages."""
+def planned() -> dict[str, str]:
+    """Tasks of all curricula, and their modalities: one file may serve all stages."""
     stages = [stage for stages in CURRICULA.values() for stage in stages.values()]
-    return [name for stage in stages for name, task in stage.tasks.items() if task.modality in MODALITIES]
+    tasks = {name: task.modality for stage in stages for name, task in stage.tasks.items()}
+    return {name: modality for name, modality in tasks.items() if modality in MODALITIES}
 
 
 def _sources(path: Path, name: str, table: Any) -> Mapping[str, Origin]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -20,7 +20,7 @@ from einops import rearrange
 from atoken.data.loading import crop_image, film_image, fitting, load_asset, load_image, load_video, voxels_of
 from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource, Templated
-from atoken.data.synthetic import labelled, placed, procedural
+from atoken.data.synthetic.series import MAKERS
 from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.modalities import MODALITIES
 from atoken.modalities.pixels import to_values
@@ -34,18 +34,6 @@ PROCEDURAL = ".procedural"  # suffix of a sample that is to be generated; its ke
 FILMED, CROPPED = ".filmed", ".cropped"  # suffixes of an image over which a camera is to move, or to be taken a part of
 SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)  # in captions that a mirror would make wrong
 ENDLESS = 1 << 40  # number of samples of a series
-MAKERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {  # modality -> series -> function of (seed, index, sizes)
-    "image": {
-        "mixed": procedural.make_image,
-        "labelled": labelled.labelled_image,
-        "grounded": labelled.grounded_image,
-        "scenes": labelled.scene,
-        "counted": placed.counted_image,
-        "placed": placed.placed_image,
-    },
-    "video": {"mixed": procedural.make_video, "labelled": labelled.labelled_video, "moving": placed.moving_video},
-    "asset": {"mixed": procedural.make_asset, "labelled": labelled.labelled_asset},
-}
 RELATED = ("counted", "placed", "moving")  # series whose neighbours differ in what the series is about
 MIXED = {"mixed": 1}
 MATCHED = {"image": {"labelled": 3, "grounded": 1}, "video": {"labelled": 1}, "asset": {"labelled": 1}}  # with captions
@@ -233,7 +221,7 @@ def source_of(origin: Origin, task: Task) -> Source:
     elif origin.shards:
         source = ShardSource(origin.shards)
     else:
-        source = TableSource(origin.table or "", origin.media, origin.captions)
+        source = TableSource(origin.table or "", origin.media, origin.captions, origin.fields)
     source = Templated(source, origin.templates) if origin.templates else source
     if origin.filmed or origin.cropped:
         source = Marked(source, FILMED if origin.filmed else CROPPED)

@@ -380,17 +380,17 @@ def test_the_path_beside_the_bytes_tells_the_format_where_they_do_not(tmp_path: 
     pq.write_table(pa.table({"mesh": cells}), tmp_path / "a.parquet")
     source = TableSource(tmp_path)
     assert source[0] == Sample("a.parquet/0", b"v 0 0 0\n", ".obj", ())
-    for broken, reason in ((1, "none of the supported formats"), (2, "0 bytes of media")):
+    for broken, reason in ((1, "none of the supported formats"), (2, "a.png: there is no such file")):
         with pytest.raises(MediaError, match=reason):
             source[broken]
 
 
 def refused_tables(top: Path) -> dict[str, Callable[[], object]]:
-    pq.write_table(pa.table({"image": ["a link"]}), top / "links.parquet")
+    pq.write_table(pa.table({"link": ["https://x"]}), top / "links.parquet")
     pq.write_table(pa.table({"image": COLUMN.slice(0, 0)}), top / "no-rows.parquet")
     pq.write_table(pa.table({"image": COLUMN, "alt": [1, 2]}), top / "numbers.parquet")
     return {
-        "no column of media bytes with a usual name; name one of: image": lambda: TableSource(top / "links.parquet"),
+        "no column of media bytes or paths with a usual name; name one of: link": lambda: TableSource(top / "links.parquet"),
         "no column 'jpg' of the right type": lambda: TableSource(top / "links.parquet", "jpg"),
         "no column 'alt' of the right type": lambda: TableSource(top / "numbers.parquet", "image", "alt"),
         "has no rows": lambda: TableSource(top / "no-rows.parquet"),

@@ -19,6 +19,7 @@ from atoken.data.mixing import Broken
 from atoken.data.sources import FolderSource
 from atoken.data.synthetic.labelled import FIGURE_PROMPTS, WAYS, class_of
 from atoken.data.synthetic.procedural import make_image, make_video
+from atoken.data.synthetic.series import MAKERS
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Video, write_video
 from atoken.modalities import MODALITIES
@@ -27,7 +28,7 @@ from atoken.photographs import Photo
 from atoken.pretrain.batches import batch
 from atoken.pretrain.curriculum import CURRICULA, SEMANTICS
 from atoken.pretrain.data_file import read_data
-from atoken.pretrain.datasets import MAKERS, TaskDataset, generated, load_datasets, shape
+from atoken.pretrain.datasets import TaskDataset, generated, load_datasets, shape
 from atoken.pretrain.packing import Budget, budgets
 from atoken.pretrain.stages import Stage, Task
 from atoken.train.recipe import Recipe

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from copy import copy
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Self
 
 from atoken.data.sources.sample import MOST_TEXT, SUFFIXES, Sample, captions_in, files_below, printable
 from atoken.errors import MediaError
@@ -22,30 +22,35 @@ class FolderSource:
 
     def __init__(self, folder: str | Path, suffixes: Iterable[str] = SUFFIXES) -> None:
         self.folder = Path(folder)
-        self._names = files_below(self.folder, suffixes)
+        self.names: Sequence[str] = files_below(self.folder, suffixes)
+
+    @classmethod
+    def of(cls, folder: Path, names: Sequence[str]) -> Self:
+        """A source of files that were listed before: names relative to the folder, sorted."""
+        source = cls.__new__(cls)
+        source.folder, source.names = folder, names
+        return source
 
     def split(self, share: float) -> tuple[FolderSource, FolderSource]:
         """A source of a share of the files, at least one, which their names choose, and one of the others.
 
         There must be two files or more.
         """
-        drawn = sorted(self._names, key=lambda name: blake2b(os.fsencode(name)).digest())
+        drawn = sorted(self.names, key=lambda name: blake2b(os.fsencode(name)).digest())
         chosen = {*drawn[: max(round(share * len(drawn)), 1)]}
-        held, others = copy(self), copy(self)
-        held._names = [name for name in self._names if name in chosen]
-        others._names = [name for name in self._names if name not in chosen]
-        return held, others
+        held, others = ([name for name in self.names if (name in chosen) is held] for held in (True, False))
+        return FolderSource.of(self.folder, held), FolderSource.of(self.folder, others)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"There is no sample {index} among {len(self)}.")
-        path = self.folder / self._names[index]
+        path = self.folder / self.names[index]
         text, described = (_contents(path.with_suffix(suffix)) for suffix in (".txt", ".json"))
         captions, record = captions_in(text, described, str(path))
-        return Sample(printable(self._names[index]), path, path.suffix.lower(), captions, record)
+        return Sample(printable(self.names[index]), path, path.suffix.lower(), captions, record)
 
 
 def _contents(path: Path) -> bytes | None:

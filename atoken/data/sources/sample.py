@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter
 from typing import Any, Protocol
 
-from atoken.errors import MediaError
+from atoken.errors import AtokenWarning, MediaError
+from atoken.media.source import translated
 from atoken.modalities import MODALITIES
 
 SUFFIXES = frozenset().union(*(modality.suffixes for modality in MODALITIES.values()))
 
 MOST_MEDIA = 1 << 30  # bytes of the media of one sample that are brought into memory
 MOST_TEXT = 1 << 20  # bytes of the captions of one sample
+TIMEOUT = 120.0  # seconds without progress: long, so that a sample does not depend on how busy the machine is
 
 
 @dataclass(frozen=True)
 class Sample:
     """``media``: a file, or its contents; ``suffix``: lower case, with the dot; ``key``: unique in its source.
 
-    ``record``: what a ``.json`` file says of it.
+    ``record``: what a ``.json`` file, a ``.cls`` member or the columns of a table say of it.
     """
 
     key: str
@@ -37,6 +41,12 @@ class Sample:
     def name(self) -> str:
         """What readers call it in messages; the suffix says which format it is where its bytes do not."""
         return str(self.media) if isinstance(self.media, Path) else self.key + self.suffix
+
+    @property
+    def label(self) -> str | None:
+        """The class: ``label`` of the record, or ``cls``, a text or a whole number; None without one."""
+        stated = (text_of(self.record.get(name)) for name in ("label", "cls"))
+        return next((text for text in stated if text is not None), None)
 
 
 class Source(Protocol):
@@ -58,7 +68,7 @@ class Templated:
 
     def __init__(self, source: Source, templates: Sequence[str]) -> None:
         self._source = source
-        self._templates = [(template, _fields(template)) for template in templates]
+        self._templates = [(template, fields_of(template)) for template in templates]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -70,7 +80,14 @@ class Templated:
         return replace(sample, captions=tuple(dict.fromkeys([*sample.captions, *filled])))
 
 
-def _fields(template: str) -> set[str]:
+def text_of(value: object) -> str | None:
+    """A text that is not empty, or a whole number, as a text; None of anything else."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return value.strip() or None if isinstance(value, str) else str(value) if number else None
+
+
+def fields_of(template: str) -> set[str]:
+    """The names between the braces of a template. Raises: MediaError (something else is between them)."""
     try:
         found = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     except ValueError:
@@ -168,3 +185,18 @@ def located(ends: Sequence[int], index: int) -> tuple[int, int]:
         raise IndexError(f"There is no sample {index} among {ends[-1]}.")
     part = bisect_right(ends, index)
     return part, index - (ends[part - 1] if part else 0)
+
+
+@contextmanager
+def reading(sample: Sample) -> Iterator[None]:
+    """Whatever reading the media of a sample raises is an AtokenError; without warnings, as in ``quiet``."""
+    with translated(f"Cannot use {sample.key}"), quiet():
+        yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of what is not read (an audio track, a coarser grid), which would fill a run's log."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AtokenWarning)
+        yield

@@ -1,8 +1,9 @@
 """WebDataset shards, read by offset: the headers of a shard are read once, and its index is kept in a file beside it.
 
-The members ``a/0001.jpg``, ``a/0001.txt`` and ``a/0001.json`` make one sample: a key ends at the first dot of the
-file's name (https://github.com/webdataset/webdataset). Of several media in one sample a 3D asset is preferred to a
-video, and a video to an image, which may be its preview or texture. All other members are ignored.
+The members ``a/0001.jpg``, ``a/0001.txt``, ``a/0001.json`` and ``a/0001.cls`` make one sample: a key ends at the first
+dot of the file's name (https://github.com/webdataset/webdataset). Of several media in one sample a 3D asset is
+preferred to a video, and a video to an image, which may be its preview or texture. The text of ``.cls``, a class, is
+``cls`` of the record, unless the ``.json`` has that, too. All other members are ignored.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from atoken.data.sources.tar import FILES, FOLDER, entries
 from atoken.errors import AtokenWarning, MediaError
 from atoken.modalities import MODALITIES
 
-TEXT, RECORD = ".txt", ".json"
-_KEPT = SUFFIXES | {TEXT, RECORD}
-_VERSION = 1  # of the index
+TEXT, RECORD, CLASS = ".txt", ".json", ".cls"
+_BESIDE = (TEXT, RECORD, CLASS)  # the media
+_KEPT = SUFFIXES | {*_BESIDE}
+_VERSION = 2  # of the index
 _OPEN = 64  # shards that a process keeps open
 _ABSENT = (0, -1)  # the span of a member that a sample does not have
 
@@ -76,7 +78,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Index:
-    """``names`` of the media of S samples; ``spans`` (S, 3, 2) int64: offset and size of media, .txt and .json."""
+    """``names`` of the media of S samples; ``spans`` (S, 4, 2) int64: offset and size of media, .txt, .json, .cls."""
 
     names: list[str]
     spans: np.ndarray
@@ -93,7 +95,7 @@ class _Index:
             return None
         with suppress(ValueError, MsgspecError):  # the index may come from whoever made the shard
             version, of, names, spans = msgpack.decode(data[32:], type=tuple[int, tuple[int, int], list[str], bytes])
-            index = _Index(names, np.frombuffer(spans, "<i8").reshape(-1, 3, 2))
+            index = _Index(names, np.frombuffer(spans, "<i8").reshape(-1, 1 + len(_BESIDE), 2))
             if version == _VERSION and of == stamp and len(index.names) == len(index.spans) > 0:
                 return index
         return None
@@ -119,9 +121,12 @@ class _Opened:
     def sample(self, row: int) -> Sample:
         self._check_unchanged()
         key, suffix = split_name(self._index.names[row])
-        media, text, record = self._index.spans[row].tolist()
+        media, *beside = self._index.spans[row].tolist()
         what = f"{self._shard.name}/{key}"
-        captions, about = captions_in(self._member(text, MOST_TEXT, what), self._member(record, MOST_TEXT, what), what)
+        text, record, label = (self._member(span, MOST_TEXT, what) for span in beside)
+        captions, about = captions_in(text, record, what)
+        if label is not None:
+            about = {"cls": label.decode(errors="backslashreplace"), **about}
         return Sample(what, self._member(media, MOST_MEDIA, what) or b"", suffix, captions, about)
 
     def _member(self, span: tuple[int, int], most: int, what: str) -> bytes | None:
@@ -191,7 +196,7 @@ def _index_of(groups: dict[str, dict[str, tuple[int, int]]], path: Path) -> _Ind
         media = next((suffix for of in preferred for suffix in members if suffix in of.suffixes), None)
         if media is not None:
             names.append(key + media)
-            spans.append([members[media], members.get(TEXT, _ABSENT), members.get(RECORD, _ABSENT)])
+            spans.append([members[media], *(members.get(suffix, _ABSENT) for suffix in _BESIDE)])
     if not names:
         raise MediaError(f"The shard {path} holds no image, video or 3D asset; leave it out.")
     return _Index(names, np.array(spans, np.int64))

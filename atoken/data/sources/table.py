@@ -1,41 +1,59 @@
-"""Parquet and Arrow tables with a column of media bytes, read a row group at a time."""
+"""Parquet and Arrow tables with a column of media bytes, or of paths of media, read a row group at a time."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from atoken.data.sources.sample import MOST_MEDIA, SUFFIXES, Sample, clean_captions, files_at, located, stamp_of
+from atoken.data.sources.columns import Columns, chosen, class_names
+from atoken.data.sources.sample import (
+    MOST_MEDIA,
+    SUFFIXES,
+    Sample,
+    clean_captions,
+    files_at,
+    located,
+    stamp_of,
+    text_of,
+)
 from atoken.errors import MediaError, MissingExtraError
 from atoken.io import sniff
-from atoken.media.source import translated
+from atoken.media.source import missing, translated
 
 TABLES = (".parquet", ".arrow", ".feather")
-MEDIA = ("glb", "mesh", "mp4", "video", "image", "jpg", "jpeg", "png", "webp", "bytes")  # usual names of columns
-CAPTIONS = ("caption", "captions", "text", "txt")
 _MOST_GROUP = 2 << 30  # bytes of a row group, which is read whole
 
 
 class TableSource:
     """The rows of one ``.parquet``, ``.arrow`` or ``.feather`` table, or of all tables below a folder.
 
-    The column ``media`` has bytes, or structs of ``bytes`` and ``path`` as in Hugging Face's datasets; the column
-    ``captions`` has texts or lists of texts. A column that is not named is the first of ``MEDIA`` or ``CAPTIONS`` that
-    exists with the right type; captions may be missing. To read one row, its whole row group is read, and the last few
-    groups stay in memory: small groups (100 rows, for example) are faster.
+    The column ``media`` has bytes, or structs of ``bytes`` and ``path`` as in Hugging Face's datasets, or paths of
+    files, relative to the folder of the table; the column ``captions`` has texts or lists of texts. A column that is
+    not named is the first of ``MEDIA`` that has bytes, or else of ``PATHS`` that has texts, and of ``CAPTIONS``;
+    captions may be missing. The record of a sample has the columns ``fields``, and as its ``label`` the first of
+    ``LABELS`` that has texts or whole numbers; numbers that Hugging Face's datasets have names for (``ClassLabel``)
+    become these, and -1, their mark of a hidden label, None. To read one row, its whole row group is read, and the last
+    few groups stay in memory: small groups (100 rows, for example) are faster.
     Raises: MediaError (missing or damaged tables, no such column, groups of over 2 GiB; for a sample: no bytes, or of
-    an unknown format), MissingExtraError (pyarrow).
+    an unknown format, no file at its path), MissingExtraError (pyarrow).
     """
 
-    def __init__(self, path: str | Path, media: str | None = None, captions: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        media: str | None = None,
+        captions: str | None = None,
+        fields: Iterable[str] = (),
+    ) -> None:
         if importlib.util.find_spec("pyarrow") is None:
             raise MissingExtraError("pyarrow", "train", f"Reading the table {path}")
-        self._tables = [_described(file, name, media, captions) for name, file in files_at(Path(path), TABLES)]
+        files = files_at(Path(path), TABLES)
+        self._tables = [_described(file, name, media, captions, tuple(fields)) for name, file in files]
         self._ends = list(accumulate(table.ends[-1] for table in self._tables))
 
     def __len__(self) -> int:
@@ -53,8 +71,7 @@ class _Table:
     name: str
     path: Path
     stamp: tuple[int, int]
-    media: str
-    captions: str | None
+    columns: Columns
     ends: tuple[int, ...]
 
 
@@ -67,7 +84,7 @@ class _Reader:
     read: Callable[[int, list[str]], Any]
 
 
-def _described(path: Path, name: str, media: str | None, captions: str | None) -> _Table:
+def _described(path: Path, name: str, media: str | None, captions: str | None, fields: tuple[str, ...]) -> _Table:
     if not path.is_file() or path.suffix.lower() not in TABLES:
         raise MediaError(f"There is no table {path}; name a {', '.join(TABLES)} file, or a folder of them.")
     with translated(f"Cannot read the table {path}"):
@@ -75,41 +92,8 @@ def _described(path: Path, name: str, media: str | None, captions: str | None) -
         ends = tuple(accumulate(reader.counts()))
         if not ends or ends[-1] < 1:
             raise MediaError(f"The table {path} has no rows; leave it out.")
-        media = _column(reader.schema, media, MEDIA, _is_media, path)
-        if media is None:
-            names = ", ".join(reader.schema.names)
-            raise MediaError(f"The table {path} has no column of media bytes with a usual name; name one of: {names}.")
-        return _Table(
-            name, path, stamp_of(path.stat()), media, _column(reader.schema, captions, CAPTIONS, _is_text, path), ends
-        )
-
-
-def _column(
-    schema: Any, name: str | None, usual: tuple[str, ...], fits: Callable[[Any], bool], path: Path
-) -> str | None:
-    """The column to read: the named one, or the first with a usual name and the right type."""
-    fitting = {field.name for field in schema if fits(field.type)}
-    if name is not None and name not in fitting:
-        raise MediaError(
-            f"The table {path} has no column {name!r} of the right type; those that have it: {sorted(fitting)}."
-        )
-    return name or next((known for known in usual if known in fitting), None)
-
-
-def _is_media(of: Any) -> bool:
-    import pyarrow.types as is_a
-
-    if is_a.is_struct(of) and of.get_field_index("bytes") >= 0:
-        of = of.field("bytes").type
-    return bool(is_a.is_binary(of) or is_a.is_large_binary(of) or is_a.is_binary_view(of))
-
-
-def _is_text(of: Any) -> bool:
-    import pyarrow.types as is_a
-
-    if is_a.is_list(of) or is_a.is_large_list(of) or is_a.is_dictionary(of):
-        of = of.value_type
-    return bool(is_a.is_string(of) or is_a.is_large_string(of) or is_a.is_string_view(of))
+        columns = chosen(reader.schema, path, media, captions, fields)
+        return _Table(name, path, stamp_of(path.stat()), columns, ends)
 
 
 def _open(path: Path) -> _Reader:
@@ -164,13 +148,17 @@ def _opened(table: _Table) -> _Reader:
 
 @lru_cache(maxsize=2)
 def _group(table: _Table, number: int) -> Any:
-    """The two columns of a row group, validated: an offset in a damaged Arrow file could point anywhere."""
-    columns = [table.media] if table.captions is None else [table.media, table.captions]
-    group = _opened(table).read(number, columns)
+    """The columns of a row group, validated: an offset in a damaged Arrow file could point anywhere."""
+    group = _opened(table).read(number, table.columns.all)
     group.validate(full=True)
     if group.num_rows != table.ends[number] - (table.ends[number - 1] if number else 0):
         raise MediaError(f"The table {table.path} is damaged: the number of rows of row group {number} is wrong.")
     return group
+
+
+@lru_cache(maxsize=8)
+def _names(table: _Table) -> Mapping[str, list[str]]:
+    return class_names(_opened(table).schema)
 
 
 def _sample(table: _Table, row: int) -> Sample:
@@ -178,12 +166,32 @@ def _sample(table: _Table, row: int) -> Sample:
     with translated(f"Cannot read {what}"):
         number, position = located(table.ends, row)
         group = _group(table, number)
-        cell = group.column(table.media)[position].as_py()
-        stated = None if table.captions is None else group.column(table.captions)[position].as_py()
-    media, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+        row_of = {column: group.column(column)[position].as_py() for column in table.columns.all}
+        stated = {name: _class(row_of[column], _names(table).get(column)) for name, column in table.columns.record}
+    cell, record = row_of[table.columns.media], {name: text for name, text in stated.items() if text is not None}
+    captions = clean_captions(row_of.get(table.columns.captions or ""), what)
+    path = cell.get("path") if isinstance(cell, dict) else cell if isinstance(cell, str) else None
+    media = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
+    if media is None and path:
+        return Sample(what, _file(table, path, what), Path(path).suffix.lower(), captions, record)
     if not media or len(media) > MOST_MEDIA:
         raise MediaError(f"{what} has {len(media or b''):,} bytes of media; there must be 1 to {MOST_MEDIA:,}.")
-    return Sample(what, media, _suffix(media, path, what), clean_captions(stated, what))
+    return Sample(what, media, _suffix(media, path, what), captions, record)
+
+
+def _class(value: Any, names: list[str] | None) -> str | None:
+    """A label as a text; of a column with names of classes, the name of that number."""
+    if names is None or not isinstance(value, int):
+        return text_of(value)
+    return names[value] if 0 <= value < len(names) else None
+
+
+def _file(table: _Table, path: str, what: str) -> Path:
+    file = table.path.parent / path
+    with translated(f"Cannot read {what}"):  # a name that is too long, or has a zero in it
+        if not file.is_file():
+            raise MediaError(f"Cannot read {what}, {path}: {missing(path)}.")
+    return file
 
 
 def _suffix(media: bytes, path: object, what: str) -> str:

@@ -42,6 +42,11 @@ def class_of(index: int) -> int:
     return index % WAYS
 
 
+def grounded_class(index: int) -> int:
+    """The class of a grounded sample."""
+    return class_of(index // _ALIKE)
+
+
 def labelled_image(seed: int, index: int, height: int, width: int) -> SyntheticFrames:
     """Image ``index`` of the series ``seed``, of one figure: frames (1, height, width, 3)."""
     return _shown(generator(seed, index, _IMAGE), class_of(index), 1, height, width)
@@ -52,7 +57,7 @@ def grounded_image(seed: int, index: int, height: int, width: int) -> SyntheticF
 
     Among images of different classes, the class is enough to match a caption, and the background would not be learned.
     """
-    return _shown(generator(seed, index, _GROUNDED), class_of(index // _ALIKE), 1, height, width, bare=0)
+    return _shown(generator(seed, index, _GROUNDED), grounded_class(index), 1, height, width, bare=0)
 
 
 def labelled_video(seed: int, index: int, frames: int, height: int, width: int) -> SyntheticFrames:

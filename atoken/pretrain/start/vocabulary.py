@@ -15,9 +15,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from atoken.data.sources import Source
+from atoken.data.synthetic.series import MAKERS
 from atoken.errors import AtokenError, MediaError
 from atoken.pretrain.data_file import Data
-from atoken.pretrain.datasets import MAKERS, source_of
+from atoken.pretrain.datasets import source_of
 from atoken.pretrain.stages import Stage
 from atoken.text import TextTokenizer, clean
 
