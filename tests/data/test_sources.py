@@ -390,7 +390,7 @@ def refused_tables(top: Path) -> dict[str, Callable[[], object]]:
     pq.write_table(pa.table({"image": COLUMN.slice(0, 0)}), top / "no-rows.parquet")
     pq.write_table(pa.table({"image": COLUMN, "alt": [1, 2]}), top / "numbers.parquet")
     return {
-        "no column of media bytes or paths with a usual name; name one of: link": lambda: TableSource(top / "links.parquet"),
+        "bytes or paths with a usual name; name one of: link": lambda: TableSource(top / "links.parquet"),
         "no column 'jpg' of the right type": lambda: TableSource(top / "links.parquet", "jpg"),
         "no column 'alt' of the right type": lambda: TableSource(top / "numbers.parquet", "image", "alt"),
         "has no rows": lambda: TableSource(top / "no-rows.parquet"),
