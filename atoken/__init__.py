@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from atoken.patches import from_grid as from_grid
     from atoken.patches import to_grid as to_grid
     from atoken.statistics import LatentStatistics as LatentStatistics
+    from atoken.store.reader import TokenStore as TokenStore
     from atoken.tokenizer import Tokenizer as Tokenizer
     from atoken.tokens import SparseTokens as SparseTokens
     from atoken.tower import ATokenImageProcessor as ATokenImageProcessor
@@ -48,6 +49,7 @@ _NAMES = {
     "patches": ("from_grid", "to_grid"),
     "loading": ("load",),
     "statistics": ("LatentStatistics",),
+    "store.reader": ("TokenStore",),
     "tokenizer": ("Tokenizer",),
     "tokens": ("SparseTokens",),
     "tower": ("ATokenImageProcessor", "ATokenVisionConfig", "ATokenVisionModel"),

@@ -101,18 +101,19 @@ class ArchiveWriter:
 class Archive:
     """An open token file: ``items``, and ``get`` for their arrays; use ``with``.
 
-    ``source``: a path, bytes, or a binary file, which is read to its end at once.
+    ``source``: a path, bytes, or a binary file, which is read to its end at once. ``items``: where they are known; the
+    table of contents is then not read.
     Raises: TokenFileError for a file that is missing, damaged, changed, or of another version; MediaError for an object
     that gives no bytes.
     """
 
     items: tuple[Item, ...]
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, items: tuple[Item, ...] | None = None) -> None:
         self.name = name_of(source)
         with ExitStack() as stack, _faults_of(self.name):
             self._file = stack.enter_context(_opened(source, self.name))
-            self.items = _read_contents(self._file, self.name)
+            self.items = _read_contents(self._file, self.name) if items is None else items
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:

@@ -76,12 +76,21 @@ def decode(chunk: Chunk, data: bytes, dtype: str, levels: Levels | None) -> np.n
     if hashlib.sha256(data).digest() != chunk.sha256:
         raise TokenFileError("the check sum of a chunk is wrong.")
     raw = _expand(data, chunk.codec, raw_size(chunk.shape, dtype, levels))
+    (columns,) = unpack(np.frombuffer(raw, np.uint8)[None], chunk.shape, dtype, levels)
+    return np.array(columns.T, order="C")  # a copy: torch wants it writable
+
+
+def unpack(raws: np.ndarray, shape: tuple[int, ...], dtype: str, levels: Levels | None) -> np.ndarray:
+    """Arrays of one shape (N, width) from the bytes (B, R) of their layouts, column after column: (B, width, N).
+
+    Raises: TokenFileError for impossible values.
+    """
     if dtype == DIGITS:
-        return _from_digits(raw, chunk.shape, levels or ())
-    array = _unshuffle(raw, chunk.shape, dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return _from_digits(raws, shape, levels or ())
+    arrays = _unshuffle(raws, shape, dtype)
+    if arrays.dtype.kind == "f" and not np.isfinite(arrays).all():
         raise TokenFileError("a chunk holds NaN or infinity.")
-    return array
+    return arrays
 
 
 def _expand(data: bytes, codec: str, size: int) -> bytes:
@@ -121,11 +130,11 @@ def _shuffle(array: np.ndarray) -> bytes:
     return columns.view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()
 
 
-def _unshuffle(raw: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def _unshuffle(raws: np.ndarray, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     little = np.dtype(dtype).newbyteorder("<")
-    values = np.ascontiguousarray(np.frombuffer(raw, np.uint8).reshape(little.itemsize, -1).T).view(little)
-    array = np.array(values.reshape(shape[::-1]).T, dtype=dtype, order="C")  # a copy: torch wants it writable
-    return np.cumsum(array, axis=0, dtype=np.int32) if array.dtype == np.int32 else array
+    values = np.ascontiguousarray(raws.reshape(len(raws), little.itemsize, -1).transpose(0, 2, 1)).view(little)
+    arrays = values.reshape(len(raws), *shape[::-1]).astype(dtype, copy=False)
+    return np.cumsum(arrays, axis=-1, dtype=np.int32) if arrays.dtype == np.int32 else arrays
 
 
 def _bits(levels: Levels) -> list[int]:
@@ -141,17 +150,17 @@ def _to_digits(codes_NG: np.ndarray, levels: Levels) -> bytes:
     return np.packbits(np.concatenate(planes)).tobytes()
 
 
-def _from_digits(raw: bytes, shape: tuple[int, ...], levels: Levels) -> np.ndarray:
+def _from_digits(raws: np.ndarray, shape: tuple[int, ...], levels: Levels) -> np.ndarray:
     tokens, groups = shape
-    stream, at = np.unpackbits(np.frombuffer(raw, np.uint8)), 0
-    codes = np.zeros((groups, tokens), np.int64)
+    stream, at = np.unpackbits(raws, axis=1), 0
+    codes = np.zeros((len(raws), groups, tokens), np.int64)
     for group in range(groups):
         basis = 1
         for level, bits in zip(levels, _bits(levels), strict=True):
-            plane = stream[at : at + tokens * bits].reshape(tokens, bits)
-            digits = plane @ (1 << np.arange(bits - 1, -1, -1))
+            planes = stream[:, at : at + tokens * bits].reshape(len(raws), tokens, bits)
+            digits = planes @ (1 << np.arange(bits - 1, -1, -1))
             if (digits >= level).any():
                 raise TokenFileError("a code has a digit that its levels do not have.")
-            codes[group] += digits * basis
+            codes[:, group] += digits * basis
             at, basis = at + tokens * bits, basis * level
-    return np.ascontiguousarray(codes.T)
+    return codes

@@ -197,6 +197,14 @@ def unpack(contents: bytes, start: int, end: int) -> tuple[Item, ...]:
     return items
 
 
+def unpack_item(entry: bytes) -> Item:
+    """Read and check what a table of contents says of one item. Raises: TokenFileError."""
+    try:
+        return msgspec.msgpack.decode(entry, type=Item)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise TokenFileError(f"what it says of an item is not readable ({_said(error)}).") from error
+
+
 def plain_name(name: str) -> str:
     """Make a file name of ``name`` that is safe to print and to write to: no path, no control or broken characters."""
     plain = re.sub(f"[{_FORBIDDEN}]", "_", name)[:MAX_NAME]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from atoken.errors import MediaError, TokenFileError
-from atoken.io.contents import MAX_CHANNELS, TILE, Item
+from atoken.io.contents import MAX_CHANNELS, TILE
 from atoken.media.clock import check_timestamps
 from atoken.modalities import MODALITIES, Modality
 from atoken.patches import PATCH
@@ -24,10 +24,27 @@ def check_arrays(tokens: Tokens) -> None:
     _check_extras(tokens, MODALITIES[tokens.modality])
     _check_tensors(tokens)
     _check_codes(tokens)
-    _check_positions(tokens)
+    extents = MODALITIES[tokens.modality].cells(tokens.size, tokens.frames)
+    check_positions(tokens.coords.numpy(), extents, tokens.first_frame // PATCH[0])
 
 
-def check_model(tokens: Tokens | Item, fingerprint: str, model: str) -> None:
+class MadeByModel(Protocol):
+    """Tokens, an item of a file, a store: whatever one model made."""
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's fingerprint."""
+
+
+def check_model(tokens: MadeByModel, fingerprint: str, model: str) -> None:
     """Refuse the use of tokens with another model than the one that made them. Raises: TokenFileError."""
     if fingerprint != tokens.fingerprint:
         raise TokenFileError(
@@ -110,14 +127,16 @@ def _check_codes(tokens: Tokens) -> None:
         raise TokenFileError(f"codes must be from 0 to {count - 1}.")
 
 
-def _check_positions(tokens: Tokens) -> None:
-    extents = MODALITIES[tokens.modality].cells(tokens.size, tokens.frames)
-    t, x, y, z = tokens.coords.numpy().T.astype(np.int64)
-    t = t - tokens.first_frame // PATCH[0]
-    positions = np.stack([t, x, y, z])
-    if ((positions < 0) | (positions >= np.array(extents)[:, None])).any():
+def check_positions(coords: np.ndarray, extents: tuple[int, int, int, int], first_step: int = 0) -> None:
+    """Refuse positions (..., N, 4) outside a grid of so many steps, rows, columns and layers, or out of order.
+
+    Raises: TokenFileError.
+    """
+    positions = coords.astype(np.int64) - np.array([first_step, 0, 0, 0])
+    if ((positions < 0) | (positions >= np.array(extents))).any():
         shape = "{} steps, {} rows, {} columns and {} layers".format(*extents)
         raise TokenFileError(f"coords must lie in the grid of {shape}.")
+    t, x, y, z = np.moveaxis(positions, -1, 0)
     _, rows, columns, layers = extents
     if (np.diff(((t * rows + x) * columns + y) * layers + z) <= 0).any():
         raise TokenFileError("coords must be ordered by t, x (row), y (column), z, each position once.")

@@ -250,12 +250,13 @@ class TokenFileWriter(ArchiveWriter):
 class TokenFile(Archive):
     """Read a token file: ``items`` says what it holds; ``read`` and ``stream`` read no more than they need of it.
 
+    ``items``: where they are known; the table of contents is then not read.
     Raises: TokenFileError for a file that is missing, damaged, changed, or of another version; also for reading more
     than ``max_memory`` bytes of tokens at once.
     """
 
-    def __init__(self, source: Source, *, max_memory: int = 4 << 30) -> None:
-        super().__init__(source)
+    def __init__(self, source: Source, *, items: tuple[Item, ...] | None = None, max_memory: int = 4 << 30) -> None:
+        super().__init__(source, items=items)
         self._max_memory = max_memory
 
     def __len__(self) -> int:
