@@ -127,8 +127,8 @@ class Stored:
         """
         if alike.frames > TILE:
             items = [self.item(row) for row in rows.tolist()]
-            arrays = [(one.latents if one.codes is None else one.codes).numpy().T for one in items]
-            return np.stack(arrays), np.stack([one.coords.numpy() for one in items])
+            each = [(one.latents if one.codes is None else one.codes).numpy().T for one in items]
+            return np.stack(each), np.stack([one.coords.numpy() for one in items])
         levels, shape = self.plan.model.levels, (alike.tokens, self._width)
         size = raw_size(shape, self._dtype, levels)
         raws = self._raw(rows, size + (0 if alike.full else COORD * alike.tokens))
@@ -152,7 +152,7 @@ class Stored:
         raws, checksums = np.empty((len(rows), size), np.uint8), self.columns.numbers("checksum")[rows]
         for number, (shard, offset, length) in enumerate(zip(*where, strict=True)):
             data = self._bytes(shard)[offset : offset + length]
-            if hashlib.sha256(data).digest() != checksums[number].tobytes():
+            if hashlib.sha256(data.data).digest() != checksums[number].tobytes():
                 raise TokenFileError(
                     f"Row {rows[number]} of {self.path} is damaged: its bytes in {SHARDS}/{shard_name(shard)} have "
                     "another check sum; get another copy of that file, or make the store again."
