@@ -6,27 +6,22 @@ item by item, so that only an item that kills its reader each time is lost, and 
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from atoken.store import shards
-from atoken.store.reading import Failure, Job, Read, key_of, read_unit
+from atoken.store.reading import DEATHS, Failure, Job, Read, begin_reading, killed, read_unit
 from atoken.store.units import Report, encode_unit
 
 if TYPE_CHECKING:
     from atoken.store.media import Decoded
     from atoken.tokenizer import Tokenizer
-
-DEATHS = 3  # of readers of one unit, and of one item
 
 
 class LocalEngine:
@@ -136,25 +131,11 @@ def _one_by_one(job: Job, unit: int) -> Read:
                 pool.shutdown(wait=False)
                 pool = _pool(1)
         else:
-            reason = f"Its reader was killed {DEATHS} times; it may take more memory than there is."
-            found.append(Failure(key_of(job, item), reason))
+            found.append(killed(job, item))
     pool.shutdown(wait=False)
     return Read(unit, tuple(found), perf_counter() - start)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Spawned: torch's threads do not survive a fork.
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_prepare)
-
-
-def _prepare() -> None:
-    """Of a reader: it ends with the process that started it, which also is the one that hears of an interruption."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_reading)

@@ -5,8 +5,12 @@ Reading takes neither a model nor torch, so that a process that only reads is sm
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,6 +24,8 @@ from atoken.store.plan import Plan
 if TYPE_CHECKING:
     from atoken.store.media import Decoded
     from atoken.store.source import Entry, Items
+
+DEATHS = 3  # of readers of one unit, and of one item
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,19 @@ class Read:
     seconds: float
 
 
+def begin_reading() -> None:
+    """Prepare a process that reads: it ends with the one that started it, which also is the one to be interrupted."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def read_unit(job: Job, unit: int, only: Sequence[int] | None = None) -> Read:
     """Read and decode the items of a unit, or ``only`` some of them; in any process, without a model.
 
@@ -61,6 +80,11 @@ def read_unit(job: Job, unit: int, only: Sequence[int] | None = None) -> Read:
     start = perf_counter()
     items = tuple(_read(job, item) for item in only or job.plan.items_of(unit))
     return Read(unit, items, perf_counter() - start)
+
+
+def killed(job: Job, item: int) -> Failure:
+    """Of an item whose reader was killed ``DEATHS`` times."""
+    return Failure(key_of(job, item), f"Its reader was killed {DEATHS} times; it may take more memory than there is.")
 
 
 def key_of(job: Job, item: int) -> str:
