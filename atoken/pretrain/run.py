@@ -22,7 +22,6 @@ from atoken.pretrain.evaluation import MOST_OWN, RISING, HeldOut, evaluate
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage
 from atoken.pretrain.start.begin import begin, blank, save_blank
-from atoken.pretrain.start.head_start import head_start
 from atoken.pretrain.teachers import NO_TEACHERS, Teachers
 from atoken.text import TextTokenizer
 from atoken.train import loop, manifest
@@ -55,8 +54,6 @@ def run(
         manifest.read(start)  # a stage must not begin with a damaged model
     model, texts = blank(folder) if resumes else begin(stage, start, datasets)
     objective = Objective(model, stage, teachers, texts)
-    if not resumes:
-        head_start(objective, datasets)
     held_out = HeldOut()
     if rank_of_launch() == 0:
         if not resumes:
@@ -101,8 +98,7 @@ def ema_model(config: ATokenConfig, weights: Mapping[str, Tensor], device: torch
     """A model of its own with the weights that an objective has under the name ``model``, in eval mode."""
     with torch.device(device):
         model = ATokenModel(config)
-    of_model = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
-    model.load_state_dict(model.state_dict() | of_model)
+    model.load_state_dict(model.state_dict() | {name.removeprefix("model."): value for name, value in weights.items()})
     return model.eval()
 
 

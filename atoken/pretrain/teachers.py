@@ -1,14 +1,13 @@
 """The frozen networks that a tokenizer learns from: loaded once, checked, and outside of every module.
 
 ``Teachers`` is not an ``nn.Module``, so that a module that holds one does not register, shard or save its networks.
-Nothing is downloaded: files come from a folder that the user names, those of ``atoken fetch`` also from its cache, and
+Nothing is downloaded: files come from a folder that the user names, that of ``atoken fetch`` also from its cache, and
 whole models also from the Hugging Face cache, where they must have the pinned SHA-256. Shape letters: ``B`` samples,
 ``E`` width of a tower's vectors, ``S`` pixels of a side, ``L`` ids of a text.
 
     FOLDER/vgg16-397923af.pth   VGG-16, for LPIPS and the Gram loss
     FOLDER/vgg.pth              the linear heads of LPIPS
-    FOLDER/alex_shift_tolerant.pth          ST-LPIPS, if not from the cache
-    FOLDER/efficientnet-lite0-57934424.pth  the teacher of pooled vectors, if not from the cache
+    FOLDER/alex_shift_tolerant.pth  ST-LPIPS, if not from the cache
     FOLDER/clip/                the image tower of the CLIP-perceptual loss, if not from the cache
     FOLDER/siglip2/             the teacher of image-text similarities, if not from the cache
 
@@ -31,7 +30,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from atoken.checkpoint import load_transformers
 from atoken.errors import CheckpointError
-from atoken.metrics.efficientnet import EFFICIENTNET_FILE, EfficientNetLite0, load_efficientnet
 from atoken.metrics.pinned import sha256_of
 from atoken.metrics.stlpips import STLPIPS, STLPIPS_FILES, load_stlpips
 from atoken.metrics.vgg import VGG16, Heads, load_vgg
@@ -40,7 +38,7 @@ from atoken.tokens import SparseTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Siglip2Model
 
-Name = Literal["vgg", "clip", "siglip", "stlpips", "efficientnet"]
+Name = Literal["vgg", "clip", "siglip", "stlpips"]
 WITHOUT = "or train with --teachers none"
 
 
@@ -83,13 +81,12 @@ class Teachers:
     clip: ImageTower | None = None
     siglip: Siglip2Model | None = None
     stlpips: STLPIPS | None = None
-    efficientnet: EfficientNetLite0 | None = None
     record: Mapping[str, str] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Teachers:
         """The same teachers on another device; networks are moved, not copied."""
         clip = None if self.clip is None else self.clip.model
-        for network in (self.vgg, clip, self.siglip, self.stlpips, self.efficientnet):
+        for network in (self.vgg, clip, self.siglip, self.stlpips):
             if network is not None:
                 network.to(device)
         return replace(self, heads=self.heads and tuple(head_C.to(device) for head_C in self.heads))
@@ -106,13 +103,12 @@ NO_TEACHERS = Teachers()
 def load_teachers(names: Collection[Name], folder: str | Path | None = None) -> Teachers:
     """Load teachers, frozen, fp32, on the CPU; not to be called while an engine constructs a sharded model.
 
-    names: "vgg" (with the heads of LPIPS), "clip", "siglip", "stlpips", "efficientnet". folder: see the head of this
-    file.
+    names: "vgg" (with the heads of LPIPS), "clip", "siglip", "stlpips". folder: see the head of this file.
     Raises: CheckpointError (a file is missing, damaged or not the published one), with its purpose and how to get it.
     """
     folder = None if folder is None else Path(folder)
     record: dict[str, str] = {}
-    vgg = heads = clip = siglip = stlpips = efficientnet = None
+    vgg = heads = clip = siglip = stlpips = None
     if "vgg" in names:
         vgg, heads, record = load_vgg(folder, WITHOUT)
     if "clip" in names:
@@ -124,10 +120,7 @@ def load_teachers(names: Collection[Name], folder: str | Path | None = None) -> 
     if "stlpips" in names:
         stlpips, file = load_stlpips(folder, otherwise=WITHOUT), STLPIPS_FILES["alex"]
         record[file.name] = file.sha256
-    if "efficientnet" in names:
-        efficientnet = load_efficientnet(folder, WITHOUT)
-        record[EFFICIENTNET_FILE.name] = EFFICIENTNET_FILE.sha256
-    return Teachers(vgg, heads, clip, siglip, stlpips, efficientnet, record)
+    return Teachers(vgg, heads, clip, siglip, stlpips, record)
 
 
 def image_features(tower: ImageTower, images_B3SS: Tensor) -> Tensor:

@@ -6,15 +6,14 @@ from unittest.mock import patch
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Siglip2Config, Siglip2Model
 
-from atoken.metrics import efficientnet, vgg
+from atoken.metrics import vgg
 from atoken.metrics.stlpips import published_stlpips
 from atoken.pretrain.teachers import ImageTower, Teachers
 from tests.model.sizes import small_config
-from tests.random_networks import randomised, stlpips_state
+from tests.random_networks import stlpips_state
 from tests.tokenizer.texts import text_sizes
 
 BLOCKS = ((6, 2), (6, 2), (8, 3), (8, 3), (10, 3))  # VGG-16, thin
-STAGES = ((1, 3, 1, 8, 1), (2, 3, 2, 8, 2))  # EfficientNet-Lite0, thin
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 CLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDTH = small_config().encoder_width
@@ -47,18 +46,13 @@ def small_siglip(**text):
     return siglip
 
 
-def small_efficientnet():
-    with patch.object(efficientnet, "STAGES", STAGES):
-        return randomised(efficientnet.EfficientNetLite0()).requires_grad_(False)
-
-
 def small_teachers():
     stlpips = published_stlpips(stlpips_state("alex"), "alex")
-    return Teachers(small_vgg(), small_heads(), small_clip(), small_siglip(), stlpips, small_efficientnet())
+    return Teachers(small_vgg(), small_heads(), small_clip(), small_siglip(), stlpips)
 
 
 def parameters(teachers):
-    networks = teachers.vgg, teachers.clip.model, teachers.siglip, teachers.stlpips, teachers.efficientnet
+    networks = teachers.vgg, teachers.clip.model, teachers.siglip, teachers.stlpips
     return list(chain.from_iterable(network.parameters() for network in networks))
 
 

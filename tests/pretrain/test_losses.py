@@ -12,7 +12,6 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from atoken.bottleneck import Posterior
 from atoken.checkpoint import from_siglip2, with_text
 from atoken.metrics import vgg
-from atoken.metrics.efficientnet import WIDTH
 from atoken.modalities.pixels import patchify
 from atoken.pretrain import losses
 from atoken.pretrain.losses import Step
@@ -52,9 +51,7 @@ def make(teachers):
 
     def made(images=None, captions=CAPTIONS, prediction=None):
         inputs = packed(frames() if images is None else images)
-        model = small_texts_model()
-        head = torch.nn.Linear(model.config.encoder_width, WIDTH)
-        step = Step(model, inputs, captions, teachers, words(), head=head)
+        step = Step(small_texts_model(), inputs, captions, teachers, words())
         if prediction is not None:
             vars(step)["decoded"] = prediction
         return step
@@ -254,37 +251,6 @@ def test_a_frozen_text_side_gets_no_gradient_and_a_free_one_does(make):
         assert step.model.logit_bias.grad.abs() > 0
 
 
-# Distillation of EfficientNet
-
-
-def test_distilled_is_the_angle_between_the_teachers_features_and_the_heads(make, teachers):
-    step = make()
-    shown = [F.interpolate(x[None], (128, 128), mode="bilinear", antialias=True) for x in by_hand(step.inputs)]
-    target_BE = teachers.efficientnet(torch.cat(shown))[0]
-    result_BE = F.normalize(step.encoded.pooled, dim=1) @ step.head.weight.mT + step.head.bias
-    cosines = torch.linalg.vecdot(result_BE, target_BE) / (result_BE.norm(dim=1) * target_BE.norm(dim=1))
-    torch.testing.assert_close(losses.distilled(step), 1 - cosines.mean(), rtol=0, atol=FP32)
-
-
-@pytest.mark.parametrize(("sign", "expected"), [(1, 0.0), (-1, 2.0)])
-def test_a_head_that_gives_the_teachers_features_costs_nothing(make, teachers, sign, expected):
-    step = make(frames()[:1], captions=CAPTIONS[:1])
-    torch.nn.init.zeros_(step.head.weight)
-    (target_1HW3,) = frames()[:1]
-    target_13HW = F.interpolate(target_1HW3.permute(0, 3, 1, 2), (128, 128), mode="bilinear", antialias=True)
-    step.head.bias.data = sign * teachers.efficientnet.features(target_13HW)[0]
-    assert losses.distilled(step).item() == pytest.approx(expected, abs=FP32)
-
-
-def test_distillation_reaches_encoder_pooling_and_head_and_not_the_teacher(make, teachers):
-    step = make(captions=("", "", ""))  # it needs no captions
-    losses.distilled(step).backward()
-    for trained in (step.model.encoder.blocks[0].mlp.up.weight, step.model.pool.probe, *step.head.parameters()):
-        assert trained.grad.abs().sum() > 0
-    assert step.model.to_patch.weight.grad is None
-    assert all(parameter.grad is None for parameter in parameters(teachers))
-
-
 # What runs
 
 
@@ -298,15 +264,15 @@ def calls(module):
 def test_terms_share_the_passes_that_they_need_and_run_no_other(make, teachers):
     step = make()
     model = step.model
-    trunk, efficientnet = teachers.stlpips.slices[0], teachers.efficientnet._conv_stem
-    modules = model.encoder, model.pool.q, model.decoder, model.text_tower, teachers.vgg, trunk, efficientnet
+    trunk = teachers.stlpips.slices[0]
+    modules = model.encoder, model.pool.q, model.decoder, model.text_tower, teachers.vgg, trunk
     counts = [calls(module) for module in modules]
-    for term in (*UNDERSTANDING, losses.distilled):
+    for term in UNDERSTANDING:
         term(step)
-    assert [len(count) for count in counts] == [1, 1, 0, 1, 0, 0, 1]
+    assert [len(count) for count in counts] == [1, 1, 0, 1, 0, 0]
     for term in RECONSTRUCTION:
         term(step)
-    assert [len(count) for count in counts] == [1, 1, 1, 1, 2, 2, 1]
+    assert [len(count) for count in counts] == [1, 1, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("captions", [CAPTIONS, ("", "", "")])
@@ -333,7 +299,7 @@ def test_gradients_reach_the_model_and_no_teacher(make, teachers, term):
 
 def test_under_autocast_terms_are_fp32_and_near_those_without(make):
     plain, step, values = make(), make(), []
-    for term in (*RECONSTRUCTION, *UNDERSTANDING, losses.distilled):
+    for term in (*RECONSTRUCTION, *UNDERSTANDING):
         with torch.autocast("cpu", torch.bfloat16):
             values.append(term(step))
         assert values[-1].dtype == torch.float32

@@ -152,21 +152,6 @@ def test_a_term_of_weight_0_needs_no_teacher(teachers):
     summed(Objective(small_model(), stage_of({"image": without_l1})), images("image"), {"l1", "kl"})
 
 
-def test_a_stage_that_distils_has_a_head_that_is_trained_and_is_no_part_of_the_model(teachers):
-    tasks = {"image": weighted(CURRICULA["nano"]["1"].tasks["image"], distilled=0.1)}
-    model, stage = small_model(), stage_of(tasks, frozen=("to_patch.",))
-    objective = Objective(model, stage, teachers)
-    heads = {"head.weight", "head.bias"}
-    assert set(dict(objective.named_parameters())) == {f"model.{n}" for n, _ in model.named_parameters()} | heads
-    of_head = {name: group for group in objective.parameter_groups() for name in group.names if name in heads}
-    assert {name: group.decay for name, group in of_head.items()} == {"head.weight": True, "head.bias": False}
-    assert all((group.lr_scale, group.muon) == (1.0, False) for group in of_head.values())
-    summed(objective, images("image"), {"l1", "kl", "distilled"})
-    says("Task image needs the teacher efficientnet", model, stage, NO_TEACHERS)
-    without = Objective(model, stage_of({"image": weighted(tasks["image"], distilled=0)}))
-    assert not heads & set(without.state_dict())
-
-
 def test_perceptual_terms_of_nano_are_off_until_they_are_asked_for(teachers):
     task = CURRICULA["nano"]["1"].tasks["image"]
     assert task.teachers == set()

@@ -11,20 +11,13 @@ from atoken.checkpoint import load_folder
 from atoken.errors import CheckpointError
 from atoken.metrics.pixels import psnr_of
 from atoken.model import ATokenConfig
-from atoken.pretrain import losses
-from atoken.pretrain.config import overridden
 from atoken.pretrain.curriculum import NANO_TASKS
 from atoken.pretrain.datasets import load_datasets
-from atoken.pretrain.losses import Step
-from atoken.pretrain.objective import Objective
-from atoken.pretrain.start import head_start
 from atoken.pretrain.start.begin import begin, continued
 from atoken.pretrain.start.discrete_start import discrete_start
 from atoken.pretrain.start.linear_start import NEIGHBOUR_BLOCKS, NEIGHBOURS, linear_start
-from atoken.pretrain.teachers import Teachers
 from atoken.rope import rotate, rotation
 from tests.model.sizes import small_config, small_model
-from tests.pretrain.small_teachers import small_efficientnet
 from tests.pretrain.tiny import (
     ONE_LAYER_MORE,
     TINY,
@@ -138,28 +131,3 @@ def test_a_model_keeps_its_words_where_the_preset_has_room_for_more():
     assert kept.config.text == model.config.text
     for name, weight in model.text_tower.state_dict().items():
         assert torch.equal(kept.text_tower.state_dict()[name], weight)
-
-
-def test_a_head_begins_as_the_best_linear_one(monkeypatch):
-    monkeypatch.setattr(head_start, "MICRO_BATCHES", 5)
-    image = overridden(TINY, ["tasks.image.terms.distilled=0.1"]).tasks["image"]
-    stage = replace(TINY, tasks={"image": image}, mixture={"image": 1})
-    objective = Objective(small_model(), stage, Teachers(efficientnet=small_efficientnet()))
-    before = [objective(batch(stage, step))[1]["distilled"] for step in range(5)]
-    head_start.head_start(objective, load_datasets("procedural", stage))
-    steps = [
-        Step(objective.model, batch(stage, step).tokens, teachers=objective.teachers, head=objective.head)
-        for step in range(5)
-    ]
-    with torch.no_grad():
-        assert sum(losses.distilled(step) for step in steps) < 0.5 * sum(before)
-        inputs_BE, errors_BE = (
-            torch.cat(part).double()
-            for part in zip(*[(x.visual_BE, x.head(x.visual_BE) - x.efficientnet_BE) for x in steps], strict=True)
-        )
-    # The gradient of the squared error and of the penalty, of weights and bias, is 0.
-    penalty = head_start.RIDGE * len(inputs_BE)
-    scale = len(inputs_BE) * max(float(step.efficientnet_BE.abs().max()) for step in steps)
-    weight, bias = (parameter.detach().double() for parameter in objective.head.parameters())
-    for gradient in (errors_BE.mT @ inputs_BE + penalty * weight, errors_BE.sum(0) + penalty * bias):
-        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=FP32 * scale)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import pickle
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,7 @@ from torch import nn
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from atoken.errors import CheckpointError
-from atoken.metrics import efficientnet
 from atoken.metrics import vgg as vgg_module
-from atoken.metrics.efficientnet import EFFICIENTNET_FILE, EfficientNetLite0
 from atoken.metrics.stlpips import STLPIPS_FILES
 from atoken.metrics.vgg import HEADS_FILE, SIDE, VGG16, VGG_FILE, lpips, shared_pass
 from atoken.modalities.pixels import patchify, to_values
@@ -38,7 +35,6 @@ from atoken.pretrain.teachers import (
 )
 from atoken.tokens import SparseTokens
 from tests.random_networks import pinned as pinned_to
-from tests.random_networks import randomised as with_norms
 from tests.random_networks import stlpips_state
 from tests.tolerances import FP32
 
@@ -183,47 +179,31 @@ def test_teachers_pass_gradients_on_and_get_none(loaded):
 
 @pytest.fixture
 def fetched(tmp_path, monkeypatch):
-    """A cache with random weights of what ``atoken fetch`` brings, and what is then pinned."""
+    """A cache with random weights of what ``atoken fetch`` brings, and the file that is then pinned."""
     folder = tmp_path / "fetched"
     folder.mkdir()
     monkeypatch.setenv("ATOKEN_CACHE", str(folder))
-    states = {"alex": stlpips_state("alex"), "efficientnet": with_norms(EfficientNetLite0()).state_dict()}
-    files = {"alex": STLPIPS_FILES["alex"], "efficientnet": EFFICIENTNET_FILE}
-    for name, file in files.items():
-        files[name] = pinned_to(file, folder, partial(torch.save, states[name]))
-    monkeypatch.setitem(STLPIPS_FILES, "alex", files["alex"])
-    for module in (efficientnet, teachers):
-        monkeypatch.setattr(module, "EFFICIENTNET_FILE", files["efficientnet"])
-    return folder, files
+    file = pinned_to(STLPIPS_FILES["alex"], folder, lambda path: torch.save(stlpips_state("alex"), path))
+    monkeypatch.setitem(STLPIPS_FILES, "alex", file)
+    return folder / file.name
 
 
 def test_what_was_fetched_is_read_from_the_cache_or_the_folder_and_frozen(fetched, tmp_path):
-    folder, files = fetched
     before = torch.get_rng_state()
-    for given in (None, tmp_path, folder):
-        found = load_teachers(["stlpips", "efficientnet"], given)
-        assert found.names == {"stlpips", "efficientnet"}
-        assert found.record == {file.name: file.sha256 for file in files.values()}
-        for network in (found.stlpips, found.efficientnet):
-            assert not network.training
-            assert not any(parameter.requires_grad for parameter in network.parameters())
+    for given in (None, tmp_path, fetched.parent):
+        found = load_teachers(["stlpips"], given)
+        assert found.names == {"stlpips"}
+        assert found.record == {fetched.name: sha256(fetched)}
+        assert not found.stlpips.training
+        assert not any(parameter.requires_grad for parameter in found.stlpips.parameters())
     assert torch.equal(torch.get_rng_state(), before)
-    saved = torch.load(folder / EFFICIENTNET_FILE.name, weights_only=True)
-    assert all(torch.equal(value, saved[name]) for name, value in found.efficientnet.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "fetch"),
-    [
-        ("stlpips", STLPIPS_FILES["alex"], "atoken fetch st-lpips"),
-        ("efficientnet", EFFICIENTNET_FILE, "atoken fetch efficientnet-lite0"),
-    ],
-)
-def test_what_was_not_fetched_is_named_with_the_command_that_fetches_it(fetched, tmp_path, name, file, fetch):
-    (fetched[0] / file.name).unlink()
-    says(f"{file.name} is needed .*: run `{fetch}`, or train", [name])
-    (fetched[0] / file.name).write_bytes(b"other")
-    says(f"{file.name} is not the published file .*: run `{fetch}`, or train", [name])
+def test_what_was_not_fetched_is_named_with_the_command_that_fetches_it(fetched):
+    fetched.unlink()
+    says(f"{fetched.name} is needed .*: run `atoken fetch st-lpips`, or train", ["stlpips"])
+    fetched.write_bytes(b"other")
+    says(f"{fetched.name} is not the published file .*: run `atoken fetch st-lpips`, or train", ["stlpips"])
 
 
 # What is missing, damaged or another file
