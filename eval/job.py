@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from atoken.errors import AtokenError
-from atoken.metrics.pinned import FETCHED, located
+from atoken.metrics.pinned import check_fetched, located
 from eval.code import code_version
 from eval.contract import Dataset, Metric, Model
 from eval.measures import Build
@@ -49,14 +48,12 @@ class Task:
     def listing(self, root: Path, seed: int | None) -> Listing:
         """The entries below ``root``, or, where they are drawn, those of ``seed``.
 
-        Raises: MediaError; AtokenError for data that are not fetched.
+        Raises: MediaError (also for data that are not fetched).
         """
         if self.folder is None:
             return self.open(SEED if seed is None else seed)
         path = located(self.folder, root)
-        if self.folder.startswith(FETCHED) and not path.exists():
-            name = self.folder.removeprefix(FETCHED).partition("/")[0]
-            raise AtokenError(f"There is no folder {path}; run `atoken fetch {name}`.")
+        check_fetched(path)
         return self.open(path)
 
 

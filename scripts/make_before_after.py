@@ -6,6 +6,7 @@ comment is the fingerprint of the weights, by which a test knows that it is thei
 """
 
 import argparse
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import numpy as np
 import PIL.Image
 
 import atoken
-from atoken.data.sources import ShardSource
-from atoken.errors import AtokenWarning
+from atoken.data.sources import Sample, ShardSource
+from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.io import Video, VideoReader, read_image, read_video
 from atoken.metrics.pixels import psnr
 
@@ -33,6 +34,17 @@ def middle(path: Path, most: int) -> Video:
     return Video(np.stack([np.asarray(frame) for frame in frames]), clip.fps)
 
 
+def first_free(path: Path) -> tuple[Sample, np.ndarray]:
+    """The first photograph of clothing-dataset that is not too wide or high, and its pixels. Raises: MediaError."""
+    shard = ShardSource(path)
+    for sample in map(shard.__getitem__, range(len(shard))):
+        if sample.record.get("source") == "clothing-dataset":
+            pixels = read_image(sample.media, name=sample.name).pixels
+            if 3 * max(pixels.shape[:2]) <= 4 * min(pixels.shape[:2]):
+                return sample, pixels
+    raise MediaError(f"{path} has no photograph of clothing-dataset of at most 4 : 3; name clothes.tar of a split.")
+
+
 def framed(images: list[np.ndarray]) -> np.ndarray:
     """Images beside one another on white."""
     height = max(len(image) for image in images)
@@ -40,35 +52,36 @@ def framed(images: list[np.ndarray]) -> np.ndarray:
     return np.hstack(row)[:, :-GAP]
 
 
+def make(shard: Path, video: Path, out: Path) -> None:
+    """Write the picture. Raises: AtokenError, OSError."""
+    warnings.simplefilter("ignore", AtokenWarning)  # the video's sound is not shown
+    photograph, shown = first_free(shard)
+    clip = middle(video, 384)
+    pixels = [read_image("examples/leaves.png").pixels, shown]
+    tokenizer = atoken.load("nano", device="cpu")
+    decoded = [tokenizer.decode(tokenizer.encode(image)).pixels for image in pixels]
+    pixels.append(clip.frames[FRAMES // 2])
+    decoded.append(tokenizer.decode(tokenizer.encode(clip)).frames[FRAMES // 2])
+    names = ["examples/leaves.png", f"{photograph.key} ({photograph.record['label']})", video.name]
+    for name, before, after in zip(names, pixels, decoded, strict=True):
+        print(f"{name}: {before.shape[1]}x{before.shape[0]}, PSNR {psnr(after, before):.2f} dB")
+    above, below = framed(pixels), framed(decoded)
+    picture = PIL.Image.fromarray(np.vstack([np.pad(above, ((0, GAP), (0, 0), (0, 0)), constant_values=255), below]))
+    picture.save(out, quality=92, subsampling=0, optimize=True, comment=f"nano {tokenizer.fingerprint}")
+    print(f"{out}: {out.stat().st_size:,} bytes")
+
+
 def main() -> None:
-    """Write the picture."""
+    """Write the picture; one sentence where a path is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shard", type=Path, help="of photographs, with a source in the .json of each")
     parser.add_argument("video", type=Path)
     parser.add_argument("-o", "--out", type=Path, default=Path("docs/before-after.jpg"))
     options = parser.parse_args()
-    warnings.simplefilter("ignore", AtokenWarning)  # the video's sound is not shown
-    tokenizer = atoken.load("nano", device="cpu")
-    shard = ShardSource(options.shard)
-    photograph, shown = next(
-        (sample, pixels)
-        for sample in map(shard.__getitem__, range(len(shard)))
-        if sample.record["source"] == "clothing-dataset"
-        and 3 * max((pixels := read_image(sample.media, name=sample.name).pixels).shape[:2])
-        <= 4 * min(pixels.shape[:2])
-    )
-    clip = middle(options.video, 384)
-    pixels = [read_image("examples/leaves.png").pixels, shown]
-    decoded = [tokenizer.decode(tokenizer.encode(image)).pixels for image in pixels]
-    pixels.append(clip.frames[FRAMES // 2])
-    decoded.append(tokenizer.decode(tokenizer.encode(clip)).frames[FRAMES // 2])
-    names = ["examples/leaves.png", f"{photograph.key} ({photograph.record['label']})", options.video.name]
-    for name, before, after in zip(names, pixels, decoded, strict=True):
-        print(f"{name}: {before.shape[1]}x{before.shape[0]}, PSNR {psnr(after, before):.2f} dB")
-    above, below = framed(pixels), framed(decoded)
-    picture = PIL.Image.fromarray(np.vstack([np.pad(above, ((0, GAP), (0, 0), (0, 0)), constant_values=255), below]))
-    picture.save(options.out, quality=92, subsampling=0, optimize=True, comment=f"nano {tokenizer.fingerprint}")
-    print(f"{options.out}: {options.out.stat().st_size:,} bytes")
+    try:
+        make(options.shard, options.video, options.out)
+    except (AtokenError, OSError) as error:
+        sys.exit(f"{options.out} was not made: {error}")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ def media(file: str, options: argparse.Namespace) -> Image | Video | Mesh | View
     stated = {f"max_{name}": getattr(options, f"limit_{name}") for name in ("pixels", "side", "seconds", "frames")}
     limits = replace(Limits(), **{name: limit for name, limit in stated.items() if limit is not None})
     found, name = source(file), "standard input" if file in STDIN else file
+    if _is_folder(file):
+        files_below(Path(file), SUFFIXES)  # says why ``inputs`` left it as it is
     read_frames = sniff(found, name=name, first_frame=options.first_frame).modality.read_frames
     if read_frames:
         return read_frames(found, name=name, frames=options.frames, fps=options.fps, limits=limits)
@@ -74,8 +76,8 @@ def inputs(options: argparse.Namespace) -> list[str]:
     found = []
     for name in options.files:
         below = [name]  # what cannot be listed, or is empty, fails where it is read, and the others do not
-        with suppress(MediaError, OSError):
-            if Path(name).is_dir() and not (Path(name) / TRANSFORMS).is_file():
+        with suppress(MediaError):
+            if _is_folder(name):
                 below = [str(Path(name) / file) for file in files_below(Path(name), SUFFIXES)]
         found += below
     return found
@@ -84,6 +86,13 @@ def inputs(options: argparse.Namespace) -> list[str]:
 def source(file: str) -> Source:
     """The path, or for ``-`` what standard input holds."""
     return _standard_input() if file in STDIN else file
+
+
+def _is_folder(name: str) -> bool:
+    """Whether it is a folder, but not one of views, which is one asset."""
+    with suppress(OSError):
+        return Path(name).is_dir() and not (Path(name) / TRANSFORMS).is_file()
+    return False
 
 
 @cache  # a command may read its input twice

@@ -15,9 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atoken.errors import CheckpointError
-
-FETCHED = "fetched:"  # begins a path in the cache
+from atoken.errors import CheckpointError, MediaError
 
 
 def cache() -> Path:
@@ -29,8 +27,14 @@ def cache() -> Path:
 
 def located(path: str, folder: Path) -> Path:
     """A path below ``folder``, or below the cache if it begins with ``fetched:``."""
-    fetched = path.removeprefix(FETCHED)
+    fetched = path.removeprefix("fetched:")
     return folder / path if fetched == path else cache() / fetched
+
+
+def check_fetched(path: Path) -> None:
+    """Raises: MediaError for a path in the cache where nothing is, with the command that brings it."""
+    if cache() in path.parents and not os.path.exists(path):  # noqa: PTH110 - False in a locked folder
+        raise MediaError(f"There is no {path}; run `atoken fetch {path.relative_to(cache()).parts[0]}`.")
 
 
 @dataclass(frozen=True)

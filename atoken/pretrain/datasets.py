@@ -22,6 +22,7 @@ from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource, Templated
 from atoken.data.synthetic.series import MAKERS
 from atoken.errors import AtokenError, AtokenWarning, MediaError
+from atoken.metrics.pinned import check_fetched
 from atoken.modalities import MODALITIES
 from atoken.modalities.pixels import to_values
 from atoken.patches import PATCH, grid_coords
@@ -216,6 +217,7 @@ def source_of(origin: Origin, task: Task) -> Source:
             series, known = origin.procedural, ", ".join(MAKERS[task.modality])
             raise MediaError(f"the generator has no {series} for the modality {task.modality}; it has {known}.")
         return Procedural(origin.procedural)
+    check_fetched(Path(origin.folder or origin.shards or origin.table or ""))
     if origin.folder:
         source = FolderSource(origin.folder, MODALITIES["image" if origin.filmed else task.modality].suffixes)
     elif origin.shards:

@@ -221,7 +221,7 @@ def test_inputs_that_cannot_be_read_get_one_sentence_and_leave_nothing(run, ther
     (there / "folder").mkdir()
     before = files_in(there)
     for name, words in {
-        "nowhere.png": "no such file", "text.png": "none of the supported", "folder": "not a file",
+        "nowhere.png": "no such file", "text.png": "none of the supported", "folder": "has no file to read",
         "empty.png": "empty", "cut.png": "cut.png",
     }.items():  # fmt: skip
         says_one_sentence(run("reconstruct", name, "-o", "out"), words)

@@ -342,6 +342,10 @@ def test_a_path_may_lead_to_what_was_fetched(tmp_path: Path, monkeypatch: pytest
     data = tmp_path / "elsewhere.toml"
     data.write_text("[image.photos]\nfolder = 'fetched:photos'\n")
     assert read_data(data, []).tables["image"]["photos"].folder == str(tmp_path / "photos")
+    monkeypatch.setenv("ATOKEN_CACHE", str(tmp_path / "nothing"))
+    with pytest.raises(MediaError) as refused:
+        load_datasets(data, IMAGES)
+    assert str(refused.value) == f"{data}, [image.photos]: There is no {tmp_path}/nothing/photos; run `atoken fetch photos`."
 
 
 def test_parts_of_images_are_not_scaled_or_are_larger(tmp_path: Path) -> None:
