@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from atoken.data.loading import fitting, load_asset, load_image, load_video
+from atoken.data.loading import crop_image, fitting, load_asset, load_image, load_video
 from atoken.data.sources import Sample
 from atoken.errors import AtokenError, MediaError
 from atoken.io import Video, read_image, read_mesh, write_video
@@ -108,6 +108,28 @@ def test_an_image_below_the_least_size_is_enlarged_to_it() -> None:
         frames = load_image(sample(png(flat), ".png"), 100, least)
         assert frames.shape == (1, side, side, 3)
         assert (frames == 77).all()
+
+
+def test_parts_of_images_are_not_scaled_or_are_larger() -> None:
+    """Each pixel of this image says where it is."""
+    height, width = 200, 300
+    y, x = np.mgrid[:height, :width]
+    where = np.stack([y, x % 256, x // 256 * 40], -1).astype(np.uint8)
+    whole, native = sample(png(where), ".png"), 0
+    for n in range(40):
+        frames = crop_image(whole, 16 + n, 4.0, np.random.default_rng(n))
+        assert frames.shape[1] * frames.shape[2] <= (16 + n) * 256
+        top, left = frames[0, 0, 0, 0], int(frames[0, 0, 0, 1]) + 256 * (int(frames[0, 0, 0, 2]) // 40)
+        part = where[top : top + frames.shape[1], left : left + frames.shape[2]]
+        native += np.array_equal(frames[0], part)
+    assert 12 <= native <= 28
+    assert crop_image(whole, 256, 4.0, np.random.default_rng(0)).shape == (1, 192, 288, 3)  # all that there is
+    rows, columns = np.array([crop_image(whole, 24, 4.0, np.random.default_rng(n)).shape[1:3] for n in range(40)]).T
+    assert (rows / columns).min() < 0.6 < 1.4 < (rows / columns).max()
+
+
+def test_a_part_of_an_image_smaller_than_a_patch_is_enlarged_to_one() -> None:
+    assert crop_image(sample(png(image(5, 9)), ".png"), 16, 4.0, np.random.default_rng(0)).shape == (1, 16, 16, 3)
 
 
 def test_transparent_places_have_the_colours_that_the_tokenizer_sees(tmp_path: Path) -> None:
