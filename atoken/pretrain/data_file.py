@@ -52,7 +52,7 @@ from msgspec import Meta
 
 from atoken.data.sources.sample import fields_of
 from atoken.errors import MediaError
-from atoken.metrics.pinned import located
+from atoken.metrics.pinned import check_fetched, located
 from atoken.modalities import MODALITIES
 from atoken.pretrain.curriculum import CURRICULA
 from atoken.train.overrides import known, typed
@@ -84,6 +84,10 @@ class Origin:
     label: Text | None = None
     filmed: bool = False
     cropped: bool = False
+
+    def check_fetched(self) -> None:
+        """Raises: MediaError where its path is in the cache, and nothing is there."""
+        check_fetched(Path(self.folder or self.shards or self.table or ""))
 
     @property
     def fields(self) -> list[str]:

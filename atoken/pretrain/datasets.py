@@ -22,7 +22,6 @@ from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource, Templated
 from atoken.data.synthetic.series import MAKERS
 from atoken.errors import AtokenError, AtokenWarning, MediaError
-from atoken.metrics.pinned import check_fetched
 from atoken.modalities import MODALITIES
 from atoken.modalities.pixels import to_values
 from atoken.patches import PATCH, grid_coords
@@ -217,7 +216,7 @@ def source_of(origin: Origin, task: Task) -> Source:
             series, known = origin.procedural, ", ".join(MAKERS[task.modality])
             raise MediaError(f"the generator has no {series} for the modality {task.modality}; it has {known}.")
         return Procedural(origin.procedural)
-    check_fetched(Path(origin.folder or origin.shards or origin.table or ""))
+    origin.check_fetched()
     if origin.folder:
         source = FolderSource(origin.folder, MODALITIES["image" if origin.filmed else task.modality].suffixes)
     elif origin.shards:

@@ -118,6 +118,7 @@ def open_source(text: str, options: Options) -> Items:
     from atoken.metrics import pinned
 
     path = pinned.located(text, Path())
+    pinned.check_fetched(path)
     with translated(f"Cannot read {text}"):  # a name that is too long
         there = path.exists()
     if not there:
@@ -263,6 +264,7 @@ def _warn(data: Data, some: bool) -> None:
 
 
 def _of_origin(origin: Origin, modality: str) -> Part:
+    origin.check_fetched()
     if origin.folder:
         folder, suffixes = Path(origin.folder), MODALITIES[modality].suffixes
         part = _of_folder(folder, files_below(folder, {*suffixes, *BESIDE}), suffixes)
