@@ -36,14 +36,17 @@ class Columns:
         self._entries = lru_cache(SHARDS_OF_ENTRIES)(self._read_entries)
 
     def __len__(self) -> int:
-        return len(self.numbers("shard"))
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> int:
+        with self._readable():
+            return int(self._dataset.count_rows(use_threads=False))
 
     @cached_property
     def _dataset(self) -> Any:
-        from pyarrow.dataset import dataset
-
         with self._readable():
-            return dataset(self._files, format="parquet")
+            return _opened(self._files)
 
     def table(self, name: str) -> Any:
         """A column as a pyarrow.ChunkedArray of R values."""
@@ -52,7 +55,10 @@ class Columns:
                 known = ", ".join(self._dataset.schema.names)
                 raise StoreError(f"The index of the store has no column {name!r}; it has {known}.")
             # Without threads: those of a parent do not survive a fork.
-            return self._dataset.to_table(columns=[name], use_threads=False)[name]
+            column = self._dataset.to_table(columns=[name], use_threads=False)[name]
+            if len(column) != len(self):
+                raise ValueError("rows are missing")
+            return column
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers, (R,), or of bytes of one length, (R, length) uint8; kept for the next time."""
@@ -71,7 +77,8 @@ class Columns:
         """The different texts of a column, sorted, and the number of each row's among them, (R,) int32, -1 for none."""
         if name not in self._names:
             encoded = self.table(name).dictionary_encode().combine_chunks()
-            found = encoded.dictionary.to_pylist()
+            with self._readable():
+                found = encoded.dictionary.to_pylist()
             ranks = np.full(len(found) + 1, -1, np.int32)
             ranks[sorted(range(len(found)), key=found.__getitem__)] = np.arange(len(found))
             numbers = ranks[encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
@@ -104,16 +111,16 @@ class Columns:
     def entry(self, row: int) -> tuple[int, bytes]:
         """The shard of a row, and what the table of contents of the shard says of the item."""
         shards = self.numbers("shard")
-        shard = int(shards[row])
-        return shard, self._entries(shard)[row - int(np.searchsorted(shards, shard))].as_py()
+        first, end = np.searchsorted(shards, [shards[row], shards[row] + 1]).tolist()
+        return int(shards[row]), self._entries(int(shards[row]), end - first)[row - first].as_py()
 
-    def _read_entries(self, shard: int) -> Any:
-        from pyarrow.dataset import dataset
-
-        (path,) = (path for path in self._files if Path(path).name == index_name(shard))
+    def _read_entries(self, shard: int, rows: int) -> Any:
         with self._readable():
-            table = dataset(path, format="parquet").to_table(columns=["entry"], use_threads=False)
-            return table["entry"].combine_chunks()
+            (path,) = (path for path in self._files if Path(path).name == index_name(shard))
+            column = _opened([path]).to_table(columns=["entry"], use_threads=False)["entry"]
+            if len(column) != rows:
+                raise ValueError("rows are missing")
+            return column.combine_chunks()
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -121,6 +128,14 @@ class Columns:
             yield
         except (OSError, ValueError) as error:  # pyarrow's are of these classes
             raise StoreError(f"{Path(self._files[0]).parent} is damaged; get another copy of its files.") from error
+
+
+def _opened(files: list[str]) -> Any:
+    """Parquet files as a pyarrow dataset that compares the check sums of pages."""
+    import pyarrow.dataset as arrow
+
+    checked = arrow.ParquetFragmentScanOptions(page_checksum_verification=True)
+    return arrow.dataset(files, format=arrow.ParquetFileFormat(default_fragment_scan_options=checked))
 
 
 def distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

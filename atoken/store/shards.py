@@ -96,7 +96,7 @@ def write_index(path: Path, rows: list[Row], width: int) -> None:
         values = np.frombuffer(b"".join(row.vector or b"" for row in rows), "<f4")
         columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
     with atomic_path(path, StoreError) as temporary:
-        parquet.write_table(pa.table(columns), temporary, compression="zstd")
+        parquet.write_table(pa.table(columns), temporary, compression="zstd", write_page_checksum=True)
 
 
 def arrow() -> Any:

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from atoken.errors import StoreError, TokenFileError
 from atoken.io.chunks import DIGITS, raw_size, unpack
-from atoken.io.contents import TILE, unpack_item
+from atoken.io.contents import MAX_FRAMES, TILE, unpack_item
 from atoken.io.token_checks import check_positions
 from atoken.io.token_file import TokenFile, Tokens, full_coords
 from atoken.modalities import MODALITIES
@@ -50,6 +50,13 @@ class Alike(NamedTuple):
     def grid(self) -> tuple[str, tuple[int, int, int, int]]:
         """What items must have in common to make a dense batch, if they are ``full``."""
         return self.modality, self.cells
+
+    @property
+    def possible(self) -> bool:
+        """Whether there are such items."""
+        modality = MODALITIES.get(self.modality)
+        sound = modality is not None and modality.allows_size(self.size) and 1 <= self.frames <= MAX_FRAMES
+        return sound and 0 <= self.tokens <= math.prod(self.cells)
 
     @property
     def full(self) -> bool:
@@ -107,7 +114,10 @@ class Stored:
         modalities, modality = self.columns.names("modality")
         numbers = [self.columns.numbers(name)[rows] for name in ("height", "width", "frames", "tokens")]
         found, inverse = distinct([modality[rows], *numbers])
-        return [Alike(modalities[m], (h, w), frames, n) for m, h, w, frames, n in found.tolist()], inverse
+        different = [Alike(modalities[m], (h, w), frames, n) for m, h, w, frames, n in found.tolist()]
+        if not all(one.possible for one in different):
+            raise StoreError(f"The index of {self.path} is damaged; get another copy of it.")
+        return different, inverse
 
     def item(self, row: int) -> Tokens:
         """All of one item. Raises: TokenFileError, StoreError."""
@@ -141,14 +151,14 @@ class Stored:
                 coords = unpack(raws[:, size:], (alike.tokens, 4), "int32", None).transpose(0, 2, 1)
                 check_positions(coords, alike.cells)
         except TokenFileError as error:
-            raise TokenFileError(f"One of the rows {rows.tolist()} of {self.path} is damaged: {error}") from error
+            raise TokenFileError(f"A row of {self.path} from {min(rows)} to {max(rows)} is damaged: {error}") from error
         return arrays.astype(np.float32, copy=False) if arrays.dtype.kind == "f" else arrays, coords
 
     def _raw(self, rows: np.ndarray, size: int) -> np.ndarray:
         """(B, size) uint8: the first bytes of items, whose check sums are compared with all of their bytes."""
         where = [self.columns.numbers(name)[rows].tolist() for name in ("shard", "offset", "size_bytes")]
         if size > min(where[2]):
-            raise StoreError(f"The index of {self.path} is damaged: an item has more tokens than bytes for them.")
+            raise StoreError(f"The index of {self.path} is damaged; get another copy of it.")
         raws, checksums = np.empty((len(rows), size), np.uint8), self.columns.numbers("checksum")[rows]
         for number, (shard, offset, length) in enumerate(zip(*where, strict=True)):
             data = self._bytes(shard)[offset : offset + length]

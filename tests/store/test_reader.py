@@ -1,6 +1,6 @@
 """A store gives back what went into it, in any order, in any process; what is wrong with one is said in a sentence."""
 
-import multiprocessing
+import contextlib
 import pickle
 import re
 from dataclasses import replace
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from atoken import AtokenError, TokenStore, to_grid
 from atoken.store.layout import INDEX, MANIFEST, PLAN, SHARDS
@@ -130,16 +131,16 @@ def test_a_split_is_of_keys_and_keeps_its_sides_when_a_store_grows(tmp_path):
 
 
 def latents_of(view):
-    return view.packed(slice(None)).feats.numpy()
+    return view.packed(slice(None)).feats
 
 
-def test_a_store_goes_to_other_processes(store):
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_store_goes_to_other_processes(store, method):
     view = store.where(modality=["image", "asset"]).with_statistics(store.all_statistics["image"])
     expected = latents_of(view)
-    assert np.array_equal(latents_of(pickle.loads(pickle.dumps(view))), expected)  # noqa: S301 - its own
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            assert np.array_equal(pool.apply(latents_of, [view]), expected)
+    loaded = [*DataLoader(view, batch_size=None, num_workers=1, multiprocessing_context=method)]
+    assert torch.equal(view.statistics.normalise(torch.cat([tokens.latents for tokens in loaded])), expected)
+    assert torch.equal(latents_of(pickle.loads(pickle.dumps(view))), expected)  # noqa: S301 - its own
 
 
 def test_nothing_stays_open(store):
@@ -148,7 +149,7 @@ def test_nothing_stays_open(store):
     first = latents_of(store)
     assert {*Path("/proc/self/fd").iterdir()} == before
     store.close()
-    assert np.array_equal(latents_of(store), first)
+    assert torch.equal(latents_of(store), first)
 
 
 def test_tables_of_contents_are_not_read(tmp_path):
@@ -198,6 +199,26 @@ def test_what_is_wrong_with_a_store_is_one_sentence(tmp_path, harm, said):
     with pytest.raises(AtokenError, match=re.escape(said)) as error:
         TokenStore(path).grids([0, 1])
     one_sentence(error)
+
+
+def all_of(path):
+    store = TokenStore(path)
+    latents = torch.cat([tokens.latents for tokens in store])
+    assert torch.equal(store.packed(slice(None), normalised=False).feats, latents)
+    return latents.tolist(), store.label_ids.tolist(), store.column("key").to_pylist()
+
+
+def test_every_flipped_byte_of_an_index_is_found_or_changes_nothing(tmp_path):
+    path = write_store(tmp_path / "store", images(3))
+    index, expected, found = path / INDEX / "000000.parquet", all_of(path), 0
+    whole = index.read_bytes()
+    for at in np.random.default_rng(0).integers(0, len(whole), 60).tolist():
+        index.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        with contextlib.suppress(AtokenError):
+            assert all_of(path) == expected
+            continue
+        found += 1
+    assert found > 20
 
 
 def test_damage_is_found_by_single_items_too(tmp_path):
