@@ -71,7 +71,7 @@ class _Readers:
         self._job, self._workers = job, workers
         self._deaths: Counter[int] = Counter()
         self.futures: dict[Future[Read], int] = {}
-        self._pool = _pool(workers)
+        self._pool = _pool(job, workers)
 
     @property
     def busy(self) -> int:
@@ -81,7 +81,7 @@ class _Readers:
     def submit(self, unit: int) -> None:
         """Begin to read a unit."""
         try:
-            future = self._pool.submit(read_unit, self._job, unit)
+            future = self._pool.submit(_read, unit)
         except BrokenProcessPool as error:  # one died just now
             future = Future()
             future.set_exception(error)
@@ -105,7 +105,7 @@ class _Readers:
         units = sorted(self.futures.values())  # all futures of a broken pool fail
         self.close()
         self.futures.clear()
-        self._pool = _pool(self._workers)
+        self._pool = _pool(self._job, self._workers)
         for unit in units:
             self._deaths[unit] += 1
             if self._deaths[unit] < DEATHS:
@@ -121,21 +121,33 @@ class _Readers:
 def _one_by_one(job: Job, unit: int) -> Read:
     """Read a unit that killed its readers item by item, alone; the items that do so again and again have failed."""
     found: list[Decoded | Failure] = []
-    start, pool = perf_counter(), _pool(1)
+    start, pool = perf_counter(), _pool(job, 1)
     for item in job.plan.items_of(unit):
         for _ in range(DEATHS):
             try:
-                found += pool.submit(read_unit, job, unit, [item]).result().items
+                found += pool.submit(_read, unit, [item]).result().items
                 break
             except BrokenProcessPool:
                 pool.shutdown(wait=False)
-                pool = _pool(1)
+                pool = _pool(job, 1)
         else:
             found.append(killed(job, item))
     pool.shutdown(wait=False)
     return Read(unit, tuple(found), perf_counter() - start)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
     # Spawned: torch's threads do not survive a fork.
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin_reading)
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(job,))
+
+
+_JOBS: list[Job] = []  # of a process that reads: it gets its job once, which may name a million files
+
+
+def _begin(job: Job) -> None:
+    begin_reading()
+    _JOBS.append(job)
+
+
+def _read(unit: int, only: Sequence[int] | None = None) -> Read:
+    return read_unit(_JOBS[0], unit, only)
