@@ -19,7 +19,6 @@ from atoken.io.token_file import TokenFile, TokenFileWriter, Tokens, read_items
 from atoken.media.clock import clock_slack
 from atoken.modalities import MODALITIES
 from atoken.modalities.modality import Size
-from atoken.presets import BUNDLED, PRESETS
 from atoken.tokenizer import Tokenizer
 
 
@@ -57,9 +56,7 @@ def add(tokenizer: Tokenizer, writer: TokenFileWriter, file: str, options: argpa
 def decode(options: argparse.Namespace) -> int:
     """Items of a token file to images, videos and Gaussians."""
     source = console.source(options.file)
-    if options.model is None:
-        named = read_items(source)[0].model
-        options.model = named if named in PRESETS and (BUNDLED / named).is_dir() else "nano"
+    options.model = options.model or console.bundled(read_items(source)[0].model)
     tokenizer = console.tokenizer(options)
     with TokenFile(source) as tokens:
         chosen = options.item or range(len(tokens))

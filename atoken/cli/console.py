@@ -29,6 +29,7 @@ from atoken.media.source import Source, error_prefix, missing
 from atoken.media.views import TRANSFORMS
 from atoken.model import Stack
 from atoken.patches import grid
+from atoken.presets import BUNDLED, PRESETS
 from atoken.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -56,6 +57,11 @@ def refuse_addresses(options: argparse.Namespace) -> None:
 def tokenizer(options: argparse.Namespace) -> Tokenizer:
     """The model that the options ask for."""
     return load(options.model, device=options.device, dtype=options.dtype, config=options.config)
+
+
+def bundled(name: str) -> str:
+    """The bundled model of a name that tokens state, else nano, which then refuses them."""
+    return name if name in PRESETS and (BUNDLED / name).is_dir() else "nano"
 
 
 def media(file: str, options: argparse.Namespace) -> Image | Video | Mesh | Views | VideoReader:

@@ -76,16 +76,34 @@ def _add_semantic(commands: Commands) -> None:
     )
     classify = commands.add_parser("classify", help="which label fits each file best")
     classify.add_argument("--labels", nargs="+", required=True, metavar="LABEL", help="texts to choose from")
-    search = commands.add_parser("search", help="the files that fit a text best")
-    search.add_argument("query", metavar="QUERY")
+    search = commands.add_parser("search", help="the files, or items of a token store, that fit best")
+    looked_for = search.add_mutually_exclusive_group(required=True)
+    looked_for.add_argument("query", metavar="QUERY", nargs="?", help="a text")
+    looked_for.add_argument("--like", metavar="FILE", help="an image, a video, an asset, or a token file, for a text")
     search.add_argument("--top", type=int, default=10, help="how many to show (default: 10)")
-    for command in (embed, classify, search):
+    search.add_argument("--modality", help="of a store: only image, video or asset")
+    search.add_argument("--label", help="of a store: only items with this label")
+    search.add_argument("-o", "--out", metavar="PAGE.html", help="of a store: a page that shows what was found")
+    files = "media, folders of them, or token files, which hold vectors; - is standard input"
+    for command in (embed, classify):
         command.set_defaults(module="semantic")
-        _add_inputs(command, "media, folders of them, or token files, which hold vectors; - is standard input")
+        _add_inputs(command, files)
+    search.set_defaults(module="search")
+    _add_inputs(search, f"a token store, or {files}", None, "the bundled one that a store names, else nano")
+    for command in (embed, classify, search):
         command.add_argument(
             "--pool", choices=["whole", "frames"], default="whole",
             help="of videos: one vector of all tokens, or the mean of the frames' vectors (default: whole)",
         )  # fmt: skip
+
+    index = commands.add_parser(
+        "index", help="prepare a token store for fast search",
+        description="Prepare a token store for search. Of many items it measures how much a fast search finds, with "
+        "items and, where the model is at hand, with captions or labels.",
+    )  # fmt: skip
+    index.set_defaults(module="search")
+    index.add_argument("store", metavar="STORE")
+    _add_model(index, None, "the bundled one that the store names, where it is that one")
 
 
 def _add_store(commands: Commands) -> None:
@@ -203,10 +221,12 @@ def _add_upkeep(commands: Commands) -> None:
     fetch.add_argument("--from", dest="source", metavar="PATH", help="of one NAME: its archive, downloaded elsewhere")
 
 
-def _add_inputs(command: argparse.ArgumentParser, files: str) -> None:
+def _add_inputs(
+    command: argparse.ArgumentParser, files: str, default: str | None = "nano", shown: str = "nano"
+) -> None:
     """Files, a model, and what to take of the files."""
     command.add_argument("files", nargs="+", metavar="FILE", help=files)
-    _add_model(command)
+    _add_model(command, default, shown)
     command.add_argument("--frames", type=_frame_range, help="of videos: FIRST:LAST, from 0, LAST not included")
     command.add_argument("--fps", type=_fps, help="of videos: take so many frames a second")
     command.add_argument("--first-frame", action="store_true", help="of animated images, instead of a video")

@@ -1,4 +1,4 @@
-"""Commands that compare media with texts: ``embed``, ``classify``, ``search``; token files hold vectors already."""
+"""Vectors of media and texts: ``embed``, ``classify``, and what ``search`` compares; token files hold them already."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Vector = tuple[str, Tensor]  # what a vector is of, and the unit vector (D,)
 def embed(options: argparse.Namespace) -> int:
     """Vectors of media and texts to a NumPy file: ``names`` (N,) and ``vectors`` (N, D) float32."""
     tokenizer = console.tokenizer(options)
-    found, failed = _found(tokenizer, options)
+    found, failed = found_in(tokenizer, options)
     found += zip(options.text, tokenizer.embed_text(options.text) if options.text else [], strict=True)
     if not found:
         raise AtokenError(f"None of the inputs could be embedded; {options.out} was not written.")
@@ -41,7 +41,7 @@ def classify(options: argparse.Namespace) -> int:
     """The label that fits each file best, and how likely it is that they belong together."""
     tokenizer = console.tokenizer(options)
     labels = tokenizer.embed_text(options.labels)
-    found, failed = _found(tokenizer, options)
+    found, failed = found_in(tokenizer, options)
     lines, plain = [], []
     for name, vector in found:
         logits = tokenizer.logits(vector[None], labels)[0]
@@ -54,33 +54,18 @@ def classify(options: argparse.Namespace) -> int:
     return failed
 
 
-def search(options: argparse.Namespace) -> int:
-    """The files that fit the query best, best first."""
-    tokenizer = console.tokenizer(options)
-    query = tokenizer.embed_text([options.query])
-    found, failed = _found(tokenizer, options)
-    if not found:
-        return failed
-    vectors = torch.stack([vector for _, vector in found])
-    logits = tokenizer.logits(vectors, query)[:, 0]
-    best = logits.argsort(descending=True, stable=True).tolist()[: max(options.top, 0)]
-    plain = [{"name": found[i][0], "cosine": float(vectors[i] @ query[0]), "probability": float(logits[i].sigmoid())}
-             for i in best]  # fmt: skip
-    lines = [[row["name"], f"{row['cosine']:.4f}", f"{row['probability']:.1%}"] for row in plain]
-    console.say(["name", "cosine", "probability"], lines, options, plain)
-    return failed
+def found_in(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Vector], int]:
+    """Vectors of all inputs that can be read, and the exit code."""
 
-
-def _found(tokenizer: Tokenizer, options: argparse.Namespace) -> tuple[list[Vector], int]:
     def kept(file: str) -> list[Vector]:
         # Copies: a small vector among what an input leaves behind keeps the memory of that from being given back.
-        return [(name, vector.clone()) for name, vector in _vectors(tokenizer, file, options)]
+        return [(name, vector.clone()) for name, vector in vectors_of(tokenizer, file, options)]
 
     found, failed = console.each(console.inputs(options), kept, options)
     return [one for vectors in found for one in vectors], failed
 
 
-def _vectors(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Vector]:
+def vectors_of(tokenizer: Tokenizer, file: str, options: argparse.Namespace) -> list[Vector]:
     """The vector of a file, or those of a token file's items."""
     source = console.source(file)
     if Path(file).suffix == ".atok" or (isinstance(source, bytes) and source.startswith(b"ATOK")):

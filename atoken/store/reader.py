@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from atoken.bottleneck import FSQ
 from atoken.errors import StoreError
@@ -217,6 +218,10 @@ class TokenStore:
         if self.levels is None:
             raise StoreError(f"{self.name} was made by {self.model}, a continuous model, which has no codes.")
         return torch.from_numpy(self._dense(rows)[1]).transpose(1, 2).contiguous()
+
+    def vectors(self, rows: Rows) -> Tensor:
+        """Unit vectors (B, D) fp32, as ``embed`` gives them."""
+        return normalize(torch.from_numpy(self._stored.vectors(self._chosen(rows))), dim=-1)
 
     def packed(self, rows: Rows, *, normalised: bool = True) -> SparseTokens:
         """Latents (N, C) fp32 with positions, of items of any modalities and sizes. normalised: as of ``grids``."""

@@ -154,8 +154,13 @@ class Stored:
             raise TokenFileError(f"A row of {self.path} from {min(rows)} to {max(rows)} is damaged: {error}") from error
         return arrays.astype(np.float32, copy=False) if arrays.dtype.kind == "f" else arrays, coords
 
-    def _raw(self, rows: np.ndarray, size: int) -> np.ndarray:
-        """(B, size) uint8: the first bytes of items, whose check sums are compared with all of their bytes."""
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """(B, D) float32 pooled vectors, the last chunk of each item. Raises: TokenFileError, StoreError."""
+        width = self.plan.model.width
+        return unpack(self._raw(rows, 4 * width, last=True), (width,), "float32", None)
+
+    def _raw(self, rows: np.ndarray, size: int, *, last: bool = False) -> np.ndarray:
+        """(B, size) uint8: the first or last bytes of items, whose check sums are compared with all of their bytes."""
         where = [self.columns.numbers(name)[rows].tolist() for name in ("shard", "offset", "size_bytes")]
         if size > min(where[2]):
             raise StoreError(f"The index of {self.path} is damaged; get another copy of it.")
@@ -167,7 +172,7 @@ class Stored:
                     f"Row {rows[number]} of {self.path} is damaged: its bytes in {SHARDS}/{shard_name(shard)} have "
                     "another check sum; get another copy of that file, or make the store again."
                 )
-            raws[number] = data[:size]
+            raws[number] = data[-size:] if last else data[:size]
         return raws
 
     def _bytes(self, shard: int) -> np.ndarray:

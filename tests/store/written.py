@@ -27,7 +27,7 @@ from atoken.store.plan import Model, Plan
 from atoken.store.shards import write_index
 from atoken.store.totals import Totals
 from atoken.train.manifest import sha256
-from tests.io.token_cases import FINGERPRINT, make
+from tests.io.token_cases import make
 
 
 class Given(NamedTuple):
@@ -55,8 +55,9 @@ def write_store(path: Path, items: list[Given], shard_items: int = 3, **options)
     first, chosen = items[0].tokens, Options(**options)
     channels, width = first.latents.shape[1], len(first.pooled)
     model = Model(
-        name="nano", fingerprint=FINGERPRINT, dtype="float32", channels=channels, levels=first.levels, width=width
-    )
+        name=first.model, fingerprint=first.fingerprint, dtype="float32", channels=channels, levels=first.levels,
+        width=width,
+    )  # fmt: skip
     plan = Plan(
         source="given", digest="0" * 64, model=model, options=chosen, items=len(items), unit_items=1,
         shard_units=shard_items, tokens=1.0, size_bytes=1.0,
