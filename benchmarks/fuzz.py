@@ -7,9 +7,10 @@ files of the tests, and reads each through the public API in another process. A 
 * read, refused in one sentence: what may happen. Images and videos have no check sums, so that damage may go unseen;
 * crashes and hangs: the reading process ended, or took over 10 s;
 * foreign exceptions: anything but an ``AtokenError`` of one sentence;
-* silently wrong: a damaged token file that is read as something else than was written, or a hostile file that is read
-  where it must be refused or the other way round. Resealed token files have right check sums again, as an attacker
-  would make them, so that being read as something else is allowed there;
+* silently wrong: a damaged token file or store that is read as something else than was written, or a hostile file that
+  is read where it must be refused or the other way round. Resealed token files have right check sums again, as an
+  attacker would make them, so that being read as something else is allowed there. Of a store one file is damaged, lost,
+  exchanged or too many; "checked" ones are read after ``atoken store verify``;
 * foreign opens: any process opened a file that is not the damaged one's (inotify) or called a port of this machine,
   both of which the hostile files name;
 * slowest: seconds of one file, its decoder process started and ended; RSS growth: of the reading process over all
@@ -22,6 +23,7 @@ Exit code 1 if a column that must be zero is not.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -36,8 +38,9 @@ from tests.io.hostile_cases import hostile_token_files, resealed
 from tests.media import mesh_cases, seed_files
 from tests.media.damage import damage_mesh, damaged, damaged_resources, hostile_meshes, mutate
 from tests.media.hostile_cases import hostile_images, hostile_videos, secrets
-from tests.media.reading_process import READ, Answer, Reader, Watch
+from tests.media.reading_process import CHECKED, READ, STORE, Answer, Reader, Watch
 from tests.media.seed_files import Case
+from tests.store.damaged_stores import damaged_stores, sound_store
 
 FAULTS = ("crash", "hang", "foreign")
 HEAD = ["input", "tried", "refused in one sentence", "read", "crashes", "hangs", "foreign exceptions",
@@ -85,7 +88,11 @@ def _wrong(case: Case, answer: Answer) -> str:
     """What is wrong with an answer that looks right, if anything."""
     if case.expected not in ("", answer.what):
         return f"{answer.what}, must be {case.expected}"
-    return "read as something else" if answer.what == "tokens" and case.contents not in ("", answer.detail) else ""
+    return (
+        "read as something else"
+        if answer.what in ("tokens", "store") and case.contents not in ("", answer.detail)
+        else ""
+    )
 
 
 def run(name: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch) -> Tally:
@@ -98,6 +105,8 @@ def run(name: str, warm_up: Sequence[Path], cases: Iterable[Case], watch: Watch)
             tally.add(case, answer, alarmed=watch.alarmed())
             if case.path.is_file():
                 case.path.unlink()
+            elif case.path.suffix in (STORE, CHECKED):
+                shutil.rmtree(case.path)
         tally.growth_mb = reader.growth_mb
     return tally
 
@@ -124,6 +133,11 @@ def tallies(folder: Path, options: argparse.Namespace) -> Iterator[Tally]:
     yield run("hostile images", images, hostile_images(cases, seeds), watch)
     yield run("hostile videos", videos, hostile_videos(cases, seeds, watch.port), watch)
     yield run("hostile token files", files, hostile_token_files(cases, seeds), watch)
+    store = sound_store(seeds)
+    with closing(Reader(())) as reader:
+        held = reader.ask(store).detail
+    for name, suffix in (("token stores", STORE), ("token stores, checked", CHECKED)):
+        yield run(name, [store], damaged_stores(cases, store, suffix, options.stores, seed, held), watch)
 
     cases = folder / "meshes"
     watch = Watch(mesh_cases.secrets(cases))
@@ -154,6 +168,7 @@ def main() -> int:
         ("animations", 300),
         ("videos", 300),
         ("token-files", 300),
+        ("stores", 300),
         ("meshes", 1000),
         ("seed", 0),
     ):

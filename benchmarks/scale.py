@@ -2,14 +2,15 @@
 
 ``python -m benchmarks.scale`` prints three tables. FLOPs are counted by ``atoken.pretrain.cost``; bytes follow from the
 formats (docs/token-file.md, docs/token-store.md). What a CPU core and the driver do is measured by
-``python -m benchmarks.store rates``, the rest is assumed; each is an option:
+``python -m benchmarks.rates``, the rest is assumed; each is an option:
 
 * side: pixels, of square images; source_kb: of their files, 110 in ImageNet's mean;
 * mfu: percent of the dense bf16 peak of an H100 that encoding reaches; cores: of the CPU, for each GPU;
 * decode: images a second that a core reads, scales and crops; write_mb, join_mb: MB a second of a store that a core
   makes of latents, and joins to shards; units: reports of finished units a second that the driver takes;
 * network_mb: MB a second between the storage and what belongs to one GPU; storage_mb: MB a second of the storage;
-* row_bytes: an item takes in the index, without its vector.
+* row_bytes: an item takes in the index, without its vector; adds: vectors a second that become an approximate index,
+  on the one thread that makes it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ GPUS = 1, 8, 64, 512
 GRAPH = 160  # bytes that HNSW keeps of a vector beside its numbers: twice 16 neighbours, key, level
 DEFAULTS = {
     "side": 256, "source_kb": 110, "mfu": 40, "cores": 12, "decode": 100, "write_mb": 400, "join_mb": 400,
-    "units": 200, "network_mb": 1_000, "storage_mb": 20_000, "row_bytes": 300,
+    "units": 200, "network_mb": 1_000, "storage_mb": 20_000, "row_bytes": 300, "adds": 1_000,
 }  # fmt: skip
 
 
@@ -62,7 +63,7 @@ class Item(NamedTuple):
         return Item(count, forward, vector, {name: count * size + vector for name, size in a_token.items()})
 
 
-def sizes(item: Item, row_bytes: int) -> None:
+def sizes(item: Item, row_bytes: int, adds: int) -> None:
     """Print what a store takes, by the number of its items."""
     a_gpu_hour = 3600 * PEAKS[GPU]
     head("", *ITEMS)
@@ -87,7 +88,8 @@ def sizes(item: Item, row_bytes: int) -> None:
         "HNSW in float16": item.vector // 2 + GRAPH,
     }
     for name, size in in_memory.items():
-        row(f"GB of {name}", *(f"{count * size / 1e9:,.3g}" for count in counts))
+        row(f"GB of {name}", *(f"{count * size / 1e9:,.0f}" for count in counts))
+    row("hours to make that of HNSW", *(f"{count / adds / 3600:,.1f}" for count in counts))
 
 
 def stages(item: Item, chosen: Namespace, gpus: int) -> dict[str, float]:
@@ -128,7 +130,7 @@ def main() -> None:
     kilobytes = (f"{size / 1e3:,.1f}" for size in item.stored.values())
     row(f"{chosen.side}x{chosen.side}", item.tokens, f"{item.flops / 1e9:,.0f}", chosen.source_kb, *kilobytes)
     print()
-    sizes(item, chosen.row_bytes)
+    sizes(item, chosen.row_bytes, chosen.adds)
     print()
     pace(item, chosen)
     needed = stages(item, chosen, 1)["encode"] / chosen.decode

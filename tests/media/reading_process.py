@@ -21,19 +21,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from atoken.errors import AtokenError
+from atoken.errors import AtokenError, StoreError
 from atoken.io import load_media
 
+STORE, CHECKED = ".store", ".checked"  # suffixes of folders to read as stores; the latter's files are compared first
+COLUMNS = ("key", "label", "captions", "flipped", "draw", "modality", "height", "width", "frames", "fps", "tokens")
 WALL_SECONDS = 10.0
-READ = ("image", "video", "mesh", "tokens")
+READ = ("image", "video", "mesh", "tokens", "store")
 _IN_ACCESS, _IN_OPEN = 0x1, 0x20  # of inotify(7)
 
 
 class Answer(NamedTuple):
-    """``what`` became of a file: image, video, mesh, tokens, refused, foreign (any other exception), crash, hang."""
+    """``what`` became of a file: one of ``READ``, refused, foreign (any other exception), crash, hang."""
 
     what: str
-    detail: str  # the error, or of tokens the SHA-256 of everything they hold
+    detail: str  # the error, or of tokens and stores the SHA-256 of everything they hold
     seconds: float
     peak_mb: float  # the largest resident set of the process so far
 
@@ -139,6 +141,8 @@ def _outcome(path: str) -> tuple[str, str]:
     try:
         if path.endswith(".atok"):
             return "tokens", _contents(path)
+        if path.endswith((STORE, CHECKED)):
+            return "store", _contents_of_store(Path(path))
         return type(load_media(path)).__name__.lower(), ""
     except AtokenError as error:
         return ("refused" if re.fullmatch(r"[^\n]+\.", str(error)) else "foreign"), str(error)
@@ -152,10 +156,34 @@ def _contents(path: str) -> str:
     digest = hashlib.sha256()
     with TokenFile(path) as file:
         for index in range(len(file)):
-            tokens = file.read(index)
-            for field in dataclasses.fields(tokens):
-                digest.update(_bytes(getattr(tokens, field.name)))
+            _add(digest, file.read(index))
     return digest.hexdigest()
+
+
+def _contents_of_store(store: Path) -> str:
+    from atoken.store.reader import TokenStore
+
+    if store.suffix == CHECKED:
+        from atoken.store.verify import known_files, verify
+
+        faults = [f"{found.file} {found.fault}" for found in verify(store, known_files(store)) if found.fault]
+        if faults:
+            raise StoreError(f"{faults[0]}.")
+    digest = hashlib.sha256()
+    opened = TokenStore(store)
+    for name in COLUMNS:
+        digest.update(repr(opened.column(name).to_pylist()).encode())
+    digest.update(repr((opened.fingerprint, opened.options, opened.all_statistics)).encode())
+    for tokens in opened:
+        _add(digest, tokens)
+    for row in range(len(opened)):
+        digest.update(_bytes(opened.packed([row]).feats))
+    return digest.hexdigest()
+
+
+def _add(digest: Any, tokens: Any) -> None:
+    for field in dataclasses.fields(tokens):
+        digest.update(_bytes(getattr(tokens, field.name)))
 
 
 def _bytes(value: Any) -> bytes:
