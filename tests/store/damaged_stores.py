@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tests.store.written import mixed, write_store
 
 from tests.media.damage import mutate
 from tests.media.reading_process import STORE
 from tests.media.seed_files import Case
+from tests.store.written import mixed, write_store
 
 
 def sound_store(folder: Path) -> Path:
