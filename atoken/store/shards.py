@@ -162,7 +162,7 @@ def finish(job: Job) -> None:
     files = {name: about for done in complete.values() for name, about in done.files.items()}
     if not files:
         raise StoreError(f"None of the {job.plan.items:,} items could be used, such as {failures[0].reason}")
-    counted = {"items": job.plan.items - len(failures), "failures": len(failures)}
+    counted = {"items": totals.items, "failures": len(failures)}
     stats = counted | {"size_bytes": sum(size for size, _ in files.values())} | totals.statistics()
     _save(job.store / STATS, msgspec.json.encode(stats))
     _save(job.store / FAILURES, b"\n".join(map(msgspec.json.encode, failures)))

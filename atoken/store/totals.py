@@ -16,13 +16,15 @@ from atoken.store.plan import Model
 
 
 class Totals:
-    """``sums``: by modality. ``codes`` (G, codes): how often each of a discrete model's occurs. ``labels``: of items.
+    """``sums``: by modality. ``codes`` (G, codes): how often each of a discrete model's occurs. ``labels``: of rows.
 
+    ``items``: of the source, each once whatever its flips and draws.
     Floats are fp64 and are added in the order of the items, so that they are the same whoever made which piece.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.items = 0
         self.sums: dict[str, Sums] = {}
         self.labels: Counter[str] = Counter()
         shape = (model.channels // len(model.levels), prod(model.levels)) if model.levels else (0, 0)
@@ -36,6 +38,7 @@ class Totals:
                 counts += torch.bincount(column, minlength=len(counts))
 
     def __iadd__(self, other: Totals) -> Totals:
+        self.items += other.items
         for modality, sums in other.sums.items():
             self.sums[modality] = self.sums.get(modality, Sums(self.model.channels)) + sums
         self.labels += other.labels
@@ -45,12 +48,13 @@ class Totals:
     def plain(self) -> dict[str, Any]:
         """What ``of`` takes, for msgpack."""
         sums = {name: (s.samples, s.tokens, s.sums.tolist(), s.ends.tolist()) for name, s in self.sums.items()}
-        return {"sums": sums, "labels": self.labels, "codes": self.codes.tolist()}
+        return {"items": self.items, "sums": sums, "labels": self.labels, "codes": self.codes.tolist()}
 
     @staticmethod
     def of(model: Model, plain: Mapping[str, Any]) -> Totals:
         """The totals that ``plain`` gave."""
         totals = Totals(model)
+        totals.items = plain["items"]
         for name, (samples, tokens, sums, ends) in plain["sums"].items():
             one = totals.sums[name] = Sums(model.channels)
             one.samples, one.tokens = samples, tokens

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -33,6 +33,7 @@ from atoken.store.reading import Failure, Job, Read
 from atoken.store.totals import Totals
 
 if TYPE_CHECKING:
+    from atoken.store.exchange import Labelled
     from atoken.store.media import Decoded
     from atoken.tokenizer import Tokenizer
 
@@ -70,17 +71,25 @@ class Report:
 
 def encode_unit(job: Job, tokenizer: Tokenizer, read: Read) -> Report:
     """Encode a unit and write its files. Raises: StoreError, TokenFileError (what cannot be written)."""
-    start, (target, note) = perf_counter(), job.unit_files(read.unit)
-    unit = _Unit(job.plan, tokenizer)
-    with suppress(_NothingError), TokenFileWriter(target, compress=False) as writer:
+    start = perf_counter()
+    with written(job, read.unit) as unit:
+        unit.failures += [item for item in read.items if isinstance(item, Failure)]
         for batch in _batches(read.items, job.plan.options):
-            unit.add(writer, batch)
+            _encode(unit, tokenizer, job.plan.options, batch)
+    tokens = sum(row.tokens for row in unit.rows)
+    return Report(read.unit, len(read.items), tokens, tuple(unit.failures), read.seconds, perf_counter() - start)
+
+
+@contextmanager
+def written(job: Job, number: int) -> Iterator[Unit]:
+    """Give a unit to put items into; its files appear when the block ends well. Raises: StoreError, TokenFileError."""
+    target, note = job.unit_files(number)
+    with suppress(_NothingError), TokenFileWriter(target, compress=False) as writer:
+        unit = Unit(job.plan, writer)
+        yield unit
         if not writer.items:
             raise _NothingError
-    failures = (*(item for item in read.items if isinstance(item, Failure)), *unit.failures)
-    Done(rows=tuple(unit.rows), totals=unit.totals.plain(), failures=failures).save(note)
-    tokens = sum(row.tokens for row in unit.rows)
-    return Report(read.unit, len(read.items), tokens, failures, read.seconds, perf_counter() - start)
+    Done(rows=tuple(unit.rows), totals=unit.totals.plain(), failures=tuple(unit.failures)).save(note)
 
 
 def sound(job: Job, unit: int) -> Done | None:
@@ -136,39 +145,40 @@ def _batches(items: Iterable[Decoded | Failure], options: Options) -> Iterator[l
         yield batch
 
 
-class _Unit:
-    """Rows, totals and failures of a unit, batch by batch."""
+def _encode(unit: Unit, tokenizer: Tokenizer, options: Options, batch: list[_Variant]) -> None:
+    """Encode a batch and put its items into a unit."""
+    draws = [[_generator(one, draw, options.seed) for one in batch] for draw in range(options.draws)]
+    if batch[0].item.tokens is None:
+        (one,) = batch
+        for draw, generator in enumerate([row[0] for row in draws] or [None]):
+            pieces = tokenizer.encode_tiles(one.media.tiles(), name=one.item.key, generator=generator)
+            unit.put(one.item, one.flipped, draw, pieces, one.media.clock_slack)
+        return
+    media, names = [one.media for one in batch], [one.item.key for one in batch]
+    for one, row in zip(batch, tokenizer.encode_named(media, names, draws), strict=True):
+        for draw, tokens in enumerate(row):
+            unit.put(one.item, one.flipped, draw, [tokens])
 
-    def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
-        self._plan, self._options, self._tokenizer = plan, plan.options, tokenizer
+
+def _generator(one: _Variant, draw: int, seed: int) -> torch.Generator:
+    """Of the noise of a draw: a function of seed, key, flip and number, not of where the item stands."""
+    return torch.Generator().manual_seed(hashed(seed, int(one.flipped), draw, *one.item.key.encode()))
+
+
+class Unit:
+    """Rows, totals and failures of a unit that is being written."""
+
+    def __init__(self, plan: Plan, writer: TokenFileWriter) -> None:
+        self._plan, self._options, self._writer = plan, plan.options, writer
         self.rows: list[Row] = []
         self.totals = Totals(plan.model)
         self.failures: list[Failure] = []
 
-    def add(self, writer: TokenFileWriter, batch: list[_Variant]) -> None:
-        """Encode a batch and append its items to the token file."""
-        draws = [[self._generator(one, draw) for one in batch] for draw in range(self._options.draws)]
-        if batch[0].item.tokens is None:
-            (one,) = batch
-            for draw, generator in enumerate([row[0] for row in draws] or [None]):
-                pieces = self._tokenizer.encode_tiles(one.media.tiles(), name=one.item.key, generator=generator)
-                self._put(writer, one, draw, pieces, one.media.clock_slack)
-            return
-        media, names = [one.media for one in batch], [one.item.key for one in batch]
-        for one, row in zip(batch, self._tokenizer.encode_named(media, names, draws), strict=True):
-            for draw, tokens in enumerate(row):
-                self._put(writer, one, draw, [tokens])
-
-    def _generator(self, one: _Variant, draw: int) -> torch.Generator:
-        """Of the noise of a draw: a function of seed, key, flip and number, not of where the item stands."""
-        number = hashed(self._options.seed, int(one.flipped), draw, *one.item.key.encode())
-        return torch.Generator().manual_seed(number)
-
-    def _put(
-        self, writer: TokenFileWriter, one: _Variant, draw: int, pieces: Iterable[Tokens], clock_slack: float = 0.0
+    def put(
+        self, item: Decoded | Labelled, flipped: bool, draw: int, pieces: Iterable[Tokens], clock_slack: float = 0.0
     ) -> None:
-        """Write a row; an item that fails is listed."""
-        item, totals, vectors = one.item, Totals(self._plan.model), list[Tensor]()
+        """Write a row, of tokens in one piece or several; an item that fails is listed."""
+        writer, totals, vectors = self._writer, Totals(self._plan.model), list[Tensor]()
 
         def counted() -> Iterator[Tokens]:
             for piece in pieces:
@@ -183,16 +193,17 @@ class _Unit:
         except AtokenError as error:
             self.failures.append(Failure(item.key, str(error)))
             return
-        self.totals += totals
+        totals.items = int(not flipped and not draw)
         if item.label is not None:
-            self.totals.labels[item.label] += 1
+            totals.labels[item.label] += 1
+        self.totals += totals
         written = writer.items[-1]
         self.rows.append(
             Row(
                 key=item.key, shard=0, number=len(self.rows), offset=0, size_bytes=written.stored_bytes,
                 modality=written.modality, height=written.size[0], width=written.size[1], frames=written.frames,
                 fps=None if written.fps is None else float(written.fps), tokens=written.tokens, label=item.label,
-                captions=item.captions, flipped=one.flipped, draw=draw, checksum=writer.checksums[-1], entry=b"",
+                captions=item.captions, flipped=flipped, draw=draw, checksum=writer.checksums[-1], entry=b"",
                 vector=vectors[-1].numpy().tobytes() if self._options.vectors else None,
             )
         )  # fmt: skip
