@@ -147,7 +147,25 @@ def _add_store(commands: Commands) -> None:
         help="of items that may fail, which are listed (default: 0.1)",
     )  # fmt: skip
     tokenize.add_argument("--plan", action="store_true", help="say what it takes, and make nothing")
-    for command in (tokenize,):
+    store = commands.add_parser("store", help="token stores: contents, checks, and other programs' files")
+    tasks = store.add_subparsers(dest="task", required=True, metavar="TASK")
+    info = tasks.add_parser("info", help="items, tokens, model, options, labels")
+    verify = tasks.add_parser("verify", help="compare every file with its checksum; exit code 1 if one is damaged")
+    export = tasks.add_parser("export", help="as files for other programs; interrupted, the same command goes on")
+    for task in (info, verify, export):
+        task.add_argument("store", metavar="STORE", help="folder of the store")
+        _add_json(task)
+    export.add_argument("-o", "--out", required=True, metavar="OUT", help="new folder")
+    bring = tasks.add_parser("import", help="a store of such files; interrupted, the same command goes on")
+    bring.add_argument("source", metavar="SRC", help="folder that was exported, or of LightningDiT's extraction")
+    bring.add_argument("-o", "--out", required=True, metavar="STORE", help="folder of the store")
+    _add_model(bring)
+    for task in (export, bring):
+        task.add_argument(
+            "--format", required=True, choices=["webdataset", "lightningdit"],
+            help=".tar of .npy and .json; or .safetensors of images and mirrored images, of one size, with labels",
+        )  # fmt: skip
+    for command in (tokenize, store):
         command.set_defaults(module="store")
 
 

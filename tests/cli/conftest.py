@@ -31,7 +31,8 @@ def run(model, capsys, there):
     """Run one command on the small model: exit code, standard output, standard error."""
 
     def command(name, *arguments, model=model):
-        options = ["--model", str(model), "--device", "cpu"] if name not in ("info", "convert", "train") else []
+        without = name in ("info", "convert", "train") or (name == "store" and arguments[0] != "import")
+        options = [] if without else ["--model", str(model), "--device", "cpu"]
         capsys.readouterr()  # what the preparations printed
         code = main([name, *map(str, arguments), *options])
         return code, *capsys.readouterr()
