@@ -20,6 +20,7 @@ from atoken.io import Image, Video, VideoReader, read_image, read_mesh, sniff
 from atoken.io.inputs import modality_of, tiles
 from atoken.media.clock import clock_slack, exact_fps, varying
 from atoken.media.scaling import at_most, changed, resized
+from atoken.media.source import error_prefix
 from atoken.media.video import joined_alpha
 from atoken.modalities import ASSET, VIDEO
 from atoken.modalities.asset import VoxelPatches, voxelised
@@ -85,7 +86,7 @@ class Decoded:
 def decode(entry: Entry, options: Options) -> Decoded:
     """Read one item, and resize, cut and thin it out as the options say. Raises: AtokenError (it is broken)."""
     sample, captions = entry.sample, entry.sample.captions
-    with reading(sample):
+    with reading(sample), error_prefix(entry.key):
         media: Image | Video | VoxelPatches | Stream
         if sample.suffix == GENERATED:
             media, captions = _generated(sample, options)
@@ -126,7 +127,7 @@ def _video(sample: Sample, options: Options) -> Video | Stream:
             if count * pieces[0].frames[0].nbytes > MOST_FRAMES:
                 return Stream(sample, options, slack)
     if not pieces:
-        raise MediaError("the video has no frames")
+        raise MediaError("The video has no frames.")
     times = np.concatenate([piece.timestamps for piece in pieces if piece.timestamps is not None])
     frames, fps = np.concatenate([piece.frames for piece in pieces]), pieces[0].fps
     alpha = joined_alpha([piece.alpha for piece in pieces], [piece.frames.shape[:3] for piece in pieces])
@@ -158,7 +159,7 @@ def _sized(pixels: np.ndarray, options: Options) -> np.ndarray:
         pixels = resized(pixels, height, width)
     if options.crop is not None:
         if min(height, width) < options.crop:
-            raise MediaError(f"it is {width}x{height}, smaller than --crop {options.crop}; enlarge it with --resize")
+            raise MediaError(f"It is {width}x{height}, smaller than --crop {options.crop}; enlarge it with --resize.")
         top, left = (height - options.crop) // 2, (width - options.crop) // 2
         pixels = pixels[top : top + options.crop, left : left + options.crop].copy()
     return at_most(pixels, options.max_side)

@@ -40,7 +40,7 @@ GENERATOR = "procedural"
 GENERATED = ".procedural"  # suffix of a sample that is to be made; its record says which
 SIDE = 256  # of generated images, where neither --resize nor --crop says otherwise
 SHARDS = (".tar",)
-BESIDE = (TEXT, RECORD)  # files beside media, in a folder
+SIDECARS = (TEXT, RECORD)  # files beside media, in a folder
 SPLITS = frozenset(
     ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "evaluation")
 )  # fmt: skip
@@ -59,10 +59,11 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
-    """One source of several. digest: of names and sizes of its files. label: a template. depth: of a folder of classes.
+class Opened:
+    """A source, and how its items are called.
 
-    depth: which folder of a file is its class, counted from 0; None where none is.
+    digest: of names and sizes of its files. prefix: of keys. label: a template. depth: which of the folders that a
+    file lies in is its class, counted from 0; None where none is.
     """
 
     source: Source
@@ -93,10 +94,10 @@ class Items:
     people, without the folder that it lies in.
     """
 
-    def __init__(self, parts: Sequence[Part], described: str) -> None:
-        self._parts, self.described = tuple(parts), described
-        self._ends = list(accumulate(len(part.source) for part in parts))
-        self.digest = _hashed([part.digest, part.prefix, part.label, part.first_frame] for part in parts)
+    def __init__(self, sources: Sequence[Opened], described: str) -> None:
+        self._sources, self.described = tuple(sources), described
+        self._ends = list(accumulate(len(opened.source) for opened in sources))
+        self.digest = _hashed([opened.digest, opened.prefix, opened.label, opened.first_frame] for opened in sources)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -104,7 +105,7 @@ class Items:
     def __getitem__(self, index: int) -> Entry:
         """Item ``index``. Raises: AtokenError (this item is broken), IndexError."""
         number, inside = located(self._ends, index)
-        return self._parts[number].entry(inside)
+        return self._sources[number].entry(inside)
 
 
 def open_source(text: str, options: Options) -> Items:
@@ -129,13 +130,13 @@ def open_source(text: str, options: Options) -> Items:
     name = printable(path.resolve().name)
     if path.suffix.lower() == ".toml":
         return Items(list(_of_data_file(path)), f"data file {name}")
-    part, what = _found(path)
-    return Items([part], f"{what} {name}")
+    opened, what = _found(path)
+    return Items([opened], f"{what} {name}")
 
 
-def _found(path: Path) -> tuple[Part, str]:
+def _found(path: Path) -> tuple[Opened, str]:
     """A file or folder as the source that it is, and in a word what that is."""
-    known = {*SUFFIXES, *SHARDS, *TABLES, *BESIDE}
+    known = {*SUFFIXES, *SHARDS, *TABLES, *SIDECARS}
     names = files_below(path, known) if path.is_dir() else [path.name]
     media, shards, tables = (_only(names, suffixes) for suffixes in (SUFFIXES, SHARDS, TABLES))
     if sum(map(bool, (media, shards, tables))) > 1:
@@ -144,9 +145,9 @@ def _found(path: Path) -> tuple[Part, str]:
             f"{_counted(tables, 'tables')}; name a folder or file with one of these, or a data file that names several."
         )
     if shards:
-        return Part(ShardSource(path), _digest_of(path, SHARDS)), "shards"
+        return Opened(ShardSource(path), _digest_of(path, SHARDS)), "shards"
     if tables:
-        return Part(TableSource(path), _digest_of(path, TABLES)), "table"
+        return Opened(TableSource(path), _digest_of(path, TABLES)), "table"
     return (_of_folder(path, names), "folder") if path.is_dir() else (_of_folder(path.parent, names), "file")
 
 
@@ -159,15 +160,18 @@ def _counted(names: Sequence[str], what: str) -> str:
     return f"{len(names) or 'no'} {what}" + (f" ({printable(names[0])})" if names else "")
 
 
-def _of_folder(folder: Path, names: Sequence[str], suffixes: Iterable[str] = SUFFIXES) -> Part:
+def _of_folder(folder: Path, names: Sequence[str], suffixes: Iterable[str] = SUFFIXES) -> Opened:
     """Of the files of these names those with the suffixes, and captions and records beside them."""
     media = _only(names, suffixes)
     if not media:
         raise MediaError(f"{folder} has no file to read; known suffixes: {', '.join(sorted(suffixes))}.")
+    escaped = [shown for name in media if "\\" in (shown := printable(name))]
+    if len({*escaped}) < len(escaped):
+        raise MediaError(f"Two files below {folder} differ only in bytes that are not UTF-8; rename one of them.")
     tops = {name.partition("/")[0].lower() for name in media if "/" in name}
-    beside = [*media, *_only(names, BESIDE)]
+    beside = [*media, *_only(names, SIDECARS)]
     digest = _hashed([printable(name), _size(folder / name)] for name in beside)
-    return Part(FolderSource.of(folder, media), digest, depth=1 if tops <= SPLITS else 0)
+    return Opened(FolderSource.of(folder, media), digest, depth=1 if tops <= SPLITS else 0)
 
 
 def _digest_of(path: Path, suffixes: Iterable[str]) -> str:
@@ -219,11 +223,11 @@ def _generated(text: str, options: Options) -> Items:
         raise MediaError(f"The generator has no series {text}; it has {every}.")
     if options.items is None:
         raise MediaError("A series of the generator has no end; say how many items with --items.")
-    part = Part(Series(known[0], series, options.items), _hashed([f"{known[0]}/{series}"]))
-    return Items([part], f"generated {known[0]}/{series}")
+    opened = Opened(Series(known[0], series, options.items), _hashed([f"{known[0]}/{series}"]))
+    return Items([opened], f"generated {known[0]}/{series}")
 
 
-def _of_data_file(path: Path) -> Iterator[Part]:
+def _of_data_file(path: Path) -> Iterator[Opened]:
     """The sources of a data file, each once, though several tables name it."""
     from atoken.pretrain.data_file import planned, read_data
 
@@ -239,10 +243,10 @@ def _of_data_file(path: Path) -> Iterator[Part]:
     _warn(data, bool(found))
     for name, modality, origin in found.values():
         try:
-            part = _of_origin(origin, modality)
+            opened = _of_origin(origin, modality)
         except MediaError as error:
             raise MediaError(f"{path}, [{name}]: {error}") from error
-        yield replace(part, prefix=f"{name}/", label=origin.label, first_frame=modality == "image")
+        yield replace(opened, prefix=f"{name}/", label=origin.label, first_frame=modality == "image")
 
 
 def _union(first: Origin, other: Origin) -> Origin:
@@ -263,15 +267,15 @@ def _warn(data: Data, some: bool) -> None:
         warnings.warn(text, AtokenWarning, stacklevel=4)
 
 
-def _of_origin(origin: Origin, modality: str) -> Part:
+def _of_origin(origin: Origin, modality: str) -> Opened:
     origin.check_fetched()
     if origin.folder:
         folder, suffixes = Path(origin.folder), MODALITIES[modality].suffixes
-        part = _of_folder(folder, files_below(folder, {*suffixes, *BESIDE}), suffixes)
+        opened = _of_folder(folder, files_below(folder, {*suffixes, *SIDECARS}), suffixes)
     elif origin.shards:
-        part = Part(ShardSource(origin.shards), _digest_of(Path(origin.shards), SHARDS))
+        opened = Opened(ShardSource(origin.shards), _digest_of(Path(origin.shards), SHARDS))
     else:
         path = Path(origin.table or "")
-        part = Part(TableSource(path, origin.media, origin.captions, origin.fields), _digest_of(path, TABLES))
-    digest = _hashed([part.digest, origin.media, origin.captions, origin.templates])
-    return replace(part, source=Templated(part.source, origin.templates), digest=digest)
+        opened = Opened(TableSource(path, origin.media, origin.captions, origin.fields), _digest_of(path, TABLES))
+    digest = _hashed([opened.digest, origin.media, origin.captions, origin.templates])
+    return replace(opened, source=Templated(opened.source, origin.templates), digest=digest)

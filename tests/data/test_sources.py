@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -141,7 +142,9 @@ def test_links_to_files_are_followed_and_those_to_folders_are_not(tmp_path: Path
     (tmp_path / "data/below").mkdir(parents=True)
     (tmp_path / "data/below/a.png").symlink_to(tmp_path / "real/part0/0000.png")
     (tmp_path / "data/below/loop.png").symlink_to(tmp_path / "data")
-    assert [sample.key for sample in FolderSource(tmp_path / "data")] == ["below/a.png"]
+    with pytest.warns(AtokenWarning, match=r"1 links to folders, such as [^\n]*loop\.png, are not followed"):
+        source = FolderSource(tmp_path / "data")
+    assert [sample.key for sample in source] == ["below/a.png"]
 
 
 def test_a_folder_of_assets_can_leave_their_textures_out(tmp_path: Path) -> None:
@@ -383,6 +386,80 @@ def test_the_path_beside_the_bytes_tells_the_format_where_they_do_not(tmp_path: 
     for broken, reason in ((1, "none of the supported formats"), (2, "a.png: there is no such file")):
         with pytest.raises(MediaError, match=reason):
             source[broken]
+
+
+def of_hugging_face(table: pa.Table, **classes: list[str]) -> pa.Table:
+    """A table with the names of its classes where ``datasets`` writes them."""
+    features = {column: {"names": names, "_type": "ClassLabel"} for column, names in classes.items()}
+    features |= {"image": {"_type": "Image"}, "boxes": {"feature": {"_type": "ClassLabel"}, "_type": "Sequence"}}
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def test_labels_of_tables_have_the_names_of_their_classes(tmp_path: Path) -> None:
+    cells = [{"bytes": bytes_, "path": "x.png"} for bytes_ in [MAGIC[".png"] * 8] * 4]
+    table = pa.table({"image": cells, "label": [1, 0, -1, None], "size": [3, None, 4, 5], "caption": ["a cat"] * 4})
+    pq.write_table(of_hugging_face(table, label=["tench, Tinca tinca", "goldfish"]), tmp_path / "a.parquet")
+    source = TableSource(tmp_path, fields=["size"])
+    assert [sample.label for sample in source] == ["goldfish", "tench, Tinca tinca", None, None]
+    assert [sample.record.get("size") for sample in source] == ["3", None, "4", "5"]
+    assert source[0].captions == ("a cat",)
+    assert Templated(source, ["{label}"])[0].captions == ("a cat", "goldfish")
+    with pytest.raises(MediaError, match="no column 'colour' of the right type"):
+        TableSource(tmp_path, fields=["colour"])
+
+
+LABELS = [
+    ({"label": [7, 8]}, ["7", "8"]),
+    ({"cls": ["n01", ""]}, ["n01", None]),
+    ({"cls": pa.array(["one", None]).dictionary_encode(), "class": [1, 2]}, ["one", None]),
+    ({"label": [0.5, 1.5], "labels": [[1], [2]]}, [None, None]),  # of a regression, and of several classes
+    ({"coarse_label": [0, 1]}, ["fish", "bird"]),
+]
+
+
+@pytest.mark.parametrize(("columns", "expected"), LABELS)
+@pytest.mark.parametrize("write", [pq.write_table, pa.feather.write_feather])
+def test_labels_are_in_the_usual_columns(write, columns, expected, tmp_path: Path) -> None:
+    table = of_hugging_face(pa.table({"img": COLUMN, **columns}), coarse_label=["fish", "bird"])
+    write(table, tmp_path / ("a.parquet" if write is pq.write_table else "a.feather"))
+    assert [sample.label for sample in TableSource(tmp_path)] == expected
+
+
+@pytest.mark.parametrize("stated", [b"{", b"[]", b'{"info": {"features": 3}}', b"[" * 100_000])
+def test_nonsense_in_place_of_classes_is_none(stated: bytes, tmp_path: Path) -> None:
+    table = pa.table({"img": COLUMN, "label": [0, 1]}).replace_schema_metadata({"huggingface": stated})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [sample.label for sample in TableSource(tmp_path)] == ["0", "1"]
+
+
+def test_a_table_may_have_paths_beside_it_or_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/1.JPEG").write_bytes(b"1")
+    paths = ["val/1.JPEG", str(tmp_path / "val/1.JPEG"), "val/2.JPEG", "https://x/1.jpg", "a" * 300, "a\0b", "", None]
+    pq.write_table(pa.table({"file_name": paths, "text": ["a dog"] * 8, "label": [3] * 8}), tmp_path / "val.parquet")
+    source = TableSource(tmp_path / "val.parquet")
+    record = {"label": "3"}
+    for row in (0, 1):
+        assert source[row] == Sample(f"val.parquet/{row}", tmp_path / "val/1.JPEG", ".jpeg", ("a dog",), record)
+    reasons = ["there is no such file", "it is an address", "name too long", "no such file", "0 bytes", "0 bytes"]
+    for row, reason in enumerate(reasons, 2):
+        with pytest.raises(MediaError, match=rf"(?i)^[^\n]*val\.parquet/{row}[^\n]*{reason}[^\n]*\.$"):
+            source[row]
+
+
+def test_bytes_are_preferred_to_paths_of_the_same_table(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "png": COLUMN}), tmp_path / "a.parquet")
+    assert TableSource(tmp_path)[0].media == COLUMN[0].as_py()
+    assert TableSource(tmp_path, "png")[0].media == COLUMN[0].as_py()
+    with pytest.raises(MediaError, match="no such file"):
+        TableSource(tmp_path, "image")[0]
+
+
+def test_a_class_in_a_shard_is_that_of_the_sample_unless_its_json_says_another(tmp_path: Path) -> None:
+    classes = {"1.cls": b"17\n", "2.cls": b"17", "2.json": b'{"label": "cat"}', "3.cls": b"\xff"}
+    others = {"4.json": b'{"cls": 5, "label": [1]}'}
+    tar(tmp_path / "a.tar", {f"{number}.jpg": b"x" for number in range(1, 6)} | classes | others)
+    assert [sample.label for sample in ShardSource(tmp_path)] == ["17", "cat", "\\xff", "5", None]
 
 
 def refused_tables(top: Path) -> dict[str, Callable[[], object]]:

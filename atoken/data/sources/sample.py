@@ -130,25 +130,33 @@ def clean_captions(stated: object, what: str) -> tuple[str, ...]:
 def files_below(folder: Path, suffixes: Iterable[str]) -> list[str]:
     """Names, relative to ``folder``, of all files below it with one of the suffixes, sorted, without hidden ones.
 
+    Links to files are followed. Links to folders are not, because they may lead in a circle; an AtokenWarning says so.
     Raises: MediaError (no such folder, one that cannot be listed, nothing found).
     """
+    links: list[str] = []
     try:
-        found = sorted(_walk(folder, tuple(suffixes)))
+        found = sorted(_walk(folder, tuple(suffixes), links))
     except OSError as error:
         raise MediaError(f"Cannot list the folder {folder}: {error.strerror}.") from error
+    if links:
+        more = f"{len(links)} links to folders, such as {links[0]}, are not followed; name these folders themselves."
+        warnings.warn(more, AtokenWarning, stacklevel=2)
     if not found:
         wanted = ", ".join(sorted(suffixes))
         raise MediaError(f"The folder {folder} has no file to read; put files with these suffixes there: {wanted}.")
     return found
 
 
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+def _walk(folder: Path, suffixes: tuple[str, ...], links: list[str]) -> Iterator[str]:
+    """Links to folders are added to ``links``."""
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from (f"{entry.name}/{name}" for name in _walk(Path(entry), suffixes))
-        elif entry.name.lower().endswith(suffixes) and not entry.is_dir():
+            yield from (f"{entry.name}/{name}" for name in _walk(Path(entry), suffixes, links))
+        elif entry.is_symlink() and entry.is_dir():
+            links.append(printable(entry.path))
+        elif entry.name.lower().endswith(suffixes):
             yield entry.name
 
 
