@@ -28,7 +28,7 @@ def check_arrays(tokens: Tokens) -> None:
     check_positions(tokens.coords.numpy(), extents, tokens.first_frame // PATCH[0])
 
 
-class MadeByModel(Protocol):
+class OfModel(Protocol):
     """Tokens, an item of a file, a store: whatever one model made."""
 
     @property
@@ -44,7 +44,7 @@ class MadeByModel(Protocol):
         """The model's fingerprint."""
 
 
-def check_model(tokens: MadeByModel, fingerprint: str, model: str) -> None:
+def check_model(tokens: OfModel, fingerprint: str, model: str) -> None:
     """Refuse the use of tokens with another model than the one that made them. Raises: TokenFileError."""
     if fingerprint != tokens.fingerprint:
         raise TokenFileError(

@@ -45,7 +45,7 @@ class TokenStore:
         self._rows: np.ndarray | None = None  # of the whole store; None: all
         self.statistics = self.all_statistics[ALL]
 
-    def _view(self, rows: np.ndarray) -> Self:
+    def _view(self, rows: np.ndarray | None) -> Self:
         view = self.__class__.__new__(self.__class__)
         view._stored, view._rows, view.statistics = self._stored, rows, self.statistics
         return view
@@ -103,7 +103,7 @@ class TokenStore:
 
     def with_statistics(self, statistics: LatentStatistics) -> Self:
         """The same rows, normalised by other statistics than the whole store's: of a modality, of a generator."""
-        view = self._view(self.rows)
+        view = self._view(self._rows)
         view.statistics = statistics
         return view
 
