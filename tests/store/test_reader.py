@@ -13,9 +13,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from atoken import AtokenError, TokenStore, to_grid
+from atoken.store.batches import StoreBatches
 from atoken.store.layout import INDEX, MANIFEST, PLAN, SHARDS
 from tests.io.token_cases import FINGERPRINT, assert_same
+from tests.store import data
+from tests.store.data import folder
 from tests.store.written import Given, images, mixed, write_store
+from tests.tokenizer.small import small_tokenizer
 from tests.tolerances import FP32
 
 dataset = pytest.importorskip("pyarrow.dataset")
@@ -29,6 +33,24 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def discrete(tmp_path_factory):
     return TokenStore(write_store(tmp_path_factory.mktemp("stores") / "codes", images(5, discrete=True)))
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_what_a_tokenizer_made_of_files_is_read(tmp_path, kind):
+    source, tokenizer = folder(tmp_path / "source"), small_tokenizer(kind)
+    data.make(source, tmp_path / "store", kind, flip=True, batch_tokens=8)
+    store = TokenStore(tmp_path / "store")
+    store.check(tokenizer)
+    plain = store.where(flipped=False)
+    assert (len(store), store.labels, plain.label_counts.tolist()) == (14, ("class-0", "class-1"), [4, 3])
+    for key, tokens in zip(plain.column("key").to_pylist(), plain, strict=True):
+        torch.testing.assert_close(tokens.latents, tokenizer.encode(source / key).latents, rtol=0, atol=FP32)
+    normalised = store.packed(slice(None)).feats
+    assert torch.equal(normalised, store.statistics.normalise(torch.cat([tokens.latents for tokens in store])))
+    assert normalised.mean(0).abs().max() < 1e-4  # statistics have six digits
+    batch = StoreBatches(store, seed=0, tokens=64).batch(0)
+    assert batch.samples == 7
+    assert torch.equal(batch.latents.feats, store.packed(list(batch.rows)).feats)
 
 
 def test_every_item_comes_back(store, discrete):
