@@ -95,7 +95,7 @@ class Coder:
         described = [fields | {"name": file_name(one)} for (_, fields), one in zip(samples, batch, strict=True)]
         return self._tokens(encoded, described, generator=generator)
 
-    def encode_named(
+    def encode_draws(
         self, batch: Sequence[Media], names: Sequence[str], draws: Sequence[Sequence[torch.Generator]] = ()
     ) -> list[tuple[Tokens, ...]]:
         """As ``encode_batch``, of media with names: the tokens of each, or in one pass draws from its posterior.

@@ -103,7 +103,7 @@ class Timed:
             self.seconds += time.perf_counter() - start
 
 
-def made(source: Path | str, store: Path, workers: int, *given: str) -> dict[str, Any]:
+def tokenized(source: Path | str, store: Path, workers: int, *given: str) -> dict[str, Any]:
     """What ``make`` prints in a process of its own; ``peak_mb`` of it and its readers, ``whole``: with its start."""
     start, peak = time.perf_counter(), 0
     command = [sys.executable, "-c", CHILD, str(source), str(store), str(workers), *given]
@@ -143,7 +143,7 @@ def outside(folder: Path, items: int) -> None:
     images = folder / "images"
     images.mkdir()
     write_images(images, items, (SIDE, SIDE))
-    found = made(images, folder / "store", 1)
+    found = tokenized(images, folder / "store", 1)
     tokenizer = atoken.load("nano", device="cpu", dtype="float32")
     batch = [load_media(images / f"{number:06d}.png") for number in range(min(items, 64))]
     encode = Timed(tokenizer.model.encode)
@@ -172,7 +172,7 @@ def workers(folder: Path, items: int) -> None:
     head("readers", "images", "making, s", "inside encode, s", "images a second", "times")
     first = 0.0
     for count in (1, 2):
-        seconds = made(images, folder / f"store{count}", count, "--resize", SCALED)["seconds"]
+        seconds = tokenized(images, folder / f"store{count}", count, "--resize", SCALED)["seconds"]
         first = first or seconds["all"]
         rate = items / seconds["all"]
         row(
@@ -193,7 +193,7 @@ def memory(folder: Path, items: int) -> None:
     head("images of 32x32", "peak of all processes, MB", "making, s", "ratio (target 1.10)")
     first = 0.0
     for count in (few, items):
-        found = made(images, folder / f"store{count}", 1, "--items", str(count))
+        found = tokenized(images, folder / f"store{count}", 1, "--items", str(count))
         first = first or found["peak_mb"]
         row(
             f"{count:,}", f"{found['peak_mb']:.0f}", f"{found['seconds']['all']:.1f}", f"{found['peak_mb'] / first:.3f}"
@@ -209,7 +209,7 @@ def reads(folder: Path, items: int) -> None:
     from atoken.io import Image
     from benchmarks.measure import best_of
 
-    made("procedural", folder / "store", 1, "--items", str(items), "--crop", "64")
+    tokenized("procedural", folder / "store", 1, "--items", str(items), "--crop", "64")
     torch.set_num_threads(1)
     tokenizer = atoken.load("nano", device="cpu", dtype="float32")
     images = [Image(np.ascontiguousarray(make_image(SEED, number, 64, 64).frames[0])) for number in range(256)]

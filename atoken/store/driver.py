@@ -15,7 +15,7 @@ from atoken.errors import AtokenError, MissingExtraError, StoreError
 from atoken.io.contents import TILE
 from atoken.store import shards
 from atoken.store.layout import STATS, Options
-from atoken.store.plan import Measured, Model, count, is_whole, load_plan, locked, made, save_plan
+from atoken.store.plan import Measured, Model, count, is_whole, load_plan, locked, new_plan, save_plan
 from atoken.store.reading import Failure, Job
 from atoken.store.units import Report, sound
 from atoken.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def tokenize(
     with locked(store):
         plan = load_plan(store)
         if plan is None:
-            plan = made(items, tokenizer, options, probe(items, options)[0])
+            plan = new_plan(items, tokenizer, options, probe(items, options)[0])
             save_plan(store, plan)
         plan.check(store, items, Model.of(tokenizer), options)
         job = Job(store, plan, items, model)
@@ -110,7 +110,7 @@ def tokenize(
 def forecast(items: Items, tokenizer: Tokenizer, options: Options, workers: int) -> list[list[str]]:
     """A table of what a store takes, from a probe of the source and a batch that is encoded. Raises: AtokenError."""
     measured, probed = probe(items, options)
-    plan = made(items, tokenizer, options, measured)
+    plan = new_plan(items, tokenizer, options, measured)
     media: list[Any] = []
     tokens = 0
     for item in probed:

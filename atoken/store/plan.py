@@ -116,7 +116,7 @@ class Measured:
     seconds: float
 
 
-def made(source: Items, tokenizer: Tokenizer, options: Options, probe: Measured) -> Plan:
+def new_plan(source: Items, tokenizer: Tokenizer, options: Options, probe: Measured) -> Plan:
     """The plan of a new store. ``probe``: without flips and draws. Raises: StoreError."""
     model, copies = Model.of(tokenizer), (1 + options.flip) * max(options.draws, 1)
     if model.levels and options.draws:

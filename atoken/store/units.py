@@ -155,7 +155,7 @@ def _encode(unit: Unit, tokenizer: Tokenizer, options: Options, batch: list[_Var
             unit.put(one.item, one.flipped, draw, pieces, one.media.clock_slack)
         return
     media, names = [one.media for one in batch], [one.item.key for one in batch]
-    for one, row in zip(batch, tokenizer.encode_named(media, names, draws), strict=True):
+    for one, row in zip(batch, tokenizer.encode_draws(media, names, draws), strict=True):
         for draw, tokens in enumerate(row):
             unit.put(one.item, one.flipped, draw, [tokens])
 
