@@ -95,7 +95,7 @@ def _begun(out: Path, about: bytes) -> Path:
     """The folder in which an export grows, new or as it was left. Raises: StoreError."""
     work = out.with_name(f".{out.name}.part")
     with writing(work):
-        work.mkdir(exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
         for left in work.glob(".*.part"):
             left.unlink()
         if not (work / ABOUT).exists():

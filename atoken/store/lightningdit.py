@@ -87,7 +87,10 @@ def write(store: TokenStore, target: Path) -> None:
     }
     arrays[LABELS] = torch.from_numpy(plain.label_ids.astype(np.int64))
     with atomic_path(target, StoreError) as temporary:
-        save_file(arrays, temporary, metadata={ABOUT: msgspec.json.encode(about).decode()})
+        try:
+            save_file(arrays, temporary, metadata={ABOUT: msgspec.json.encode(about).decode()})
+        except SafetensorError as error:  # its own class for a full disk
+            raise StoreError(f"Cannot write {target}: {error}.") from error
 
 
 def write_statistics(statistics: LatentStatistics, target: Path) -> None:

@@ -194,11 +194,11 @@ def locked(store: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(store: Path) -> Iterator[None]:
-    """Raises: StoreError for what keeps a store from being written, such as a full disk."""
+    """Raises: StoreError for what keeps a folder from being written, such as a full disk."""
     try:
         yield
     except OSError as error:
-        raise StoreError(f"Cannot write the store {store}: {error.strerror or error}.") from error
+        raise StoreError(f"Cannot write {store}: {error.strerror or error}.") from error
 
 
 def _lock(descriptor: int) -> bool:

@@ -89,7 +89,7 @@ class Stored:
         if plan is None:
             raise StoreError(f"There is no token store {path}: it has no {PLAN}; atoken tokenize makes stores.")
         if not (path / MANIFEST).is_file():
-            raise StoreError(f"The store {path} is not finished; run the atoken tokenize that made it again to go on.")
+            raise StoreError(f"The store {path} is not finished; run the command that made it again to go on.")
         self.plan = plan
         levels = plan.model.levels
         self._dtype = DIGITS if levels else plan.options.latents

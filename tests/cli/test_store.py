@@ -39,6 +39,21 @@ def test_info_and_verify_of_a_store(run, store):
     assert "1 damaged" in run("store", "verify", "s")[1]
 
 
+def test_an_unfinished_store_is_shown_as_far_as_it_is(run, there, monkeypatch):
+    monkeypatch.setattr("atoken.store.plan.MOST_CONTENTS", 1500)  # several shards
+    with pytest.raises(KeyboardInterrupt):
+        make(folder(there / "images", count=7), there / "s", batch_tokens=8, units=5)
+    code, out, _ = run("store", "info", "s")
+    assert code == 0
+    assert "unfinished" in out
+    code, out, said = run("store", "verify", "s")
+    assert code == 0
+    assert "unfinished" in said
+    says_one_sentence(run("store", "export", "s", "-o", "x", "--format", "webdataset"), "not finished")
+    next((there / "s" / "shards").iterdir()).write_bytes(b"")
+    assert run("store", "verify", "s")[0] == 1
+
+
 def test_an_export_and_back(run, store):
     assert run("store", "export", "s", "-o", "out", "--format", "webdataset")[0] == 0
     assert files_in(store.parent / "out") == ["000000.tar", "export.json"]

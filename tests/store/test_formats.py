@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import resource
 import tarfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -261,6 +262,19 @@ def test_an_export_goes_on_where_it_was_interrupted_and_replaces_nothing(tmp_pat
     assert not list(tmp_path.glob(".out*"))
     with pytest.raises(StoreError, match="out is already there; name a new folder"):
         formats.export(paired, tmp_path / "out", format)
+
+
+@pytest.mark.parametrize("format", ["webdataset", "lightningdit"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_at_the_target(tmp_path, paired, format):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # bytes of a file
+    try:
+        with pytest.raises(StoreError, match=r"Cannot write .*000000\."):
+            formats.export(paired, tmp_path / "out", format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "out").exists()
+    formats.export(paired, tmp_path / "out", format)
 
 
 def test_the_rest_of_another_export_is_not_gone_on_with(tmp_path, paired):

@@ -203,7 +203,7 @@ def overwrite(path):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda path: (path / MANIFEST).unlink(), "is not finished; run the atoken tokenize"),
+        (lambda path: (path / MANIFEST).unlink(), "is not finished; run the command that made it"),
         (lambda path: (path / PLAN).unlink(), "There is no token store"),
         (lambda path: (path / PLAN).write_text('{"version": 99}'), "version 99"),
         (lambda path: (path / "stats.json").write_text("{"), "stats.json is damaged"),
