@@ -54,11 +54,7 @@ class Columns:
             if name not in self._dataset.schema.names:
                 known = ", ".join(self._dataset.schema.names)
                 raise StoreError(f"The index of the store has no column {name!r}; it has {known}.")
-            # Without threads: those of a parent do not survive a fork.
-            column = self._dataset.to_table(columns=[name], use_threads=False)[name]
-            if len(column) != len(self):
-                raise ValueError("rows are missing")
-            return column
+            return _column(self._dataset, name, len(self))
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers, (R,), or of bytes of one length, (R, length) uint8; kept for the next time."""
@@ -117,10 +113,7 @@ class Columns:
     def _read_entries(self, shard: int, rows: int) -> Any:
         with self._readable():
             (path,) = (path for path in self._files if Path(path).name == index_name(shard))
-            column = _opened([path]).to_table(columns=["entry"], use_threads=False)["entry"]
-            if len(column) != rows:
-                raise ValueError("rows are missing")
-            return column.combine_chunks()
+            return _column(_opened([path]), "entry", rows).combine_chunks()
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -136,6 +129,14 @@ def _opened(files: list[str]) -> Any:
 
     checked = arrow.ParquetFragmentScanOptions(page_checksum_verification=True)
     return arrow.dataset(files, format=arrow.ParquetFileFormat(default_fragment_scan_options=checked))
+
+
+def _column(opened: Any, name: str, rows: int) -> Any:
+    """A column of a dataset. Raises: ValueError (other than so many rows)."""
+    column = opened.to_table(columns=[name], use_threads=False)[name]  # threads of a parent do not survive a fork
+    if len(column) != rows:
+        raise ValueError("rows are missing")
+    return column
 
 
 def distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
