@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 WEBDATASET, LIGHTNINGDIT = "webdataset", "lightningdit"
 SUFFIXES = {WEBDATASET: ".tar", LIGHTNINGDIT: ".safetensors"}
 ABOUT = "export.json"
+COLUMNS = ("key", "label", "captions", "flipped", "draw", "height", "width")
 
 Told = Callable[[int], object]  # is told of items that are done
 
@@ -59,7 +60,7 @@ class Export(Struct, frozen=True, kw_only=True):
 
 
 def export(store: TokenStore, out: Path, format: str, told: Told = int) -> Export:
-    """Write a store, or a view of one, in its order. Warns of what the format cannot hold.
+    """Write a store, or a view of one, shard by shard. Warns of what the format cannot hold.
 
     Raises: StoreError (OUT is there, a store that the format cannot hold), TokenFileError (a damaged shard).
     """
@@ -70,17 +71,17 @@ def export(store: TokenStore, out: Path, format: str, told: Told = int) -> Expor
         format=format, model=store.model, fingerprint=store.fingerprint, options=store.options, rows=len(kept),
         left_out=left_out, labels=store.labels, latents=store.statistics,
     )  # fmt: skip
-    work, first = _begun(out, msgspec.json.format(msgspec.json.encode(about))), 0
-    shards = kept.column("shard").to_numpy()
-    for shard in np.unique(shards).tolist():
-        view, target = kept[shards == shard], work / f"{shard:06d}{SUFFIXES[format]}"
+    work = _begun(out, msgspec.json.format(msgspec.json.encode(about)))
+    kept = kept[np.argsort(kept.column("shard").to_numpy(), kind="stable")]
+    shards, counts = np.unique(kept.column("shard").to_numpy(), return_counts=True)
+    columns = {name: kept.column(name) for name in COLUMNS}  # each is read once, as Arrow keeps it
+    for shard, first, count in zip(shards, counts.cumsum() - counts, counts.tolist(), strict=True):
+        target = work / f"{shard:06d}{SUFFIXES[format]}"
         if not target.exists():
-            if format == LIGHTNINGDIT:
-                lightningdit.write(view, target)
-            else:
-                webdataset.write(view, first, target)
-        first += len(view)
-        told(len(view))
+            module = lightningdit if format == LIGHTNINGDIT else webdataset
+            known = {name: column.slice(first, count) for name, column in columns.items()}
+            module.write(kept[first : first + count], known, first, target)
+        told(count)
     if format == LIGHTNINGDIT:
         lightningdit.write_statistics(store.all_statistics[IMAGE.name], work / lightningdit.STATISTICS)
     with writing(out):

@@ -12,7 +12,7 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -73,19 +73,23 @@ def fitting(store: TokenStore) -> tuple[TokenStore, dict[str, int]]:
     return kept, {what: count for what, count in left_out.items() if count}
 
 
-def write(store: TokenStore, target: Path) -> None:
-    """Write a view of images, each with its mirrored one, atomically; all are in memory. Raises: StoreError."""
-    plain, flipped = (store.where(flipped=flip) for flip in (False, True))
-    keys = plain.column("key").to_pylist()
-    if keys != flipped.column("key").to_pylist():
-        raise StoreError(f"The mirrored images of {store.name} are not in the order of the images.")
-    sizes = zip(*(plain.column(name).to_pylist() for name in ("height", "width")), strict=True)
-    labels, captions = (plain.column(name).to_pylist() for name in ("label", "captions"))
-    about = About(store.fingerprint, tuple(map(Image, keys, labels, map(tuple, captions), sizes)))
+def write(store: TokenStore, columns: Mapping[str, Any], first: int, target: Path) -> None:
+    """Write a view of images, each with its mirrored one, atomically; all are in memory.
+
+    columns: of the view, by name. first: number of its first row. Raises: StoreError, TokenFileError.
+    """
+    flipped = columns["flipped"].to_numpy()
+    keys, labels, captions, heights, widths = (
+        columns[name].filter(~flipped).to_pylist() for name in ("key", "label", "captions", "height", "width")
+    )
+    if keys != columns["key"].filter(flipped).to_pylist():
+        raise StoreError(f"The mirrored images of {store.name} from row {first} on are not in the order of the images.")
+    images = map(Image, keys, labels, map(tuple, captions), zip(heights, widths, strict=True))
+    about = About(store.fingerprint, tuple(images))
     arrays = {
-        name: view.grids(slice(None), normalised=False) for name, view in {PLAIN: plain, FLIPPED: flipped}.items()
+        name: store.grids(chosen, normalised=False) for name, chosen in {PLAIN: ~flipped, FLIPPED: flipped}.items()
     }
-    arrays[LABELS] = torch.from_numpy(plain.label_ids.astype(np.int64))
+    arrays[LABELS] = torch.from_numpy(store.label_ids[~flipped].astype(np.int64))
     with atomic_path(target, StoreError) as temporary:
         try:
             save_file(arrays, temporary, metadata={ABOUT: msgspec.json.encode(about).decode()})

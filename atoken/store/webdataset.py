@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import prod
 from pathlib import Path
@@ -62,14 +62,14 @@ class Record(Struct, frozen=True, kw_only=True):
     levels: tuple[int, ...] | None = None
 
 
-def write(store: TokenStore, first: int, target: Path) -> None:
-    """Write the rows of a view as a shard, atomically, numbered from ``first``, one in memory.
+def write(store: TokenStore, columns: Mapping[str, Any], first: int, target: Path) -> None:
+    """Write a view as a shard, atomically, its rows numbered from ``first``, one in memory.
 
-    The same rows give the same bytes. Raises: StoreError, TokenFileError.
+    columns: of the view, by name. The same rows give the same bytes. Raises: StoreError, TokenFileError.
     """
-    columns = [store.column(name) for name in OF_ROW]
+    rows = zip(store, *(columns[name] for name in OF_ROW), strict=True)
     with atomic_path(target, StoreError) as temporary, tarfile.open(temporary, "x", format=tarfile.PAX_FORMAT) as tar:
-        for number, (tokens, *values) in enumerate(zip(store, *columns, strict=True), first):
+        for number, (tokens, *values) in enumerate(rows, first):
             stated = {name: value.as_py() for name, value in zip(OF_ROW, values, strict=True)}
             for suffix, data in _members(tokens, stated, store.options.latents):
                 header = tarfile.TarInfo(f"{number:09d}{suffix}")
