@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from atoken.cli import console
 from atoken.errors import AtokenError, StoreError
+from atoken.statistics import ALL
 from atoken.store import driver, formats
 from atoken.store.layout import FAILURES, PLAN, SHARDS, STATS, Options
 from atoken.store.local import LocalEngine
@@ -78,6 +79,7 @@ def _info(options: argparse.Namespace) -> int:
         rows += [
             [f"rows: {name}", f"{one['samples']:,} of {one['tokens']:,} tokens"]
             for name, one in stats["latents"].items()
+            if name != ALL or len(stats["latents"]) > 2
         ]
         rows += [["labels", f"{len(stats['labels']):,}"]]
         rows += [[f"  {name}", f"{count:,} rows"] for name, count in list(stats["labels"].items())[:MOST_LABELS]]
@@ -96,11 +98,12 @@ def _verify(options: argparse.Namespace) -> int:
     damaged = [finding for finding in found if finding.fault]
     size = sum(entry.size_bytes for entry in files.values()) / 1e6
     rows = [[one.file, one.fault or "", f"{len(one.items):,}", " ".join(one.items[:3])] for one in damaged]
-    rows += [[f"{len(files):,} files", f"{size:,.1f} MB", f"{len(damaged):,} damaged", ""]]
     if not is_whole(path):
         tqdm.write(f"atoken: {path} is unfinished; these are its shards that are complete.", file=sys.stderr)
     plain = {"finished": is_whole(path), "files": len(files), "damaged": msgspec.to_builtins(damaged)}
     console.say(["file", "fault", "items", "such as"], rows, options, plain)
+    if not options.json:
+        console.out(f"{len(files):,} files, {size:,.1f} MB: {len(damaged):,} damaged.")
     return int(bool(damaged))
 
 
