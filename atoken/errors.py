@@ -35,6 +35,10 @@ class MissingExtraError(AtokenError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}: pip install 'atoken[{extra}]'.")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """For a process that hands it to another: the message is all that is left of the arguments."""
+        return MissingExtraError.__new__, (MissingExtraError, *self.args)
+
 
 class AtokenWarning(UserWarning):
     """A part of the input that the result does not contain, such as an audio track or further pages."""

@@ -59,6 +59,7 @@ OPTIONAL = {
     "embreex",
     "gsplat",
     "scipy",
+    "ray",
     "pyarrow",
     "matplotlib",
     "pillow_heif",

@@ -141,7 +141,20 @@ def _add_store(commands: Commands) -> None:
         "--batch-tokens", type=_positive, default=16_384, help="encoded at once, about (default: 16384)"
     )
     tokenize.add_argument("--vectors", action="store_true", help="pooled unit vectors in the index, too, for searching")
-    tokenize.add_argument("--workers", type=_positive, help="processes that read (default: half of the cores)")
+    tokenize.add_argument(
+        "--workers", type=_positive, help="processes that read (default: half of the cores; all of Ray)"
+    )
+    tokenize.add_argument(
+        "--engine", default="local", choices=["local", "ray"], help="this machine (default), or Ray, which spans many"
+    )
+    tokenize.add_argument(
+        "--address", default="local", metavar="HOST:PORT",
+        help="of a Ray cluster, auto for that of this machine (default: start Ray on this machine)",
+    )  # fmt: skip
+    tokenize.add_argument("--actors", type=_positive, default=1, metavar="N", help="of Ray, that encode (default: 1)")
+    tokenize.add_argument(
+        "--gpus-per-actor", type=float, default=0.0, metavar="G", help="of Ray; 0.5 is half of one (default: 0, a core)"
+    )
     tokenize.add_argument(
         "--most-broken", type=float, default=0.1, metavar="SHARE",
         help="of items that may fail, which are listed (default: 0.1)",

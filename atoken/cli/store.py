@@ -19,6 +19,7 @@ from atoken.store import driver, formats
 from atoken.store.layout import FAILURES, PLAN, SHARDS, STATS, Options
 from atoken.store.local import LocalEngine
 from atoken.store.plan import is_whole, load_plan
+from atoken.store.ray_engine import RayEngine
 from atoken.store.reader import TokenStore
 from atoken.store.source import open_source
 from atoken.store.verify import known_files, verify
@@ -40,7 +41,10 @@ def tokenize(options: argparse.Namespace) -> int:
         head, *rows = driver.forecast(items, tokenizer, wanted, workers)
         console.say(head, rows, options, dict(rows))
         return 0
-    with console.progress(None, "tokenize", "items", options) as bar, LocalEngine(tokenizer, workers) as engine:
+    chosen: RayEngine | LocalEngine = LocalEngine(tokenizer, workers)
+    if options.engine == "ray":
+        chosen = RayEngine(options.address, options.actors, options.gpus_per_actor)
+    with console.progress(None, "tokenize", "items", options) as bar, chosen as engine:
         stats = driver.tokenize(
             items, Path(options.out), tokenizer, model, wanted, engine, most_broken=options.most_broken,
             shown=lambda progress: _show(progress, bar),
