@@ -139,6 +139,8 @@ def _found(path: Path) -> tuple[Opened, str]:
     known = {*SUFFIXES, *SHARDS, *TABLES, *SIDECARS}
     names = files_below(path, known) if path.is_dir() else [path.name]
     media, shards, tables = (_only(names, suffixes) for suffixes in (SUFFIXES, SHARDS, TABLES))
+    stems = {Path(name).stem for name in shards}
+    tables = [name for name in tables if Path(name).stem not in stems]  # img2dataset writes 00000.parquet of 00000.tar
     if sum(map(bool, (media, shards, tables))) > 1:
         raise MediaError(
             f"The folder {path} holds {_counted(media, 'media')}, {_counted(shards, 'shards')} and "

@@ -106,6 +106,18 @@ def test_shards_have_the_labels_of_their_json_and_cls(tmp_path):
     assert labels(tmp_path / "0.tar") == {"0.tar/a": "3", "0.tar/b": "4"}
 
 
+def test_a_table_about_a_shard_is_no_source_beside_it(tmp_path):
+    """What img2dataset writes."""
+    shard(tmp_path / "00000.tar", a_jpg=JPG, a_txt=b"a dog", a_json=b'{"caption": "a dog", "url": "x"}')
+    pq.write_table(pa.table({"url": ["x"]}), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    (item,) = open_source(str(tmp_path), Options())
+    assert (item.key, item.sample.captions) == ("00000.tar/a", ("a dog",))
+    pq.write_table(pa.table({"url": ["x"]}), tmp_path / "others.parquet")
+    with pytest.raises(MediaError, match=r"no media, 1 shards \(00000\.tar\) and 1 tables \(others\.parquet\)"):
+        labels(tmp_path)
+
+
 def table(path: Path, **columns: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"image": [JPG, JPG], **columns}), path)
