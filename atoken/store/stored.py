@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from atoken.errors import StoreError, TokenFileError
 from atoken.io.chunks import DIGITS, raw_size, unpack
-from atoken.io.contents import MAX_FRAMES, TILE, unpack_item
+from atoken.io.contents import MAX_FRAMES, TILE, Item, unpack_item
 from atoken.io.token_checks import check_positions
 from atoken.io.token_file import TokenFile, Tokens, full_coords
 from atoken.modalities import MODALITIES
@@ -121,14 +121,16 @@ class Stored:
 
     def item(self, row: int) -> Tokens:
         """All of one item. Raises: TokenFileError, StoreError."""
+        shard, item = self._described(row)
+        with TokenFile(self.path / SHARDS / shard_name(shard), items=(item,)) as file:
+            return file.read()
+
+    def _described(self, row: int) -> tuple[int, Item]:
         shard, entry = self.columns.entry(row)
-        path = self.path / SHARDS / shard_name(shard)
         try:
-            item = unpack_item(entry)
+            return shard, unpack_item(entry)
         except TokenFileError as error:
             raise StoreError(f"Row {row} of the index of {self.path} is damaged, {error}") from error
-        with TokenFile(path, items=(item,)) as file:
-            return file.read()
 
     def values(self, rows: np.ndarray, alike: Alike) -> tuple[np.ndarray, np.ndarray]:
         """Latents (B, C, N) float32 or codes (B, G, N) int64 of rows that are alike, and coords (B, N, 4) int32.
@@ -155,8 +157,14 @@ class Stored:
         return arrays.astype(np.float32, copy=False) if arrays.dtype.kind == "f" else arrays, coords
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """(B, D) float32 pooled vectors, the last chunk of each item. Raises: TokenFileError, StoreError."""
+        """(B, D) float32 pooled vectors, the last chunk of each item. Raises: TokenFileError, StoreError (none)."""
         width = self.plan.model.width
+        for row in rows.tolist():
+            if self._described(row)[1].pooled is None:
+                raise StoreError(
+                    f"Row {row} of {self.path} has no vector, as what comes from files without vectors has none; only "
+                    "atoken tokenize makes them, of the original."
+                )
         return unpack(self._raw(rows, 4 * width, last=True), (width,), "float32", None)
 
     def _raw(self, rows: np.ndarray, size: int, *, last: bool = False) -> np.ndarray:

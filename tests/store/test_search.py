@@ -1,5 +1,6 @@
 """What of a store is searched and shown: one row a key, texts to measure with, thumbnails from tokens."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from atoken.cameras import Cameras
+from atoken.errors import StoreError
 from atoken.io import Image, Video
 from atoken.media.scaling import at_most
 from atoken.store.reader import TokenStore
@@ -44,6 +46,15 @@ def test_vectors_are_those_of_embed_for_items_of_all_kinds(tmp_path):
     embed = small_tokenizer().embed
     np.testing.assert_array_equal(store.vectors(range(8)), torch.stack([embed(one.tokens) for one in items]))
     np.testing.assert_array_equal(store[5:].vectors([1]), store.vectors([6]))
+
+
+def test_items_without_vectors_are_one_sentence(tmp_path):
+    first, second = images(2)
+    without = second._replace(tokens=replace(second.tokens, pooled=None))
+    store = TokenStore(write_store(tmp_path / "store", [first, without]))
+    assert store.vectors([0]).shape == (1, 3)
+    with pytest.raises(StoreError, match=r"Row 1 of .* has no vector"):
+        opened(store)
 
 
 def test_texts_are_different_captions_or_labels_from_all_over(tmp_path):
