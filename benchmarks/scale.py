@@ -31,8 +31,8 @@ ITEMS = {"10^6 (ImageNet, 1,281,167)": 1_281_167, "10^8": 10**8, "10^9": 10**9}
 GPUS = 1, 8, 64, 512
 GRAPH = 160  # bytes that HNSW keeps of a vector beside its numbers: twice 16 neighbours, key, level
 DEFAULTS = {
-    "side": 256, "source_kb": 110, "mfu": 40, "cores": 12, "decode": 100, "write_mb": 400, "join_mb": 400,
-    "units": 200, "network_mb": 1_000, "storage_mb": 20_000, "row_bytes": 300, "adds": 1_000,
+    "side": 256, "source_kb": 110, "mfu": 40, "cores": 12, "decode": 240, "write_mb": 290, "join_mb": 430,
+    "units": 200, "network_mb": 1_000, "storage_mb": 20_000, "row_bytes": 150, "adds": 940,
 }  # fmt: skip
 
 

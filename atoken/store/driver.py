@@ -138,12 +138,12 @@ def forecast(items: Items, tokenizer: Tokenizer, options: Options, workers: int)
 def _fill(job: Job, engine: Engine, most_broken: float, shown: Callable[[Progress], None]) -> None:
     """Make all shards that are not there."""
     plan, progress = job.plan, Progress(job.plan.items)
-    complete = shards.find_complete(job)
+    complete = {shard: done.failures for shard, done in shards.find_complete(job)}
     waiting: dict[int, set[int]] = {}
     for shard in range(plan.shards):
         if shard in complete:
             progress.done += sum(len(plan.items_of(unit)) for unit in plan.units_of(shard))
-            progress.failures += complete[shard].failures
+            progress.failures += complete[shard]
             continue
         there = {unit: done for unit in plan.units_of(shard) if (done := sound(job, unit))}
         progress.done += sum(len(plan.items_of(unit)) for unit in there)

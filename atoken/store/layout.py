@@ -65,6 +65,20 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vectors: bool = False
 
 
+class Listed(Struct, frozen=True):
+    """What the manifest says of a file."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(Struct, frozen=True):
+    """``manifest.json``: files by their names, relative to the store."""
+
+    version: int
+    files: dict[str, Listed]
+
+
 class Row(Struct, frozen=True, kw_only=True):
     """One item of a shard, a row of its index. Of one thing there are several with flips and draws, of the same key.
 

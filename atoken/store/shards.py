@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from atoken.store.layout import (
     STATS,
     VERSION,
     WORK,
+    Listed,
+    Manifest,
     Row,
     index_name,
     shard_name,
 )
 from atoken.store.plan import writing
-from atoken.store.reading import Job
+from atoken.store.reading import Failure, Job
 from atoken.store.totals import Totals
 from atoken.store.units import Done, sound
 from atoken.train.manifest import sha256
@@ -127,25 +130,28 @@ def _remove_units(job: Job, shard: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def find_complete(job: Job) -> dict[int, Done]:
+def find_complete(job: Job) -> Iterator[tuple[int, Done]]:
     """The shards that are complete; of one whose files were changed, the note is removed, so that it is made again.
 
     Raises: StoreError.
     """
-    found = {}
+    for shard in range(job.plan.shards):
+        if done := _complete(job, shard):
+            yield shard, done
+
+
+def _complete(job: Job, shard: int) -> Done | None:
+    note = _note(job, shard)
     with writing(job.store):
-        for shard in range(job.plan.shards):
-            note = _note(job, shard)
-            if not note.exists():
-                continue
-            with suppress(OSError, ValueError):
-                done = Done.load(note)
-                if all((job.store / name).stat().st_size == size for name, (size, _) in done.files.items()):
-                    _remove_units(job, shard)
-                    found[shard] = done
-                    continue
-            note.unlink()
-    return found
+        if not note.exists():
+            return None
+        with suppress(OSError, ValueError):
+            done = Done.load(note)
+            if all((job.store / name).stat().st_size == size for name, (size, _) in done.files.items()):
+                _remove_units(job, shard)
+                return done
+        note.unlink()
+    return None
 
 
 def finish(job: Job) -> None:
@@ -153,13 +159,14 @@ def finish(job: Job) -> None:
 
     Raises: StoreError.
     """
-    complete = find_complete(job)
-    if len(complete) < job.plan.shards:
-        raise StoreError(f"Shards of {job.store} were changed while it was made; run the command again.")
-    totals, failures = Totals(job.plan.model), [failure for done in complete.values() for failure in done.failures]
-    for done in complete.values():
+    totals, failures, files, complete = Totals(job.plan.model), list[Failure](), dict[str, tuple[int, str]](), 0
+    for _, done in find_complete(job):
+        complete += 1
         totals += Totals.of(job.plan.model, done.totals)
-    files = {name: about for done in complete.values() for name, about in done.files.items()}
+        failures += done.failures
+        files |= done.files
+    if complete < job.plan.shards:
+        raise StoreError(f"Shards of {job.store} were changed while it was made; run the command again.")
     if not files:
         raise StoreError(f"None of the {job.plan.items:,} items could be used, such as {failures[0].reason}")
     counted = {"items": totals.items, "failures": len(failures)}
@@ -169,8 +176,8 @@ def finish(job: Job) -> None:
     with writing(job.store):
         for name in (PLAN, STATS, FAILURES):
             files[name] = (job.store / name).stat().st_size, sha256(job.store / name)
-        listed = {name: {"size_bytes": size, "sha256": digest} for name, (size, digest) in sorted(files.items())}
-        _save(job.store / MANIFEST, msgspec.json.format(msgspec.json.encode({"version": VERSION, "files": listed})))
+        manifest = Manifest(VERSION, {name: Listed(*about) for name, about in sorted(files.items())})
+        _save(job.store / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
 
 
 def sweep(job: Job) -> None:

@@ -27,8 +27,9 @@ from atoken.io.token_file import TokenFile, Tokens, full_coords
 from atoken.modalities import MODALITIES
 from atoken.statistics import LatentStatistics
 from atoken.store.columns import Columns, distinct
-from atoken.store.layout import INDEX, MANIFEST, PLAN, SHARDS, STATS, shard_name
+from atoken.store.layout import INDEX, MANIFEST, PLAN, SHARDS, STATS, Manifest, shard_name
 from atoken.store.plan import load_plan
+from atoken.train.manifest import sha256
 
 COORD = 4 * 4  # bytes of the position of a token
 
@@ -72,14 +73,6 @@ class _Stats(Struct):
     latents: dict[str, LatentStatistics]
 
 
-class _Listed(Struct):
-    size_bytes: int
-
-
-class _Manifest(Struct):
-    files: dict[str, _Listed]
-
-
 class Stored:
     """What the views of a store share. Raises: StoreError (no store, unfinished, damaged, another version)."""
 
@@ -94,13 +87,15 @@ class Stored:
         levels = plan.model.levels
         self._dtype = DIGITS if levels else plan.options.latents
         self._width = plan.model.channels // len(levels) if levels else plan.model.channels
-        self._sizes = {name: listed.size_bytes for name, listed in self._json(MANIFEST, _Manifest).files.items()}
-        self.columns = Columns([self._whole(name) for name in sorted(self._sizes) if name.startswith(f"{INDEX}/")])
+        self._listed = self._json(MANIFEST, Manifest).files
+        self._check(PLAN)
+        self.columns = Columns([self._whole(name) for name in sorted(self._listed) if name.startswith(f"{INDEX}/")])
         self._mapped: dict[int, np.ndarray] = {}
 
     @cached_property
     def statistics(self) -> dict[str, LatentStatistics]:
         """Mean and deviation of each channel, by modality and over all."""
+        self._check(STATS)
         return self._json(STATS, _Stats).latents
 
     def _json(self, name: str, expected: Any) -> Any:
@@ -108,6 +103,11 @@ class Stored:
             return msgspec.json.decode((self.path / name).read_bytes(), type=expected)
         except (OSError, msgspec.DecodeError) as error:
             raise StoreError(f"{self.path / name} is damaged ({error}); make the store again.") from error
+
+    def _check(self, name: str) -> None:
+        """Compare a small file with the manifest. Raises: StoreError."""
+        if sha256(self._whole(name)) != self._listed[name].sha256:
+            raise StoreError(f"{self.path / name} is damaged, it has another check sum; get another copy of it.")
 
     def alike(self, rows: np.ndarray) -> tuple[list[Alike], np.ndarray]:
         """What there is among rows, and the number of each among it."""
@@ -196,7 +196,7 @@ class Stored:
 
     def _whole(self, name: str) -> Path:
         """The path of a file of the store that has the size that the manifest says. Raises: StoreError."""
-        path, expected = self.path / name, self._sizes.get(name)
+        path, expected = self.path / name, self._listed[name].size_bytes if name in self._listed else None
         try:
             size = path.stat().st_size
         except OSError as error:

@@ -11,23 +11,9 @@ import msgspec
 from msgspec import Struct
 
 from atoken.errors import StoreError
-from atoken.store.layout import INDEX, MANIFEST, SHARDS, WORK
+from atoken.store.layout import INDEX, MANIFEST, SHARDS, WORK, Listed, Manifest
 from atoken.store.units import Done
 from atoken.train.manifest import sha256
-
-
-class Entry(Struct, frozen=True):
-    """What the manifest says of a file."""
-
-    size_bytes: int
-    sha256: str
-
-
-class Manifest(Struct, frozen=True):
-    """``manifest.json``: files by their names, relative to the store."""
-
-    version: int
-    files: dict[str, Entry]
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -39,7 +25,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     items: tuple[str, ...] = ()
 
 
-def known_files(store: Path) -> dict[str, Entry]:
+def known_files(store: Path) -> dict[str, Listed]:
     """Sizes and checksums of the files of a store; of an unfinished one, of the shards that are complete.
 
     Raises: StoreError (no store, a damaged manifest).
@@ -52,10 +38,10 @@ def known_files(store: Path) -> dict[str, Entry]:
         notes = [Done.load(path) for path in sorted((store / WORK).glob("*.shard"))]
     except (OSError, ValueError) as error:
         raise StoreError(f"What {store} says of its files is damaged: {error}.") from error
-    return {name: Entry(*about) for note in notes for name, about in note.files.items()}
+    return {name: Listed(*about) for note in notes for name, about in note.files.items()}
 
 
-def verify(store: Path, files: Mapping[str, Entry]) -> Iterator[Finding]:
+def verify(store: Path, files: Mapping[str, Listed]) -> Iterator[Finding]:
     """Read every file and compare; then list files that are not of the store. Raises: StoreError (no index reader)."""
     for name, entry in files.items():
         fault = _fault(store / name, entry)
@@ -69,7 +55,7 @@ def verify(store: Path, files: Mapping[str, Entry]) -> Iterator[Finding]:
                 yield Finding(file=name, size_bytes=path.stat().st_size, fault="is not of this store")
 
 
-def _fault(path: Path, entry: Entry) -> str | None:
+def _fault(path: Path, entry: Listed) -> str | None:
     try:
         size = path.stat().st_size
         if size != entry.size_bytes:
