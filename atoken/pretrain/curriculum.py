@@ -98,11 +98,11 @@ NANO_TASKS = {
 }
 NANO_1 = Stage(
     "1", "nano", NANO_TASKS, {"image": 1}, auxiliary=("image-text",), frozen=(*GAUSSIANS, *TEXT),
-    recipe=Recipe(steps=1500, lr=8e-4, final_lr=5e-5),
+    code_kept=True, recipe=Recipe(steps=1500, lr=1.5e-3, final_lr=5e-5),
 )  # fmt: skip
 NANO_2 = replace(
     NANO_1, name="2", start_from="1", mixture={"image": 2, "video-text": 1, "video": 4},
-    recipe=replace(NANO_1.recipe, steps=600, lr=5e-4, seed=1),
+    recipe=replace(NANO_1.recipe, steps=600, lr=1e-3, seed=1),
 )  # fmt: skip
 # Larger ones, as the paper's third stage has.
 LARGER = {
@@ -113,7 +113,7 @@ LARGER = {
 NANO_3 = replace(
     NANO_2, name="3", start_from="2", mixture={"image": 4, "video-text": 2, "video": 4, "asset-text": 3, "crop": 2},
     tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS,
-    recipe=replace(NANO_2.recipe, steps=4200, lr=6e-4, final_lr=1e-5, seed=2),
+    recipe=replace(NANO_2.recipe, steps=5800, lr=1.2e-3, final_lr=1e-5, seed=2),
 )  # fmt: skip
 NANO_SURFACE = Stage(
     "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="3", frozen=TOKENIZER,

@@ -6,10 +6,11 @@ from collections import defaultdict
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atoken.errors import CheckpointError
 from atoken.gaussians import Gaussians
+from atoken.layers import Block
 from atoken.model import ATokenModel
 from atoken.pretrain import cost
 from atoken.pretrain.batches import Batch
@@ -36,10 +37,25 @@ class Objective(objective.Objective[Batch]):
         self.model, self.stage, self.teachers, self.texts = model, stage, teachers, texts
         for name, task in stage.used.items():
             self._check(name, task)
+        self._of_texts = False
+        if stage.code_kept:
+            self._keep_code()
         if stage.recipe.checkpointing:
             # Its name since transformers 5.23, which warns of the other.
             new = getattr(model, "activation_checkpointing_enable", None)
             (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    def _keep_code(self) -> None:
+        """Make constants, in passes for texts alone, of the channels of the encoder's stream that carry the code."""
+        count, encoder = self.model.config.latent_channels, self.model.encoder
+
+        def keep(_: Any, __: Any, x_ND: Tensor) -> Tensor | None:
+            return torch.cat([x_ND[:, :count].detach(), x_ND[:, count:]], 1) if self._of_texts else None
+
+        blocks = [block for block in encoder.blocks if isinstance(block, Block)]
+        written: list[nn.Module] = [*(block.attention.out for block in blocks), *(block.mlp.down for block in blocks)]
+        for module in (encoder.inputs, encoder.position, *written, encoder.norm):
+            module.register_forward_hook(keep)
 
     def to(self, *arguments: Any, **options: Any) -> Self:
         """As of any module; the teachers are moved, too."""
@@ -75,8 +91,9 @@ class Objective(objective.Objective[Batch]):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each term unweighted and detached, by name."""
-        step = self._step(batch)
-        named = {term.fn.__name__: (term.weight, term.fn(step)) for term in self.stage.tasks[batch.task].computed}
+        step, computed = self._step(batch), self.stage.tasks[batch.task].computed
+        self._of_texts = all(term.texts for term in computed)
+        named = {term.fn.__name__: (term.weight, term.fn(step)) for term in computed}
         loss = sum(weight * value for weight, value in named.values())
         return loss, {name: value.detach() for name, (_, value) in named.items()}  # type: ignore[return-value]
 

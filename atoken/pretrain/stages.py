@@ -81,6 +81,7 @@ class Stage:
     start_from: str | None = None  # a stage whose weights this one starts with; None: ``pretrain/start/begin.py``
     frozen: tuple[str, ...] = ()  # beginnings of the names of parameters that are not trained
     encoder_lr: NotNegative = 1.0  # times lr; 0.1 where the encoder is already trained (paper section 3.5)
+    code_kept: bool = False  # terms of texts do not change what carries the code of a linear start (recipe.md)
     held_out: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of the images of each folder that only measure
     recipe: Recipe = field(default_factory=Recipe)
 

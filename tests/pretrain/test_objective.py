@@ -336,3 +336,28 @@ def test_activation_checkpointing_changes_no_gradient_and_warns_of_nothing(recwa
         gradients.append(model.encoder.inputs.weight.grad)
     assert torch.equal(*gradients)
     assert [str(warning.message) for warning in recwarn if issubclass(warning.category, FutureWarning)] == []
+
+
+def test_texts_leave_the_code_of_a_linear_start_alone():
+    """The same losses; of the encoder's writing, texts train the channels behind the code alone, images all of it."""
+    matched, patches = Term(losses.label_alignment, 1.0, texts=True), Term(losses.l1, 1.0)
+    stage = stage_of({"image": Task("image", (patches,)), "words": Task("image", (matched,))})
+    found = {}
+    for kept in (False, True):
+        model = small_texts_model()
+        code = model.config.latent_channels
+        objective = Objective(model, replace(stage, code_kept=kept), texts=words())
+        for task in ("words", "image"):
+            objective.zero_grad()
+            loss, _ = objective(images(task, CAPTIONS))
+            loss.backward()
+            block = model.encoder.blocks[0]
+            written = [model.encoder.inputs.weight, block.attention.out.weight, block.mlp.down.weight]
+            position = model.encoder.position.weight.grad
+            grads = [weight.grad for weight in written] + [position.T]
+            found[kept, task] = (loss.item(), [bool(g[:code].any()) for g in grads], [g[code:].any() for g in grads])
+    assert found[True, "words"][0] == found[False, "words"][0]
+    assert found[True, "image"] == found[False, "image"]
+    assert found[False, "words"][1] == [True] * 4
+    assert found[True, "words"][1] == [False] * 4
+    assert all(all(behind) for _, _, behind in found.values())
