@@ -163,6 +163,8 @@ def _read(row: dict[str, Any], held: Held) -> dict[str, Any]:
 def _unit(held: Held, unit: int) -> Read:
     job = _job(held[0])
     with _deaths(job, unit, "reading") as deaths:
+        if deaths >= 2 * DEATHS:
+            raise StoreError(f"Every process that reads unit {unit} is killed, even item by item.")
         return read_unit(job, unit) if deaths < DEATHS else _one_by_one(job, held, unit)
 
 
