@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from msgspec import structs
 from tqdm import tqdm
 
@@ -41,7 +42,9 @@ def tokenize(options: argparse.Namespace) -> int:
         head, *rows = driver.forecast(items, tokenizer, wanted, workers)
         console.say(head, rows, options, dict(rows))
         return 0
-    chosen: RayEngine | LocalEngine = LocalEngine(tokenizer, workers)
+    every_gpu = tokenizer.device.type == "cuda" and options.device in ("auto", "cuda")
+    devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if every_gpu else []
+    chosen: RayEngine | LocalEngine = LocalEngine(tokenizer, workers, devices)
     if options.engine == "ray":
         chosen = RayEngine(options.address, options.actors, options.gpus_per_actor)
     with console.progress(None, "tokenize", "items", options) as bar, chosen as engine:

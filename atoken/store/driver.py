@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +31,7 @@ PROBED = 64  # items, evenly over the source, by which a store is planned
 class Engine(Protocol):
     """What makes units and joins shards, on one machine or many; both are on disk when they are reported."""
 
-    def encode(self, job: Job, units: Sequence[int]) -> Iterator[Report]:
+    def encode(self, job: Job, units: Sequence[int]) -> Generator[Report]:
         """Make units in any order. Raises: AtokenError."""
 
     def join(self, job: Job, shard: int) -> Future[None]:
@@ -154,21 +155,22 @@ def _fill(job: Job, engine: Engine, most_broken: float, shown: Callable[[Progres
     _check_broken(job, progress, most_broken)
     joins = [engine.join(job, shard) for shard, units in waiting.items() if not units]
     units = [unit for left in waiting.values() for unit in sorted(left)]
-    for report in engine.encode(job, units) if units else ():
-        progress.done += report.items
-        progress.tokens += report.tokens
-        progress.decoding += report.decoding
-        progress.encoding += report.encoding
-        progress.failures += report.failures
-        shown(progress)
-        _check_broken(job, progress, most_broken)
-        shard = report.unit // plan.shard_units
-        waiting[shard].discard(report.unit)
-        if not waiting[shard]:
-            joins.append(engine.join(job, shard))
-        for join in [join for join in joins if join.done()]:
-            join.result()
-            joins.remove(join)
+    with closing(engine.encode(job, units)) as reports:
+        for report in reports:
+            progress.done += report.items
+            progress.tokens += report.tokens
+            progress.decoding += report.decoding
+            progress.encoding += report.encoding
+            progress.failures += report.failures
+            shown(progress)
+            _check_broken(job, progress, most_broken)
+            shard = report.unit // plan.shard_units
+            waiting[shard].discard(report.unit)
+            if not waiting[shard]:
+                joins.append(engine.join(job, shard))
+            for join in [join for join in joins if join.done()]:
+                join.result()
+                joins.remove(join)
     for join in joins:
         join.result()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +169,7 @@ class _Copying:
     def __init__(self, files: Files, tokenizer: Tokenizer) -> None:
         self._files, self._tokenizer = files, tokenizer
 
-    def encode(self, job: Job, units: Sequence[int]) -> Iterator[Report]:
+    def encode(self, job: Job, units: Sequence[int]) -> Generator[Report]:
         """Make a unit of each of these files. Raises: AtokenError."""
         for number in units:
             start = perf_counter()

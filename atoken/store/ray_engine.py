@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from functools import cached_property, lru_cache
@@ -100,7 +100,7 @@ class RayEngine:
         held, task = _held(job), ray.remote(_joined)
         return self._joiner.submit(lambda: _checked(ray.get(task.remote(held, shard))))
 
-    def encode(self, job: Job, units: Sequence[int]) -> Iterator[Report]:
+    def encode(self, job: Job, units: Sequence[int]) -> Generator[Report]:
         """Make units, in any order, and report each when it is on disk. Raises: AtokenError."""
         from ray.data import ActorPoolStrategy, DataContext, from_numpy
         from ray.exceptions import RayError

@@ -46,12 +46,15 @@ class Here:
         return done
 
 
-def make(source, store, kind="continuous", engine=None, units=None, backwards=False, most_broken=0.1, **options):
+def make(
+    source, store, kind="continuous", engine=None, units=None, backwards=False, most_broken=0.1, tokenizer=None,
+    model=(), **options,
+):  # fmt: skip
     """A store of a folder with a small model; its statistics."""
-    tokenizer, wanted = small_tokenizer(kind), Options(**({"batch_tokens": 16} | options))
+    tokenizer, wanted = tokenizer or small_tokenizer(kind), Options(**({"batch_tokens": 16} | options))
     engine = engine or Here(tokenizer, units, backwards)
     items = source if hasattr(source, "digest") else open_source(str(source), wanted)
-    return tokenize(items, Path(store), tokenizer, {}, wanted, engine, most_broken=most_broken)
+    return tokenize(items, Path(store), tokenizer, dict(model), wanted, engine, most_broken=most_broken)
 
 
 def contents(store):

@@ -4,6 +4,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
+import resource
 from itertools import count
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from atoken.errors import StoreError
+from atoken.errors import AtokenError, StoreError
 from atoken.io.contents import Item
 from atoken.io.token_file import TokenFile
 from atoken.store import driver
@@ -231,6 +233,35 @@ def test_two_drivers_and_foreign_files_are_one_sentence(source, tmp_path):
     assert contents(tmp_path / "mine") == {"thesis.txt": b"all of it"}
     with pytest.raises(StoreError, match="Cannot list"):
         make(source, tmp_path / "mine" / "thesis.txt")
+
+
+def without_space(source, store, bytes_left, said):
+    """Make a store in a process whose files may not be longer, which the system says as it says that a disk is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, bytes_left))
+    try:
+        make(source, store, **TWO_SHARDS)
+    except AtokenError as error:
+        os.write(said, str(error).encode())
+
+
+@pytest.mark.parametrize("bytes_left", [500, 1500, 4000, 9000])
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(source, tmp_path, whole, bytes_left):
+    read, said = os.pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=without_space, args=(source, tmp_path / "s", bytes_left, said)
+    )
+    process.start()
+    process.join()
+    os.close(said)
+    with os.fdopen(read) as pipe:
+        assert re.fullmatch(rf"Cannot write {tmp_path}/\S+: File too large\.", pipe.read())
+    make(source, tmp_path / "s", **TWO_SHARDS)
+    assert contents(tmp_path / "s") == whole
+
+
+def test_where_nothing_can_be_written_is_one_sentence(source):
+    with pytest.raises(StoreError, match="Cannot write the store /proc/nowhere: No such file or directory"):
+        make(source, "/proc/nowhere")
 
 
 def test_broken_items_are_listed_and_too_many_end_the_run_which_can_go_on(tmp_path):

@@ -1,0 +1,99 @@
+"""The engine of one machine: whoever is killed, the store is the same to the byte, and a killer is listed."""
+
+import os
+import threading
+from multiprocessing import parent_process
+from time import sleep
+
+import psutil
+import pytest
+
+from atoken.errors import StoreError
+from atoken.loading import load
+from atoken.store.layout import Options
+from atoken.store.local import LocalEngine
+from atoken.store.source import open_source
+from tests.store.data import contents, folder, make
+from tests.tokenizer.small import small_tokenizer
+
+UNITS = {"batch_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("source"), count=24)
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    store = tmp_path_factory.mktemp("whole") / "s"
+    make(source, store, **UNITS)
+    return contents(store)
+
+
+class Killers:
+    """A source some items of which end the process that reads them, but not this one."""
+
+    def __init__(self, items, numbers):
+        self.items, self.numbers, self.digest, self.described = items, numbers, items.digest, items.described
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if index in self.numbers and parent_process() is not None:
+            os._exit(9)
+        return self.items[index]
+
+
+def test_an_item_that_kills_its_readers_is_listed_and_no_other_is_lost(source, tmp_path):
+    items = Killers(open_source(str(source), Options()), {5})
+    with LocalEngine(small_tokenizer(), 2) as engine:
+        stats = make(items, tmp_path / "s", engine=engine, most_broken=0.5, **UNITS)
+    failures = (tmp_path / "s" / "failures.jsonl").read_text().splitlines()
+    assert (stats["items"], stats["failures"], len(failures)) == (23, 1, 1)
+    assert "Its reader was killed 3 times" in failures[0]
+    assert items[5].key in failures[0]
+
+
+def test_readers_that_are_killed_leave_no_trace(source, tmp_path, whole):
+    killed, over = [], threading.Event()
+
+    def kill():
+        while not over.is_set() and len(killed) < 4:
+            for child in psutil.Process().children():
+                if child.pid not in killed and "spawn_main" in " ".join(child.cmdline()):
+                    sleep(0.5 * len(killed))  # while it starts, and while it reads
+                    child.kill()
+                    killed.append(child.pid)
+                    break
+            sleep(0.05)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        with LocalEngine(small_tokenizer(), 2) as engine:
+            make(source, tmp_path / "s", engine=engine, **UNITS)
+    finally:
+        over.set()
+        thread.join()
+    assert killed
+    assert contents(tmp_path / "s") == whole
+
+
+def test_a_process_for_each_of_several_devices_gives_the_same_bytes_and_is_made_again(source, tmp_path):
+    small_tokenizer().save_pretrained(tmp_path / "small-continuous")
+    tokenizer = load(tmp_path / "small-continuous", device="cpu")
+    model = {"source": str(tmp_path / "small-continuous"), "device": "cpu"}
+    with LocalEngine(tokenizer, 1) as engine:
+        make(source, tmp_path / "one", engine=engine, tokenizer=tokenizer, model=model, **UNITS)
+    with LocalEngine(tokenizer, 1, ["cpu", "cpu:0"]) as engine:
+        make(source, tmp_path / "two", engine=engine, tokenizer=tokenizer, model=model, **UNITS)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_model_that_is_not_that_of_the_plan_is_one_sentence(source, tmp_path):
+    small_tokenizer("discrete").save_pretrained(tmp_path / "other")
+    model = {"source": str(tmp_path / "other"), "device": "cpu"}
+    with LocalEngine(small_tokenizer(), 1, ["cpu", "cpu:0"]) as engine, pytest.raises(StoreError, match="same model"):
+        make(source, tmp_path / "s", engine=engine, model=model, **UNITS)
