@@ -260,7 +260,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(source, tmp_path, whole
 
 
 def test_where_nothing_can_be_written_is_one_sentence(source):
-    with pytest.raises(StoreError, match="Cannot write the store /proc/nowhere: No such file or directory"):
+    with pytest.raises(StoreError, match=r"^Cannot write .*/proc/nowhere: No such file or directory"):
         make(source, "/proc/nowhere")
 
 

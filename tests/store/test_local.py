@@ -1,8 +1,7 @@
 """The engine of one machine: whoever is killed, the store is the same to the byte, and a killer is listed."""
 
-import os
 import threading
-from multiprocessing import parent_process
+from contextlib import contextmanager, suppress
 from time import sleep
 
 import psutil
@@ -14,6 +13,7 @@ from atoken.store.layout import Options
 from atoken.store.local import LocalEngine
 from atoken.store.source import open_source
 from tests.store.data import contents, folder, make
+from tests.store.killers import Killers
 from tests.tokenizer.small import small_tokenizer
 
 UNITS = {"batch_tokens": 8}
@@ -31,21 +31,6 @@ def whole(source, tmp_path_factory):
     return contents(store)
 
 
-class Killers:
-    """A source some items of which end the process that reads them, but not this one."""
-
-    def __init__(self, items, numbers):
-        self.items, self.numbers, self.digest, self.described = items, numbers, items.digest, items.described
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        if index in self.numbers and parent_process() is not None:
-            os._exit(9)
-        return self.items[index]
-
-
 def test_an_item_that_kills_its_readers_is_listed_and_no_other_is_lost(source, tmp_path):
     items = Killers(open_source(str(source), Options()), {5})
     with LocalEngine(small_tokenizer(), 2) as engine:
@@ -56,39 +41,46 @@ def test_an_item_that_kills_its_readers_is_listed_and_no_other_is_lost(source, t
     assert items[5].key in failures[0]
 
 
-def test_readers_that_are_killed_leave_no_trace(source, tmp_path, whole):
+@contextmanager
+def killing(most):
+    """Kill processes that this one starts, each once, in the time of the block; which were."""
     killed, over = [], threading.Event()
 
     def kill():
-        while not over.is_set() and len(killed) < 4:
+        while not over.is_set() and len(killed) < most:
             for child in psutil.Process().children():
-                if child.pid not in killed and "spawn_main" in " ".join(child.cmdline()):
-                    sleep(0.5 * len(killed))  # while it starts, and while it reads
-                    child.kill()
-                    killed.append(child.pid)
-                    break
+                with suppress(psutil.NoSuchProcess):
+                    if child.pid not in killed and "spawn_main" in " ".join(child.cmdline()):
+                        sleep(0.5 * len(killed))  # while it starts, and while it works
+                        child.kill()
+                        killed.append(child.pid)
+                        break
             sleep(0.05)
 
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        with LocalEngine(small_tokenizer(), 2) as engine:
-            make(source, tmp_path / "s", engine=engine, **UNITS)
+        yield killed
     finally:
         over.set()
         thread.join()
+
+
+def test_readers_that_are_killed_leave_no_trace(source, tmp_path, whole):
+    with killing(4) as killed, LocalEngine(small_tokenizer(), 2) as engine:
+        make(source, tmp_path / "s", engine=engine, **UNITS)
     assert killed
     assert contents(tmp_path / "s") == whole
 
 
-def test_a_process_for_each_of_several_devices_gives_the_same_bytes_and_is_made_again(source, tmp_path):
+def test_a_process_for_each_of_several_devices_gives_the_same_bytes_though_some_are_killed(source, tmp_path):
     small_tokenizer().save_pretrained(tmp_path / "small-continuous")
     tokenizer = load(tmp_path / "small-continuous", device="cpu")
     model = {"source": str(tmp_path / "small-continuous"), "device": "cpu"}
-    with LocalEngine(tokenizer, 1) as engine:
-        make(source, tmp_path / "one", engine=engine, tokenizer=tokenizer, model=model, **UNITS)
-    with LocalEngine(tokenizer, 1, ["cpu", "cpu:0"]) as engine:
-        make(source, tmp_path / "two", engine=engine, tokenizer=tokenizer, model=model, **UNITS)
+    make(source, tmp_path / "one", tokenizer=tokenizer, **UNITS)
+    with killing(4) as killed, LocalEngine(tokenizer, 1, ["cpu", "cpu:0"]) as engine:
+        make(source, tmp_path / "two", engine=engine, model=model, tokenizer=tokenizer, **UNITS)
+    assert killed
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
