@@ -131,8 +131,8 @@ def forecast(items: Items, tokenizer: Tokenizer, options: Options, workers: int)
         ["tokens", f"{round(plan.items * plan.tokens):,}"],
         ["MB", f"{plan.items * plan.size_bytes / 1e6:,.0f}"],
         ["shards", f"{plan.shards:,}"],
-        [f"hours of reading, {workers} workers", f"{reading / 3600:.2f}"],
-        [f"hours of encoding on {tokenizer.device}", f"{encoding / 3600:.2f}"],
+        [f"hours of reading, {workers} workers", f"{reading / 3600:.3g}"],
+        [f"hours of encoding on {tokenizer.device}", f"{encoding / 3600:.3g}"],
     ]
 
 
