@@ -33,7 +33,7 @@ reconstruct: .venv/.base
 nano: .venv/.dev
 	$(BIN)/atoken fetch photos furniture st-lpips
 	$(BIN)/atoken train --preset nano --stage all --data scripts/nano.toml \
-		--set tasks.image.terms.stlpips=0.005 -o runs
+		--set tasks.image.terms.stlpips=0.02 -o runs
 	$(BIN)/python -m scripts.bundle_nano runs
 
 clean:
