@@ -3,8 +3,8 @@
 ``python -m benchmarks.kills WHAT [--engine ray]`` prints a table. The source has images of many sizes, a video and a 3D
 asset; they are mirrored, drawn from the posterior and shuffled, and units are small.
 
-* driver: kill -9 at moments that are spread over a run, then the same command again. Of Ray, everything that the driver
-  started ends with it;
+* driver: kill -9 at moments that are spread over the units of a run, then the same command again. Of Ray, everything
+  that the driver started ends with it;
 * worker: kill -9 of one of the processes that the driver started, at such moments; the run goes on by itself;
 * engines: one reader and two, Ray with one actor and with two.
 
@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from benchmarks.store import write_images
@@ -63,13 +64,11 @@ class Run:
             if self.child.poll() is not None:
                 self.end()
             time.sleep(0.01)
-        self._begun = time.perf_counter()
 
-    def end(self) -> float:
-        """Seconds from the plan to the end; what fails ends the benchmark."""
+    def end(self) -> None:
+        """Wait; what fails ends the benchmark."""
         if self.child.wait():
             raise SystemExit(f"{self.store.name} ended with {self.child.returncode}: {self.log.read_text()[-2000:]}")
-        return time.perf_counter() - self._begun
 
     def workers(self) -> list[psutil.Process]:
         """The processes that read or encode for it."""
@@ -108,27 +107,29 @@ def rows_of(store: Path) -> Counter[tuple[str, bool, int]]:
     return Counter(zip(*(opened.column(name).to_pylist() for name in ("key", "flipped", "draw")), strict=True))
 
 
-def progress(store: Path) -> str:
-    """How far a store is: whole shards, and units that wait for theirs."""
-    shards, units = (len(list((store / ".work").glob(f"*.{suffix}"))) for suffix in ("shard", "unit"))
-    return f"{shards} + {units}"
+def progress(store: Path) -> float:
+    """The share of a store's units that are made."""
+    plan, work = msgspec.json.decode((store / "plan.json").read_bytes()), store / ".work"
+    shards, units = (len(list(work.glob(f"*.{suffix}"))) for suffix in ("shard", "unit"))
+    return (shards * plan["shard_units"] + units) / -(-plan["items"] // plan["unit_items"])
 
 
 def killed(what: str, folder: Path, given: list[str], moments: int) -> Iterator[tuple[str, Path]]:
     """Stores of which a process was killed once, and how far they were."""
     source, first = folder / "source", folder / "undisturbed"
-    span = Run(source, first, given).end()
+    Run(source, first, given).end()
     for moment in range(moments):
         store = folder / f"{what}{moment}"
         run = Run(source, store, given)
-        time.sleep(span * moment / moments)
+        while run.child.poll() is None and progress(store) < moment / moments:
+            time.sleep(0.01)
         victims = [psutil.Process(run.child.pid)] if what == "driver" else run.workers()
         if not victims or run.child.poll() is not None:
             how = "nothing to kill"
         else:
             victim = random.Random(moment).choice(victims)
             name = "driver" if what == "driver" else victim.cmdline()[0].rpartition("/")[2]
-            how = f"{name} at {progress(store)}"
+            how = f"{name} at {progress(store):.0%}"
             victim.kill()
         if what == "driver":
             run.child.wait()
@@ -148,7 +149,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_source(folder / "source", chosen.images)
-        head("run", "at whole shards + units", "equal to the byte", "rows", "lost", "twice")
+        head("run", "at", "equal to the byte", "rows", "lost", "twice")
         stores = engines(folder) if chosen.what == "engines" else killed(
             chosen.what, folder, ENGINES[chosen.engine], chosen.moments
         )  # fmt: skip
