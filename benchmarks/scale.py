@@ -29,10 +29,10 @@ from benchmarks.tables import head, options, row
 CONTINUOUS, DISCRETE, GPU = "so400m-c", "so400m-d", "H100"
 ITEMS = {"10^6 (ImageNet, 1,281,167)": 1_281_167, "10^8": 10**8, "10^9": 10**9}
 GPUS = 1, 8, 64, 512
-GRAPH = 160  # bytes that HNSW keeps of a vector beside its numbers: twice 16 neighbours, key, level
+GRAPH = 276  # bytes that HNSW keeps of a vector beside its numbers: twice 32 neighbours, key, level
 DEFAULTS = {
     "side": 256, "source_kb": 110, "mfu": 40, "cores": 12, "decode": 240, "write_mb": 290, "join_mb": 430,
-    "units": 200, "network_mb": 1_000, "storage_mb": 20_000, "row_bytes": 150, "adds": 940,
+    "units": 200, "network_mb": 1_000, "storage_mb": 20_000, "row_bytes": 150, "adds": 700,
 }  # fmt: skip
 
 
