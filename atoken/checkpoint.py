@@ -66,11 +66,11 @@ def load_official(
     elif gaussian_config is not None:
         raise CheckpointError("There is a configuration of the Gaussian decoder, but no weights; pass them, too.")
     ours = official_config(_configuration(weights, config), gaussian_config)
-    state = {_renamed(key, OFFICIAL_KEYS): value for key, value in _state_dict(weights).items()}
+    state = {_renamed(key, OFFICIAL_KEYS): value for key, value in read_state(weights).items()}
     state.setdefault("logit_scale", torch.tensor(ours.logit_scale_init))
     state.setdefault("logit_bias", torch.tensor(ours.logit_bias_init))
     if gaussian_weights is not None:
-        state |= _gaussian_state(_state_dict(gaussian_weights))
+        state |= _gaussian_state(read_state(gaussian_weights))
     with torch.device("meta"):
         model = ATokenModel(ours)
     return fill(model, state, "the published checkpoint")
@@ -312,7 +312,11 @@ def _renamed(key: str, patterns: Mapping[str, str]) -> str:
     return key
 
 
-def _state_dict(weights: str | Path | StateDict) -> StateDict:
+def read_state(weights: str | Path | StateDict, *inside: str) -> StateDict:
+    """A state dict, or that of a ``.pt`` or ``.safetensors`` file, which is never unpickled freely.
+
+    inside: of a file that holds several, the first of these names that it has. Raises: CheckpointError.
+    """
     if isinstance(weights, Mapping):
         return weights
     path = Path(weights)
@@ -320,6 +324,7 @@ def _state_dict(weights: str | Path | StateDict) -> StateDict:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = next((state[name] for name in inside if isinstance(state, Mapping) and name in state), state)
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"Cannot read weights from {path}: {_first_line(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -1,0 +1,1 @@
+"""Generators on AToken's tokens: flow transformers, masked autoregression, and pipelines of them."""

@@ -1,0 +1,89 @@
+"""The tokens of one position, one after another: TokenBridge's channel-wise head (Wang et al. 2025, section 3.3).
+
+Letters: ``M`` positions, ``V`` tokens of a position, ``K`` levels of a token, ``F`` width of the trunk, ``D`` of the
+head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from atoken.layers import NORM_EPS, Linear
+from generation.blocks import Cache, ExactMLP, SelfAttention, modulated
+
+Choose = Callable[[int, Tensor], Tensor]  # number of the token and its logits (M, K) -> (M,) int64
+
+
+class ChannelHead(nn.Module):
+    """Logits of each token of a position, given the trunk's feature and the tokens before it.
+
+    step_at_start: the first input is the feature plus the embedding of the first step, not the feature alone, when
+    sampling; published weights were trained without it, and are sampled with it.
+    """
+
+    def __init__(
+        self, trunk: int, width: int, depth: int, heads: int, tokens: int, levels: int, *, dropout: float = 0.0,
+        step_at_start: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.step_at_start = step_at_start
+        self.condition = Linear(trunk, width)
+        self.embeddings = nn.ModuleList(nn.Embedding(levels, width) for _ in range(tokens - 1))
+        self.positions = nn.Parameter(torch.zeros(1, tokens, width))
+        self.steps = nn.Parameter(torch.zeros(1, tokens, width))
+        self.blocks = nn.ModuleList(HeadBlock(width, heads, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.last_norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
+        self.modulation = Linear(width, 2 * width)
+        self.classifiers = nn.ModuleList(Linear(width, levels) for _ in range(tokens))
+
+    def forward(self, features_MF: Tensor, tokens_MV: Tensor) -> Tensor:
+        """Logits (M, V, K) of all tokens at once, each given the right ones before it: for training."""
+        condition_M1D = self.condition(features_MF)[:, None]
+        before = [table(tokens_MV[:, v])[:, None] for v, table in enumerate(self.embeddings)]
+        x_MVD = torch.cat([condition_M1D, *before], 1) + self.positions
+        x_MVD = self._transformed(x_MVD, condition_M1D + self.steps, None)
+        return torch.stack([layer(x_MVD[:, v]) for v, layer in enumerate(self.classifiers)], 1)
+
+    def sampled(self, features_MF: Tensor, choose: Choose) -> Tensor:
+        """Tokens (M, V), each chosen by its logits and then given to the next."""
+        condition_M1D = self.condition(features_MF)[:, None]
+        x_M1D = condition_M1D + self.steps[:, :1] if self.step_at_start else condition_M1D
+        caches, chosen = [Cache() for _ in self.blocks], list[Tensor]()
+        for v, layer in enumerate(self.classifiers):
+            if v:
+                x_M1D = self.embeddings[v - 1](chosen[-1])[:, None]
+            at = slice(v, v + 1)
+            y_M1D = self._transformed(x_M1D + self.positions[:, at], condition_M1D + self.steps[:, at], caches)
+            chosen.append(choose(v, layer(y_M1D[:, 0])))
+        return torch.stack(chosen, 1)
+
+    def _transformed(self, x_MVD: Tensor, condition_MVD: Tensor, caches: list[Cache] | None) -> Tensor:
+        activated_MVD = F.silu(condition_MVD)
+        for number, block in enumerate(self.blocks):
+            x_MVD = block(x_MVD, activated_MVD, None if caches is None else caches[number])
+        scale_MVD, shift_MVD = self.modulation(activated_MVD).chunk(2, -1)
+        return modulated(self.last_norm(self.norm(x_MVD)), shift_MVD, scale_MVD)
+
+
+class HeadBlock(nn.Module):
+    """Causal attention and MLP with a shift, a scale and a gate of the condition of each step."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        norms = [nn.LayerNorm(width // heads, eps=NORM_EPS) for _ in range(2)]
+        self.attention = SelfAttention(width, heads, q_norm=norms[0], k_norm=norms[1])
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = ExactMLP(width, 4 * width, dropout)
+        self.modulation = Linear(width, 6 * width)
+
+    def forward(self, x_MVD: Tensor, activated_MVD: Tensor, cache: Cache | None) -> Tensor:
+        """(M, V, D) -> (M, V, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(activated_MVD).chunk(6, -1)
+        x_MVD = x_MVD + gate1 * self.attention.causal(modulated(self.norm1(x_MVD), shift1, scale1), cache)
+        return x_MVD + gate2 * self.mlp(modulated(self.norm2(x_MVD), shift2, scale2))

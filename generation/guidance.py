@@ -1,0 +1,62 @@
+"""Classifier-free guidance: a network and two conditions become a velocity (Ho and Salimans 2022).
+
+Samplers know neither networks nor conditions; they see ``velocity(x, sigma)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atoken.errors import AtokenError
+
+Velocity = Callable[[Tensor, float], Tensor]  # (B, ...) at one sigma -> (B, ...)
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, ...), sigma (B,), condition (B, ...) -> velocity (B, ...)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """``null + scale (conditional - null)`` where sigma is in the interval, both ends included; conditional elsewhere.
+
+    scale 1 is no guidance, 0 the null condition. channels: guide so many of the first only, as LightningDiT's released
+    sampler does; None for all. Outside the interval the null half is not computed (Kynkäänniemi et al. 2024).
+    Raises: AtokenError (an interval that is not within 0 and 1).
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    channels: int | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise AtokenError(f"A guidance interval is two numbers from 0 to 1, rising; got {low} and {high}.")
+
+    def applies(self, sigma: float) -> bool:
+        """Whether two evaluations are needed at this sigma."""
+        return self.scale != 1 and self.interval[0] <= sigma <= self.interval[1]
+
+    def combined(self, conditional: Tensor, null: Tensor) -> Tensor:
+        """Both (B, C, ...)."""
+        channels = conditional.shape[1] if self.channels is None else self.channels
+        guided = null[:, :channels] + self.scale * (conditional[:, :channels] - null[:, :channels])
+        return torch.cat([guided, conditional[:, channels:]], 1) if channels < conditional.shape[1] else guided
+
+
+def guided(network: Network, condition: Tensor, null: Tensor, guidance: Guidance) -> Velocity:
+    """The velocity of samples with these conditions; ``condition`` and ``null`` have one row a sample.
+
+    Where guidance applies, both halves are one batch.
+    """
+
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        at = torch.full((len(x),), sigma, device=x.device, dtype=torch.float32)
+        if not guidance.applies(sigma):
+            return network(x, at, condition)
+        both = network(torch.cat([x, x]), torch.cat([at, at]), torch.cat([condition, null]))
+        return guidance.combined(*both.chunk(2))
+
+    return velocity

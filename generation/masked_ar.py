@@ -1,0 +1,176 @@
+"""Images from classes, position after position in random order: MAR's trunk (Li et al. 2024) with TokenBridge's head.
+
+Letters: ``B`` samples, ``L`` positions, ``V`` tokens of a position, ``K`` levels of a token, ``C`` values that the
+tokens of a position stand for, ``E`` width of the encoder, ``F`` of the decoder, ``M`` masked positions of all samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the usual name
+
+from atoken.layers import NORM_EPS, Linear
+from generation.blocks import ExactMLP, SelfAttention
+from generation.channel_head import ChannelHead
+from generation.digits import CodeValues, ScalarValues
+
+
+class MaskedAR(ModelMixin, ConfigMixin):
+    """The trunk sees the visible positions and gives a feature for each; the head turns it into tokens.
+
+    side: of the grid. encoder_size, decoder_size, head_size: width, depth, heads. tokens, levels: V and K. fsq_levels:
+    of AToken-D's codes; None for TokenBridge's scalars. buffer: places that the class takes. classes: label ``classes``
+    is the null condition. order: in which the head takes the tokens of a position; None as they are. step_at_start: as
+    in ``ChannelHead``.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        side: int = 16,
+        encoder_size: Sequence[int] = (1024, 16, 16),
+        decoder_size: Sequence[int] = (1024, 16, 16),
+        head_size: Sequence[int] = (1024, 4, 8),
+        tokens: int = 8,
+        levels: int = 4096,
+        fsq_levels: Sequence[int] | None = (4, 4, 4, 4, 4, 4),
+        buffer: int = 64,
+        classes: int = 1000,
+        order: Sequence[int] | None = None,
+        dropout: float = 0.1,
+        step_at_start: bool = False,
+    ) -> None:
+        super().__init__()
+        values = tokens if fsq_levels is None else tokens * len(fsq_levels)
+        self.digits = ScalarValues(levels) if fsq_levels is None else CodeValues(tuple(fsq_levels))
+        self.labels = nn.Embedding(classes, encoder_size[0])
+        self.null = nn.Parameter(torch.zeros(1, encoder_size[0]))
+        self.embed = Linear(values, encoder_size[0])
+        self.embed_norm = nn.LayerNorm(encoder_size[0], eps=NORM_EPS)
+        self.encoder = Trunk(*encoder_size, buffer + side * side, dropout)
+        self.bridge = Linear(encoder_size[0], decoder_size[0])
+        self.mask = nn.Parameter(torch.zeros(1, 1, decoder_size[0]))
+        self.decoder = Trunk(*decoder_size, buffer + side * side, dropout)
+        self.places = nn.Parameter(torch.zeros(1, side * side, decoder_size[0]))
+        self.channels = ChannelHead(
+            decoder_size[0], *head_size, tokens, levels, dropout=dropout, step_at_start=step_at_start
+        )  # fmt: skip
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Small random weights; what modulates is zero, so that a block of the head is the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear):
+                    nn.init.zeros_(module.bias)
+        for table in (self.null, self.mask, self.places, self.encoder.positions, self.decoder.positions,
+                      self.channels.positions, self.channels.steps):  # fmt: skip
+            nn.init.normal_(table, std=0.02)
+        for layer in (*(block.modulation for block in self.channels.blocks), self.channels.modulation):
+            nn.init.zeros_(layer.weight)
+
+    def conditions(self, labels_B: Tensor) -> Tensor:
+        """(B,) int64 -> (B, E): the vector of each class, or the null vector."""
+        return torch.cat([self.labels.weight, self.null])[labels_B]
+
+    def features(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor) -> Tensor:
+        """What is known of each position, (B, L, F): class, visible tokens, and where the masked ones are.
+
+        Tokens of masked positions do not matter. Equally many positions of each sample are masked.
+        """
+        buffer, side = self.config.buffer, self.config.side
+        visible_BL = ~masked_BL
+        values_BLC = self.digits.values(tokens_BLV).to(self.embed.weight.dtype)
+        class_BSE = self.conditions(labels_B)[:, None].expand(-1, buffer, -1)
+        x_BSE = torch.cat([class_BSE, self.embed(values_BLC)], 1)
+        x_BSE = self.embed_norm(x_BSE + self.encoder.positions)
+        kept_BS = torch.cat([visible_BL.new_ones(len(labels_B), buffer), visible_BL], 1)
+        x_BSE = self.encoder(x_BSE[kept_BS].unflatten(0, (len(labels_B), -1)))
+        seen_BSF = self.bridge(x_BSE)
+        x_BSF = self.mask.to(seen_BSF.dtype).expand(*kept_BS.shape, -1).clone()
+        x_BSF[kept_BS] = seen_BSF.flatten(0, 1)
+        x_BSF = self.decoder(x_BSF + self.decoder.positions)
+        return x_BSF[:, -side * side :] + self.places
+
+    def loss(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor) -> Tensor:
+        """Cross-entropy of the tokens of masked positions, the mean over them."""
+        logits_MVK = self.logits(tokens_BLV, masked_BL, labels_B)
+        return F.cross_entropy(logits_MVK.flatten(0, 1).float(), self.in_order(tokens_BLV[masked_BL]).flatten())
+
+    def logits(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor) -> Tensor:
+        """(M, V, K) of the masked positions, sample after sample, tokens in the order of the head."""
+        features_MF = self.features(tokens_BLV, masked_BL, labels_B)[masked_BL]
+        return self.channels(features_MF, self.in_order(tokens_BLV[masked_BL]))
+
+    def in_order(self, tokens: Tensor) -> Tensor:
+        """(..., V) in the order of the head."""
+        return tokens if self.config.order is None else tokens[..., list(self.config.order)]
+
+    def out_of_order(self, tokens: Tensor) -> Tensor:
+        """The inverse of ``in_order``."""
+        if self.config.order is None:
+            return tokens
+        return tokens[..., torch.tensor(list(self.config.order)).argsort().to(tokens.device)]
+
+
+class Trunk(nn.Module):
+    """Positions, blocks and a last norm of MAR's encoder or decoder; who calls it adds the positions."""
+
+    def __init__(self, width: int, depth: int, heads: int, places: int, dropout: float) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(1, places, width))
+        self.blocks = nn.ModuleList(TrunkBlock(width, heads, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        for block in self.blocks:
+            x_BLD = block(x_BLD)
+        return self.norm(x_BLD)
+
+
+class TrunkBlock(nn.Module):
+    """Pre-norm attention among all positions, and MLP."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attention = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = ExactMLP(width, 4 * width, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x_BLD = x_BLD + self.dropout(self.attention(self.norm1(x_BLD)))
+        return x_BLD + self.mlp(self.norm2(x_BLD))
+
+
+def masked_first(orders_BL: Tensor, count: int) -> Tensor:
+    """(B, L) bool: the first ``count`` positions of each order are masked."""
+    masked_BL = torch.zeros_like(orders_BL, dtype=torch.bool)
+    return masked_BL.scatter(1, orders_BL[:, :count], True)
+
+
+def masked_counts(positions: int, iterations: int) -> list[int]:
+    """How many positions are masked after each iteration, the last of them 0: a quarter of a cosine (MaskGIT).
+
+    Each iteration decides at least one position; there are fewer iterations where there are fewer positions.
+    """
+    counts = [positions]
+    for number in range(1, iterations):
+        ahead = math.floor(positions * math.cos(math.pi / 2 * number / iterations))
+        if counts[-1] == 1:
+            break
+        counts.append(max(1, min(counts[-1] - 1, ahead)))
+    return [*counts[1:], 0]
