@@ -5,10 +5,14 @@ Letters: ``V`` tokens of a position, ``C`` the values that they stand for.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from atoken.bottleneck import FSQ
+
+SPAN = 3.0  # standard deviations
 
 
 class CodeValues(nn.Module):
@@ -28,17 +32,22 @@ class CodeValues(nn.Module):
 
 
 class ScalarValues(nn.Module):
-    """One of ``levels`` values for each scalar, V = C, as TokenBridge stores them (Wang et al. 2025, section 3.2).
+    """One of ``levels`` values for each scalar, V = C (Wang et al. 2025, section 3.2).
 
-    The scale of the table is ``span`` where that of the latents is ``largest``. Its values are loaded, not computed:
-    the published ones were computed in fp32.
+    Bins of a standard normal with equal probability, cut off at ``SPAN``; a bin stands for its mean. ``scale``: latents
+    are so many times the numbers of the table. Published tables are loaded: they were computed in fp32, and differ.
     """
 
-    def __init__(self, levels: int, largest: float = 5.0, span: float = 3.0) -> None:
+    def __init__(self, levels: int, scale: float) -> None:
         super().__init__()
-        self.scale = largest / span
-        self.register_buffer("boundaries", torch.zeros(levels + 1))
-        self.register_buffer("table", torch.zeros(levels))
+        self.scale = scale
+        even = torch.linspace(0, 1, levels + 1, dtype=torch.float64)
+        bounds = torch.special.ndtri(even).clamp(-SPAN, SPAN)
+        mass = torch.special.ndtr(bounds).diff()
+        means = -torch.exp(-bounds.square() / 2).diff() / (2 * math.pi) ** 0.5 / mass
+        middles = (bounds[1:] + bounds[:-1]) / 2  # of bins that the cut leaves empty
+        self.register_buffer("boundaries", bounds.float())
+        self.register_buffer("table", torch.where(mass > 0, means, middles).float())
 
     def values(self, tokens: Tensor) -> Tensor:
         """(..., C) int64 -> (..., C) fp32."""
@@ -46,5 +55,4 @@ class ScalarValues(nn.Module):
 
     def tokens(self, values: Tensor) -> Tensor:
         """(..., C) -> (..., C) int64: the nearest value of the table."""
-        middles = (self.table[1:] + self.table[:-1]) / 2
-        return torch.bucketize(values / self.scale, middles)
+        return torch.bucketize((values / self.scale).contiguous(), (self.table[1:] + self.table[:-1]) / 2)

@@ -25,9 +25,9 @@ class MaskedAR(ModelMixin, ConfigMixin):
     """The trunk sees the visible positions and gives a feature for each; the head turns it into tokens.
 
     side: of the grid. encoder_size, decoder_size, head_size: width, depth, heads. tokens, levels: V and K. fsq_levels:
-    of AToken-D's codes; None for TokenBridge's scalars. buffer: places that the class takes. classes: label ``classes``
-    is the null condition. order: in which the head takes the tokens of a position; None as they are. step_at_start: as
-    in ``ChannelHead``.
+    of AToken-D's codes; None for TokenBridge's scalars, whose table is scaled by ``scalar_scale``. buffer: places that
+    the class takes. classes: label ``classes`` is the null condition. order: in which the head takes the tokens of a
+    position; None as they are. step_at_start: as in ``ChannelHead``.
     """
 
     _supports_gradient_checkpointing = False
@@ -46,12 +46,13 @@ class MaskedAR(ModelMixin, ConfigMixin):
         buffer: int = 64,
         classes: int = 1000,
         order: Sequence[int] | None = None,
+        scalar_scale: float = 5 / 3,
         dropout: float = 0.1,
         step_at_start: bool = False,
     ) -> None:
         super().__init__()
         values = tokens if fsq_levels is None else tokens * len(fsq_levels)
-        self.digits = ScalarValues(levels) if fsq_levels is None else CodeValues(tuple(fsq_levels))
+        self.digits = ScalarValues(levels, scalar_scale) if fsq_levels is None else CodeValues(tuple(fsq_levels))
         self.labels = nn.Embedding(classes, encoder_size[0])
         self.null = nn.Parameter(torch.zeros(1, encoder_size[0]))
         self.embed = Linear(values, encoder_size[0])

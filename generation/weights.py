@@ -22,6 +22,8 @@ Weights = str | Path | Mapping[str, Tensor]
 
 SAME = 1e-5  # how far stored tables may be from ours
 DIT_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}  # published sizes by their width
+MAR_HEADS = {768: 12, 1024: 16, 1280: 16}
+HEAD_HEADS = {768: 8, 1024: 8}  # of the channel head
 CHANNEL_ORDER = (8, 1, 10, 9, 6, 12, 4, 0, 3, 11, 7, 14, 2, 15, 13, 5)  # of the published 16 scalars
 
 _BLOCKS = {
@@ -33,7 +35,7 @@ _BLOCKS = {
     r"\.mlp\.fc2\.": ".mlp.down.",
     r"\.adaLN_modulation\.1\.": ".modulation.",
 }
-_LIGHTNINGDIT = _BLOCKS | {
+LIGHTNINGDIT = _BLOCKS | {
     r"^pos_embed$": "positions",
     r"^x_embedder\.proj\.": "patchify.",
     r"^t_embedder\.mlp\.0\.": "time.up.",
@@ -43,7 +45,7 @@ _LIGHTNINGDIT = _BLOCKS | {
     r"^final_layer\.linear\.": "unpatchify.",
     r"^final_layer\.": "",
 }
-_TOKENBRIDGE = _BLOCKS | {
+TOKENBRIDGE = _BLOCKS | {
     r"^class_emb\.": "labels.",
     r"^fake_latent$": "null",
     r"^z_proj\.": "embed.",
@@ -87,7 +89,7 @@ def load_lightningdit(weights: Weights, *, heads: int | None = None) -> DiT:
     state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"].flatten(1)
     with torch.device("meta"):
         model = DiT(**config)
-    model = _filled(model, state, _LIGHTNINGDIT)
+    model = _filled(model, state, LIGHTNINGDIT)
     model.positions.requires_grad_(False)
     return model
 
@@ -111,34 +113,42 @@ def _dit_config(state: Mapping[str, Tensor], heads: int | None) -> dict[str, Any
 
 
 def load_tokenbridge(
-    weights: Weights, *, heads: tuple[int, int, int], fsq_levels: tuple[int, ...] | None = None
+    weights: Weights,
+    *,
+    heads: tuple[int, int, int] | None = None,
+    fsq_levels: tuple[int, ...] | None = None,
+    order: tuple[int, ...] | None = None,
 ) -> MaskedAR:
     """A published TokenBridge, its EMA if there is one, to be sampled as published (``step_at_start``).
 
-    weights: as in ``load_lightningdit``. heads: of encoder, decoder and head, which no shape says. fsq_levels: where it
-    was trained on AToken-D's codes. Raises: CheckpointError.
+    weights: as in ``load_lightningdit``. heads: of encoder, decoder and head, where its size was not published. fsq_levels: where it was trained on AToken-D's codes. order: of the scalars in the head, where it is not
+    the published one. Raises: CheckpointError.
     """
     state = _state(weights)
     with _missing("TokenBridge"):
-        config = _masked_config(state, heads, fsq_levels)
+        config = _masked_config(state, heads, fsq_levels, order)
     state.pop("channel_mask", None)  # which says that the head is causal
     with torch.device("meta"):
         model = MaskedAR(**config)
-    return _filled(model, state, _TOKENBRIDGE)
+    return _filled(model, state, TOKENBRIDGE)
 
 
 def _masked_config(
-    state: Mapping[str, Tensor], heads: tuple[int, int, int], fsq_levels: tuple[int, ...] | None
+    state: Mapping[str, Tensor],
+    heads: tuple[int, int, int] | None,
+    fsq_levels: tuple[int, ...] | None,
+    order: tuple[int, ...] | None,
 ) -> dict[str, Any]:
     widths = [state[name].shape[-1] for name in ("class_emb.weight", "decoder_embed.bias", "condition_proj.bias")]
     depths = [_depth(state, f"{name}_blocks") for name in ("encoder", "decoder", "channel")]
     places, tokens = state["output_pos_embed"].shape[1], state["channel_embed"].shape[1]
+    heads = heads or (MAR_HEADS[widths[0]], MAR_HEADS[widths[1]], HEAD_HEADS[widths[2]])
     sizes = [tuple(size) for size in zip(widths, depths, heads, strict=True)]
     return {
         "side": round(places**0.5), "encoder_size": sizes[0], "decoder_size": sizes[1], "head_size": sizes[2],
         "tokens": tokens, "levels": len(state["channel_heads.0.bias"]), "fsq_levels": fsq_levels,
         "buffer": state["encoder_pos_embed_learned"].shape[1] - places, "classes": len(state["class_emb.weight"]),
-        "order": CHANNEL_ORDER if tokens == len(CHANNEL_ORDER) else None, "step_at_start": True,
+        "order": order or (CHANNEL_ORDER if tokens == len(CHANNEL_ORDER) else None), "step_at_start": True,
     }  # fmt: skip
 
 
@@ -161,15 +171,17 @@ def _state(weights: Weights) -> dict[str, Tensor]:
 
 
 def _filled(model: M, state: Mapping[str, Tensor], names: Mapping[str, str]) -> M:
-    renamed = {}
-    for name, tensor in state.items():
-        ours = name
-        for pattern, replacement in names.items():
-            ours = re.sub(pattern, replacement, ours)
-        renamed[ours] = tensor.detach().clone()
+    ours = {renamed(name, names): tensor.detach().clone() for name, tensor in state.items()}
     try:
-        model.load_state_dict(renamed, assign=True)
+        model.load_state_dict(ours, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:400]
         raise CheckpointError(f"These weights do not fit {type(model).__name__}: {reason}") from error
     return model.eval()
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """The name of ours for a published one, by ``LIGHTNINGDIT`` or ``TOKENBRIDGE``."""
+    for pattern, ours in names.items():
+        name = re.sub(pattern, ours, name)
+    return name
