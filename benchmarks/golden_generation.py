@@ -1,9 +1,9 @@
 """Generators against what the published code computed: every fixture of a folder, and the worst error of each.
 
 A fixture NAME is NAME.config.json, NAME.weights.safetensors and NAME.io.safetensors, as those of LightningDiT
-(``ldit-``) and TokenBridge (``tb-``); shapes, seeds and step counts are read from them. An error is the largest absolute
-difference over the largest absolute value of the reference. Exit code 1 if a value is more than 2e-5 off, a gradient
-more than 1e-4, or a token is not equal.
+(``ldit-``) and TokenBridge (``tb-``); shapes, seeds and step counts are read from them. An error is the largest
+absolute difference over the largest absolute value of the reference. Exit code 1 if a value is more than 2e-5 off, a
+gradient more than 1e-4, or a token is not equal.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def lightningdit(config: dict[str, Any], weights: dict[str, Tensor], io: dict[st
 def tokenbridge(config: dict[str, Any], weights: dict[str, Tensor], io: dict[str, Tensor]) -> Iterator[Found]:
     """Quantiser, features, logits, loss with gradients, and whole sampling runs."""
     arch, fsq = config["arch"], config.get("fsq_levels")
-    heads = (arch["encoder_num_heads"], arch["decoder_num_heads"], arch["channel_heads"])
+    heads = (arch["encoder_num_heads"], arch["decoder_num_heads"])
     order = tuple(config["channel_order"])
     model = load_tokenbridge(weights, heads=heads, fsq_levels=fsq and tuple(fsq), order=order)
     if "quant.x" in io:

@@ -22,8 +22,7 @@ Weights = str | Path | Mapping[str, Tensor]
 
 SAME = 1e-5  # how far stored tables may be from ours
 DIT_HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}  # published sizes by their width
-MAR_HEADS = {768: 12, 1024: 16, 1280: 16}
-HEAD_HEADS = {768: 8, 1024: 8}  # of the channel head
+MAR_HEADS = {768: 12, 1024: 16, 1280: 16}  # of both trunks
 CHANNEL_ORDER = (8, 1, 10, 9, 6, 12, 4, 0, 3, 11, 7, 14, 2, 15, 13, 5)  # of the published 16 scalars
 
 _BLOCKS = {
@@ -115,14 +114,15 @@ def _dit_config(state: Mapping[str, Tensor], heads: int | None) -> dict[str, Any
 def load_tokenbridge(
     weights: Weights,
     *,
-    heads: tuple[int, int, int] | None = None,
+    heads: tuple[int, int] | None = None,
     fsq_levels: tuple[int, ...] | None = None,
     order: tuple[int, ...] | None = None,
 ) -> MaskedAR:
     """A published TokenBridge, its EMA if there is one, to be sampled as published (``step_at_start``).
 
-    weights: as in ``load_lightningdit``. heads: of encoder, decoder and head, where its size was not published. fsq_levels: where it was trained on AToken-D's codes. order: of the scalars in the head, where it is not
-    the published one. Raises: CheckpointError.
+    weights: as in ``load_lightningdit``. heads: of encoder and decoder, where the size was not published. fsq_levels:
+    where it was trained on AToken-D's codes. order: of the scalars in the head, where it is not the published one.
+    Raises: CheckpointError.
     """
     state = _state(weights)
     with _missing("TokenBridge"):
@@ -135,15 +135,16 @@ def load_tokenbridge(
 
 def _masked_config(
     state: Mapping[str, Tensor],
-    heads: tuple[int, int, int] | None,
+    heads: tuple[int, int] | None,
     fsq_levels: tuple[int, ...] | None,
     order: tuple[int, ...] | None,
 ) -> dict[str, Any]:
     widths = [state[name].shape[-1] for name in ("class_emb.weight", "decoder_embed.bias", "condition_proj.bias")]
     depths = [_depth(state, f"{name}_blocks") for name in ("encoder", "decoder", "channel")]
     places, tokens = state["output_pos_embed"].shape[1], state["channel_embed"].shape[1]
-    heads = heads or (MAR_HEADS[widths[0]], MAR_HEADS[widths[1]], HEAD_HEADS[widths[2]])
-    sizes = [tuple(size) for size in zip(widths, depths, heads, strict=True)]
+    trunks = heads or (MAR_HEADS[widths[0]], MAR_HEADS[widths[1]])
+    own = widths[2] // len(state["channel_blocks.0.attn.q_norm.weight"])
+    sizes = [tuple(size) for size in zip(widths, depths, (*trunks, own), strict=True)]
     return {
         "side": round(places**0.5), "encoder_size": sizes[0], "decoder_size": sizes[1], "head_size": sizes[2],
         "tokens": tokens, "levels": len(state["channel_heads.0.bias"]), "fsq_levels": fsq_levels,
