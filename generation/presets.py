@@ -1,0 +1,49 @@
+"""Named sizes of both generators: as published, and ``nano``, which a laptop trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atoken.errors import AtokenError
+from atoken.presets import FSQ_LEVELS
+
+_DIT = {  # width, depth, heads (LightningDiT, Yao et al. 2025)
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+    "1p0B": (1536, 24, 24),
+    "1p6B": (1792, 28, 28),
+}
+DIT: dict[str, dict[str, Any]] = {
+    f"{name}/{patch}": {"width": width, "depth": depth, "heads": heads, "patch": patch}
+    for name, (width, depth, heads) in _DIT.items()
+    for patch in (1, 2)
+} | {"nano": {"width": 192, "depth": 7, "heads": 4, "patch": 1}}
+
+_CODES = {"tokens": 8, "levels": 4096, "fsq_levels": FSQ_LEVELS}  # of AToken-D (paper section 5.3)
+_SCALARS = {
+    "tokens": 16, "levels": 64, "fsq_levels": None,
+    "order": (8, 1, 10, 9, 6, 12, 4, 0, 3, 11, 7, 14, 2, 15, 13, 5),  # by frequencies of their autoencoder's channels
+}  # fmt: skip
+_TOKENBRIDGE: dict[str, dict[str, Any]] = {  # TokenBridge, Wang et al. 2025
+    "base": {"encoder_size": (768, 12, 12), "decoder_size": (768, 12, 12), "head_size": (768, 4, 8)},
+    "L": {"encoder_size": (1024, 16, 16), "decoder_size": (1024, 16, 16), "head_size": (1024, 4, 8)},
+    "H": {"encoder_size": (1280, 20, 16), "decoder_size": (1280, 20, 16), "head_size": (1024, 6, 8)},
+}
+TOKENBRIDGE: dict[str, dict[str, Any]] = (
+    {name: size | _CODES for name, size in _TOKENBRIDGE.items()}
+    | {f"{name}/scalars": size | _SCALARS for name, size in _TOKENBRIDGE.items()}
+    | {
+        "nano": {
+            "encoder_size": (128, 3, 4), "decoder_size": (128, 3, 4), "head_size": (64, 3, 4), "buffer": 8, **_CODES
+        }
+    }
+)  # fmt: skip
+
+
+def sizes(kind: str, name: str) -> dict[str, Any]:
+    """The arguments of ``DiT`` (kind ``dit``) or ``MaskedAR`` (``tokenbridge``). Raises: AtokenError."""
+    known = {"dit": DIT, "tokenbridge": TOKENBRIDGE}[kind]
+    if name not in known:
+        raise AtokenError(f"There is no preset {name} of {kind}; there are {', '.join(known)}.")
+    return known[name]
