@@ -1,0 +1,221 @@
+"""``ClassToImagePipeline``: images of classes, by a flow on continuous tokens or a masked model of discrete ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+
+import atoken
+from atoken.errors import AtokenError, TokenFileError
+from atoken.io.token_file import Tokens
+from atoken.statistics import LatentStatistics
+from atoken.tokenizer import Tokenizer
+from generation.decoding import Decoding, Drawn, decode
+from generation.dit import DiT
+from generation.guidance import Guidance, guided
+from generation.masked_ar import MaskedAR
+from generation.sampling import sample, sigma_steps
+
+OUTPUTS = ("pil", "np", "pt", "latent", "tokens")
+Label = int | str
+OnStepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass
+class ImageOutput(BaseOutput):
+    """``images``: PIL images, (B, H, W, 3) floats, (B, 3, H, W), latents (B, C, H', W'), or a list of ``Tokens``."""
+
+    images: Any
+
+
+class ClassToImagePipeline(DiffusionPipeline):
+    """Images of labels, which are given by name or number.
+
+    transformer: a ``DiT`` or a ``MaskedAR``. labels: names, by number. tokenizer: the name or folder for
+    ``atoken.load``, and its ``fingerprint``: tokens of another one are not decoded. latents_mean, latents_std: of the
+    latents that a flow was trained on, by channel.
+    """
+
+    def __init__(
+        self,
+        transformer: DiT | MaskedAR,
+        labels: Sequence[str] = (),
+        tokenizer: str = "nano",
+        fingerprint: str = "",
+        latents_mean: Sequence[float] = (),
+        latents_std: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer)
+        self.register_to_config(
+            labels=list(labels), tokenizer=tokenizer, fingerprint=fingerprint,
+            latents_mean=list(latents_mean), latents_std=list(latents_std),
+        )  # fmt: skip
+        self._loaded: Tokenizer | None = None
+
+    @property
+    def coder(self) -> Tokenizer:
+        """The tokenizer that decodes, loaded when it is first needed. Raises: TokenFileError (another one)."""
+        if self._loaded is None:
+            self._loaded = atoken.load(self.config.tokenizer, device=str(self.device))
+        if self.config.fingerprint and self._loaded.fingerprint != self.config.fingerprint:
+            raise TokenFileError(
+                f"This pipeline was trained on tokens of {self.config.tokenizer} {self.config.fingerprint[:12]}, and "
+                f"{self._loaded.name} here is {self._loaded.fingerprint[:12]}; set coder to the tokenizer of its training."
+            )
+        return self._loaded
+
+    @coder.setter
+    def coder(self, tokenizer: Tokenizer) -> None:
+        self._loaded = tokenizer
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        labels: Label | Sequence[Label],
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.65,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_schedule: Literal["linear", "constant"] = "linear",
+        cfg_channels: int | None = None,
+        solver: str = "euler",
+        shift: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: OnStepEnd | None = None,
+    ) -> ImageOutput | tuple[Any]:
+        """One image for each label.
+
+        num_inference_steps: of the solver, or iterations of a masked model. guidance_scale: 1 is none. A flow reads
+        guidance_interval (of sigma), cfg_channels, solver, shift and latents (the noise to start from); a masked model
+        guidance_schedule, temperature, top_k and top_p. generator: one for each image, or one from which theirs are
+        drawn; an image does not depend on the others. output_type: ``pil``, ``np`` ([0, 1]), ``pt`` ([0, 1]),
+        ``latent``, ``tokens``. callback_on_step_end: gets the pipeline, the number of the step, its sigma (or the share
+        of positions still masked) and ``{"latents": ...}``, and returns a dictionary, whose latents go on.
+        Raises: AtokenError.
+        """
+        if output_type not in OUTPUTS:
+            raise AtokenError(f"There is no output type {output_type}; there are {', '.join(OUTPUTS)}.")
+        numbers = [self.label_id(label) for label in ([labels] if isinstance(labels, int | str) else labels)]
+        if not numbers:
+            raise AtokenError("There are no labels; give at least one.")
+        labels_B = torch.tensor(numbers, device=self.device)
+        generators = each_generator(generator, len(numbers))
+        if isinstance(self.transformer, MaskedAR):
+            drawing = Decoding(
+                num_inference_steps, guidance_scale, guidance_schedule, temperature, top_k, top_p
+            )  # fmt: skip
+            result = self._from_masked(labels_B, drawing, generators, callback_on_step_end)
+        else:
+            guidance = Guidance(guidance_scale, guidance_interval, cfg_channels)
+            noise = self._noise(generators) if latents is None else latents.to(self.device)
+            sigmas = sigma_steps(num_inference_steps, shift)
+            result = self._from_flow(labels_B, noise, sigmas, guidance, solver, callback_on_step_end)
+        images = self._output(result, output_type, labels_B)
+        return ImageOutput(images) if return_dict else (images,)
+
+    def label_id(self, label: Label) -> int:
+        """The number of a label. Raises: AtokenError (an unknown one)."""
+        names, classes = list(self.config.labels), self.transformer.config.classes
+        if isinstance(label, str):
+            if label not in names:
+                shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+                raise AtokenError(f"This pipeline has no label {label!r}; it has {shown}.")
+            return names.index(label)
+        if not 0 <= label < classes:
+            raise AtokenError(f"This pipeline has the labels 0 to {classes - 1}, and none of number {label}.")
+        return int(label)
+
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        config = self.transformer.config
+        shape = (config.channels, config.side, config.side)
+        return torch.stack([torch.randn(shape, generator=one) for one in generators]).to(self.device)
+
+    def _from_flow(
+        self, labels_B: Tensor, noise: Tensor, sigmas: list[float], guidance: Guidance, solver: str,
+        callback: OnStepEnd | None,
+    ) -> Tensor:  # fmt: skip
+        """Latents (B, C, H, W), not normalised."""
+        null_B = torch.full_like(labels_B, self.transformer.config.classes)
+        velocity = guided(self._network, labels_B, null_B, guidance)
+        with self.progress_bar(total=len(sigmas) - 1) as bar:
+
+            def on_step(number: int, sigma: float, x: Tensor) -> Tensor | None:
+                bar.update()
+                if callback is None:
+                    return None
+                return callback(self, number, sigma, {"latents": x}).get("latents", x)
+
+            normalised = sample(velocity, noise, sigmas, solver, on_step)
+        return self.statistics.denormalise(normalised) if self.statistics else normalised
+
+    def _network(self, x: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
+        return self.transformer(x.to(self.transformer.dtype), sigma_B, labels_B)
+
+    def _from_masked(
+        self, labels_B: Tensor, decoding: Decoding, generators: Sequence[torch.Generator], callback: OnStepEnd | None
+    ) -> Tensor:
+        """Codes (B, L, V)."""
+        with self.progress_bar(total=None) as bar:
+
+            def on_iteration(number: int, drawn: Drawn) -> None:
+                bar.update()
+                if callback is not None:
+                    left = float((drawn.masked & ~drawn.decided).float().mean())
+                    callback(self, number, left, {"latents": self._grid(drawn.tokens)})
+
+            return decode(self.transformer, labels_B, decoding, generators, on_iteration=on_iteration)
+
+    @property
+    def statistics(self) -> LatentStatistics | None:
+        """Of the latents that a flow was trained on; None where it has none, as published weights."""
+        if not self.config.latents_mean:
+            return None
+        return LatentStatistics(tuple(self.config.latents_mean), tuple(self.config.latents_std))
+
+    def _grid(self, codes_BLV: Tensor) -> Tensor:
+        side = self.transformer.config.side
+        return self.transformer.digits.values(codes_BLV).mT.unflatten(2, (side, side))
+
+    def _output(self, result: Tensor, output_type: str, labels_B: Tensor) -> Any:
+        latents = self._grid(result) if isinstance(self.transformer, MaskedAR) else result
+        if output_type == "latent":
+            return latents
+        if output_type == "tokens":
+            names = [self._name(number) for number in labels_B.tolist()]
+            made = [Tokens.from_latents(one, like=self.coder) for one in latents.cpu()]
+            return [replace(tokens, name=name) for tokens, name in zip(made, names, strict=True)]
+        pixels = self.coder.decode_latents(latents.float())
+        assert isinstance(pixels, Tensor)  # one grid
+        unit = (pixels.clamp(-1, 1) + 1) / 2
+        if output_type == "pt":
+            return unit
+        array = unit.permute(0, 2, 3, 1).float().cpu().numpy()
+        return array if output_type == "np" else [Image.fromarray(np.rint(one * 255).astype(np.uint8)) for one in array]
+
+    def _name(self, number: int) -> str:
+        return self.config.labels[number] if number < len(self.config.labels) else str(number)
+
+
+def each_generator(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
+    """A generator on the CPU for each image. Raises: AtokenError (another number of them)."""
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise AtokenError(f"There are {len(generator)} generators for {count} images; give one for each, or one.")
+        return list(generator)
+    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
