@@ -1,0 +1,89 @@
+"""What the commands of ``python -m generation`` do."""
+
+from __future__ import annotations
+
+import argparse
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from atoken.cli import console
+from atoken.errors import AtokenError
+from atoken.io.token_file import TokenFileWriter
+from atoken.store.reader import TokenStore
+from generation.many import labels_of, made, sample_folder
+from generation.pipelines.class_to_image import ClassToImagePipeline
+
+BUNDLED = Path(__file__).parent / "weights"
+
+
+def train(options: argparse.Namespace) -> int:
+    """A generator, from its newest checkpoint if there is one."""
+    from generation import training
+
+    how = training.training(options.kind, options.preset, options.changes)
+    store = TokenStore(options.store)
+    model = training.train(
+        options.kind, options.preset, store, Path(options.out), how, device=_device(options),
+        workers=options.workers, zero=options.zero, evaluate_every=options.evaluate_every,
+    )  # fmt: skip
+    console.out(str(model))
+    return 0
+
+
+def sample(options: argparse.Namespace) -> int:
+    """Images, as one image, a token file, or a folder for evaluation."""
+    if options.number < 1 or options.batch < 1:
+        raise AtokenError("-n and --batch take whole numbers of at least 1.")
+    pipeline = ClassToImagePipeline.from_pretrained(_folder(options.model)).to(_device(options))
+    wanted = [int(label) if label.isdecimal() else label for label in options.labels]
+    classes = [pipeline.label_id(label) for label in wanted] or list(range(pipeline.transformer.config.classes))
+    labels = labels_of(classes, options.number, options.seed, random=options.random)
+    settings: dict[str, Any] = {
+        "num_inference_steps": options.steps, "guidance_scale": options.guidance,
+        "guidance_interval": tuple(options.interval), "solver": options.solver, "shift": options.shift,
+        "temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p,
+    }  # fmt: skip
+    target = Path(options.out)
+    if target.suffix.lower() not in (".png", ".jpg", ".webp", ".atok"):
+        if path := sample_folder(pipeline, labels, target, options.seed, options.batch, **settings):
+            console.out(str(path))
+        return 0
+    numbers = [range(first, min(first + options.batch, len(labels))) for first in range(0, len(labels), options.batch)]
+    if target.suffix == ".atok":
+        with TokenFileWriter(target) as writer:
+            for some in numbers:
+                for tokens in made(pipeline, labels, some, options.seed, "tokens", **settings):
+                    writer.add(tokens)
+    else:
+        images = np.concatenate([made(pipeline, labels, some, options.seed, "np", **settings) for some in numbers])
+        _square(images).save(target)
+    console.out(str(target))
+    return 0
+
+
+def _square(images: np.ndarray) -> Image.Image:
+    """Images (N, H, W, 3) in [0, 1] as rows of one, as square as it can be; what is left over is black."""
+    columns = ceil(len(images) ** 0.5)
+    rows = ceil(len(images) / columns)
+    padded = np.concatenate([images, np.zeros((rows * columns - len(images), *images.shape[1:]), images.dtype)])
+    grid = padded.reshape(rows, columns, *images.shape[1:]).transpose(0, 2, 1, 3, 4)
+    height, width = rows * images.shape[1], columns * images.shape[2]
+    return Image.fromarray(np.rint(grid.reshape(height, width, 3) * 255).astype(np.uint8))
+
+
+def _folder(name: str) -> Path:
+    """The folder of a pipeline, or that of a bundled name. Raises: AtokenError."""
+    for folder in (Path(name), BUNDLED / name):
+        if (folder / "model_index.json").is_file():
+            return folder
+    raise AtokenError(f"There is no pipeline in {name}; name the folder model of a run, or a bundled model.")
+
+
+def _device(options: argparse.Namespace) -> str:
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return found if options.device == "auto" else str(options.device)
