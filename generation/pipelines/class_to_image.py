@@ -69,7 +69,7 @@ class ClassToImagePipeline(DiffusionPipeline):
         if self.config.fingerprint and self._loaded.fingerprint != self.config.fingerprint:
             raise TokenFileError(
                 f"This pipeline was trained on tokens of {self.config.tokenizer} {self.config.fingerprint[:12]}, and "
-                f"{self._loaded.name} here is {self._loaded.fingerprint[:12]}; set coder to the tokenizer of its training."
+                f"{self._loaded.name} here is {self._loaded.fingerprint[:12]}; set coder to the one of its training."
             )
         return self._loaded
 
