@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 from PIL import Image
 
 from atoken.cli import console
@@ -19,6 +20,9 @@ from generation.many import labels_of, made, sample_folder
 from generation.pipelines.class_to_image import ClassToImagePipeline
 
 BUNDLED = Path(__file__).parent / "weights"
+
+logging.set_verbosity_error()  # what matters becomes an exit code and one sentence
+logging.disable_progress_bar()
 
 
 def train(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,3 @@ def shown(
     side = round(SHOWN**0.5)
     rows = np.concatenate(np.concatenate(images.reshape(side, side, *images.shape[1:]), 1), 1)
     return {}, np.rint(rows * 255).astype(np.uint8)
-
-
-def replaced(how: Training, **changes: Any) -> Training:
-    """With other numbers of its recipe."""
-    return replace(how, recipe=replace(how.recipe, **changes))

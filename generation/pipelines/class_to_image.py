@@ -21,7 +21,7 @@ from atoken.tokenizer import Tokenizer
 from generation.decoding import Decoding, Drawn, decode
 from generation.dit import DiT
 from generation.guidance import Guidance, guided
-from generation.masked_ar import MaskedAR
+from generation.masked_ar import MaskedAR, masked_counts
 from generation.sampling import sample, sigma_steps
 
 OUTPUTS = ("pil", "np", "pt", "latent", "tokens")
@@ -170,7 +170,8 @@ class ClassToImagePipeline(DiffusionPipeline):
         self, labels_B: Tensor, decoding: Decoding, generators: Sequence[torch.Generator], callback: OnStepEnd | None
     ) -> Tensor:
         """Codes (B, L, V)."""
-        with self.progress_bar(total=None) as bar:
+        counts = masked_counts(self.transformer.config.side**2, decoding.iterations)
+        with self.progress_bar(total=len(counts)) as bar:
 
             def on_iteration(number: int, drawn: Drawn) -> None:
                 bar.update()
