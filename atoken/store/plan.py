@@ -184,7 +184,9 @@ def locked(store: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
         file = (store / WORK / LOCK).open("w")
     with file:
-        if not _lock(file.fileno()):
+        with writing(store):  # some file systems have no locks
+            free = _lock(file.fileno())
+        if not free:
             raise StoreError(f"Another process is writing {store}; wait until it is done, or choose another folder.")
         with writing(store):
             for left in (path for folder in folders for path in folder.glob(".*.part")):

@@ -79,7 +79,7 @@ def found(
     them; items with them are compared one by one. Raises: StoreError.
     """
     among = store.where(**equal).rows if equal else None
-    rows, cosines = index.nearest(query_D.numpy(), top, among)
+    rows, cosines = index.nearest(query_D.numpy(), top, among, "items" if tokenizer is None else "texts")
     chances: list[float | None] = [None] * len(rows)
     if tokenizer is not None:
         chances = tokenizer.logits(torch.from_numpy(cosines)[:, None], torch.ones(1, 1))[:, 0].sigmoid().tolist()

@@ -44,6 +44,10 @@ def join(job: Job, shard: int) -> None:
     Raises: StoreError (a unit is damaged: it is made again by the next run), TokenFileError (as writing).
     """
     units = job.plan.units_of(shard)
+    if _note(job, shard).exists():  # one that was killed while it removed them
+        with writing(job.store):
+            _remove_units(job, shard)
+        return
     try:
         done = [Done.load(job.unit_files(unit)[1]) for unit in units]
         rows = _write_shard(job, shard, [unit for unit, one in zip(units, done, strict=True) if one.rows], done)

@@ -9,7 +9,8 @@
     STORE/vectors/manifest.json   SHA-256 of these files, written last
 
 A text lies far from all images, for the two fill different cones of the space; a graph of images leads it astray sooner
-than it does an image. Therefore what the graph finds is measured with both, and it is searched as widely as both need.
+than it does an image. Therefore what the graph finds is measured with both, and for each it is searched as widely as it
+needs.
 
 Letters: ``K`` vectors, ``D`` their width, ``Q`` queries.
 """
@@ -17,7 +18,7 @@ Letters: ``K`` vectors, ``D`` their width, ``Q`` queries.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ _VECTORS, _ROWS, _GRAPH, _FACTS = "vectors.npy", "rows.npy", "graph.usearch", "f
 MANY = 10_000  # vectors; fewer are compared one by one, in about 0.1 ms
 LINKS, WIDTH_ADD = 32, 256  # of the graph: links of a vector, and candidates kept while it is added
 WIDTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)  # candidates kept; the first that finds enough is taken
-WIDTH_BLIND = 256  # at least, where no text was there to measure with
+WIDTH_BLIND = 256  # for texts, where none was there to measure with
 RECALL = 0.975  # to find of the ``TOP`` nearest, so that 0.97 holds for other queries than those that were measured
 TOP = 10
 QUERIES = 500  # of each kind that the recall is measured with
@@ -46,14 +47,15 @@ BLOCK = 1 << 16  # vectors that are compared at once
 
 
 class Facts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``facts.json``. store: SHA-256 of the manifest of the store. width: of the search, None without a graph.
+    """``facts.json``. store: SHA-256 of the manifest of the store.
 
-    recall: by kind of query, the share of the ``TOP`` nearest that the graph finds.
+    widths, recall: by kind of query (``items``, ``texts``), candidates that are kept in a search, and the share of the
+    ``TOP`` nearest that it finds; empty without a graph.
     """
 
     store: str
     count: int
-    width: int | None
+    widths: dict[str, int]
     recall: dict[str, float]
 
 
@@ -64,14 +66,18 @@ class Vectors:
     vectors: np.ndarray
     rows: np.ndarray
     graph: Index | None = None
-    recall: Mapping[str, float] | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
-    def nearest(self, query_D: np.ndarray, top: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, query_D: np.ndarray, top: int, among: np.ndarray | None = None, kind: str = "items"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the ``top`` vectors nearest to a unit vector, nearest first, and their cosines.
 
         among: only of these rows of the store; they are compared one by one, and so are all where there is no graph.
+        kind: of the query, ``items`` or ``texts``.
         """
         if among is None and self.graph is not None:
+            self.graph.expansion_search = self.widths.get(kind, WIDTH_BLIND)  # type: ignore[misc] # two properties
             found = _by_graph(self.graph, self.vectors, query_D, top)
         else:
             chosen = None if among is None else np.flatnonzero(np.isin(self.rows, among))
@@ -116,15 +122,15 @@ def build(
     """
     try:
         with TemporaryDirectory(prefix=f".{FOLDER}-", dir=store) as part:
-            folder, width, recall = Path(part) / FOLDER, None, dict[str, float]()
+            folder, widths, recall = Path(part) / FOLDER, dict[str, int](), dict[str, float]()
             folder.mkdir()
             np.save(folder / _VECTORS, vectors_KD)
             np.save(folder / _ROWS, rows_K)
             if len(vectors_KD) >= MANY:
                 graph = _graph(vectors_KD, progress)
-                width, recall = _measured(graph, vectors_KD, texts_QD)
+                widths, recall = _measured(graph, vectors_KD, texts_QD)
                 graph.save(folder / _GRAPH)
-            facts = Facts(store=fingerprint(store), count=len(vectors_KD), width=width, recall=recall)
+            facts = Facts(store=fingerprint(store), count=len(vectors_KD), widths=widths, recall=recall)
             (folder / _FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1))
             manifest.seal(folder)
             if (store / FOLDER).exists():
@@ -152,22 +158,23 @@ def _new(width: int, **settings: Any) -> Index:
     return Index(ndim=width, metric="ip", dtype="f16", enable_key_lookups=False, **settings)
 
 
-def _measured(graph: Index, vectors_KD: np.ndarray, texts_QD: np.ndarray | None) -> tuple[int, dict[str, float]]:
-    """The narrowest search that finds enough, and what share it finds, by kind of query."""
+def _measured(
+    graph: Index, vectors_KD: np.ndarray, texts_QD: np.ndarray | None
+) -> tuple[dict[str, int], dict[str, float]]:
+    """By kind of query the narrowest search that finds enough, and what share it finds."""
     own = np.linspace(0, len(vectors_KD) - 1, QUERIES).astype(int)
     kinds: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"items": (np.asarray(vectors_KD[own]), own)}
     if texts_QD is not None:
         kinds["texts"] = texts_QD[:QUERIES], None
-    limits = {name: last_of_nearest(vectors_KD, *of) for name, of in kinds.items()}
-    shares: dict[str, float] = {}
-    for width in WIDTHS:
-        if texts_QD is None and width < WIDTH_BLIND:
-            continue
-        graph.expansion_search = width  # type: ignore[misc] # usearch declares two properties crosswise
-        shares = {name: recall(graph, vectors_KD, *of, limits[name]) for name, of in kinds.items()}
-        if min(shares.values()) >= RECALL:
-            break
-    return width, shares
+    widths, shares = dict[str, int](), dict[str, float]()
+    for name, of in kinds.items():
+        limits = last_of_nearest(vectors_KD, *of)
+        for width in WIDTHS:
+            graph.expansion_search = width  # type: ignore[misc] # usearch declares two properties crosswise
+            widths[name], shares[name] = width, recall(graph, vectors_KD, *of, limits)
+            if shares[name] >= RECALL:
+                break
+    return widths, shares
 
 
 def last_of_nearest(vectors_KD: np.ndarray, queries_QD: np.ndarray, own_Q: np.ndarray | None) -> np.ndarray:
@@ -204,14 +211,14 @@ def load(store: Path) -> Vectors | None:
         raise StoreError(f"The index of {store} is damaged; {again}.") from error
     if facts.store != fingerprint(store):
         raise StoreError(f"The index of {store} is of other contents than it has now; {again}.")
-    if facts.width is None:
+    if not facts.widths:
         return Vectors(vectors, rows)
-    graph = _new(vectors.shape[1], expansion_search=facts.width)
+    graph = _new(vectors.shape[1])
     try:
         graph.view(folder / _GRAPH)
     except RuntimeError as error:  # such as another version of the format
         raise StoreError(f"This version of usearch cannot read the index of {store}; {again}.") from error
-    return Vectors(vectors, rows, graph, facts.recall)
+    return Vectors(vectors, rows, graph, facts.widths)
 
 
 def fingerprint(store: Path) -> str:

@@ -72,7 +72,7 @@ def test_equal_vectors_are_found_in_the_order_of_the_store(clustered):
 def test_few_vectors_have_no_graph_and_many_have_one_that_finds_the_measured_share(store, clustered, texts):
     assert load(store) is None
     facts = build(store, clustered[:900], np.arange(900))
-    assert facts.width is None
+    assert facts.widths == {}
     assert sorted(files(store / FOLDER)) == ["facts.json", "manifest.json", "rows.npy", "vectors.npy"]
     assert load(store).graph is None
     added = []
@@ -82,23 +82,32 @@ def test_few_vectors_have_no_graph_and_many_have_one_that_finds_the_measured_sha
     assert isinstance(opened.vectors, np.memmap)
     assert min(facts.recall["items"], facts.recall["texts"]) >= vectors.RECALL
     expected = exact(clustered, texts, 10)
-    found = [len(set(opened.nearest(text, 10)[0]) & set(row)) for text, row in zip(texts, expected, strict=True)]
+    found = [
+        len(set(opened.nearest(text, 10, kind="texts")[0]) & set(row))
+        for text, row in zip(texts, expected, strict=True)
+    ]
     assert sum(found) == round(facts.recall["texts"] * 10 * len(texts))
     among = np.arange(0, COUNT, 700)  # so few of them that a graph would hardly meet one
     np.testing.assert_array_equal(np.sort(opened.nearest(texts[0], 10, among)[0]), among)
     assert [path.name for path in store.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_search_is_as_wide_as_texts_need_or_wide_at_once_without_them(store, clustered, texts, monkeypatch):
+def test_the_search_is_as_wide_as_each_kind_of_query_needs(store, clustered, texts, monkeypatch):
     monkeypatch.setattr(vectors, "WIDTHS", (10, 20, 40, 80))
-    monkeypatch.setattr(vectors, "WIDTH_BLIND", 40)
-    assert build(store, clustered, np.arange(COUNT)).width == 40
-    assert load(store).graph.expansion_search == 40
-    monkeypatch.setattr(vectors, "recall", lambda graph, v, queries, *_: graph.expansion_search >= len(queries) / 3)
-    monkeypatch.setattr(vectors, "QUERIES", 30)
-    assert build(store, clustered, np.arange(COUNT), texts[:30]).width == 10
+    monkeypatch.setattr(vectors, "WIDTH_BLIND", 50)
+    monkeypatch.setattr(
+        vectors, "recall", lambda graph, v, queries, *_: float(3 * graph.expansion_search >= len(queries))
+    )
     monkeypatch.setattr(vectors, "QUERIES", 60)
-    assert build(store, clustered, np.arange(COUNT), texts).width == 20
+    assert build(store, clustered, np.arange(COUNT)).widths == {"items": 20}
+    opened = load(store)
+    for kind, width in (("items", 20), ("texts", 50)):  # no text was measured with
+        opened.nearest(texts[0], 5, kind=kind)
+        assert opened.graph.expansion_search == width
+    assert build(store, clustered, np.arange(COUNT), texts[:30]).widths == {"items": 20, "texts": 10}
+    opened = load(store)
+    opened.nearest(texts[0], 5, kind="texts")
+    assert opened.graph.expansion_search == 10
 
 
 def test_an_item_is_not_its_own_neighbour_when_recall_is_measured(clustered):
