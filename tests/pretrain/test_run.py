@@ -93,7 +93,7 @@ def test_a_run_records_its_stage_and_its_data(uninterrupted):
     noted = json.loads((uninterrupted.parent / "start-000000.json").read_text())
     assert (noted["step"], noted["recipe"]["steps"], noted["stage"]["preset"]) == (0, TINY.recipe.steps, "tiny")
     terms = noted["stage"]["tasks"]["image"]["terms"]
-    assert [(term["fn"], term["weight"]) for term in terms if term["weight"]] == [("l1", 0.2), ("kl", 1e-8)]
+    assert [(term["fn"], term["weight"]) for term in terms if term["weight"]] == [("l1", 0.8), ("kl", 1e-8)]
     assert (noted["data"]["procedural"], noted["start"]) == (True, None)
     assert noted["launch"] == {
         "data": "procedural", "teachers": {}, "device": "cpu", "ranks": 1, "workers": 0, "zero": None,
