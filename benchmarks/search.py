@@ -42,12 +42,12 @@ def queries(tokenizer: atoken.Tokenizer) -> dict[str, np.ndarray]:
     }
 
 
-def milliseconds(index: Vectors, queries_QD: np.ndarray, kind: str) -> float:
+def milliseconds(index: Vectors, queries_QD: np.ndarray, query_type: str) -> float:
     """Of one query, the median."""
     times = []
     for query in queries_QD:
         start = time.perf_counter()
-        index.nearest(query, TOP, kind=kind)
+        index.nearest(query, TOP, query_type=query_type)
         times.append(time.perf_counter() - start)
     return 1e3 * float(np.median(times))
 
@@ -80,14 +80,16 @@ def main() -> int:
     missed = False
     for name, vectors_QD in queries(tokenizer).items():
         last = vectors.last_of_nearest(index.vectors, vectors_QD, None)
-        kind = "texts" if name == "texts" else "items"
-        exact = milliseconds(Vectors(index.vectors, index.rows), vectors_QD, kind)
+        query_type = "texts" if name == "texts" else "items"
+        exact = milliseconds(Vectors(index.vectors, index.rows), vectors_QD, query_type)
         for width in WIDTHS:
             index.graph.expansion_search = width
             share = vectors.recall(index.graph, index.vectors, vectors_QD, None, last)
-            taken = milliseconds(Vectors(index.vectors, index.rows, index.graph, {kind: width}), vectors_QD, kind)
+            taken = milliseconds(
+                Vectors(index.vectors, index.rows, index.graph, {query_type: width}), vectors_QD, query_type
+            )
             row(name, width, f"{share:.4f}", f"{taken:.3f}", f"{exact:.2f}", f"{exact / taken:.0f}")
-            chosen = width == facts.widths[kind]
+            chosen = width == facts.widths[query_type]
             missed |= chosen and (share < RECALL_TARGET or exact / taken < SPEED_TARGET)
     return int(missed)
 

@@ -41,7 +41,7 @@ WIDTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048)  # candidates kept; 
 WIDTH_BLIND = 256  # for texts, where none was there to measure with
 RECALL = 0.975  # to find of the ``TOP`` nearest, so that 0.97 holds for other queries than those that were measured
 TOP = 10
-QUERIES = 500  # of each kind that the recall is measured with
+QUERIES = 500  # of each type that the recall is measured with
 SLACK = 1e-6  # of a cosine: two sums of the same products differ by this
 BLOCK = 1 << 16  # vectors that are compared at once
 
@@ -49,7 +49,7 @@ BLOCK = 1 << 16  # vectors that are compared at once
 class Facts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``facts.json``. store: SHA-256 of the manifest of the store.
 
-    widths, recall: by kind of query (``items``, ``texts``), candidates that are kept in a search, and the share of the
+    widths, recall: by type of query (``items``, ``texts``), candidates that are kept in a search, and the share of the
     ``TOP`` nearest that it finds; empty without a graph.
     """
 
@@ -69,15 +69,15 @@ class Vectors:
     widths: Mapping[str, int] = field(default_factory=dict)
 
     def nearest(
-        self, query_D: np.ndarray, top: int, among: np.ndarray | None = None, kind: str = "items"
+        self, query_D: np.ndarray, top: int, among: np.ndarray | None = None, query_type: str = "items"
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the ``top`` vectors nearest to a unit vector, nearest first, and their cosines.
 
         among: only of these rows of the store; they are compared one by one, and so are all where there is no graph.
-        kind: of the query, ``items`` or ``texts``.
+        query_type: ``items`` or ``texts``.
         """
         if among is None and self.graph is not None:
-            self.graph.expansion_search = self.widths.get(kind, WIDTH_BLIND)  # type: ignore[misc] # two properties
+            self.graph.expansion_search = self.widths.get(query_type, WIDTH_BLIND)  # type: ignore[misc] # two properties
             found = _by_graph(self.graph, self.vectors, query_D, top)
         else:
             chosen = None if among is None else np.flatnonzero(np.isin(self.rows, among))
@@ -161,7 +161,7 @@ def _new(width: int, **settings: Any) -> Index:
 def _measured(
     graph: Index, vectors_KD: np.ndarray, texts_QD: np.ndarray | None
 ) -> tuple[dict[str, int], dict[str, float]]:
-    """By kind of query the narrowest search that finds enough, and what share it finds."""
+    """By type of query the narrowest search that finds enough, and what share it finds."""
     own = np.linspace(0, len(vectors_KD) - 1, QUERIES).astype(int)
     kinds: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"items": (np.asarray(vectors_KD[own]), own)}
     if texts_QD is not None:

@@ -83,7 +83,7 @@ def test_few_vectors_have_no_graph_and_many_have_one_that_finds_the_measured_sha
     assert min(facts.recall["items"], facts.recall["texts"]) >= vectors.RECALL
     expected = exact(clustered, texts, 10)
     found = [
-        len(set(opened.nearest(text, 10, kind="texts")[0]) & set(row))
+        len(set(opened.nearest(text, 10, query_type="texts")[0]) & set(row))
         for text, row in zip(texts, expected, strict=True)
     ]
     assert sum(found) == round(facts.recall["texts"] * 10 * len(texts))
@@ -102,11 +102,11 @@ def test_the_search_is_as_wide_as_each_kind_of_query_needs(store, clustered, tex
     assert build(store, clustered, np.arange(COUNT)).widths == {"items": 20}
     opened = load(store)
     for kind, width in (("items", 20), ("texts", 50)):  # no text was measured with
-        opened.nearest(texts[0], 5, kind=kind)
+        opened.nearest(texts[0], 5, query_type=kind)
         assert opened.graph.expansion_search == width
     assert build(store, clustered, np.arange(COUNT), texts[:30]).widths == {"items": 20, "texts": 10}
     opened = load(store)
-    opened.nearest(texts[0], 5, kind="texts")
+    opened.nearest(texts[0], 5, query_type="texts")
     assert opened.graph.expansion_search == 10
 
 
