@@ -114,7 +114,7 @@ class _Readers:
 
     def close(self) -> None:
         """End all processes."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        _kill(self._pool)
 
 
 def _one_by_one(job: Job, unit: int) -> Read:
@@ -127,7 +127,7 @@ def _one_by_one(job: Job, unit: int) -> Read:
                 found += _submitted(pool, read_here, unit, [item]).result().items
                 break
             except BrokenProcessPool:
-                pool.shutdown(wait=False)
+                _kill(pool)
                 pool = _pool(job, 1)
         else:
             found.append(killed(job, item))
@@ -141,7 +141,7 @@ class _Thread:
     def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
         self._job, self._tokenizer = job, tokenizer
         self.future: Future[Report] | None = None
-        self._pool: Executor = ThreadPoolExecutor(1)
+        self._pool: Any = ThreadPoolExecutor(1)
 
     def submit(self, read: Read) -> None:
         """Begin to encode a unit."""
@@ -183,7 +183,7 @@ class _Process(_Thread):
                     f"The encoder on {self._device} was killed {DEATHS} times at unit {self._read.unit}; it may need "
                     "more memory: lower --batch-tokens, in another store."
                 ) from error
-            self._pool.shutdown(wait=False)
+            _kill(self._pool)
             self._pool = _pool(self._job, 1)
             self.submit(self._read)
             return None
@@ -204,6 +204,18 @@ def _loaded(device: str) -> Tokenizer:
 def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
     # Spawned: torch's threads do not survive a fork.
     return ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin, initargs=(job,))
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End a pool and its processes at once.
+
+    Where one dies while another starts, the pool ends all but the new one, and then waits for that for ever (CPython
+    3.11). ``kill_workers`` comes with 3.14.
+    """
+    processes = dict(pool._processes or {})
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes.values():
+        process.kill()
 
 
 def _submitted(pool: Executor, *call: Any) -> Future[Any]:

@@ -1,8 +1,10 @@
 """The engine of one machine: whoever is killed, the store is the same to the byte, and a killer is listed."""
 
+import multiprocessing
 import threading
 from contextlib import contextmanager, suppress
-from time import sleep
+from multiprocessing.context import SpawnProcess
+from time import monotonic, sleep
 
 import psutil
 import pytest
@@ -71,6 +73,27 @@ def test_readers_that_are_killed_leave_no_trace(source, tmp_path, whole):
         make(source, tmp_path / "s", engine=engine, **UNITS)
     assert killed
     assert contents(tmp_path / "s") == whole
+
+
+def test_a_reader_that_dies_while_another_starts_leaves_no_process(source, tmp_path, whole, monkeypatch):
+    started, start = [], SpawnProcess.start
+
+    def start_late(process):
+        start(process)
+        started.append(process)
+        if len(started) == 2:
+            started[0].kill()
+            sleep(1)  # meanwhile the pool sees that one died, and does not know of this one yet
+
+    monkeypatch.setattr(SpawnProcess, "start", start_late)
+    with LocalEngine(small_tokenizer(), 2) as engine:
+        make(source, tmp_path / "s", engine=engine, **UNITS)
+    assert len(started) == 4
+    assert contents(tmp_path / "s") == whole
+    late = monotonic() + 20
+    while multiprocessing.active_children() and monotonic() < late:
+        sleep(0.1)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_process_for_each_of_several_devices_gives_the_same_bytes_though_some_are_killed(source, tmp_path):
