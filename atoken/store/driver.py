@@ -94,6 +94,7 @@ def tokenize(
     model: the arguments of ``atoken.load`` that gave the tokenizer, for other processes. most_broken: the share of
     items that may fail. shown: is called after each unit. Raises: AtokenError; the store can be gone on with.
     """
+    shards.arrow()  # a missing package is said before anything is made
     with locked(store):
         plan = load_plan(store)
         if plan is None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import resource
+import sys
 from itertools import count
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from atoken.errors import AtokenError, StoreError
+from atoken.errors import AtokenError, MissingExtraError, StoreError
 from atoken.io.contents import Item
 from atoken.io.token_file import TokenFile
 from atoken.store import driver
@@ -317,3 +318,10 @@ def test_a_plan_is_printed_and_nothing_is_made(source, tmp_path):
     options = Options(flip=True)
     table = dict(driver.forecast(open_source(str(source), options), small_tokenizer(), options, 2))
     assert (table["items"], table["tokens"]) == ("7", str(2 * sum(2 * (2 + i % 3) for i in range(7))))
+
+
+def test_a_missing_package_is_said_before_anything_is_made(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'atoken\[store\]'"):
+        make(source, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
