@@ -99,11 +99,11 @@ NANO_TASKS = {
 }
 NANO_1 = Stage(
     "1", "nano", NANO_TASKS, {"image": 1}, auxiliary=("image-text",), frozen=(*GAUSSIANS, *TEXT),
-    code_kept=True, recipe=Recipe(steps=1500, lr=1.5e-3, final_lr=5e-5),
+    code_kept=True, recipe=Recipe(steps=1500, lr=1e-3, final_lr=5e-5),
 )  # fmt: skip
 NANO_2 = replace(
     NANO_1, name="2", start_from="1", mixture={"image": 2, "video-text": 1, "video": 4},
-    recipe=replace(NANO_1.recipe, steps=600, lr=8e-4, seed=1),
+    recipe=replace(NANO_1.recipe, steps=600, lr=6e-4, seed=1),
 )  # fmt: skip
 # Larger ones, as the paper's third stage has.
 LARGER = {
@@ -114,7 +114,7 @@ LARGER = {
 NANO_3 = replace(
     NANO_2, name="3", start_from="2", mixture={"image": 8, "video-text": 2, "video": 4, "asset-text": 2, "crop": 1},
     tasks=NANO_TASKS | LARGER, frozen=GAUSSIANS,
-    recipe=replace(NANO_2.recipe, steps=5800, lr=8e-4, final_lr=1e-5, seed=2),
+    recipe=replace(NANO_2.recipe, steps=5000, final_lr=1e-5, seed=2),
 )  # fmt: skip
 NANO_SURFACE = Stage(
     "surface", "nano", NANO_TASKS, {"surface": 1}, start_from="3", frozen=TOKENIZER,
