@@ -299,6 +299,11 @@ def fingerprint(model: ATokenModel) -> str:
     for part in ("gaussian_decoder", "text"):
         if sizes[part] is None:
             del sizes[part]  # fingerprints are older than these fields
+    return weights_digest(model, sizes)
+
+
+def weights_digest(model: torch.nn.Module, sizes: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of what a model is made of and its weights, rounded to bf16."""
     digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())

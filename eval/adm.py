@@ -1,4 +1,4 @@
-"""ADM's ``.npz`` files: samples (``arr_0``) and statistics (``mu``, ``sigma``, ``mu_s``, ``sigma_s``) of features.
+"""ADM's ``.npz`` files: samples (``arr_0``), labels (``arr_1``), statistics of features (``mu``, ``sigma``, ``_s``).
 
 Arrays are read as plain bytes behind a checked header, block by block, and never unpickled. Formats: the evaluations
 of guided-diffusion (Dhariwal and Nichol 2021); ``mu`` and ``sigma`` alone are also what pytorch-fid writes.
@@ -22,7 +22,8 @@ from atoken.media.limits import DEFAULT_LIMITS
 from atoken.metrics.frechet import Gaussian
 
 ENDS = {"pooled": "", "spatial": "_s"}  # of the names of arrays, by kind of features
-WIDEST = 16_384  # numbers of a feature
+WIDEST = 16_384  # numbers of a feature, or classes
+MOST_SAMPLES = 10_000_000
 BLOCK = 64 << 20  # bytes that are read at a time
 
 
@@ -43,6 +44,20 @@ def read_samples(path: str | Path) -> Iterator[np.ndarray]:
         DEFAULT_LIMITS.check_size(shape[1], shape[2], f"An image of {path}")
         for _ in range(shape[0]):
             yield np.frombuffer(_bytes(file, prod(shape[1:]), path), np.uint8).reshape(shape[1:])
+
+
+def read_labels(path: str | Path) -> tuple[list[int], tuple[str, ...]]:
+    """The label of each sample (``arr_1``), and the names of labels (``classes``), which files of others do not have.
+
+    Raises: MediaError where labels are missing, or are not such.
+    """
+    with _archive(Path(path)) as archive:
+        labels_N = _numbers(archive, "arr_1", path)
+        names = _numbers(archive, "classes", path).tolist() if "classes.npy" in archive.namelist() else []
+    labels = labels_N.tolist()
+    if labels_N.dtype.kind != "i" or labels_N.ndim != 1 or not set(labels) <= set(range(len(names) or WIDEST)):
+        raise MediaError(f"arr_1 of {path} is not a label for each sample.")
+    return labels, tuple(map(str, names))
 
 
 def read_statistics(path: str | Path, weights: str = "") -> dict[str, Gaussian]:
@@ -85,9 +100,10 @@ def write_statistics(path: str | Path, moments: Mapping[str, Gaussian], weights:
 
 
 def _numbers(archive: zipfile.ZipFile, name: str, path: str | Path) -> np.ndarray:
-    """A whole array, no larger than statistics are."""
+    """A whole array, no larger than statistics are, or labels."""
+    most = MOST_SAMPLES if name == "arr_1" else WIDEST
     with _array(archive, name, path) as (file, shape, dtype):
-        if len(shape) > 2 or any(side > WIDEST for side in shape) or dtype.kind not in "fiU" or dtype.itemsize > 1024:
+        if len(shape) > 2 or any(side > most for side in shape) or dtype.kind not in "fiU" or dtype.itemsize > 1024:
             raise MediaError(f"{name} of {path} is not a statistic: {dtype} {shape}.")
         return np.frombuffer(_bytes(file, prod(shape) * dtype.itemsize, path), dtype).reshape(shape)
 

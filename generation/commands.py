@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def sample(options: argparse.Namespace) -> int:
     """Images, as one image, a token file, or a folder for evaluation."""
     if options.number < 1 or options.batch < 1:
         raise AtokenError("-n and --batch take whole numbers of at least 1.")
-    pipeline = ClassToImagePipeline.from_pretrained(_folder(options.model)).to(_device(options))
+    device = _device(options)
+    if device == "cuda":  # each of several ranks on a machine has a GPU of its own
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    pipeline = ClassToImagePipeline.from_pretrained(_folder(options.model)).to(device)
     wanted = [int(label) if label.isdecimal() else label for label in options.labels]
     classes = [pipeline.label_id(label) for label in wanted] or list(range(pipeline.transformer.config.classes))
     labels = labels_of(classes, options.number, options.seed, random=options.random)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from atoken.atomic import atomic_path
+from atoken.checkpoint import weights_digest
 from atoken.data.mixing import hashed
 from atoken.errors import AtokenError
 from generation.pipelines.class_to_image import ClassToImagePipeline
 
 ASKED, SAMPLES = "asked.json", "samples.npz"
+_PAUSE = 0.2  # seconds between two looks for another rank's chunk
 
 
 def labels_of(classes: Sequence[int], number: int, seed: int, *, random: bool) -> list[int]:
@@ -39,51 +45,84 @@ def made(
 def sample_folder(
     pipeline: ClassToImagePipeline, labels: Sequence[int], folder: Path, seed: int, batch: int, **options: Any
 ) -> Path | None:
-    """Write ``samples.npz`` (``arr_0``: N, H, W, 3 uint8; ``arr_1``: labels), chunk by chunk; None on ranks but 0.
+    """Write ``samples.npz``, chunk by chunk; None on ranks but 0, which waits for the chunks of the others.
 
-    What is there already is kept, if it was asked for in the same way. The same images whatever the number of ranks.
-    Raises: AtokenError (a folder of other samples, chunks that other ranks have not made yet).
+    ``arr_0``: images (N, H, W, 3) uint8, rounded to the nearest; ``arr_1``: their labels, both as ADM's evaluation has
+    them; ``classes``: the names of labels. What is there already is kept, if it was asked for in the same way; the
+    same samples whatever the number of ranks, which need a common folder and nothing else.
+    Raises: AtokenError (a folder of other samples).
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder.mkdir(parents=True, exist_ok=True)
-    _check_asked(folder / ASKED, {"labels": list(labels), "seed": seed, "batch": batch, **options})
-    if (folder / SAMPLES).is_file():
-        return folder / SAMPLES
-    chunks = list(_chunks(len(labels), batch))
-    for numbers in chunks[rank::world]:
-        if not (path := folder / _name(numbers)).is_file():
-            images = made(pipeline, labels, numbers, seed, "np", **options)
-            with atomic_path(path, AtokenError) as temporary, temporary.open("wb") as file:
-                np.save(file, np.rint(images * 255).astype(np.uint8))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    _check_asked(folder / ASKED, _described(pipeline) | {"seed": seed, "batch": batch, **options, "labels": [*labels]})
+    target, chunks = folder / SAMPLES, _chunks(folder, len(labels), batch)
+    own = [*chunks.items()][rank::world]
+    with tqdm(total=sum(len(numbers) for _, numbers in own), unit=" images", disable=True if rank else None) as bar:
+        for path, numbers in own:
+            if not path.is_file() and not target.is_file():
+                images = made(pipeline, labels, numbers, seed, "np", **options)
+                with atomic_path(path, AtokenError) as temporary, temporary.open("wb") as file:
+                    np.save(file, np.rint(images * 255).astype(np.uint8))
+            bar.update(len(numbers))
     if rank:
         return None
-    missing = [numbers for numbers in chunks if not (folder / _name(numbers)).is_file()]
-    if missing:
-        raise AtokenError(f"{len(missing)} chunks of {folder} are not there yet; run the command again.")
-    arrays = np.concatenate([np.load(folder / _name(numbers)) for numbers in chunks])
-    with atomic_path(folder / SAMPLES, AtokenError) as temporary, temporary.open("wb") as file:
-        np.savez(file, arr_0=arrays, arr_1=np.array(labels))
-    for numbers in chunks:
-        (folder / _name(numbers)).unlink()
-    return folder / SAMPLES
+    if not target.is_file():
+        names = [pipeline.label_name(number) for number in range(pipeline.transformer.config.classes)]
+        _write(target, _arrived(chunks), len(labels), arr_1=np.array(labels), classes=np.array(names))
+    for path in chunks:
+        path.unlink(missing_ok=True)
+    return target
 
 
-def _chunks(count: int, batch: int) -> Iterator[range]:
-    return (range(first, min(first + batch, count)) for first in range(0, count, batch))
+def _chunks(folder: Path, count: int, batch: int) -> dict[Path, range]:
+    """The file of each chunk, and the numbers in it."""
+    firsts = range(0, count, batch)
+    return {folder / f"{first:06d}.npy": range(first, min(first + batch, count)) for first in firsts}
 
 
-def _name(numbers: range) -> str:
-    return f"{numbers.start:06d}.npy"
+def _arrived(paths: Iterable[Path]) -> Iterator[np.ndarray]:
+    """Each chunk, once its rank has written it."""
+    for path in paths:
+        while not path.is_file():
+            time.sleep(_PAUSE)
+        yield np.load(path)
+
+
+def _write(path: Path, chunks: Iterator[np.ndarray], count: int, **arrays: np.ndarray) -> None:
+    """An ``.npz`` of images that come in chunks, in constant memory, and of further arrays. Raises: AtokenError."""
+    first = next(chunks)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[1:])}
+    with atomic_path(path, AtokenError) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for images in chain([first], chunks):
+                file.write(images.tobytes())
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _described(pipeline: ClassToImagePipeline) -> dict[str, str]:
+    """Which generator samples, so that those of another one are not among them."""
+    model = pipeline.transformer
+    sizes = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    return {
+        "generator": type(model).__name__,
+        "weights": weights_digest(model, sizes),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokenizer": pipeline.config.tokenizer,
+        "tokenizer weights": pipeline.config.fingerprint,
+    }
 
 
 def _check_asked(path: Path, asked: Mapping[str, Any]) -> None:
     """Note what is asked for, or compare it with what was. Raises: AtokenError."""
-    text = json.dumps(asked)
     with suppress(FileNotFoundError):
-        if path.read_text() != text:
-            raise AtokenError(f"{path.parent} holds samples that were asked for differently; name another folder.")
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(asked))
+        if other := [name for name in now if now[name] != before.get(name)]:
+            raise AtokenError(
+                f"{path.parent} holds samples that were asked for with other {', '.join(other)}; name another folder."
+            )
         return
     with atomic_path(path, AtokenError) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(json.dumps(asked))

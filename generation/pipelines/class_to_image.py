@@ -197,7 +197,7 @@ class ClassToImagePipeline(DiffusionPipeline):
         if output_type == "latent":
             return latents
         if output_type == "tokens":
-            names = [self._name(number) for number in labels_B.tolist()]
+            names = [self.label_name(number) for number in labels_B.tolist()]
             made = [Tokens.from_latents(one, like=self.coder) for one in latents.cpu()]
             return [replace(tokens, name=name) for tokens, name in zip(made, names, strict=True)]
         pixels = self.coder.decode_latents(latents.float())
@@ -208,7 +208,8 @@ class ClassToImagePipeline(DiffusionPipeline):
         array = unit.permute(0, 2, 3, 1).float().cpu().numpy()
         return array if output_type == "np" else [Image.fromarray(np.rint(one * 255).astype(np.uint8)) for one in array]
 
-    def _name(self, number: int) -> str:
+    def label_name(self, number: int) -> str:
+        """The name of a label, or its number where labels have no names."""
         return self.config.labels[number] if number < len(self.config.labels) else str(number)
 
 
