@@ -8,7 +8,8 @@ of a class (``labelled``), images of one class that differ in their backgrounds 
 objects (``scenes``), of one to four equal ones (``counted``), of one beside another (``placed``), videos of an object
 and where it goes (``moving``). Paths are relative to the file, or to the cache of ``atoken fetch`` where they begin
 with ``fetched:``. ``templates`` make captions of what the ``.json`` file of a sample says, or the columns of a table;
-``label`` makes the classes of a token store of it. ``filmed`` makes videos of images: a camera moves over each.
+``label`` makes the classes of a token store of it, and ``items`` says how many samples of a series are in one.
+``filmed`` makes videos of images: a camera moves over each.
 ``cropped`` takes a random part of each image, half of them at its own resolution, for tasks with captions a part that
 is nearly the whole; half of them are mirrored, unless the caption says left or
 right::
@@ -69,7 +70,7 @@ class Origin:
     """One source: exactly one of the first four. ``procedural``: a series.
 
     ``media``, ``captions``: columns of the table. ``templates``: of captions, with fields of a sample's record, as
-    ``label`` is, of the class; training has no use for it.
+    ``label`` is, of the class. ``items``: of the series, which has no end. Training has no use for the last two.
     ``filmed``: images, of which videos are made. ``cropped``: images, of which parts are taken.
     """
 
@@ -82,6 +83,7 @@ class Origin:
     captions: Text | None = None
     templates: tuple[Text, ...] = ()
     label: Text | None = None
+    items: Count | None = None
     filmed: bool = False
     cropped: bool = False
 
@@ -164,4 +166,6 @@ def _origin(path: Path, where: str, stated: Any) -> Origin:
         raise MediaError(f"{where}: media and captions name the columns of a table; a source of {kind} has none.")
     if kind == "procedural":
         return Origin(**found)
+    if "items" in found:
+        raise MediaError(f"{where}: items are counted of a series of the generator; a source of {kind} has an end.")
     return Origin(**found | {kind: str(located(found[kind], path.parent))})

@@ -5,8 +5,9 @@ It is one of these; paths may begin with ``fetched:``, for the cache of ``atoken
 - a folder of images, videos and 3D assets, or one such file. The label of a file is the name of the first folder in
   which it lies; where all of these are splits, as in ``train/n01440764/x.JPEG`` of ImageNet, of the second;
 - WebDataset shards (``.tar``) or tables (``.parquet``, ``.arrow``, ``.feather``), one or a folder of them;
-- a data file of training (``.toml``): all its sources, each once, in the order of the file. Of these, ``label``
-  ("{word}") makes labels as templates make captions; what the file says of training is not used;
+- a data file of training (``.toml``): all its sources, each once, in the order of the file, and so many ``items`` of a
+  series of the generator. ``label`` ("{word}") makes labels as templates make captions; what the file says of training
+  is not used;
 - ``procedural`` or ``procedural:SERIES`` (of images), ``procedural:video/SERIES``: the generator.
 
 Captions and records come from where they come from in training (``atoken/data/sources``). A label is ``label`` or
@@ -210,23 +211,30 @@ class Series:
         from atoken.data.synthetic.series import class_name
 
         label = class_name(self.modality, self.series, index)
-        about = {"modality": self.modality, "series": self.series, "index": index}
-        record = about if label is None else about | {"label": label}
+        record: dict[str, object] = {"modality": self.modality, "series": self.series, "index": index}
+        if label is not None:
+            record |= {"label": label, "class": label.split(" ", 1)[1]}  # "a red ring", "red ring"
         return Sample(f"{self.modality}/{self.series}/{index:09d}", b"", GENERATED, (), record)
 
 
 def _generated(text: str, options: Options) -> Items:
+    modality, series = _series(text or "mixed")
+    if options.items is None:
+        raise MediaError("A series of the generator has no end; say how many items with --items.")
+    opened = Opened(Series(modality, series, options.items), _hashed([f"{modality}/{series}"]))
+    return Items([opened], f"generated {modality}/{series}")
+
+
+def _series(text: str) -> tuple[str, str]:
+    """Modality and name of a series, of images where ``text`` does not say. Raises: MediaError (an unknown one)."""
     from atoken.data.synthetic.series import MAKERS
 
-    modality, _, series = (text or "mixed").rpartition("/")
+    modality, _, series = text.rpartition("/")
     known = [of for of in MAKERS if series in MAKERS[of] and modality in ("", of)]
     if not known:
         every = ", ".join(f"{of}/{name}" for of, makers in MAKERS.items() for name in makers)
         raise MediaError(f"The generator has no series {text}; it has {every}.")
-    if options.items is None:
-        raise MediaError("A series of the generator has no end; say how many items with --items.")
-    opened = Opened(Series(known[0], series, options.items), _hashed([f"{known[0]}/{series}"]))
-    return Items([opened], f"generated {known[0]}/{series}")
+    return known[0], series
 
 
 def _of_data_file(path: Path) -> Iterator[Opened]:
@@ -238,8 +246,9 @@ def _of_data_file(path: Path) -> Iterator[Opened]:
     for table, origins in data.tables.items():
         for name, origin in origins.items():
             modality = "image" if origin.filmed else table if table in MODALITIES else planned()[table]
-            same = (origin.folder and (modality, origin.folder), origin.shards, origin.table, origin.media)
-            if not origin.procedural:
+            read_as = (modality, origin.folder, origin.procedural) if origin.folder or origin.procedural else None
+            same = (read_as, origin.shards, origin.table, origin.media)
+            if not origin.procedural or origin.items:
                 first, _, other = found.get(same, (f"{table}.{name}", modality, origin))
                 found[same] = first, modality, _union(other, origin)
     _warn(data, bool(found))
@@ -260,9 +269,12 @@ def _union(first: Origin, other: Origin) -> Origin:
 def _warn(data: Data, some: bool) -> None:
     origins = [origin for table in data.tables.values() for origin in table.values()]
     if not some:
-        raise MediaError(f"{data.file} names the generator alone; name its series instead: {GENERATOR}:SERIES.")
-    if any(origin.procedural for origin in origins):
-        text = f"The generator's series in {data.file} are left out; each is a source of its own, {GENERATOR}:SERIES."
+        raise MediaError(
+            f"{data.file} names the generator alone; say how many items of a series there are (items = 1000), or name "
+            f"the series instead: {GENERATOR}:SERIES."
+        )
+    if any(origin.procedural and not origin.items for origin in origins):
+        text = f"Series of the generator in {data.file} without a number of items are left out."
         warnings.warn(text, AtokenWarning, stacklevel=4)
     if any(origin.filmed or origin.cropped for origin in origins):
         text = f"filmed and cropped in {data.file} are for training; the images are tokenised as they are."
@@ -274,6 +286,9 @@ def _of_origin(origin: Origin, modality: str) -> Opened:
     if origin.folder:
         folder, suffixes = Path(origin.folder), MODALITIES[modality].suffixes
         opened = _of_folder(folder, files_below(folder, {*suffixes, *SIDECARS}), suffixes)
+    elif origin.procedural:
+        series = Series(*_series(f"{modality}/{origin.procedural}"), origin.items or 0)
+        opened = Opened(series, _hashed([f"{modality}/{series.series}", len(series)]))
     elif origin.shards:
         opened = Opened(ShardSource(origin.shards), _digest_of(Path(origin.shards), SHARDS))
     else:

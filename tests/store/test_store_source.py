@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from atoken.data.synthetic.labelled import FIGURE_PROMPTS
 from atoken.errors import AtokenWarning, MediaError
 from atoken.store.layout import Options
+from atoken.store.media import decode
 from atoken.store.source import open_source
 
 JPG = b"\xff\xd8\xff"
@@ -182,10 +184,36 @@ def test_what_of_a_data_file_is_for_training_alone_is_said(tmp_path):
             (item,) = open_source(str(data_file(tmp_path, text)), Options())
         assert item.sample.media == tmp_path / "photos/1.jpg"
     file = data_file(tmp_path, generated + photos.format("image", "cropped").replace("true", "false"))
-    with pytest.warns(AtokenWarning, match="generator's series in .* are left out"):
+    with pytest.warns(AtokenWarning, match="Series of the generator in .* are left out"):
         assert labels(file) == {"image.photos/1.jpg": None}
     with pytest.raises(MediaError, match="names the generator alone"):
         labels(data_file(tmp_path, generated))
+
+
+def test_a_series_of_a_data_file_has_as_many_items_as_it_says(tmp_path):
+    files(tmp_path / "photos", "cat/1.jpg")
+    text = """
+        [image.figures]
+        procedural = "labelled"
+        label = "{class}"
+        items = %d
+        [image.photos]
+        folder = "photos"
+        """
+    three, four = (open_source(str(data_file(tmp_path, text % items)), Options()) for items in (3, 4))
+    assert [(item.key, item.label) for item in three] == [
+        ("image.figures/image/labelled/000000000", "red circle"),
+        ("image.figures/image/labelled/000000001", "red square"),
+        ("image.figures/image/labelled/000000002", "red triangle"),
+        ("image.photos/cat/1.jpg", "cat"),
+    ]
+    assert len(four) == 5
+    assert three.digest != four.digest
+    own = decode(three[1], Options(crop=32)).media
+    alone = decode(open_source("procedural:labelled", Options(items=2))[1], Options(crop=32)).media
+    assert np.array_equal(own.pixels, alone.pixels)
+    with pytest.raises(MediaError, match=r"data\.toml, \[image\.figures\]: The generator has no series image/moving"):
+        open_source(str(data_file(tmp_path, (text % 3).replace("labelled", "moving"))), Options())
 
 
 def test_the_generator_has_as_many_items_as_are_asked_for_with_their_classes():
