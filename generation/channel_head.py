@@ -22,32 +22,38 @@ class ChannelHead(nn.Module):
     """Logits of each token of a position, given the trunk's feature and the tokens before it.
 
     step_at_start: the first input is the feature plus the embedding of the first step, not the feature alone, when
-    sampling; published weights were trained without it, and are sampled with it.
+    sampling; published weights were trained without it, and are sampled with it. shared: all tokens of a position have
+    one table and one classifier, and each of them a matrix of its own between these and the blocks; this is ours, for
+    small models: 15 tables of 4,096 levels are most of their weights.
     """
 
     def __init__(
         self, trunk: int, width: int, depth: int, heads: int, tokens: int, levels: int, *, dropout: float = 0.0,
-        step_at_start: bool = False,
+        step_at_start: bool = False, shared: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.step_at_start = step_at_start
         self.condition = Linear(trunk, width)
-        self.embeddings = nn.ModuleList(nn.Embedding(levels, width) for _ in range(tokens - 1))
+        self.table = nn.Embedding(levels, width) if shared else nn.Identity()
+        self.embeddings = nn.ModuleList(
+            Linear(width, width) if shared else nn.Embedding(levels, width) for _ in range(tokens - 1)
+        )
         self.positions = nn.Parameter(torch.zeros(1, tokens, width))
         self.steps = nn.Parameter(torch.zeros(1, tokens, width))
         self.blocks = nn.ModuleList(HeadBlock(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.last_norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
         self.modulation = Linear(width, 2 * width)
-        self.classifiers = nn.ModuleList(Linear(width, levels) for _ in range(tokens))
+        self.classifiers = nn.ModuleList(Linear(width, width if shared else levels) for _ in range(tokens))
+        self.classifier = Linear(width, levels) if shared else nn.Identity()
 
     def forward(self, features_MF: Tensor, tokens_MV: Tensor) -> Tensor:
         """Logits (M, V, K) of all tokens at once, each given the right ones before it: for training."""
         condition_M1D = self.condition(features_MF)[:, None]
-        before = [table(tokens_MV[:, v])[:, None] for v, table in enumerate(self.embeddings)]
+        before = [layer(self.table(tokens_MV[:, v]))[:, None] for v, layer in enumerate(self.embeddings)]
         x_MVD = torch.cat([condition_M1D, *before], 1) + self.positions
         x_MVD = self._transformed(x_MVD, condition_M1D + self.steps, None)
-        return torch.stack([layer(x_MVD[:, v]) for v, layer in enumerate(self.classifiers)], 1)
+        return self.classifier(torch.stack([layer(x_MVD[:, v]) for v, layer in enumerate(self.classifiers)], 1))
 
     def sampled(self, features_MF: Tensor, choose: Choose) -> Tensor:
         """Tokens (M, V), each chosen by its logits and then given to the next."""
@@ -56,10 +62,10 @@ class ChannelHead(nn.Module):
         caches, chosen = [Cache() for _ in self.blocks], list[Tensor]()
         for v, layer in enumerate(self.classifiers):
             if v:
-                x_M1D = self.embeddings[v - 1](chosen[-1])[:, None]
+                x_M1D = self.embeddings[v - 1](self.table(chosen[-1]))[:, None]
             at = slice(v, v + 1)
             y_M1D = self._transformed(x_M1D + self.positions[:, at], condition_M1D + self.steps[:, at], caches)
-            chosen.append(choose(v, layer(y_M1D[:, 0])))
+            chosen.append(choose(v, self.classifier(layer(y_M1D[:, 0]))))
         return torch.stack(chosen, 1)
 
     def _transformed(self, x_MVD: Tensor, condition_MVD: Tensor, caches: list[Cache] | None) -> Tensor:

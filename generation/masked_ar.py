@@ -27,7 +27,7 @@ class MaskedAR(ModelMixin, ConfigMixin):
     side: of the grid. encoder_size, decoder_size, head_size: width, depth, heads. tokens, levels: V and K. fsq_levels:
     of AToken-D's codes; None for TokenBridge's scalars, whose table is scaled by ``scalar_scale``. buffer: places that
     the class takes. classes: label ``classes`` is the null condition. order: in which the head takes the tokens of a
-    position; None as they are. step_at_start: as in ``ChannelHead``.
+    position; None as they are. step_at_start, shared: as in ``ChannelHead``.
     """
 
     _supports_gradient_checkpointing = False
@@ -49,6 +49,7 @@ class MaskedAR(ModelMixin, ConfigMixin):
         scalar_scale: float = 5 / 3,
         dropout: float = 0.1,
         step_at_start: bool = False,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         values = tokens if fsq_levels is None else tokens * len(fsq_levels)
@@ -63,17 +64,18 @@ class MaskedAR(ModelMixin, ConfigMixin):
         self.decoder = Trunk(*decoder_size, buffer + side * side, dropout)
         self.places = nn.Parameter(torch.zeros(1, side * side, decoder_size[0]))
         self.channels = ChannelHead(
-            decoder_size[0], *head_size, tokens, levels, dropout=dropout, step_at_start=step_at_start
+            decoder_size[0], *head_size, tokens, levels, dropout=dropout, step_at_start=step_at_start, shared=shared
         )  # fmt: skip
         self.initialise()
 
     def initialise(self) -> None:
-        """Small random weights; what modulates is zero, so that a block of the head is the identity."""
+        """Random weights (of products by Glorot and Bengio 2010, as in MAR); a block of the head is the identity."""
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if isinstance(module, nn.Linear):
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
         for table in (self.null, self.mask, self.places, self.encoder.positions, self.decoder.positions,
                       self.channels.positions, self.channels.steps):  # fmt: skip
             nn.init.normal_(table, std=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -95,8 +96,8 @@ def masked_flops(model: MaskedAR) -> int:
         if isinstance(module, torch.nn.Linear):
             rows = next((rows for part, rows in seen.items() if name.startswith(part)), None)
             if rows is None:
-                of_head = masked if ".classifiers." in name or name.endswith("condition") else masked * config.tokens
-                rows = of_head if name.startswith("channels.") else places
+                once = re.search(r"\.(condition|embeddings|classifiers)\b", name)
+                rows = (masked if once else masked * config.tokens) if name.startswith("channels.") else places
             total += 2 * rows * module.weight.numel()
     for part, (width, depth, _) in (("encoder", config.encoder_size), ("decoder", config.decoder_size)):
         total += depth * 4 * seen[part] ** 2 * width
