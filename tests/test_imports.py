@@ -185,7 +185,7 @@ def test_a_circle_is_found(imports, circle):
 
 def test_no_two_files_import_each_other():
     """Nor longer circles: in the package, the harness and the benchmarks, imports inside functions included."""
-    packages = ("atoken", "eval", "benchmarks")
+    packages = ("atoken", "mllm", "eval", "benchmarks")
     files = {f"{package}.{name}" for package in packages for name in modules(package)}
     imports = [(f"{package}.{found.where}", found.name) for package in packages for found in all_imports(package)]
     assert len(files) > 150
@@ -203,6 +203,10 @@ def test_the_training_room_knows_nothing_of_what_it_trains():
 
 def test_the_package_imports_none_of_its_siblings():
     assert [found for found in all_imports() if found.name.split(".")[0] in SIBLINGS] == []
+
+
+def test_the_language_model_imports_the_package_alone():
+    assert [found for found in all_imports("mllm") if found.name.split(".")[0] in SIBLINGS - {"mllm"}] == []
 
 
 def core():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CODE = sorted(path for room in ("atoken", "eval", "benchmarks") for path in (ROOT / room).rglob("*.py"))
+CODE = sorted(path for room in ("atoken", "mllm", "eval", "benchmarks") for path in (ROOT / room).rglob("*.py"))
 DOCS = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "log.md")]
 
 # In sentences, whatever the case; what is to be written instead.
