@@ -43,11 +43,18 @@ def parser() -> argparse.ArgumentParser:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="change how it is trained: steps=100 lr=1e-3 samples=16 micro_batches=2",
     )  # fmt: skip
-    train.add_argument("--zero", type=int, choices=range(4), help="stage of DeepSpeed's ZeRO (default: none)")
+    train.add_argument(
+        "--zero", type=int, choices=range(4),
+        help="stage of DeepSpeed's ZeRO (default: 1 for several processes, none for one)",
+    )  # fmt: skip
     train.add_argument("--workers", type=int, default=1, help="processes a rank that make batches (default: 1)")
     train.add_argument(
         "--evaluate-every", type=int, default=0, metavar="STEPS", help="between squares of samples (default: none)"
     )
+    train.add_argument("--plan", action="store_true", help="say what it takes, and train nothing")
+    train.add_argument("--gpus", type=int, default=1, help="of the plan (default: 1)")
+    train.add_argument("--gpu", default="H100", help="of the plan: their name (default: H100)")
+    train.add_argument("--mfu", type=float, default=0.45, help="of the plan: share of their peak (default: 0.45)")
     _add_device(train)
 
     sample = commands.add_parser("sample", help="images of classes by a trained generator")

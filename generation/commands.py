@@ -16,9 +16,13 @@ from PIL import Image
 from atoken.cli import console
 from atoken.errors import AtokenError
 from atoken.io.token_file import TokenFileWriter
+from atoken.placement import checked_device
 from atoken.store.reader import TokenStore
+from atoken.train.run_folder import rank_of_launch
+from generation import training
 from generation.many import labels_of, made, sample_folder
 from generation.pipelines.class_to_image import ClassToImagePipeline
+from generation.plan import plan
 
 BUNDLED = Path(__file__).parent / "weights"
 
@@ -28,15 +32,19 @@ logging.disable_progress_bar()
 
 def train(options: argparse.Namespace) -> int:
     """A generator, from its newest checkpoint if there is one."""
-    from generation import training
-
     how = training.training(options.kind, options.preset, options.changes)
     store = TokenStore(options.store)
+    if options.plan:
+        found = plan(options.kind, options.preset, store, how, gpus=options.gpus, gpu=options.gpu, mfu=options.mfu)
+        for table in found.tables():
+            console.out(console.columns(table) + "\n")
+        return 0
     model = training.train(
-        options.kind, options.preset, store, Path(options.out), how, device=_device(options),
+        options.kind, options.preset, store, Path(options.out), how, device=checked_device(options.device).type,
         workers=options.workers, zero=options.zero, evaluate_every=options.evaluate_every,
     )  # fmt: skip
-    console.out(str(model))
+    if rank_of_launch() == 0:
+        console.out(str(model))
     return 0
 
 
@@ -44,8 +52,8 @@ def sample(options: argparse.Namespace) -> int:
     """Images, as one image, a token file, or a folder for evaluation."""
     if options.number < 1 or options.batch < 1:
         raise AtokenError("-n and --batch take whole numbers of at least 1.")
-    device = _device(options)
-    if device == "cuda":  # each of several ranks on a machine has a GPU of its own
+    device = checked_device(options.device)
+    if device.type == "cuda":  # each of several ranks on a machine has a GPU of its own
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     pipeline = ClassToImagePipeline.from_pretrained(_folder(options.model)).to(device)
     wanted = [int(label) if label.isdecimal() else label for label in options.labels]
@@ -90,8 +98,3 @@ def _folder(name: str) -> Path:
         if (folder / "model_index.json").is_file():
             return folder
     raise AtokenError(f"There is no pipeline in {name}; name the folder model of a run, or a bundled model.")
-
-
-def _device(options: argparse.Namespace) -> str:
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return found if options.device == "auto" else str(options.device)

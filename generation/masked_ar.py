@@ -93,7 +93,7 @@ class MaskedAR(ModelMixin, ConfigMixin):
         """
         buffer, side = self.config.buffer, self.config.side
         visible_BL = ~masked_BL
-        values_BLC = self.digits.values(tokens_BLV).to(self.embed.weight.dtype)
+        values_BLC = self.digits.values(tokens_BLV).to(self.embed.weight)
         class_BSE = self.conditions(labels_B)[:, None].expand(-1, buffer, -1)
         x_BSE = torch.cat([class_BSE, self.embed(values_BLC)], 1)
         x_BSE = self.embed_norm(x_BSE + self.encoder.positions)
@@ -108,7 +108,8 @@ class MaskedAR(ModelMixin, ConfigMixin):
     def loss(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor) -> Tensor:
         """Cross-entropy of the tokens of masked positions, the mean over them."""
         logits_MVK = self.logits(tokens_BLV, masked_BL, labels_B)
-        return F.cross_entropy(logits_MVK.flatten(0, 1).float(), self.in_order(tokens_BLV[masked_BL]).flatten())
+        right_N = self.in_order(tokens_BLV[masked_BL]).flatten().to(logits_MVK.device)
+        return F.cross_entropy(logits_MVK.flatten(0, 1).float(), right_N)
 
     def logits(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor) -> Tensor:
         """(M, V, K) of the masked positions, sample after sample, tokens in the order of the head."""

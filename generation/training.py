@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from atoken.errors import AtokenError
 from atoken.store.batches import StoreBatches
 from atoken.store.reader import TokenStore
 from atoken.train import loop, overrides
-from atoken.train.objective import Objective
+from atoken.train.devices import without_denormals
 from atoken.train.recipe import Count, Recipe
 from atoken.train.record import Started
 from generation.dit import DiT
@@ -67,8 +67,8 @@ def training(kind: str, preset: str, changes: Sequence[str]) -> Training:
     return found
 
 
-def model_of(kind: str, preset: str, store: TokenStore) -> DiT | MaskedAR:
-    """A new model for the grid, channels or codes, and labels of a store. Raises: AtokenError."""
+def objective_of(kind: str, preset: str, store: TokenStore, recipe: Recipe) -> FlowObjective | MaskedObjective:
+    """A new model for the grid, channels or codes, and labels of a store, and its loss. Raises: AtokenError."""
     found, _ = store.alike()
     grids = {one.grid for one in found}
     if len(grids) != 1 or not found[0].full:
@@ -78,33 +78,54 @@ def model_of(kind: str, preset: str, store: TokenStore) -> DiT | MaskedAR:
         raise AtokenError(f"A generator of classes needs square images with labels; {store.name} has others.")
     size, classes = sizes(kind, preset), len(store.labels)
     if kind == "dit":
-        return DiT(side=rows, channels=len(store.statistics.mean), classes=classes, **size)
+        model = DiT(side=rows, channels=len(store.statistics.mean), classes=classes, **size)
+        model.gradient_checkpointing = recipe.checkpointing
+        return FlowObjective(model)
     if store.levels is None or tuple(size["fsq_levels"] or ()) != tuple(store.levels):
         raise AtokenError(
             f"The preset {preset} is of codes of levels {size['fsq_levels']}; {store.name} has {store.levels}."
         )
-    return MaskedAR(side=rows, classes=classes, **size)
+    if recipe.checkpointing:
+        raise AtokenError("A masked model keeps its activations for the gradient; leave checkpointing=true out.")
+    return MaskedObjective(MaskedAR(side=rows, classes=classes, **size))
+
+
+def batches_of(store: TokenStore, how: Training, ranks: int) -> StoreBatches:
+    """The source of a run on so many ranks. Raises: AtokenError (they cannot share out its micro-batches)."""
+    if how.micro_batches % ranks:
+        enough = -(-how.micro_batches // ranks) * ranks
+        raise AtokenError(
+            f"The {how.micro_batches} micro-batches of a step cannot be shared out evenly to {ranks} ranks; set a "
+            f"multiple of {ranks}, such as --set micro_batches={enough}."
+        )
+    return StoreBatches(store, how.recipe.seed, samples=how.samples, micro_batches=how.micro_batches)
 
 
 def train(
     kind: str, preset: str, store: TokenStore, folder: Path, how: Training, *, device: str = "cpu", workers: int = 1,
     zero: int | None = None, evaluate_every: int = 0,
 ) -> Path:  # fmt: skip
-    """Train, or go on, in ``folder``; the folder of the pipeline that is written. Raises: as ``loop.run``."""
+    """Train, or go on, in ``folder``; the folder of the pipeline that is written.
+
+    zero: None is ZeRO-1 where a launcher started several processes, and the plain engine in one alone.
+    Raises: as ``loop.run``.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    source = batches_of(store, how, ranks)
     torch.manual_seed(how.recipe.seed)
-    model = model_of(kind, preset, store)
-    objective: Objective[Any] = FlowObjective(model) if isinstance(model, DiT) else MaskedObjective(model)
-    source = StoreBatches(store, how.recipe.seed, samples=how.samples, micro_batches=how.micro_batches)
+    objective = objective_of(kind, preset, store, how.recipe)
+    model = objective.model
     values = {
         "generator": {"kind": kind, "preset": preset, **{k: v for k, v in asdict(how).items() if k != "recipe"}},
         "store": {"model": store.model, "fingerprint": store.fingerprint, "items": len(store)},
     }
-    return loop.run(
-        objective, how.recipe, source, folder, export=partial(export, model, store),
-        evaluate=partial(shown, model, store) if evaluate_every else None,
-        started=Started(values, fixed=("generator.", "store.")), device=device, workers=workers, zero=zero,
-        evaluate_every=evaluate_every,
-    )  # fmt: skip
+    with without_denormals():
+        return loop.run(
+            objective, how.recipe, source, folder, export=partial(export, model, store),
+            evaluate=partial(shown, model, store) if evaluate_every else None,
+            started=Started(values, fixed=("generator.", "store.")), device=device, workers=workers,
+            zero=1 if zero is None and ranks > 1 else zero, evaluate_every=evaluate_every,
+        )  # fmt: skip
 
 
 def pipeline_of(model: DiT | MaskedAR, store: TokenStore) -> ClassToImagePipeline:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from atoken.pretrain.stages import Stage
 from atoken.pretrain.teachers import NO_TEACHERS, load_teachers
 from atoken.report.rows import read_rows
 from atoken.train.checkpoints import Checkpoints
+from atoken.train.devices import without_denormals
 from atoken.train.run_folder import rank_of_launch
 from atoken.train.zero import check_whole
 
@@ -72,7 +72,7 @@ def train(
     or None where the cache has them. device: cpu, cuda, or auto. zero: None is ZeRO-1 where a launcher started several
     processes, and the plain engine in one alone. Raises: AtokenError.
     """
-    with _without_denormals():
+    with without_denormals():
         world = int(os.environ.get("WORLD_SIZE", 1))
         device, zero = _device(device), 1 if zero is None and world > 1 else zero
         for stage in stages:
@@ -111,19 +111,6 @@ def _generated(stage: Stage) -> str:
     if stage.name == TUNE:
         raise AtokenError(f"Stage {TUNE} trains on images of your own: pass their folder with --data.")
     return "procedural"
-
-
-@contextmanager
-def _without_denormals() -> Iterator[None]:
-    """Denormals are zero in this thread and in those that start meanwhile.
-
-    Weights of sharp attention are full of them, which made some steps twice as long (docs/log.md).
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def start_of(stage: Stage, runs: Path, given: Path | None) -> Path | None:

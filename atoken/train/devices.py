@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,3 +51,16 @@ def peak_memory(device: str) -> int:
     if status.exists():  # Linux lets a process inherit ru_maxrss from the one that started it
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """Denormals are zero in this thread and in those that start meanwhile.
+
+    Weights of sharp attention are full of them, which made some steps twice as long (docs/log.md).
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)

@@ -15,6 +15,7 @@ from atoken.cli import main as atoken_main
 from atoken.errors import AtokenError
 from atoken.io.token_file import TokenFile
 from atoken.train.engine import PlainEngine
+from generation import plan
 from generation.command import main
 from generation.pipelines.class_to_image import ClassToImagePipeline
 from generation.training import training
@@ -52,6 +53,34 @@ def test_what_is_trained_is_a_pipeline_of_the_store(trained):
     rows = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()]
     assert len(rows) == 6
     assert all(row["flops"] > 0 and np.isfinite(row["loss"]) for row in rows)
+
+
+def test_a_plan_is_of_what_a_run_does(trained, monkeypatch, capsys):
+    kind, folder = trained
+    monkeypatch.setattr(plan, "MICRO_BATCHES", 6)
+    how, store = training(kind, "nano", ["steps=6", "samples=4", "warmup=2"]), atoken.TokenStore(folder / "store")
+    found = plan.plan(kind, "nano", store, how, gpus=1)
+    rows = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()]
+    assert found.loads["latents"].flops == np.mean([row["flops"] for row in rows])
+    assert found.loads["latents"].tokens == rows[0]["tokens"] == 4 * 9
+    model = ClassToImagePipeline.from_pretrained(folder / "run/model").transformer
+    assert found.trained + found.frozen == sum(weight.numel() for weight in model.parameters())
+    assert found.activations > 0
+    words = ["train", kind, "--store", str(folder / "store"), "-o", str(folder / "none"), "--plan"]
+    assert main([*words, "--gpus", "2", "--set", "micro_batches=2", "samples=4"]) == 0
+    assert f"{kind} nano" in capsys.readouterr().out
+    assert main([*words, "--gpus", "2"]) == 1
+    assert "such as --set micro_batches=2" in capsys.readouterr().err
+    assert not (folder / "none").exists()
+
+
+def test_a_run_whose_gradient_is_never_finite_ends_in_one_sentence(trained, capsys):
+    kind, folder = trained
+    words = ["train", kind, "--store", str(folder / "store"), "-o", str(folder / "wild"), "--workers", "0"]
+    assert main([*words, "--set", "steps=30", "samples=4", "warmup=0", "lr=1e30"]) == 1
+    assert "was not finite 10 steps in a row" in capsys.readouterr().err.splitlines()[-1]
+    rows = [json.loads(line) for line in (folder / "wild/log.jsonl").read_text().splitlines()]
+    assert rows[-1]["skipped"] >= 9
 
 
 def test_a_run_that_is_gone_on_with_equals_one_that_was_not_stopped(trained):
