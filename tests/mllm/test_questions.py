@@ -1,10 +1,8 @@
 """Questions have true answers, which are balanced, and depend on the seed and the index alone."""
 
 import io
-import json
 import pickle
 import re
-import tarfile
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -18,6 +16,7 @@ from mllm.questions.asking import ASKERS
 from mllm.questions.photographs import PhotographQuestions
 from mllm.questions.phrases import phrases
 from mllm.questions.synthetic import SyntheticQuestions
+from tests.mllm.labelled_shard import write_shard
 
 MODALITIES = [*ASKERS]
 MOST_FREQUENT = {"yes/no": 0.5, "comparison": 0.5, "number": 0.35, "shape": 0.25, "colour": 0.2, "position": 0.25}
@@ -152,17 +151,7 @@ def test_what_there_is_not_is_said(given):
 @pytest.fixture
 def shards(tmp_path):
     labels = [("a hat", "clothing"), ("a royal gala apple", "an apple"), ("garlic", "garlic")]
-    with tarfile.open(tmp_path / "photos.tar", "w") as shard:
-        for number, (label, group) in enumerate(labels):
-            image = io.BytesIO()
-            Image.new("RGB", (32, 32), (number, 0, 0)).save(image, "PNG")
-            for suffix, data in (
-                (".png", image.getvalue()),
-                (".json", json.dumps({"a_label": label, "a_group": group}).encode()),
-            ):
-                member = tarfile.TarInfo(f"{number}{suffix}")
-                member.size = len(data)
-                shard.addfile(member, io.BytesIO(data))
+    write_shard(tmp_path / "photos.tar", [{"a_label": label, "a_group": group} for label, group in labels])
     return tmp_path
 
 
@@ -190,11 +179,6 @@ def test_photographs_are_asked_about_by_their_labels(shards):
 
 
 def test_photographs_without_labels_are_refused(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as shard:
-        image = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(image, "PNG")
-        member = tarfile.TarInfo("0.png")
-        member.size = len(image.getvalue())
-        shard.addfile(member, io.BytesIO(image.getvalue()))
+    write_shard(tmp_path / "a.tar", [{"label": "hat"}])
     with pytest.raises(AtokenError, match="no a_label"):
         PhotographQuestions(tmp_path, 1)[0]
