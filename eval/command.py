@@ -116,6 +116,19 @@ def parser() -> argparse.ArgumentParser:
     which = "inception, efficientnet-lite0, nano, or FILE@SHA256 of a TorchScript file (default: inception)"
     generation.add_argument("--network", default="inception", help=which)
 
+    generator = add("generator", "samples of a generator of classes, figures and photographs", measuring[2:])
+    generator.add_argument("generator", metavar="GENERATOR", help="the folder of a pipeline, or a bundled name")
+    generator.add_argument("--store", required=True, help="folder of tokens that it was trained on")
+    generator.add_argument(
+        "--split", choices=["validation", "test"], default="validation",
+        help="of the photographs: validation to choose by, test to publish (default: validation)",
+    )  # fmt: skip
+    generator.add_argument("-n", "--number", type=_count, default=2000, help="of figures, at most of photographs")
+    generator.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+        help="options of python -m generation sample: steps=25 guidance=2 interval=0,0.7",
+    )  # fmt: skip
+
     actions = add("actions", "what I3D, the network of FVD, sees people do in videos", [networks, device])
     actions.add_argument("video", nargs="+", metavar="VIDEO", help="the first ten seconds count")
 

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +27,8 @@ from eval.generation import generated, network_of
 from eval.job import Job, Task
 from eval.measures import Needs, built
 from eval.models.by_name import device_of, file_name, model_of, tokenizer_of
+from eval.models.features import Features
+from eval.models.tokenizer import AToken
 from eval.networks import I3D
 from eval.probes.table import markdown, probed
 from eval.protocol import FORMAT, digest, result_row
@@ -185,6 +187,45 @@ def generation(options: argparse.Namespace) -> int:
     row = generated(Path(options.samples), Path(options.reference), network)
     folder = result_folder(options, options.samples, f"generation-{file_name(options.reference)}")
     return _written(folder, [row], _run(start, Ranks(), device), options)
+
+
+def generator(options: argparse.Namespace) -> int:
+    """A generator of figures and photographs; exit code 1 if some could not be measured."""
+    from eval import class_to_image as samples  # needs the extra store
+
+    start, ranks, device = time.time(), Ranks.launched(), device_of(options)
+    run = "-".join([f"generator-{options.split}", *map(file_name, options.changes)])
+    folder = result_folder(options, options.generator, run)
+    name = file_name(options.generator)
+    found = samples.generator_of(options.generator, name, options.store, options.changes, folder, device)
+    make_folder(folder)
+    judges: list[Model] = [AToken("nano", device=device)]
+    try:
+        judges.append(Features(network_of("efficientnet-lite0", options.weights, device, trust=False)))
+    except AtokenError as error:
+        _complain(f"note: {error}")
+    split, number = options.split, options.number
+
+    def measured(plan: Iterable[tuple[Task, Model]]) -> Iterator[dict[str, Any]]:
+        for task, model in plan:
+            yield from filter(None, [measure(job(options, task, task.open(""), model), folder, ranks)])
+
+    rows: list[dict[str, Any]] = []
+    why: list[str] = []
+    for part in (
+        measured(samples.of_figures(found, judges[0], number)),
+        measured(samples.of_photographs(found, judges, split, number)),
+        (samples.of_copies(found, split, number, folder / "nearest.html") for _ in range(ranks.rank == 0)),
+    ):
+        try:
+            rows += part  # those before an error stay
+        except AtokenError as error:
+            why.append(str(error))
+    for line in dict.fromkeys(why):
+        _complain(line)
+    if ranks.rank or not rows:
+        return int(bool(why))
+    return max(_written(folder, rows, _run(start, ranks, device), options), int(bool(why)))
 
 
 def rate(options: argparse.Namespace) -> int:

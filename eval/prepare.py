@@ -26,10 +26,10 @@ from eval.contract import Media
 PATCH = 16  # pixels of a side of one token of NaFlex
 FRAME_RATE = Fraction(24)  # of videos that come as folders of frames
 
-_FILTERS = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}
+_FILTERS = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR, "lanczos": Resampling.LANCZOS}
 
 Cropping = Literal["none", "adm", "centre", "naflex", "at most", "short side at most"]
-Filter = Literal["bicubic", "bilinear"]
+Filter = Literal["bicubic", "bilinear", "lanczos"]
 T = TypeVar("T")
 
 

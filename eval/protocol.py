@@ -41,6 +41,7 @@ SETTINGS = {
     "pool": "whole",
     "views": "those that were encoded",
     "voxels": "all",
+    "judge": "none",
 }
 
 
@@ -49,9 +50,10 @@ class EvalProtocol:
     """Everything about a row that must agree before its numbers are compared, as text.
 
     data: SHA-256 of the items that were measured, in order: name, bytes on disk, label, captions. crop to background:
-    see ``Preparation.record``. templates: of zero-shot prompts. dtype to voxels: how the model ran (pool: of the vector
-    of a video; views: those of an asset that are compared; voxels: how many of an asset it saw). code: version of
-    AToken and a digest of the code that measures. metrics: the record of each metric by its name.
+    see ``Preparation.record``. templates: of zero-shot prompts. dtype to judge: how the model ran (pool: of the vector
+    of a video; views: those of an asset that are compared; voxels: how many of an asset it saw; judge: another model,
+    whose vectors say what is in its images). code: version of AToken and a digest of the code that measures. metrics:
+    the record of each metric by its name.
     """
 
     task: str
@@ -72,6 +74,7 @@ class EvalProtocol:
     pool: str = SETTINGS["pool"]
     views: str = SETTINGS["views"]
     voxels: str = SETTINGS["voxels"]
+    judge: str = SETTINGS["judge"]
     metrics: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:

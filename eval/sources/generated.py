@@ -5,9 +5,12 @@ The harness and the generators meet on disk alone: nothing of ``generation/`` is
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ from eval.adm import read_samples
 from eval.sources.entry import Entry
 
 ROOT = Path(__file__).parents[2]
+_PAUSE = 0.2  # seconds between two looks for the file that rank 0 writes
 
 
 def samples_of(
@@ -26,8 +30,8 @@ def samples_of(
     """So many images, in ``folder/samples.npz`` as ADM's evaluation reads it; what is there is gone on with.
 
     generator: the folder of a pipeline, or a bundled name. labels: in turn; without any, all that it knows. options:
-    further ones of the command, such as ``["--steps", "250"]``. Each of several ranks makes its share, and the file is
-    whole when this returns on rank 0. Raises: AtokenError; the reason is then on the standard error stream.
+    further ones of the command, such as ``["--steps", "250"]``. Each of several ranks makes its share, rank 0 writes
+    the file, and all wait for it. Raises: AtokenError; the reason is then on the standard error stream.
     """
     command = [sys.executable, "-m", "generation", "sample", generator, "-n", str(number), "-o", str(folder), *options]
     named = ["--labels", *labels] if labels else []
@@ -36,7 +40,19 @@ def samples_of(
     done = subprocess.run([*command, *named], env=found, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise AtokenError(f"{generator} gave no samples; the reason is in the lines before this one.")
-    return folder / "samples.npz"
+    samples = folder / "samples.npz"
+    while not samples.is_file():
+        time.sleep(_PAUSE)
+    return samples
+
+
+def record_of(samples: Path) -> dict[str, str]:
+    """What a file of ``samples_of`` holds, by its SHA-256, and how it was asked for, but for the labels."""
+    asked = json.loads((samples.parent / "asked.json").read_text())
+    with samples.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    settings = ", ".join(f"{name} {value}" for name, value in asked.items() if name != "labels")
+    return {"samples": digest, "asked for": settings}
 
 
 def entries_of(samples: Path, keys: Sequence[str]) -> list[Entry]:

@@ -65,11 +65,12 @@ def test_an_image_stands_for_the_item_of_its_key():
     images = Prepared([Entry("b", partial(grey, 2)), Entry("a", partial(grey, 1))], Preparation())
     model = Samples("some", {"of": "b, a"}, images, Brightness(), lambda key: key.startswith("train/"))
     assert model.record == {"of": "b, a", "judge": "brightness 1234"}
+    assert model.name == "some, seen by brightness"
     items = [Item("a", grey(7), 0), Item("train/x", grey(8), 1), Item("b", grey(9), 1)]
     outputs = model.embed(items)
     assert [output.vector[0] for output in outputs] == [1, 8, 2]
     assert [output.item for output in outputs] == items
     pair = model.reconstruct(items[:1])[0]
     assert (pair.target.shape, pair.target.max(), pair.prediction.max()) == ((1, 4, 4, 3), 7, 1)
-    with pytest.raises(AtokenError, match="No image of some stands for c"):
+    with pytest.raises(AtokenError, match="No image of some, seen by brightness stands for c"):
         model.embed([Item("c", grey(7))])
