@@ -58,7 +58,8 @@ class DiT(ModelMixin, ConfigMixin):
         super().__init__()
         self.outputs = 2 * channels if halved else channels
         self.patchify = Linear(channels * patch * patch, width)
-        self.positions = nn.Parameter(fixed_positions((side // patch,) * 2, width), requires_grad=False)
+        fixed = fixed_positions((side // patch,) * 2, width).to(torch.get_default_dtype())
+        self.positions = nn.Parameter(fixed, requires_grad=False)
         self.time = TimeEmbedding(width)
         self.labels = nn.Embedding(classes + 1, width)
         self.blocks = nn.ModuleList(

@@ -25,8 +25,8 @@ def sigma_steps(steps: int, shift: float = 1.0) -> list[float]:
 
     LightningDiT's "N steps" are N points: N - 1 steps. Raises: AtokenError.
     """
-    if steps < 1:
-        raise AtokenError(f"Sampling takes at least 1 step, got {steps}.")
+    if steps < 1 or shift <= 0:
+        raise AtokenError(f"Sampling takes at least 1 step and a shift above 0, got {steps} and {shift}.")
     return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, is_accelerate_available
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +27,8 @@ from generation.masked_ar import MaskedAR, masked_counts
 from generation.sampling import sample, sigma_steps
 
 OUTPUTS = ("pil", "np", "pt", "latent", "tokens")
-Label = int | str
-OnStepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor]]
+Label = int | str  # its number, of any integer type, or its name
+OnStepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 @dataclass
@@ -44,14 +46,16 @@ class ClassToImagePipeline(DiffusionPipeline):
     latents that a flow was trained on, by channel.
     """
 
+    model_cpu_offload_seq = "transformer"
+
     def __init__(
         self,
         transformer: DiT | MaskedAR,
-        labels: Sequence[str] = (),
+        labels: list[str] | tuple[str, ...] = (),
         tokenizer: str = "nano",
         fingerprint: str = "",
-        latents_mean: Sequence[float] = (),
-        latents_std: Sequence[float] = (),
+        latents_mean: list[float] | tuple[float, ...] = (),
+        latents_std: list[float] | tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer)
@@ -61,17 +65,26 @@ class ClassToImagePipeline(DiffusionPipeline):
         )  # fmt: skip
         self._loaded: Tokenizer | None = None
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> ClassToImagePipeline:
+        """As diffusers' own, but it does not ask for accelerate where that is not installed."""
+        options.setdefault("low_cpu_mem_usage", is_accelerate_available())
+        return super().from_pretrained(pretrained_model_name_or_path, **options)
+
     @property
     def coder(self) -> Tokenizer:
-        """The tokenizer that decodes, loaded when it is first needed. Raises: TokenFileError (another one)."""
+        """The tokenizer that decodes, loaded when it is first needed, where the transformer is.
+
+        Raises: TokenFileError (another one than that of the training).
+        """
         if self._loaded is None:
-            self._loaded = atoken.load(self.config.tokenizer, device=str(self.device))
+            self._loaded = atoken.load(self.config.tokenizer, device=str(self._execution_device))
         if self.config.fingerprint and self._loaded.fingerprint != self.config.fingerprint:
             raise TokenFileError(
                 f"This pipeline was trained on tokens of {self.config.tokenizer} {self.config.fingerprint[:12]}, and "
                 f"{self._loaded.name} here is {self._loaded.fingerprint[:12]}; set coder to the one of its training."
             )
-        return self._loaded
+        return self._loaded.to(self._execution_device)
 
     @coder.setter
     def coder(self, tokenizer: Tokenizer) -> None:
@@ -80,7 +93,7 @@ class ClassToImagePipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        labels: Label | Sequence[Label],
+        labels: Label | Sequence[Label] | np.ndarray | Tensor,
         *,
         num_inference_steps: int = 50,
         guidance_scale: float = 1.65,
@@ -105,45 +118,64 @@ class ClassToImagePipeline(DiffusionPipeline):
         guidance_schedule, temperature, top_k and top_p. generator: one for each image, or one from which theirs are
         drawn; an image does not depend on the others. output_type: ``pil``, ``np`` ([0, 1]), ``pt`` ([0, 1]),
         ``latent``, ``tokens``. callback_on_step_end: gets the pipeline, the number of the step, its sigma (or the share
-        of positions still masked) and ``{"latents": ...}``, and returns a dictionary, whose latents go on.
-        Raises: AtokenError.
+        of positions still masked) and ``{"latents": ...}``; of a flow, the latents of the dictionary that it returns go
+        on, if it returns one. Raises: AtokenError.
         """
         if output_type not in OUTPUTS:
             raise AtokenError(f"There is no output type {output_type}; there are {', '.join(OUTPUTS)}.")
-        numbers = [self.label_id(label) for label in ([labels] if isinstance(labels, int | str) else labels)]
+        asked = labels.tolist() if isinstance(labels, np.ndarray | np.generic | Tensor) else labels
+        several = isinstance(asked, Sequence) and not isinstance(asked, str)
+        numbers = [self.label_id(label) for label in (asked if several else [asked])]
         if not numbers:
             raise AtokenError("There are no labels; give at least one.")
-        labels_B = torch.tensor(numbers, device=self.device)
+        labels_B = torch.tensor(numbers, device=self._execution_device)
         generators = each_generator(generator, len(numbers))
         if isinstance(self.transformer, MaskedAR):
+            if latents is not None:
+                raise AtokenError("A masked model starts from no latents; leave them out.")
             drawing = Decoding(
                 num_inference_steps, guidance_scale, guidance_schedule, temperature, top_k, top_p
             )  # fmt: skip
             result = self._from_masked(labels_B, drawing, generators, callback_on_step_end)
         else:
             guidance = Guidance(guidance_scale, guidance_interval, cfg_channels)
-            noise = self._noise(generators) if latents is None else latents.to(self.device)
+            noise = self._noise(generators) if latents is None else self._checked(latents, len(numbers))
             sigmas = sigma_steps(num_inference_steps, shift)
             result = self._from_flow(labels_B, noise, sigmas, guidance, solver, callback_on_step_end)
         images = self._output(result, output_type, labels_B)
         return ImageOutput(images) if return_dict else (images,)
 
     def label_id(self, label: Label) -> int:
-        """The number of a label. Raises: AtokenError (an unknown one)."""
+        """The number of a label. Raises: AtokenError (an unknown one, what is neither name nor number)."""
         names, classes = list(self.config.labels), self.transformer.config.classes
         if isinstance(label, str):
             if label not in names:
                 shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
                 raise AtokenError(f"This pipeline has no label {label!r}; it has {shown}.")
             return names.index(label)
-        if not 0 <= label < classes:
-            raise AtokenError(f"This pipeline has the labels 0 to {classes - 1}, and none of number {label}.")
-        return int(label)
+        try:
+            number = operator.index(label)
+        except TypeError as error:
+            raise AtokenError(f"A label is a name or a whole number, got {label!r}.") from error
+        if not 0 <= number < classes:
+            raise AtokenError(f"This pipeline has the labels 0 to {classes - 1}, and none of number {number}.")
+        return number
 
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         config = self.transformer.config
         shape = (config.channels, config.side, config.side)
-        return torch.stack([torch.randn(shape, generator=one) for one in generators]).to(self.device)
+        return torch.stack([torch.randn(shape, generator=one) for one in generators]).to(self._execution_device)
+
+    def _checked(self, latents: Tensor, count: int) -> Tensor:
+        """Noise that a user gives. Raises: AtokenError."""
+        config = self.transformer.config
+        size = tuple(latents.shape)
+        if len(size) != 4 or size[:2] != (count, config.channels) or size[2] % config.patch or size[3] % config.patch:
+            raise AtokenError(
+                f"latents must be noise of shape ({count}, {config.channels}, {config.side}, {config.side}) for these "
+                f"labels, or of other sides, multiples of {config.patch}; got {size}."
+            )
+        return latents.to(self._execution_device)
 
     def _from_flow(
         self, labels_B: Tensor, noise: Tensor, sigmas: list[float], guidance: Guidance, solver: str,
@@ -158,7 +190,7 @@ class ClassToImagePipeline(DiffusionPipeline):
                 bar.update()
                 if callback is None:
                     return None
-                return callback(self, number, sigma, {"latents": x}).get("latents", x)
+                return (callback(self, number, sigma, {"latents": x}) or {}).get("latents", x)
 
             normalised = sample(velocity, noise, sigmas, solver, on_step)
         return self.statistics.denormalise(normalised) if self.statistics else normalised
@@ -214,10 +246,17 @@ class ClassToImagePipeline(DiffusionPipeline):
 
 
 def each_generator(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
-    """A generator on the CPU for each image. Raises: AtokenError (another number of them)."""
-    if isinstance(generator, Sequence):
-        if len(generator) != count:
-            raise AtokenError(f"There are {len(generator)} generators for {count} images; give one for each, or one.")
-        return list(generator)
-    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+    """A generator on the CPU for each image; one of another device draws its seed. Raises: AtokenError."""
+    if isinstance(generator, torch.Generator | None):
+        return _seeded(generator, count)
+    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise AtokenError(f"generator must be torch.Generator().manual_seed(0) or a list of them, got {generator!r}.")
+    if len(generator) != count:
+        raise AtokenError(f"There are {len(generator)} generators for {count} images; give one for each, or one.")
+    return [one if one.device.type == "cpu" else _seeded(one, 1)[0] for one in generator]
+
+
+def _seeded(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
+    device = None if generator is None else generator.device
+    seeds = torch.randint(2**62, (count,), generator=generator, device=device).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,8 +1,11 @@
 """``ClassToImagePipeline`` with small random models: generators, labels, outputs, callbacks, saving."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging
 
 import atoken
 from atoken.errors import AtokenError, TokenFileError
@@ -103,6 +106,74 @@ def test_a_callback_sees_each_step(pipeline):
     assert {shape for *_, shape in seen} == {(1, 48, 3, 3)}
 
 
+def test_a_callback_that_returns_nothing_changes_nothing(pipeline):
+    seen = images(pipeline, [0], (1,), callback_on_step_end=lambda *_: None)
+    np.testing.assert_array_equal(seen, images(pipeline, [0], (1,)))
+
+
+def test_labels_are_numbers_of_any_kind_or_names(pipeline):
+    expected = images(pipeline, [2, 0], (1, 2))
+    for labels in (["apple", 0], ("apple", "red ring"), np.array([2, 0]), torch.tensor([2, 0]), [np.int64(2), 0]):
+        np.testing.assert_array_equal(images(pipeline, labels, (1, 2)), expected)
+    for label in (np.int32(2), torch.tensor(2), np.array(2), "apple"):
+        np.testing.assert_array_equal(images(pipeline, label, (1,)), expected[:1])
+
+
+def test_one_generator_gives_each_image_its_own(pipeline):
+    asked = {"labels": [1, 1], "num_inference_steps": 4, "output_type": "np"}
+    first, again = (pipeline(**asked, generator=torch.Generator().manual_seed(3)).images for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first[0] - first[1]).max() > 1e-3
+    torch.manual_seed(3)  # from which no generator draws, too
+    np.testing.assert_array_equal(pipeline(**asked).images, first)
+
+
+def test_a_pipeline_is_loaded_and_cast_without_a_warning(pipeline, tmp_path, monkeypatch, request):
+    pipeline.save_pretrained(tmp_path)
+    said, library, before = [], logging.get_logger("diffusers"), logging.get_verbosity()
+    request.addfinalizer(lambda: logging.set_verbosity(before))
+    logging.set_verbosity_warning()
+    monkeypatch.setattr(library.handlers[0], "emit", said.append)
+    with warnings.catch_warnings(action="error"):
+        loaded = ClassToImagePipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        assert loaded.dtype == torch.bfloat16
+        assert loaded.to(torch.float32).dtype == torch.float32
+        loaded.set_progress_bar_config(disable=True)
+        images(loaded.to("cpu", torch.bfloat16), ["apple"], (1,))
+        again = ClassToImagePipeline(**loaded.components, **loaded.parameters)
+    assert again.parameters == loaded.parameters
+    assert [record.getMessage() for record in said] == []
+    library.warning("this is heard")
+    assert len(said) == 1
+
+
+def test_noise_may_be_given_to_a_flow_alone():
+    pipeline = flow()
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.stack([torch.randn(48, 3, 3, generator=one) for one in generators(5, 6)])
+    made = pipeline([0, 1], latents=noise, num_inference_steps=4, output_type="np").images
+    np.testing.assert_array_equal(made, images(pipeline, [0, 1], (5, 6)))
+    assert pipeline([0, 1], latents=torch.randn(2, 48, 4, 5), num_inference_steps=2).images[0].size == (80, 64)
+    for wrong in (noise[:1], noise[:, :4], noise[0]):
+        with pytest.raises(AtokenError, match=r"noise of shape \(2, 48, 3, 3\)"):
+            pipeline([0, 1], latents=wrong)
+    with pytest.raises(AtokenError, match="starts from no latents"):
+        masked()([0, 1], latents=noise)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_pipeline_moves_with_its_tokenizer_and_takes_generators_of_the_gpu(pipeline):
+    images(pipeline, [0], (1,))
+    pipeline.to("cuda")
+    assert images(pipeline, [0], (1,)).shape == (1, 48, 48, 3)
+    first, again = (
+        pipeline(0, generator=torch.Generator("cuda").manual_seed(3), num_inference_steps=2, output_type="np").images
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, again)
+    pipeline.to("cpu")
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "said"),
     [
@@ -111,6 +182,12 @@ def test_a_callback_sees_each_step(pipeline):
         ([], {}, "no labels"),
         (0, {"output_type": "jpeg"}, "no output type jpeg"),
         ([0, 1], {"generator": generators(1)}, "1 generators for 2 images"),
+        (1.5, {}, "a name or a whole number, got 1.5"),
+        ([[0, 1]], {}, r"a name or a whole number, got \[0, 1\]"),
+        (None, {}, "a name or a whole number, got None"),
+        (0, {"generator": 7}, "generator must be"),
+        (0, {"generator": [7]}, "generator must be"),
+        (0, {"num_inference_steps": 0}, "at least 1"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(pipeline, labels, options, said):
