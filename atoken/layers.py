@@ -42,13 +42,13 @@ class Positions:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, followed by GELU (tanh form) if ``gelu``.
+    """``nn.Linear``, followed by ``F.gelu`` if ``gelu``, which is its form: ``tanh``, or ``none`` for the exact one.
 
     On a CPU it calls oneDNN's product, without gradients with GELU built in: in fp32 on AMD this is twice as fast as
     MKL's, which torch uses by default (docs/results.md).
     """
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, gelu: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, gelu: str | None = None) -> None:
         super().__init__(inputs, outputs, bias=bias)
         self.gelu = gelu
 
@@ -62,7 +62,7 @@ class Linear(nn.Linear):
             return onednn_product(x_ND, weight, self.bias, gelu=self.gelu)
         product = OneDNNProduct.apply if onednn and x_ND.dtype == torch.float32 else F.linear
         y_ND = product(x_ND, weight, self.bias)
-        return F.gelu(y_ND, approximate="tanh") if self.gelu else y_ND
+        return F.gelu(y_ND, approximate=self.gelu) if self.gelu else y_ND
 
 
 class QKNorm(nn.Module):
@@ -113,7 +113,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
         super().__init__()
-        self.up = Linear(width, hidden, bias=bias, gelu=True)
+        self.up = Linear(width, hidden, bias=bias, gelu="tanh")
         self.down = Linear(hidden, width, bias=bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:

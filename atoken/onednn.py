@@ -19,10 +19,17 @@ def takes_onednn(x: Tensor) -> bool:
     return fits and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
-def onednn_product(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """``F.linear`` without a gradient, followed by GELU (tanh form) if ``gelu``; one of the matrices is contiguous."""
-    after: tuple[str, list[Any], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
+def onednn_product(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: str | None = None) -> Tensor:
+    """``F.linear`` without a gradient, then ``F.gelu`` of that form if there is one; a matrix is contiguous."""
+    after: tuple[str, list[Any], str] = ("gelu", [], gelu) if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(x_ND, weight, bias, *after)
+
+
+def onednn_swiglu(x_ND: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``silu(gate) * value`` without a gradient, of outputs that are gate, then value; nothing is kept of both."""
+    gates, values = zip(weight.chunk(2), bias.chunk(2), strict=True)
+    gate_NH = torch.ops.mkldnn._linear_pointwise(x_ND, *gates, "swish", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x_ND, gate_NH, *values, "mul")
 
 
 class OneDNNProduct(torch.autograd.Function):

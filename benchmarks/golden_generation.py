@@ -98,8 +98,9 @@ def tokenbridge(config: dict[str, Any], weights: dict[str, Tensor], io: dict[str
     masked = masked_first(io["train.orders"], math.ceil(tokens.shape[1] * float(io["train.mask_rate"])))
     yield _equal("mask", masked, io["train.mask"].bool())
     null = torch.full_like(labels, model.config.classes)
-    yield _value("features", model.features(tokens, masked, labels), io["train.z"])
-    yield _value("features of the null condition", model.features(tokens, masked, null), io["train.z_null"])
+    every = torch.ones_like(masked)
+    yield _value("features", model.features(tokens, masked, labels, every), io["train.z"])
+    yield _value("features of the null condition", model.features(tokens, masked, null, every), io["train.z_null"])
     yield _value("logits", model.logits(tokens, masked, labels), io["train.logits"])
     loss = model.loss(tokens, masked, labels)
     yield _value("loss", loss[None], io["train.loss"])
@@ -128,7 +129,9 @@ def _decoded(model: MaskedAR, settings: dict[str, Any], io: dict[str, Tensor]) -
         if name + "mask" in io:
             yield _equal(f"{mode}: masks", torch.stack([step.masked for step in steps]), io[name + "mask"].bool())
         if name + "guided" in io:
-            features = sum(step.features * step.decided[..., None] for step in steps)
+            features = torch.zeros_like(io[name + "guided"])
+            for step in steps:
+                features[step.decided] = step.features.flatten(0, 1)
             yield _value(f"{mode}: features", features, io[name + "guided"])
         if name + "latents" in io:
             latents = io[name + "latents"]

@@ -52,28 +52,33 @@ class ChannelHead(nn.Module):
         condition_M1D = self.condition(features_MF)[:, None]
         before = [layer(self.table(tokens_MV[:, v]))[:, None] for v, layer in enumerate(self.embeddings)]
         x_MVD = torch.cat([condition_M1D, *before], 1) + self.positions
-        x_MVD = self._transformed(x_MVD, condition_M1D + self.steps, None)
+        x_MVD = self._transformed(x_MVD, self._modulations(condition_M1D), None)
         return self.classifier(torch.stack([layer(x_MVD[:, v]) for v, layer in enumerate(self.classifiers)], 1))
 
     def sampled(self, features_MF: Tensor, choose: Choose) -> Tensor:
         """Tokens (M, V), each chosen by its logits and then given to the next."""
         condition_M1D = self.condition(features_MF)[:, None]
         x_M1D = condition_M1D + self.steps[:, :1] if self.step_at_start else condition_M1D
-        caches, chosen = [Cache() for _ in self.blocks], list[Tensor]()
+        modulations = self._modulations(condition_M1D)
+        caches, chosen = [Cache(len(self.classifiers)) for _ in self.blocks], list[Tensor]()
         for v, layer in enumerate(self.classifiers):
             if v:
                 x_M1D = self.embeddings[v - 1](self.table(chosen[-1]))[:, None]
             at = slice(v, v + 1)
-            y_M1D = self._transformed(x_M1D + self.positions[:, at], condition_M1D + self.steps[:, at], caches)
+            y_M1D = self._transformed(x_M1D + self.positions[:, at], [all_[:, at] for all_ in modulations], caches)
             chosen.append(choose(v, self.classifier(layer(y_M1D[:, 0]))))
         return torch.stack(chosen, 1)
 
-    def _transformed(self, x_MVD: Tensor, condition_MVD: Tensor, caches: list[Cache] | None) -> Tensor:
-        activated_MVD = F.silu(condition_MVD)
+    def _modulations(self, condition_M1D: Tensor) -> list[Tensor]:
+        """Of each block (M, V, 6 D), and of the last norm (M, V, 2 D): of all steps, which they do not depend on."""
+        activated_MVD = F.silu(condition_M1D + self.steps)
+        return [layer(activated_MVD) for layer in (*(block.modulation for block in self.blocks), self.modulation)]
+
+    def _transformed(self, x_MVD: Tensor, modulations: list[Tensor], caches: list[Cache] | None) -> Tensor:
         for number, block in enumerate(self.blocks):
-            x_MVD = block(x_MVD, activated_MVD, None if caches is None else caches[number])
-        scale_MVD, shift_MVD = self.modulation(activated_MVD).chunk(2, -1)
-        return modulated(self.last_norm(self.norm(x_MVD)), shift_MVD, scale_MVD)
+            x_MVD = block(x_MVD, modulations[number], None if caches is None else caches[number])
+        scale_MVD, shift_MVD = modulations[-1].chunk(2, -1)
+        return modulated(self.last_norm(self.norm(x_MVD)), shift_MVD, 1 + scale_MVD)
 
 
 class HeadBlock(nn.Module):
@@ -88,8 +93,9 @@ class HeadBlock(nn.Module):
         self.mlp = ExactMLP(width, 4 * width, dropout)
         self.modulation = Linear(width, 6 * width)
 
-    def forward(self, x_MVD: Tensor, activated_MVD: Tensor, cache: Cache | None) -> Tensor:
-        """(M, V, D) -> (M, V, D)."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(activated_MVD).chunk(6, -1)
-        x_MVD = x_MVD + gate1 * self.attention.causal(modulated(self.norm1(x_MVD), shift1, scale1), cache)
-        return x_MVD + gate2 * self.mlp(modulated(self.norm2(x_MVD), shift2, scale2))
+    def forward(self, x_MVD: Tensor, modulation_MVE: Tensor, cache: Cache | None) -> Tensor:
+        """(M, V, D), (M, V, 6 D) -> (M, V, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation_MVE.chunk(6, -1)
+        seen_MVD = self.attention.causal(modulated(self.norm1(x_MVD), shift1, 1 + scale1), cache)
+        x_MVD = torch.addcmul(x_MVD, gate1, seen_MVD)
+        return torch.addcmul(x_MVD, gate2, self.mlp(modulated(self.norm2(x_MVD), shift2, 1 + scale2)))

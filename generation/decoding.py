@@ -51,7 +51,7 @@ class Drawn(NamedTuple):
     masked: Tensor
     decided: Tensor
     scale: float
-    features: Tensor  # (B, L, F), guided
+    features: Tensor  # (B, W, F) of the decided ones, guided
     tokens: Tensor  # (B, L, V) so far
 
 
@@ -84,24 +84,25 @@ def decode(
     for number, count in enumerate(masked_counts(places, decoding.iterations)):
         scale, after_BL = decoding.scale_at(places, count), masked_first(orders_BL, count)
         decided_BL = masked_BL & ~after_BL
-        features_BLF = _guided(model, tokens_BLV, masked_BL, labels_B, null_B, scale)
+        features_BWF = _guided(model, tokens_BLV, masked_BL, labels_B, null_B, decided_BL, scale)
         draw = _Draw(decoding, generators, decided_BL, None if noise_BLVK is None else noise_BLVK[decided_BL])
-        found_MV = model.channels.sampled(features_BLF[decided_BL], draw)
+        found_MV = model.channels.sampled(features_BWF.flatten(0, 1), draw)
         tokens_BLV[decided_BL] = model.out_of_order(found_MV)
         if on_iteration is not None:
-            on_iteration(number, Drawn(masked_BL, decided_BL, scale, features_BLF, tokens_BLV.clone()))
+            on_iteration(number, Drawn(masked_BL, decided_BL, scale, features_BWF, tokens_BLV.clone()))
         masked_BL = after_BL
     return tokens_BLV
 
 
 def _guided(
-    model: MaskedAR, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor, null_B: Tensor, scale: float
-) -> Tensor:
-    """(B, L, F): both halves are one batch, and there is one half alone without guidance."""
+    model: MaskedAR, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor, null_B: Tensor, wanted_BL: Tensor,
+    scale: float,
+) -> Tensor:  # fmt: skip
+    """(B, W, F): both halves are one batch, and there is one half alone without guidance."""
     if scale == 1:
-        return model.features(tokens_BLV, masked_BL, labels_B)
-    twice = (torch.cat([part, part]) for part in (tokens_BLV, masked_BL))
-    conditional, null = model.features(*twice, torch.cat([labels_B, null_B])).chunk(2)
+        return model.features(tokens_BLV, masked_BL, labels_B, wanted_BL)
+    both = (torch.cat(pair) for pair in ((tokens_BLV,) * 2, (masked_BL,) * 2, (labels_B, null_B), (wanted_BL,) * 2))
+    conditional, null = model.features(*both).chunk(2)
     return null + scale * (conditional - null)
 
 

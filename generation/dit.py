@@ -65,7 +65,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(
             DiTBlock(width, heads, qk_norm=qk_norm, rms_norm=rms_norm, swiglu=swiglu, shift=shift) for _ in range(depth)
         )
-        self.norm = _norm(width, rms_norm)
+        self.norm = AdaptiveNorm(width, rms_norm)
         self.modulation = Linear(width, 2 * width)
         self.unpatchify = Linear(width, self.outputs * patch * patch)
         self.gradient_checkpointing = False
@@ -94,7 +94,7 @@ class DiT(ModelMixin, ConfigMixin):
         own = (config.side // config.patch,) * 2
         fixed = self.positions if grid == own else fixed_positions(grid, config.width).to(x_BLD.device)
         x_BLD = x_BLD + fixed.to(x_BLD.dtype)
-        rotation = axial_rotation(grid, config.width // config.heads).to(x_BLD.device) if config.rope else None
+        rotation = axial_rotation(grid, config.width // config.heads, x_BLD.device) if config.rope else None
         activated_B1D = F.silu(condition_BD)[:, None]
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -102,7 +102,7 @@ class DiT(ModelMixin, ConfigMixin):
             else:
                 x_BLD = block(x_BLD, activated_B1D, rotation)
         shift_B1D, scale_B1D = self.modulation(activated_B1D).chunk(2, -1)
-        x_BLV = self.unpatchify(modulated(self.norm(x_BLD), shift_B1D, scale_B1D))
+        x_BLV = self.unpatchify(self.norm(x_BLD, shift_B1D, scale_B1D))
         x_BCHW = rearrange(
             x_BLV, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=config.patch, q=config.patch
         )[:, : config.channels]  # fmt: skip
@@ -115,10 +115,10 @@ class DiTBlock(nn.Module):
     def __init__(self, width: int, heads: int, *, qk_norm: bool, rms_norm: bool, swiglu: bool, shift: bool) -> None:
         super().__init__()
         self.shift = shift
-        self.norm1 = _norm(width, rms_norm)
+        self.norm1 = AdaptiveNorm(width, rms_norm)
         norms = [_qk_norm(width // heads, rms_norm) if qk_norm else None for _ in range(2)]
         self.attention = SelfAttention(width, heads, q_norm=norms[0], k_norm=norms[1])
-        self.norm2 = _norm(width, rms_norm)
+        self.norm2 = AdaptiveNorm(width, rms_norm)
         self.mlp = SwiGLU(width, int(2 / 3 * (4 * width))) if swiglu else MLP(width, 4 * width, bias=True)
         self.modulation = Linear(width, (6 if shift else 4) * width)
 
@@ -126,8 +126,23 @@ class DiTBlock(nn.Module):
         """(B, L, D), (B, 1, D) -> (B, L, D)."""
         chunks = self.modulation(activated_B1D).chunk(6 if self.shift else 4, -1)
         shift1, scale1, gate1, shift2, scale2, gate2 = chunks if self.shift else (None, *chunks[:2], None, *chunks[2:])
-        x_BLD = x_BLD + gate1 * self.attention(modulated(self.norm1(x_BLD), shift1, scale1), rotation)
-        return x_BLD + gate2 * self.mlp(modulated(self.norm2(x_BLD), shift2, scale2))
+        x_BLD = torch.addcmul(x_BLD, gate1, self.attention(self.norm1(x_BLD, shift1, scale1), rotation))
+        return torch.addcmul(x_BLD, gate2, self.mlp(self.norm2(x_BLD, shift2, scale2)))
+
+
+class AdaptiveNorm(nn.Module):
+    """``norm(x) (1 + scale) + shift``, of an RMSNorm, whose gain joins the scale, or a plain LayerNorm."""
+
+    def __init__(self, width: int, rms_norm: bool) -> None:
+        super().__init__()
+        self.register_parameter("weight", nn.Parameter(torch.ones(width)) if rms_norm else None)
+
+    def forward(self, x_BLD: Tensor, shift_B1D: Tensor | None, scale_B1D: Tensor) -> Tensor:
+        """(B, L, D), (B, 1, D), (B, 1, D) -> (B, L, D)."""
+        norm, gain_B1D = (F.layer_norm if self.weight is None else F.rms_norm), 1 + scale_B1D
+        if self.weight is not None:
+            gain_B1D = gain_B1D * self.weight.to(scale_B1D.dtype)
+        return modulated(norm(x_BLD, x_BLD.shape[-1:], eps=NORM_EPS), shift_B1D, gain_B1D)
 
 
 def fixed_positions(grid: Sequence[int], width: int) -> Tensor:
@@ -136,10 +151,6 @@ def fixed_positions(grid: Sequence[int], width: int) -> Tensor:
     rows, columns = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
     parts = [turn(axis[:, None] * frequencies) for axis in (columns, rows) for turn in (torch.sin, torch.cos)]
     return torch.cat(parts, 1).float()[None]
-
-
-def _norm(width: int, rms_norm: bool) -> nn.Module:
-    return RMSNorm(width, eps=NORM_EPS) if rms_norm else nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
 
 
 def _qk_norm(head_width: int, rms_norm: bool) -> nn.Module:

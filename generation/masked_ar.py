@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.layers import NORM_EPS, Linear
-from generation.blocks import ExactMLP, SelfAttention
+from generation.blocks import ExactMLP, Places, SelfAttention, at_places
 from generation.channel_head import ChannelHead
 from generation.digits import CodeValues, ScalarValues
 
@@ -86,24 +86,24 @@ class MaskedAR(ModelMixin, ConfigMixin):
         """(B,) int64 -> (B, E): the vector of each class, or the null vector."""
         return torch.cat([self.labels.weight, self.null])[labels_B]
 
-    def features(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor) -> Tensor:
-        """What is known of each position, (B, L, F): class, visible tokens, and where the masked ones are.
+    def features(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor, wanted_BL: Tensor) -> Tensor:
+        """What is known of wanted positions, (B, W, F): class, visible tokens, and where the masked ones are.
 
-        Tokens of masked positions do not matter. Equally many positions of each sample are masked.
+        Tokens of masked positions do not matter. Equally many positions of each sample are masked, and wanted.
         """
-        buffer, side = self.config.buffer, self.config.side
-        visible_BL = ~masked_BL
+        buffer = masked_BL.new_zeros(len(labels_B), self.config.buffer)
+        kept, wanted = (
+            torch.cat(pair, 1).nonzero(as_tuple=True) for pair in ((~buffer, ~masked_BL), (buffer, wanted_BL))
+        )
         values_BLC = self.digits.values(tokens_BLV).to(self.embed.weight)
-        class_BSE = self.conditions(labels_B)[:, None].expand(-1, buffer, -1)
+        class_BSE = self.conditions(labels_B)[:, None].expand(*buffer.shape, -1)
         x_BSE = torch.cat([class_BSE, self.embed(values_BLC)], 1)
         x_BSE = self.embed_norm(x_BSE + self.encoder.positions)
-        kept_BS = torch.cat([visible_BL.new_ones(len(labels_B), buffer), visible_BL], 1)
-        x_BSE = self.encoder(x_BSE[kept_BS].unflatten(0, (len(labels_B), -1)))
-        seen_BSF = self.bridge(x_BSE)
-        x_BSF = self.mask.to(seen_BSF.dtype).expand(*kept_BS.shape, -1).clone()
-        x_BSF[kept_BS] = seen_BSF.flatten(0, 1)
-        x_BSF = self.decoder(x_BSF + self.decoder.positions)
-        return x_BSF[:, -side * side :] + self.places
+        seen_BSF = self.bridge(self.encoder(at_places(x_BSE, kept)))
+        x_BSF = self.mask.to(seen_BSF.dtype).expand(*x_BSE.shape[:2], -1).clone()
+        x_BSF[kept] = seen_BSF.flatten(0, 1)
+        places_BWF = at_places(self.places.expand(*wanted_BL.shape, -1), wanted_BL.nonzero(as_tuple=True))
+        return self.decoder(x_BSF + self.decoder.positions, wanted) + places_BWF
 
     def loss(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor) -> Tensor:
         """Cross-entropy of the tokens of masked positions, the mean over them."""
@@ -113,8 +113,8 @@ class MaskedAR(ModelMixin, ConfigMixin):
 
     def logits(self, tokens_BLV: Tensor, masked_BL: Tensor, labels_B: Tensor) -> Tensor:
         """(M, V, K) of the masked positions, sample after sample, tokens in the order of the head."""
-        features_MF = self.features(tokens_BLV, masked_BL, labels_B)[masked_BL]
-        return self.channels(features_MF, self.in_order(tokens_BLV[masked_BL]))
+        features_BWF = self.features(tokens_BLV, masked_BL, labels_B, masked_BL)
+        return self.channels(features_BWF.flatten(0, 1), self.in_order(tokens_BLV[masked_BL]))
 
     def in_order(self, tokens: Tensor) -> Tensor:
         """(..., V) in the order of the head."""
@@ -136,11 +136,12 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(TrunkBlock(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        for block in self.blocks:
+    def forward(self, x_BLD: Tensor, wanted: Places | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (B, W, D) of the wanted ones, which is less work in the last block."""
+        *before, last = self.blocks
+        for block in before:
             x_BLD = block(x_BLD)
-        return self.norm(x_BLD)
+        return self.norm(last(x_BLD, wanted))
 
 
 class TrunkBlock(nn.Module):
@@ -154,9 +155,10 @@ class TrunkBlock(nn.Module):
         self.mlp = ExactMLP(width, 4 * width, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        x_BLD = x_BLD + self.dropout(self.attention(self.norm1(x_BLD)))
+    def forward(self, x_BLD: Tensor, wanted: Places | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D), or (B, W, D) of the wanted ones."""
+        seen_BLD = self.attention(self.norm1(x_BLD), wanted=wanted)
+        x_BLD = (x_BLD if wanted is None else at_places(x_BLD, wanted)) + self.dropout(seen_BLD)
         return x_BLD + self.mlp(self.norm2(x_BLD))
 
 
