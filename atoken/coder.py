@@ -10,6 +10,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +92,7 @@ class Coder:
             with error_prefix(str(one) if isinstance(one, str | Path) else f"Input {index}" if len(batch) > 1 else ""):
                 samples.append(_sample(smaller(as_media(one), max_side), coarsen=coarsen))
         with torch.inference_mode():
-            encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
+            encoded = self.model.encode(self._packed([sample for sample, _ in samples]))
         described = [fields | {"name": file_name(one)} for (_, fields), one in zip(samples, batch, strict=True)]
         return self._tokens(encoded, described, generator=generator)
 
@@ -104,11 +105,26 @@ class Coder:
         """
         samples = [_sample(as_media(one)) for one in batch]
         with torch.inference_mode():
-            encoded = self.model.encode(SparseTokens.pack([sample for sample, _ in samples]).to(self.device))
+            encoded = self.model.encode(self._packed([sample for sample, _ in samples]))
         described = [fields | {"name": name} for (_, fields), name in zip(samples, names, strict=True)]
         rows = [self._tokens(encoded, described, generator=generators) for generators in draws]
         rows = rows or [self._tokens(encoded, described)]
         return list(zip(*rows, strict=True))
+
+    def _packed(self, samples: Sequence[SparseTokens]) -> SparseTokens:
+        """Samples as one batch on the device, whose patches all have as many values as those of a video.
+
+        The model would take the patches of one frame as they are, but its product over fewer values rounds differently.
+        """
+        lengths = tuple(length for sample in samples for length in sample.lengths)
+        shape = sum(lengths), self.model.config.patch_values
+        if self.device.type == "cpu":
+            feats = torch.from_numpy(np.zeros(shape, np.float32))  # takes no memory before it is written or read
+        else:
+            feats = torch.zeros(shape, device=self.device)
+        for part, sample in zip(feats.split(lengths), samples, strict=True):
+            part[:, : sample.feats.shape[1]] = sample.feats
+        return SparseTokens(feats, torch.cat([sample.coords for sample in samples]).to(self.device), lengths)
 
     def _tokens(
         self,
@@ -217,7 +233,7 @@ class Coder:
     ) -> tuple[Tokens, PoolState]:
         patches, fields = _sample(tile)
         with torch.inference_mode():
-            encoded = self.model.encode(patches.to(self.device), pool_state=state)
+            encoded = self.model.encode(self._packed([patches]), pool_state=state)
         described = [fields | {"name": name}]
         return self._tokens(encoded, described, generator=generator, first_frame=first)[0], encoded.pool_state
 

@@ -32,20 +32,20 @@ class ArchiveWriter:
     """Writes chunks, then the table of contents of ``items``; the file appears at ``target`` when the block ends well.
 
     ``target``: a path, or a binary file object, which gets the whole file at the end of the block. ``compress``: chunks
-    are as small as the codecs make them; without, they are raw, which is much faster.
+    are as small as the codecs make them; without, they are raw, which is much faster. ``durable``: as ``atomic_path``.
     Raises: TokenFileError, also when the block ends without an item.
     """
 
-    def __init__(self, target: Target, *, compress: bool = True) -> None:
+    def __init__(self, target: Target, *, compress: bool = True, durable: bool = True) -> None:
         self._target = target
-        self._compress = compress
+        self._compress, self._durable = compress, durable
         self.items: list[Item] = []
         self.checksums: list[bytes] = []  # SHA-256 of all bytes of each item
         self._end = len(_START)  # of the last complete item
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            temporary = stack.enter_context(atomic_path(self._target, TokenFileError))
+            temporary = stack.enter_context(atomic_path(self._target, TokenFileError, durable=self._durable))
             self._file = stack.enter_context(temporary.open("xb"))
             self._file.write(_START)
             self._stack = stack.pop_all()

@@ -56,14 +56,15 @@ def voxelised(asset: Mesh | Views, coarsen: bool) -> VoxelPatches:
 
 def _patchify(asset: Mesh | Views | VoxelPatches, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]]:
     from atoken.modalities.views import render_views
-    from atoken.modalities.voxels import voxelize, voxels
+    from atoken.modalities.voxels import VALUES, voxelize, voxels
 
     if isinstance(asset, VoxelPatches):
         packed = voxels(asset.cells, asset.resolution, asset.patches)
     else:
         views = render_views(asset) if isinstance(asset, Mesh) else asset
         packed = voxelize(views, over="coarsen" if coarsen else "refuse")
-    return packed.tokens, {"size": (packed.resolution,) * 2}
+    tokens = packed.tokens
+    return tokens.with_feats(tokens.feats[:, :VALUES]), {"size": (packed.resolution,) * 2}
 
 
 def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Gaussians:

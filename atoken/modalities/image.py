@@ -17,9 +17,9 @@ SIZES = f"height and width in pixels, each from 1 to {MAX_SIDE:,}"
 
 
 def _patchify(image: Image, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]]:
-    from atoken.modalities.pixels import patchify, to_values
+    from atoken.modalities.pixels import patchify_frames
 
-    return patchify(to_values(image.pixels[None])), {"size": image.pixels.shape[:2], "alpha": image.alpha}
+    return patchify_frames(image.pixels[None]), {"size": image.pixels.shape[:2], "alpha": image.alpha}
 
 
 def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Image:

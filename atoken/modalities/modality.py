@@ -28,11 +28,12 @@ class Modality:
     with frames also ``frames=`` and ``fps=``. ``suffix``: of the file that a decoded result's ``save`` writes,
     ``alpha_suffix`` of one with alpha, where that is another.
 
-    **Tokens.** ``patchify(media, coarsen)`` gives one sample of patches, and the fields ``size``, ``frames``, ``fps``,
-    ``timestamps`` and ``alpha`` of ``Tokens``, those that the modality has. ``unpatchify(model, tokens, patches)``
-    turns decoded patches into what the user gets. ``refusal(model, tokens)`` says in a sentence why a model cannot
-    decode such tokens, "" if it can. ``images(original)`` compares what went in (media, or an open reader of frames)
-    with what came back: it gives images (H, W, 3) uint8 of the first, and a function for those of a decoded piece.
+    **Tokens.** ``patchify(media, coarsen)`` gives one sample of patches, (N, 3072), or (N, 768) where all frames but
+    the first are empty, and the fields ``size``, ``frames``, ``fps``, ``timestamps`` and ``alpha`` of ``Tokens``, those
+    that the modality has. ``unpatchify(model, tokens, patches)`` turns decoded patches into what the user gets.
+    ``refusal(model, tokens)`` says in a sentence why a model cannot decode such tokens, "" if it can.
+    ``images(original)`` compares what went in (media, or an open reader of frames) with what came back: it gives images
+    (H, W, 3) uint8 of the first, and a function for those of a decoded piece.
 
     **Token files.** ``cells(size, frames)``: steps, rows, columns and layers of the grid that the tokens lie in; they
     fill it unless the modality is ``sparse``. ``allows_size(size)``, in words ``sizes``. ``has_alpha``: whether an

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def _patchify(video: Video, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]]:
-    from atoken.modalities.pixels import patchify, to_values
+    from atoken.modalities.pixels import patchify_frames
 
     timed = {"frames": len(video.frames), "fps": video.fps, "timestamps": video.timestamps}
-    return patchify(to_values(video.frames)), timed | {"size": video.frames.shape[1:3], "alpha": video.alpha}
+    return patchify_frames(video.frames), timed | {"size": video.frames.shape[1:3], "alpha": video.alpha}
 
 
 def _unpatchify(model: ATokenModel, tokens: Tokens, patches: SparseTokens) -> Video:

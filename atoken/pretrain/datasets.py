@@ -14,17 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from einops import rearrange
-
 from atoken.data.loading import crop_image, film_image, fitting, load_asset, load_image, load_video, voxels_of
 from atoken.data.mixing import Drawn, Mixture, hashed
 from atoken.data.sources import FolderSource, Sample, ShardSource, Source, TableSource, Templated
 from atoken.data.synthetic.series import MAKERS
 from atoken.errors import AtokenError, AtokenWarning, MediaError
 from atoken.modalities import MODALITIES
-from atoken.modalities.pixels import to_values
-from atoken.patches import PATCH, grid_coords
+from atoken.modalities.pixels import patchify_frames
+from atoken.patches import PATCH
 from atoken.pretrain.data_file import Data, Origin, read_data
 from atoken.pretrain.packing import Budget, stream
 from atoken.pretrain.stages import Stage, Task
@@ -84,7 +81,7 @@ class TaskDataset:
         else:
             least, strides, fps = task.patches[0], task.strides, task.fps
             frames = load_video(sample, budget.length, budget.patches, rng, least=least, strides=strides, fps=fps)
-        return Fitted(_patches(frames), caption)
+        return Fitted(patchify_frames(frames), caption)
 
 
 def generated(task: Task, budget: Budget, seed: int, series: str) -> Fitted:
@@ -96,16 +93,7 @@ def generated(task: Task, budget: Budget, seed: int, series: str) -> Fitted:
     rows, columns = shape(task, budget)
     frames = () if task.modality == "image" else (budget.length * PATCH[0],)
     sample = make(seed, budget.index, *frames, rows * PATCH[1], columns * PATCH[2])
-    return Fitted(_patches(sample.frames), sample.caption)
-
-
-def _patches(frames: np.ndarray) -> SparseTokens:
-    """As ``patchify(to_values(frames))`` for whole patches, but without the empty frames of an image, and faster."""
-    frames_a_patch = min(len(frames), PATCH[0])
-    cut = "(t pt) (h ph) (w pw) c -> t h w (pt ph pw c)"
-    patches = rearrange(frames, cut, pt=frames_a_patch, ph=PATCH[1], pw=PATCH[2])
-    values_NP = to_values(patches).flatten(0, 2)
-    return SparseTokens(values_NP, grid_coords(*patches.shape[:3]), (len(values_NP),))
+    return Fitted(patchify_frames(sample.frames), sample.caption)
 
 
 def shape(task: Task, budget: Budget) -> tuple[int, int]:

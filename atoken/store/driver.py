@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from atoken.errors import AtokenError, MissingExtraError, StoreError
-from atoken.io.contents import TILE
+from atoken.errors import StoreError
 from atoken.store import shards
 from atoken.store.layout import STATS, Options
-from atoken.store.plan import Measured, Model, count, is_whole, load_plan, locked, new_plan, save_plan
+from atoken.store.plan import Model, is_whole, load_plan, locked, new_plan, save_plan
+from atoken.store.probe import probe
 from atoken.store.reading import Failure, Job
 from atoken.store.units import Report, sound
 from atoken.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from atoken.store.media import Decoded
     from atoken.store.source import Items
-
-PROBED = 64  # items, evenly over the source, by which a store is planned
 
 
 class Engine(Protocol):
@@ -49,33 +46,6 @@ class Progress:
     decoding: float = 0.0
     encoding: float = 0.0
     failures: list[Failure] = field(default_factory=list)
-
-
-def probe(source: Items, options: Options) -> tuple[Measured, list[Decoded]]:
-    """Read up to ``PROBED`` items, evenly over the source, and average them. Raises: StoreError (none can be read)."""
-    from atoken.store.media import decode
-
-    items = count(source, options)
-    probed = min(items, PROBED)
-    found, start, reason = list["Decoded"](), perf_counter(), ""
-    for number in range(probed):
-        try:
-            found.append(decode(source[number * len(source) // probed], options))
-        except MissingExtraError:
-            raise
-        except AtokenError as error:
-            reason = str(error)
-    if not found:
-        raise StoreError(f"None of {probed} items of {source.described} can be read: {reason}")
-    seconds = (perf_counter() - start) / probed
-    tokens = sum(item.tokens or options.batch_tokens for item in found) / len(found)
-    return Measured(items, tokens, sum(map(_tiles, found)) / len(found), seconds), found
-
-
-def _tiles(item: Decoded) -> int:
-    """Entries of an item in a table of contents; of a stream, whose length is not known, as of ten minutes."""
-    frames = getattr(item.media, "frames", ())
-    return 1024 if item.tokens is None else -(-len(frames) // TILE) or 1
 
 
 def tokenize(
@@ -111,19 +81,13 @@ def tokenize(
 
 def forecast(items: Items, tokenizer: Tokenizer, options: Options, workers: int) -> list[list[str]]:
     """A table of what a store takes, from a probe of the source and a batch that is encoded. Raises: AtokenError."""
-    measured, probed = probe(items, options)
+    measured, media = probe(items, options, options.batch_tokens)
     plan = new_plan(items, tokenizer, options, measured)
-    media: list[Any] = []
-    tokens = 0
-    for item in probed:
-        if item.tokens and tokens < options.batch_tokens:
-            media.append(item.media)
-            tokens += item.tokens
     rate = 0.0
     for _ in range(2):  # the first is slower
         start = perf_counter()
-        tokenizer.encode_batch(media)
-        rate = tokens / (perf_counter() - start)
+        encoded = tokenizer.encode_batch(media)
+        rate = sum(len(one.latents) for one in encoded) / (perf_counter() - start)
     reading = plan.items * measured.seconds / workers
     encoding = plan.items * measured.tokens * (1 + options.flip) / rate if media else 0.0
     return [

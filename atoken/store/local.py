@@ -1,29 +1,29 @@
-"""The engine of one machine: processes read and decode units, and an encoder on each device encodes them.
+"""The engine of one machine: processes read and decode pieces of units, and an encoder on each device encodes units.
 
-A process that is killed is replaced and its units are made again. A unit whose readers die ``DEATHS`` times is read
-item by item, so that only an item that kills its reader each time is lost, and listed.
+A process that is killed is replaced and its work is done again. A piece whose readers die ``DEATHS`` times is read item
+by item, so that only an item that kills its reader each time is lost, and listed.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import cache
-from multiprocessing import get_context
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atoken.errors import StoreError
-from atoken.store import shards
-from atoken.store.reading import DEATHS, Failure, Job, Read, begin, given_job, killed, read_here
+from atoken.store import pool, shards
+from atoken.store.reading import DEATHS, Job, Read, given, killed, read_here
 from atoken.store.units import Report, encode_unit, encoder
 
 if TYPE_CHECKING:
-    from atoken.store.media import Decoded
     from atoken.tokenizer import Tokenizer
+
+PIECE = 32  # items that are read at once: few, so that all readers are busy to the end
 
 
 class LocalEngine:
@@ -55,8 +55,9 @@ class LocalEngine:
         encoders = encoders or [_Thread(job, self._tokenizer)]
         try:
             while waiting or readers.futures or ready or any(one.future for one in encoders):
-                # Few units are in memory: one for each reader, one that each encoder has, one that is next.
-                while waiting and len(readers.futures) + len(ready) < self._workers + len(encoders):
+                # Few units are in memory, and no reader is idle as long as there are pieces to read.
+                most = self._workers + len(encoders)
+                while waiting and readers.units + len(ready) < most and len(readers.futures) <= self._workers:
                     readers.submit(waiting.popleft())
                 for one in encoders:
                     if ready and not one.future:
@@ -73,21 +74,42 @@ class LocalEngine:
                 one.close()
 
 
+class _Piece(NamedTuple):
+    """Consecutive items of a unit, which has so many pieces."""
+
+    unit: int
+    number: int
+    items: range
+    pieces: int
+
+
 class _Readers:
-    """A pool of processes that read units, made again when one of them dies. ``futures``: what is being read."""
+    """A pool of processes that read pieces of units, made again when one of them dies. ``futures``: what they read."""
 
     def __init__(self, job: Job, workers: int) -> None:
         self._job, self._workers = job, workers
-        self._deaths: Counter[int] = Counter()
-        self.futures: dict[Future[Read], int] = {}
-        self._pool = _pool(job, workers)
+        self._deaths: Counter[_Piece] = Counter()
+        self._read: dict[int, dict[int, Read]] = {}  # by unit and number of a piece
+        self.futures: dict[Future[Read], _Piece] = {}
+        self._pool = pool.started(job, workers)
+
+    @property
+    def units(self) -> int:
+        """How many units have been begun and are not read yet."""
+        return len(self._read)
 
     def submit(self, unit: int) -> None:
         """Begin to read a unit."""
-        self.futures[_submitted(self._pool, read_here, unit)] = unit
+        items, self._read[unit] = self._job.plan.items_of(unit), {}
+        starts = range(0, len(items), PIECE)
+        for number, start in enumerate(starts):
+            self._submit(_Piece(unit, number, items[start : start + PIECE], len(starts)))
+
+    def _submit(self, piece: _Piece) -> None:
+        self.futures[pool.submitted(self._pool, read_here, piece.unit, piece.items)] = piece
 
     def collect(self) -> Iterator[Read]:
-        """What has been read; units whose reader died are begun again. Raises: AtokenError."""
+        """Units that have been read; pieces whose reader died are begun again. Raises: AtokenError."""
         died = False
         for future in [future for future in self.futures if future.done()]:
             try:
@@ -95,44 +117,43 @@ class _Readers:
             except BrokenProcessPool:
                 died = True
                 continue
-            del self.futures[future]
-            yield read
+            yield from self._add(self.futures.pop(future), read)
         if died:
             yield from self._again()
 
+    def _add(self, piece: _Piece, read: Read) -> Iterator[Read]:
+        """The unit of a piece, if it was the last."""
+        parts = self._read[piece.unit]
+        parts[piece.number] = read
+        if len(parts) == piece.pieces:
+            whole = [parts[number] for number in range(piece.pieces)]
+            items = tuple(item for part in whole for item in part.items)
+            del self._read[piece.unit]
+            yield Read(piece.unit, items, sum(part.seconds for part in whole))
+
     def _again(self) -> Iterator[Read]:
-        units = sorted(self.futures.values())  # all futures of a broken pool fail
+        pieces = sorted(self.futures.values())  # all futures of a broken pool fail
         self.close()
         self.futures.clear()
-        self._pool = _pool(self._job, self._workers)
-        for unit in units:
-            self._deaths[unit] += 1
-            if self._deaths[unit] < DEATHS:
-                self.submit(unit)
+        self._pool = pool.started(self._job, self._workers)
+        for piece in pieces:
+            self._deaths[piece] += 1
+            if self._deaths[piece] < DEATHS:
+                self._submit(piece)
             else:
-                yield _one_by_one(self._job, unit)
+                yield from self._add(piece, _one_by_one(self._job, piece))
 
     def close(self) -> None:
         """End all processes."""
-        _kill(self._pool)
+        pool.end(self._pool)
 
 
-def _one_by_one(job: Job, unit: int) -> Read:
-    """Read a unit that killed its readers item by item, alone; the items that do so again and again have failed."""
-    found: list[Decoded | Failure] = []
-    start, pool = perf_counter(), _pool(job, 1)
-    for item in job.plan.items_of(unit):
-        for _ in range(DEATHS):
-            try:
-                found += _submitted(pool, read_here, unit, [item]).result().items
-                break
-            except BrokenProcessPool:
-                _kill(pool)
-                pool = _pool(job, 1)
-        else:
-            found.append(killed(job, item))
-    pool.shutdown(wait=False)
-    return Read(unit, tuple(found), perf_counter() - start)
+def _one_by_one(job: Job, piece: _Piece) -> Read:
+    """Read a piece that killed its readers item by item, alone; the items that do so again and again have failed."""
+    start = perf_counter()
+    reads = pool.one_by_one(job, read_here, ((piece.unit, [item]) for item in piece.items))
+    found = [read.items[0] if read else killed(job, item) for item, read in zip(piece.items, reads, strict=True)]
+    return Read(piece.unit, tuple(found), perf_counter() - start)
 
 
 class _Thread:
@@ -165,12 +186,12 @@ class _Process(_Thread):
     def __init__(self, job: Job, device: str) -> None:
         self._job, self._device, self._deaths = job, device, 0
         self.future = None
-        self._pool = _pool(job, 1)
+        self._pool = pool.started(job, 1)
 
     def submit(self, read: Read) -> None:
         """Begin to encode a unit."""
         self._read = read
-        self.future = _submitted(self._pool, _encode_on, self._device, read)
+        self.future = pool.submitted(self._pool, _encode_on, self._device, read)
 
     def collect(self) -> Report | None:
         """A unit that is on disk. Raises: AtokenError (also for one that killed the encoder again and again)."""
@@ -183,8 +204,8 @@ class _Process(_Thread):
                     f"The encoder on {self._device} was killed {DEATHS} times at unit {self._read.unit}; it may need "
                     "more memory: lower --batch-tokens, in another store."
                 ) from error
-            _kill(self._pool)
-            self._pool = _pool(self._job, 1)
+            pool.end(self._pool)
+            self._pool = pool.started(self._job, 1)
             self.submit(self._read)
             return None
         if report:
@@ -193,36 +214,9 @@ class _Process(_Thread):
 
 
 def _encode_on(device: str, read: Read) -> Report:
-    return encode_unit(given_job(), _loaded(device), read)
+    return encode_unit(given(), _loaded(device), read)
 
 
 @cache
 def _loaded(device: str) -> Tokenizer:
-    return encoder(given_job(), device=device)
-
-
-def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
-    # Spawned: torch's threads do not survive a fork.
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=begin, initargs=(job,))
-
-
-def _kill(pool: ProcessPoolExecutor) -> None:
-    """End a pool and its processes at once.
-
-    Where one dies while another starts, the pool ends all but the new one, and then waits for that for ever (CPython
-    3.11). ``kill_workers`` comes with 3.14.
-    """
-    processes = dict(pool._processes or {})
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes.values():
-        process.kill()
-
-
-def _submitted(pool: Executor, *call: Any) -> Future[Any]:
-    """What a pool makes; also where one of its processes died just now."""
-    try:
-        return pool.submit(*call)
-    except BrokenProcessPool as error:
-        future: Future[Any] = Future()
-        future.set_exception(error)
-        return future
+    return encoder(given(), device=device)

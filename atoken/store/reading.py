@@ -59,27 +59,27 @@ class Read:
     seconds: float
 
 
-_JOBS: list[Job] = []  # of a process that was started for one
+_GIVEN: list[Any] = []  # to a process when it was started
 
 
-def begin(job: Job) -> None:
-    """Prepare a process for a job, which it gets once, since it may name a million files.
+def begin(given: Any) -> None:
+    """Prepare a process for what it is to work on, which it gets once, since that may name a million files.
 
     It ends with the process that started it, which also is the one to be interrupted.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _JOBS.append(job)
+    _GIVEN.append(given)
 
 
-def given_job() -> Job:
-    """The job of this process."""
-    return _JOBS[0]
+def given() -> Any:
+    """What ``begin`` gave to this process."""
+    return _GIVEN[0]
 
 
 def read_here(unit: int, only: Sequence[int] | None = None) -> Read:
     """``read_unit`` of the job of this process."""
-    return read_unit(given_job(), unit, only)
+    return read_unit(given(), unit, only)
 
 
 def _end_with_parent() -> None:

@@ -46,9 +46,9 @@ class Done(Struct, frozen=True, kw_only=True):
     failures: tuple[Failure, ...]
     files: dict[str, tuple[int, str]] = {}  # of a shard: bytes and SHA-256 of its files by their names in the store
 
-    def save(self, path: Path) -> None:
-        """Write it, atomically. Raises: StoreError."""
-        with atomic_path(path, StoreError) as temporary:
+    def save(self, path: Path, *, durable: bool = True) -> None:
+        """Write it, as ``atomic_path``. Raises: StoreError."""
+        with atomic_path(path, StoreError, durable=durable) as temporary:
             temporary.write_bytes(msgspec.msgpack.encode(self))
 
     @staticmethod
@@ -83,13 +83,14 @@ def encode_unit(job: Job, tokenizer: Tokenizer, read: Read) -> Report:
 @contextmanager
 def written(job: Job, number: int) -> Iterator[Unit]:
     """Give a unit to put items into; its files appear when the block ends well. Raises: StoreError, TokenFileError."""
+    # Not durable: what a power cut spoils has other check sums, and is made again.
     target, note = job.unit_files(number)
-    with suppress(_NothingError), TokenFileWriter(target, compress=False) as writer:
+    with suppress(_NothingError), TokenFileWriter(target, compress=False, durable=False) as writer:
         unit = Unit(job.plan, writer)
         yield unit
         if not writer.items:
             raise _NothingError
-    Done(rows=tuple(unit.rows), totals=unit.totals.plain(), failures=tuple(unit.failures)).save(note)
+    Done(rows=tuple(unit.rows), totals=unit.totals.plain(), failures=tuple(unit.failures)).save(note, durable=False)
 
 
 def sound(job: Job, unit: int) -> Done | None:

@@ -4,9 +4,10 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from atoken.store import shards
+from atoken.store import pool, reading, shards
 from atoken.store.driver import tokenize
 from atoken.store.layout import Options
 from atoken.store.reading import read_unit
@@ -52,9 +53,20 @@ def make(
 ):  # fmt: skip
     """A store of a folder with a small model; its statistics."""
     tokenizer, wanted = tokenizer or small_tokenizer(kind), Options(**({"batch_tokens": 16} | options))
-    engine = engine or Here(tokenizer, units, backwards)
     items = source if hasattr(source, "digest") else open_source(str(source), wanted)
-    return tokenize(items, Path(store), tokenizer, dict(model), wanted, engine, most_broken=most_broken)
+    arguments = items, Path(store), tokenizer, dict(model), wanted
+    if engine:
+        return tokenize(*arguments, engine, most_broken=most_broken)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool, "one_by_one", _here)
+        return tokenize(*arguments, Here(tokenizer, units, backwards), most_broken=most_broken)
+
+
+def _here(given, call, arguments):
+    """The calls in this process: starting another for each store takes longer than these tests have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_GIVEN", [given])
+        yield from (call(*argument) for argument in arguments)
 
 
 def contents(store):
