@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from atoken.errors import MissingExtraError, StoreError
-from atoken.store.layout import index_name
+from atoken.store.layout import index_name, numbers_first
 
 SHARDS_OF_ENTRIES = 64  # whose column ``entry``, the largest, stays in memory: about 6 MB of 20,000 images each
 
@@ -70,15 +70,19 @@ class Columns:
         return self._numbers[name]
 
     def names(self, name: str) -> tuple[tuple[str, ...], np.ndarray]:
-        """The different texts of a column, sorted, and the number of each row's among them, (R,) int32, -1 for none."""
+        """The different texts of a column, sorted, and the number of each row's among them, (R,) int32, -1 for none.
+
+        Whole numbers are sorted as such (``numbers_first``).
+        """
         if name not in self._names:
             encoded = self.table(name).dictionary_encode().combine_chunks()
             with self._readable():
                 found = encoded.dictionary.to_pylist()
+            order = sorted(range(len(found)), key=lambda place: numbers_first(found[place]))
             ranks = np.full(len(found) + 1, -1, np.int32)
-            ranks[sorted(range(len(found)), key=found.__getitem__)] = np.arange(len(found))
+            ranks[order] = np.arange(len(found))
             numbers = ranks[encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)]
-            self._names[name] = tuple(sorted(found)), numbers
+            self._names[name] = tuple(found[place] for place in order), numbers
         return self._names[name]
 
     def matches(self, expression: Any, equal: Mapping[str, Any]) -> np.ndarray:

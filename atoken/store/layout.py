@@ -36,6 +36,12 @@ def index_name(number: int) -> str:
     return f"{number:06d}.parquet"
 
 
+def numbers_first(label: str) -> tuple[bool, int, str]:
+    """By which labels are sorted: whole numbers first, as numbers, then texts."""
+    number = label.isascii() and label.isdecimal() and len(label) < 20
+    return not number, int(label) if number else 0, label
+
+
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What decides the contents of a store, beside its source and model; engines and numbers of workers do not.
 

@@ -173,7 +173,7 @@ class TokenStore:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The different labels in the whole store, sorted; the number of a label in it is its id."""
+        """The different labels in the whole store, sorted (numbers as numbers); the place of a label is its id."""
         return self._stored.columns.names("label")[0]
 
     @property

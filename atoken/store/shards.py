@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,50 +48,53 @@ def join(job: Job, shard: int) -> None:
         with writing(job.store):
             _remove_units(job, shard)
         return
+    totals, failures, tables = Totals(job.plan.model), list[Failure](), list[Any]()
     try:
-        done = [Done.load(job.unit_files(unit)[1]) for unit in units]
-        rows = _write_shard(job, shard, [unit for unit, one in zip(units, done, strict=True) if one.rows], done)
+        with ExitStack() as stack:
+            writer = None
+            for unit in units:
+                done = Done.load(job.unit_files(unit)[1])
+                totals += Totals.of(job.plan.model, done.totals)
+                failures += done.failures
+                if done.rows:
+                    writer = writer or stack.enter_context(_writer(job, shard))
+                    tables.append(_append(job, shard, unit, done.rows, writer))
     except (OSError, ValueError, AtokenError) as error:
         for unit in units:
             if sound(job, unit) is None:
                 job.unit_files(unit)[1].unlink(missing_ok=True)
                 raise StoreError(f"Unit {unit} in {job.store / WORK} is damaged; run the command again.") from error
         raise
-    if rows:
-        write_index(job.store / INDEX / index_name(shard), rows, job.plan.model.width)
-    totals = Totals(job.plan.model)
-    for one in done:
-        totals += Totals.of(job.plan.model, one.totals)
-    failures = tuple(failure for one in done for failure in one.failures)
-    Done(totals=totals.plain(), failures=failures, files=_files(job, shard)).save(_note(job, shard))
+    if tables:
+        write_index(job.store / INDEX / index_name(shard), tables)
+    Done(totals=totals.plain(), failures=tuple(failures), files=_files(job, shard)).save(_note(job, shard))
     with writing(job.store):
         _remove_units(job, shard)
 
 
-def _write_shard(job: Job, shard: int, units: list[int], done: list[Done]) -> list[Row]:
-    """The token file of a shard, and its rows. Raises: OSError, AtokenError."""
-    rows = [row for one in done for row in one.rows]
-    if not rows:
-        return []
-    with TokenFileWriter(job.store / SHARDS / shard_name(shard), compress=False) as writer:
-        for unit in units:
-            with Archive(job.unit_files(unit)[0]) as archive:
-                writer.append(archive)
-        if writer.checksums != [row.checksum for row in rows]:
-            raise StoreError("A check sum is wrong.")
-    return [
+def _writer(job: Job, shard: int) -> TokenFileWriter:
+    return TokenFileWriter(job.store / SHARDS / shard_name(shard), compress=False)
+
+
+def _append(job: Job, shard: int, unit: int, rows: Sequence[Row], writer: TokenFileWriter) -> Any:
+    """Copy a unit to its shard, and give its rows as a table. Raises: OSError, AtokenError."""
+    first = len(writer.items)
+    with Archive(job.unit_files(unit)[0]) as archive:
+        writer.append(archive)
+    if writer.checksums[first:] != [row.checksum for row in rows]:
+        raise StoreError("A check sum is wrong.")
+    joined = [
         structs.replace(
             row, shard=shard, number=number, offset=next(item.chunks()).offset, entry=msgspec.msgpack.encode(item)
         )
-        for number, (row, item) in enumerate(zip(rows, writer.items, strict=True))
+        for number, (row, item) in enumerate(zip(rows, writer.items[first:], strict=True), first)
     ]
+    return index_table(joined, job.plan.model.width)
 
 
-def write_index(path: Path, rows: list[Row], width: int) -> None:
-    """The rows of a shard as Parquet; a ``vector`` has ``width`` values. Raises: StoreError, MissingExtraError."""
+def index_table(rows: Sequence[Row], width: int) -> Any:
+    """Rows, at least one, as a pyarrow.Table; a ``vector`` has ``width`` values. Raises: MissingExtraError."""
     pa = arrow()
-    import pyarrow.parquet as parquet
-
     whole = {name: pa.int32() for name in ("shard", "number", "height", "width", "frames", "tokens", "draw")}
     types = whole | {
         "key": pa.string(), "offset": pa.int64(), "size_bytes": pa.int64(), "modality": pa.string(),
@@ -102,8 +105,16 @@ def write_index(path: Path, rows: list[Row], width: int) -> None:
     if rows[0].vector is not None:
         values = np.frombuffer(b"".join(row.vector or b"" for row in rows), "<f4")
         columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
+    return pa.table(columns)
+
+
+def write_index(path: Path, tables: Sequence[Any]) -> None:
+    """The rows of a shard, in tables one after another, as Parquet. Raises: StoreError, MissingExtraError."""
+    import pyarrow.parquet as parquet
+
+    whole = arrow().concat_tables(tables).combine_chunks()
     with atomic_path(path, StoreError) as temporary:
-        parquet.write_table(pa.table(columns), temporary, compression="zstd", write_page_checksum=True)
+        parquet.write_table(whole, temporary, compression="zstd", write_page_checksum=True)
 
 
 def arrow() -> Any:

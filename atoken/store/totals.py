@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from atoken.statistics import ALL, Sums
+from atoken.store.layout import numbers_first
 from atoken.store.plan import Model
 
 
@@ -73,4 +74,5 @@ class Totals:
             for name, sums in every.items()
         }
         codes = self.codes.tolist() if self.model.levels else None
-        return {"latents": latents, "codes": codes, "labels": dict(sorted(self.labels.items()))}
+        labels = {label: self.labels[label] for label in sorted(self.labels, key=numbers_first)}
+        return {"latents": latents, "codes": codes, "labels": labels}

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from atoken.errors import StoreError
+from atoken.store import vectors
 from atoken.store.layout import INDEX, MANIFEST, SHARDS, WORK, Listed, Manifest
 from atoken.store.units import Done
 from atoken.train.manifest import sha256
@@ -42,7 +43,10 @@ def known_files(store: Path) -> dict[str, Listed]:
 
 
 def verify(store: Path, files: Mapping[str, Listed]) -> Iterator[Finding]:
-    """Read every file and compare; then list files that are not of the store. Raises: StoreError (no index reader)."""
+    """Read every file and compare; then list files that are not of the store, and look at the index of search.
+
+    Raises: MissingExtraError.
+    """
     for name, entry in files.items():
         fault = _fault(store / name, entry)
         shard = Path(name).stem if name.startswith(f"{SHARDS}/") and fault else None
@@ -53,6 +57,21 @@ def verify(store: Path, files: Mapping[str, Listed]) -> Iterator[Finding]:
             name = path.relative_to(store).as_posix()
             if name not in files:
                 yield Finding(file=name, size_bytes=path.stat().st_size, fault="is not of this store")
+        if (store / vectors.FOLDER).exists():
+            yield Finding(file=vectors.FOLDER, size_bytes=_size(store / vectors.FOLDER), fault=_of_index(store))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _of_index(store: Path) -> str | None:
+    """What is wrong with the index of search. Raises: MissingExtraError."""
+    try:
+        vectors.load(store)
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def _fault(path: Path, entry: Listed) -> str | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from atoken.modalities.pixels import patchify, to_uint8, to_values, unpatchify
+from atoken.modalities.pixels import patchify, patchify_frames, to_uint8, to_values, unpatchify
 from atoken.patches import grid, grid_coords
 from atoken.tokens import SparseTokens
 
@@ -76,9 +76,21 @@ def test_windows_of_shuffled_tokens_hold_the_same_tokens():
         assert {tuple(row) for row in plain.feats.tolist()} == {tuple(row) for row in mixed.feats.tolist()}
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (1, 16, 16), (1, 17, 33), (3, 5, 70), (4, 16, 32), (9, 31, 1), (16, 48, 16)]
-)
+SHAPES = [(1, 1, 1), (1, 16, 16), (1, 17, 33), (3, 5, 70), (4, 16, 32), (9, 31, 1), (16, 48, 16)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_patches_of_frames_are_those_of_their_values_without_the_empty_frames_of_an_image(shape):
+    frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected, found = patchify(to_values(frames)), patchify_frames(frames)
+    width = 768 if shape[0] == 1 else 3072
+    assert torch.equal(found.feats, expected.feats[:, :width])
+    assert not expected.feats[:, width:].any()
+    assert torch.equal(found.coords, expected.coords)
+    assert found.lengths == expected.lengths
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_patchify_is_undone_by_unpatchify(shape):
     frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     tokens = patchify(to_values(frames))

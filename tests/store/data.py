@@ -58,11 +58,11 @@ def make(
     if engine:
         return tokenize(*arguments, engine, most_broken=most_broken)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "one_by_one", _here)
+        patch.setattr(pool, "one_by_one", here)
         return tokenize(*arguments, Here(tokenizer, units, backwards), most_broken=most_broken)
 
 
-def _here(given, call, arguments):
+def here(given, call, arguments):
     """The calls in this process: starting another for each store takes longer than these tests have."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "_GIVEN", [given])

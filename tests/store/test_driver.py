@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import resource
+import subprocess
 import sys
 from itertools import count
 from pathlib import Path
@@ -258,6 +259,31 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(source, tmp_path, whole
         assert re.fullmatch(rf"Cannot write {tmp_path}/\S+: File too large\.", pipe.read())
     make(source, tmp_path / "s", **TWO_SHARDS)
     assert contents(tmp_path / "s") == whole
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Mounts a file system of a size, such as 16k."""
+    (tmp_path / "disk").mkdir()
+
+    def mount(size, *, again=False):
+        options = f"{'remount,' if again else ''}size={size}"
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path / "disk"], check=False).returncode:
+            pytest.skip("Only root can mount a small disk.")
+        return tmp_path / "disk"
+
+    yield mount
+    subprocess.run(["umount", tmp_path / "disk"], check=False)
+
+
+@pytest.mark.parametrize("size", ["4k", "12k", "24k"])
+def test_a_disk_that_is_really_full_is_one_sentence_and_with_more_space_it_goes_on(source, disk, whole, size):
+    store = disk(size) / "s"
+    with pytest.raises(AtokenError, match=rf"^Cannot write {store}\S*: No space left on device\.$"):
+        make(source, store, **TWO_SHARDS)
+    disk("4m", again=True)
+    make(source, store, **TWO_SHARDS)
+    assert contents(store) == whole
 
 
 def test_where_nothing_can_be_written_is_one_sentence(source):

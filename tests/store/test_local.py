@@ -11,8 +11,10 @@ import pytest
 
 from atoken.errors import StoreError
 from atoken.loading import load
+from atoken.store import local
 from atoken.store.layout import Options
 from atoken.store.local import LocalEngine
+from atoken.store.probe import probe
 from atoken.store.source import open_source
 from tests.store.data import contents, folder, make
 from tests.store.killers import Killers
@@ -43,6 +45,14 @@ def test_an_item_that_kills_its_readers_is_listed_and_no_other_is_lost(source, t
     assert items[5].key in failures[0]
 
 
+def test_a_file_that_kills_its_reader_is_left_out_of_the_probe(source, tmp_path):
+    items = open_source(str(folder(tmp_path / "two", count=2)), Options())
+    measured, media = probe(Killers(items, {0}), Options(), most=1)
+    assert (measured.items, measured.tokens, len(media)) == (2, 2 * 3, 1)
+    with pytest.raises(StoreError, match=r"None of 2 items of folder two can be read: its reader was killed\."):
+        probe(Killers(items, {0, 1}), Options())
+
+
 @contextmanager
 def killing(most):
     """Kill processes that this one starts, each once, in the time of the block; which were."""
@@ -68,7 +78,9 @@ def killing(most):
         thread.join()
 
 
-def test_readers_that_are_killed_leave_no_trace(source, tmp_path, whole):
+@pytest.mark.parametrize("piece", [1, 32])
+def test_readers_that_are_killed_leave_no_trace(source, tmp_path, whole, piece, monkeypatch):
+    monkeypatch.setattr(local, "PIECE", piece)
     with killing(4) as killed, LocalEngine(small_tokenizer(), 2) as engine:
         make(source, tmp_path / "s", engine=engine, **UNITS)
     assert killed

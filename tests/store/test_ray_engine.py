@@ -11,13 +11,14 @@ from msgspec import structs
 
 import atoken
 from atoken.errors import AtokenError, MissingExtraError
-from atoken.store import driver, shards
+from atoken.store import driver, pool, shards
 from atoken.store.layout import FAILURES, Options
 from atoken.store.ray_engine import RayEngine
 from atoken.store.reading import DEATHS, Read, killed, read_unit
 from atoken.store.source import open_source
 from atoken.store.units import encode_unit
 from tests.model.sizes import small_model
+from tests.store.data import here
 from tests.store.deadly import Deadly
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,7 @@ def make(tmp_path, model, monkeypatch):
     """Make a store of a source with shards of two units by an engine, and give its files."""
     planned = driver.new_plan
     monkeypatch.setattr(driver, "new_plan", lambda *arguments: structs.replace(planned(*arguments), shard_units=2))
+    monkeypatch.setattr(pool, "one_by_one", here)  # deaths are for the readers of Ray
 
     def make(name, engine, items, shown=lambda progress: None, source=model):
         tokenizer = atoken.load(model, device="cpu")

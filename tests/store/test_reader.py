@@ -132,6 +132,14 @@ def test_where(store):
     assert store[::-1].where(label="dog").rows.tolist() == [7, 4, 1]
 
 
+def test_labels_that_are_numbers_are_sorted_as_numbers(tmp_path):
+    labels = ("10", "9", "tench", "2", "100")
+    given = [one._replace(label=label) for one, label in zip(images(5), labels, strict=True)]
+    store = TokenStore(write_store(tmp_path / "s", given))
+    assert store.labels == ("2", "9", "10", "100", "tench")
+    assert store.label_ids.tolist() == [2, 1, 4, 0, 3]
+
+
 def test_labels_are_those_of_the_whole_store(store):
     assert store.labels == store.where(label="dog").labels == ("cat", "chair", "dog")
     assert store.label_ids.tolist() == [0, 2, -1, 0, 2, 1, 1, 2]

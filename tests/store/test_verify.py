@@ -1,8 +1,10 @@
 """Whatever is changed in a store is found, and named with the items that it damages."""
 
+import numpy as np
 import pytest
 
 from atoken.errors import StoreError
+from atoken.store import vectors
 from atoken.store.layout import INDEX, MANIFEST, SHARDS, STATS
 from atoken.store.verify import known_files, verify
 from tests.store.written import images, write_store
@@ -60,6 +62,14 @@ def test_lost_changed_and_foreign_files_are_found(store):
     assert found[f"{SHARDS}/000007.atok"] == ("is not of this store", ())
     assert found[STATS] == ("has another SHA-256", ())
     assert len(found) == 4
+
+
+def test_the_index_of_search_is_verified_as_well(store):
+    vectors.build(store, np.eye(5, 4, dtype=np.float32), np.arange(5))
+    assert [one.fault for one in verify(store, known_files(store)) if one.file == "vectors"] == [None]
+    flip(store / "vectors" / "vectors.npy", -1)
+    said = f"The index of {store} is damaged; make it again with atoken index {store}."
+    assert faults(store) == {"vectors": (said, ())}
 
 
 def test_a_folder_that_is_no_store_and_a_damaged_manifest_are_one_sentence(store, tmp_path):

@@ -24,7 +24,7 @@ from atoken.store.layout import (
     shard_name,
 )
 from atoken.store.plan import Model, Plan
-from atoken.store.shards import write_index
+from atoken.store.shards import index_table, write_index
 from atoken.store.totals import Totals
 from atoken.train.manifest import sha256
 from tests.io.token_cases import make
@@ -72,7 +72,7 @@ def write_store(path: Path, items: list[Given], shard_items: int = 3, **options)
                 writer.add(one.tokens, dtype=chosen.latents)
                 totals.add(one.tokens.modality, one.tokens.latents, one.tokens.codes, 1)
         rows = [_row(one, shard, number, writer.items[number], name) for number, one in enumerate(some)]
-        write_index(path / INDEX / index_name(shard), rows, width)
+        write_index(path / INDEX / index_name(shard), [index_table(rows, width)])
     (path / PLAN).write_bytes(msgspec.json.encode(plan))
     (path / STATS).write_bytes(msgspec.json.encode(totals.statistics()))
     (path / FAILURES).touch()
