@@ -33,7 +33,7 @@ from benchmarks.tables import head, row
 SEED, SIDE = 1_000_003, 256
 LARGE, SCALED = (3000, 4000), "32"  # of photographs: height and width, and the shorter side that they are scaled to
 DISTINCT = 8  # large files that differ; the others are links to these
-POLL = 0.2  # seconds
+POLL = 0.05  # seconds: a run of few items is short
 CHILD = (
     "import sys; from benchmarks import store; store.make(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])"
 )
