@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 FILES ?= $(wildcard examples/*)
 OUT ?= out
+GENERATORS := runs/generators
 
-.PHONY: setup test lint reconstruct nano clean
+.PHONY: setup test lint reconstruct nano generators clean
 
 setup: .venv/.dev
 
@@ -35,6 +36,19 @@ nano: .venv/.dev
 	$(BIN)/atoken train --preset nano --stage all --data scripts/nano.toml \
 		--set tasks.image.terms.stlpips=0.02 -o runs
 	$(BIN)/python -m scripts.bundle_nano runs
+
+# Trains the bundled generators anew on tokens of the bundled nano and nano-d, and puts them in place; interrupted, it
+# goes on where it was. docs/generation.md says what of and how long.
+generators: .venv/.dev
+	$(BIN)/atoken fetch photos
+	$(BIN)/atoken tokenize scripts/generators.toml --model nano -o $(GENERATORS)/tokens-nano \
+		--resize 128 --crop 128 --flip --latents float16
+	$(BIN)/python -m generation train dit --store $(GENERATORS)/tokens-nano -o $(GENERATORS)/dit --evaluate-every 1000
+	$(BIN)/atoken tokenize scripts/generators.toml --model nano-d -o $(GENERATORS)/tokens-nano-d \
+		--resize 128 --crop 128 --flip
+	$(BIN)/python -m generation train tokenbridge --store $(GENERATORS)/tokens-nano-d \
+		-o $(GENERATORS)/tokenbridge --evaluate-every 1000
+	$(BIN)/python -m scripts.bundle_generators $(GENERATORS)
 
 clean:
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache

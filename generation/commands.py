@@ -23,8 +23,7 @@ from generation import training
 from generation.many import labels_of, made, sample_folder
 from generation.pipelines.class_to_image import ClassToImagePipeline
 from generation.plan import plan
-
-BUNDLED = Path(__file__).parent / "weights"
+from generation.presets import folder_of
 
 logging.set_verbosity_error()  # what matters becomes an exit code and one sentence
 logging.disable_progress_bar()
@@ -55,7 +54,7 @@ def sample(options: argparse.Namespace) -> int:
     device = checked_device(options.device)
     if device.type == "cuda":  # each of several ranks on a machine has a GPU of its own
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    pipeline = ClassToImagePipeline.from_pretrained(_folder(options.model)).to(device)
+    pipeline = _pipeline(options.model).to(device)
     wanted = [int(label) if label.isdecimal() else label for label in options.labels]
     classes = [pipeline.label_id(label) for label in wanted] or list(range(pipeline.transformer.config.classes))
     labels = labels_of(classes, options.number, options.seed, random=options.random)
@@ -92,9 +91,8 @@ def _square(images: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(grid.reshape(height, width, 3) * 255).astype(np.uint8))
 
 
-def _folder(name: str) -> Path:
-    """The folder of a pipeline, or that of a bundled name. Raises: AtokenError."""
-    for folder in (Path(name), BUNDLED / name):
-        if (folder / "model_index.json").is_file():
-            return folder
-    raise AtokenError(f"There is no pipeline in {name}; name the folder model of a run, or a bundled model.")
+def _pipeline(name: str) -> ClassToImagePipeline:
+    """That of a folder, or a bundled one. Raises: AtokenError."""
+    if not (folder_of(name) / "model_index.json").is_file():
+        raise AtokenError(f"There is no pipeline in {name}; name the folder model of a run, or a bundled model.")
+    return ClassToImagePipeline.from_pretrained(name)

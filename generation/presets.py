@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from atoken.errors import AtokenError
 from atoken.presets import FSQ_LEVELS
+
+BUNDLED = Path(__file__).parent / "bundled"
 
 _DIT = {  # width, depth, heads (LightningDiT, Yao et al. 2025)
     "B": (768, 12, 12),
@@ -48,3 +51,9 @@ def sizes(kind: str, name: str) -> dict[str, Any]:
     if name not in known:
         raise AtokenError(f"There is no preset {name} of {kind}; there are {', '.join(known)}.")
     return known[name]
+
+
+def folder_of(source: str | Path) -> Path:
+    """The folder of a bundled pipeline, by name; any other source unchanged, as a path."""
+    bundled = {folder.name: folder for folder in BUNDLED.glob("*/")}
+    return bundled.get(str(source), Path(source))

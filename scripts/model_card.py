@@ -37,6 +37,7 @@ CREDITS = {
         "Emmanuel Puybaret / eTeks, and those named below", "http://www.sweethome3d.com/importModels.jsp", None
     ),
 }
+Origin = tuple[str, str, str]  # kind of source, path, medium
 UNKNOWN = Credit("not recorded", "", "not recorded")
 USES = {"image": "images", "video": "videos", "asset": "3D assets"}
 
@@ -47,7 +48,35 @@ def model_card(run: Path, name: str, model: ATokenModel, gaussians: int) -> str:
     Raises: AtokenError (data that were trained on are no longer where they were).
     """
     runs = list(_chain(run))
-    uses, samples = _trained_on([record for _, record in runs])
+    data, creators = credited(_trained_on([record for _, record in runs]))
+    return rendered(
+        "model_card.md.jinja", name=name, config=model.config, weights=model.num_parameters(),
+        bytes=2 * model.num_parameters() - gaussians, gaussians=gaussians,
+        stages=[(folder.name, trained_steps(folder), minutes(folder)) for folder, _ in runs],
+        data=data, creators=creators, last=runs[-1][1],
+        teachers={file: _teacher(file) for _, record in runs for file in record["launch"]["teachers"]},
+    )  # fmt: skip
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template of this folder with its values, all of which it names."""
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    ).get_template(template)
+    return page.render(**values)
+
+
+def credited(paths: Mapping[Origin, set[str]]) -> tuple[list[tuple], list[tuple[str, Counter[str]]]]:
+    """What was trained on, by kind, path and medium of each source, with its uses.
+
+    A row for each data set: its name, uses, number of samples, those of each licence, and credit. And the creators of
+    samples under CC-BY with the labels of these, those of most first. Raises: AtokenError.
+    """
+    uses, samples = _by_data_set(paths)
     data, creators = [], defaultdict[str, Counter[str]](Counter)
     for source, records in samples.items():
         credit = CREDITS.get(source, UNKNOWN)
@@ -56,21 +85,7 @@ def model_card(run: Path, name: str, model: ATokenModel, gaussians: int) -> str:
         for record in records:
             if str(record.get("licence")).startswith("CC-BY"):
                 creators[record["creator"]][record["label"]] += 1
-    named = sorted(creators.items(), key=lambda one: (-one[1].total(), one[0].lower()))
-    teachers = {file: _teacher(file) for _, record in runs for file in record["launch"]["teachers"]}
-    last = runs[-1][1]
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    ).get_template("model_card.md.jinja")
-    return page.render(
-        name=name, config=model.config, weights=model.num_parameters(), bytes=2 * model.num_parameters() - gaussians,
-        gaussians=gaussians, stages=[(folder.name, _steps(folder), _minutes(folder)) for folder, _ in runs],
-        data=data, creators=named, teachers=teachers, last=last,
-    )  # fmt: skip
+    return data, sorted(creators.items(), key=lambda one: (-one[1].total(), one[0].lower()))
 
 
 def _chain(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -81,9 +96,9 @@ def _chain(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     yield run, record
 
 
-def _trained_on(records: list[dict[str, Any]]) -> tuple[dict[str, set[str]], dict[str, list[Mapping[str, Any]]]]:
-    """By the name of each data set: what it was used as, and what is recorded of each of its samples."""
-    uses, paths = defaultdict[str, set[str]](set), dict[tuple[str, str, str], set[str]]()
+def _trained_on(records: list[dict[str, Any]]) -> dict[Origin, set[str]]:
+    """The sources of all runs, and what each was used as."""
+    paths = dict[Origin, set[str]]()
     for record in records:
         tables = record["data"]["tables"]
         for task, of in record["stage"]["tasks"].items():
@@ -93,6 +108,14 @@ def _trained_on(records: list[dict[str, Any]]) -> tuple[dict[str, set[str]], dic
                     media = "image" if origin["filmed"] else of["modality"]
                     use = "videos of a camera that moves over them" if origin["filmed"] else USES[of["modality"]]
                     paths.setdefault((kind, origin[kind], media), set()).add(use)
+    return paths
+
+
+def _by_data_set(
+    paths: Mapping[Origin, set[str]],
+) -> tuple[dict[str, set[str]], dict[str, list[Mapping[str, Any]]]]:
+    """By the name of each data set: what it was used as, and what is recorded of each of its samples."""
+    uses = defaultdict[str, set[str]](set)
     samples = dict[str, dict[str, Mapping[str, Any]]]()
     for (kind, path, media), used in paths.items():
         for key, record in _records(kind, path, media):
@@ -125,12 +148,13 @@ def _teacher(file: str) -> str:
     return "see docs/recipe.md"
 
 
-def _steps(run: Path) -> int:
+def trained_steps(run: Path) -> int:
+    """Of a run that is done."""
     last = RunFolder(run).noted("start-")
     return 0 if last is None else int(last["recipe"]["steps"])
 
 
-def _minutes(run: Path) -> float:
+def minutes(run: Path) -> float:
     """Of all starts of the run: ``seconds`` of its log begin again with each."""
     total = before = 0.0
     for row in read_rows(run / "log.jsonl"):

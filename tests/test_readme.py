@@ -167,12 +167,23 @@ def test_the_plan_is_as_printed(capsys):
 
 
 def test_the_python_runs_as_printed(tmp_path):
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "torch.Size([256, 48]) torch.Size([256, 4])"
     assert (tmp_path / "leaves-again.png").exists()
+
+
+def test_images_of_classes_are_made_as_printed():
+    from generation.presets import BUNDLED
+
+    if not (BUNDLED / "dit-nano").is_dir():
+        pytest.skip("no generators are bundled; make generators trains them")
+    _, code = blocks("python")
+    command = [sys.executable, "-c", f"{code}\nprint([image.size for image in images])"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[(128, 128), (128, 128), (128, 128)]", done.stderr
 
 
 @pytest.mark.parametrize("code", blocks("python", (ROOT / "docs" / "tensors.md").read_text()))

@@ -24,6 +24,7 @@ from generation.decoding import Decoding, Drawn, decode
 from generation.dit import DiT
 from generation.guidance import Guidance, guided
 from generation.masked_ar import MaskedAR, masked_counts
+from generation.presets import folder_of
 from generation.sampling import sample, sigma_steps
 
 OUTPUTS = ("pil", "np", "pt", "latent", "tokens")
@@ -67,9 +68,9 @@ class ClassToImagePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> ClassToImagePipeline:
-        """As diffusers' own, but it does not ask for accelerate where that is not installed."""
+        """By the name of a bundled one, or as diffusers' own; it asks for no accelerate where that is not installed."""
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
-        return super().from_pretrained(pretrained_model_name_or_path, **options)
+        return super().from_pretrained(str(folder_of(pretrained_model_name_or_path)), **options)
 
     @property
     def coder(self) -> Tokenizer:

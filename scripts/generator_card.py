@@ -1,0 +1,31 @@
+"""The README of a bundled generator, a model card: what its run recorded, and who made its data."""
+
+import json
+from pathlib import Path
+
+from atoken.pretrain.data_file import read_data
+from generation.masked_ar import MaskedAR
+from generation.pipelines.class_to_image import ClassToImagePipeline
+from scripts.model_card import credited, minutes, rendered, trained_steps
+
+PATCH = 16  # pixels
+
+
+def generator_card(run: Path, name: str, pipeline: ClassToImagePipeline, data_file: Path) -> str:
+    """The card of the pipeline that ``run`` left, whose store was made of ``data_file``.
+
+    Raises: AtokenError (data that were trained on are no longer where they were).
+    """
+    origins = read_data(data_file, ()).tables["image"].values()
+    shards = {("shards", origin.shards, "image"): {"images"} for origin in origins if origin.shards}
+    started = json.loads((run / "start-000000.json").read_text())
+    config, of_codes = pipeline.config, isinstance(pipeline.transformer, MaskedAR)
+    side = pipeline.transformer.config.side
+    return rendered(
+        "generator_card.md.jinja", name=name, kind="TokenBridge" if of_codes else "Lightning-DiT", side=PATCH * side,
+        tokens=side**2, classes=len(config.labels), labels=config.labels, tokenizer=config.tokenizer,
+        fingerprint=config.fingerprint, weights=sum(weight.numel() for weight in pipeline.transformer.parameters()),
+        steps=trained_steps(run), minutes=minutes(run), started=started,
+        samples=started["generator"]["samples"] * started["generator"]["micro_batches"],
+        figures=sum(origin.items or 0 for origin in origins), data=credited(shards)[0],
+    )  # fmt: skip
