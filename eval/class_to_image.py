@@ -34,7 +34,7 @@ from eval.prepare import Preparation, evenly
 from eval.protocol import EvalProtocol, data_hash, result_row, settings
 from eval.sources.classes import bare, figures, halves, photographs, square
 from eval.sources.entry import Entry, Listing, Prepared
-from eval.sources.generated import entries_of, record_of, samples_of
+from eval.sources.generated import entries_of, options_of, record_of, samples_of
 from eval.sources.samples import LEARNED, clothes, groceries, photos_to_probe
 
 EACH = 20  # samples of each class of figures that are classified
@@ -87,12 +87,7 @@ def generator_of(given: str, name: str, store: str, changes: Sequence[str], fold
     trained = TokenStore(store)
     tokenizer = load(trained.model, device=device)
     trained.check(tokenizer)
-    options = ["--device", device]
-    for change in changes:
-        key, sign, value = change.partition("=")
-        if not sign:
-            raise AtokenError(f"--set takes KEY=VALUE, such as steps=25, not {change!r}.")
-        options += [f"--{key}", *value.split(",")]
+    options = ["--device", device, *options_of(changes)]
     return Generator(given, name, trained, tokenizer, options, folder)
 
 

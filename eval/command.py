@@ -129,6 +129,20 @@ def parser() -> argparse.ArgumentParser:
         help="options of python -m generation sample: steps=25 guidance=2 interval=0,0.7",
     )  # fmt: skip
 
+    for number, what in ((11, "a flow on latents, Lightning-DiT"), (12, "a masked model of codes, TokenBridge")):
+        table = add(f"table{number}", f"the paper's table {number}: {what}, by 50,000 samples", [data, *measuring[2:]])
+        table.add_argument(
+            "--model", metavar="GENERATOR",
+            help="folder of a pipeline, or samples of one, a folder or an .npz (default: the bundled one)",
+        )  # fmt: skip
+        table.add_argument(
+            "--reference", help="folder of images or .npz (default: ADM's reference batch below ROOT, docs/data.md)"
+        )
+        table.add_argument(
+            "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
+            help="options of python -m generation sample that differ from the paper's: guidance=1.5 seed=1 batch=64",
+        )  # fmt: skip
+
     actions = add("actions", "what I3D, the network of FVD, sees people do in videos", [networks, device])
     actions.add_argument("video", nargs="+", metavar="VIDEO", help="the first ten seconds count")
 

@@ -29,9 +29,10 @@ from eval.measures import Needs, built
 from eval.models.by_name import device_of, file_name, model_of, tokenizer_of
 from eval.models.features import Features
 from eval.models.tokenizer import AToken
-from eval.networks import I3D
+from eval.networks import I3D, Network
 from eval.probes.table import markdown, probed
 from eval.protocol import FORMAT, digest, result_row
+from eval.published import BUNDLED, NETWORKS, SAMPLES, reference_of, table_row, table_samples
 from eval.rate import rate as measured_rate
 from eval.report.page import report as write_report
 from eval.report.results import read_results
@@ -184,7 +185,7 @@ def generation(options: argparse.Namespace) -> int:
         return 0
     start, device = time.time(), device_of(options)
     network = network_of(options.network, options.weights, device, trust=options.trust)
-    row = generated(Path(options.samples), Path(options.reference), network)
+    row = generated(Path(options.samples), Path(options.reference), [network])
     folder = result_folder(options, options.samples, f"generation-{file_name(options.reference)}")
     return _written(folder, [row], _run(start, Ranks(), device), options)
 
@@ -226,6 +227,42 @@ def generator(options: argparse.Namespace) -> int:
     if ranks.rank or not rows:
         return int(bool(why))
     return max(_written(folder, rows, _run(start, ranks, device), options), int(bool(why)))
+
+
+def table11(options: argparse.Namespace) -> int:
+    """The paper's table 11: a flow on latents."""
+    return _published("table11", options)
+
+
+def table12(options: argparse.Namespace) -> int:
+    """The paper's table 12: a masked model of codes."""
+    return _published("table12", options)
+
+
+def _published(table: str, options: argparse.Namespace) -> int:
+    """Samples of a generator against the paper's reference; a row says what is missing."""
+    start, ranks, device = time.time(), Ranks.launched(), device_of(options)
+    given, number = options.model or BUNDLED[table], options.items or SAMPLES
+    folder = result_folder(options, given, "-".join([table, *map(file_name, options.changes)]) + _of_data(options))
+    make_folder(folder)
+    name, networks, skipped = file_name(given), list[Network](), dict[str, str]()
+    try:
+        reference = reference_of(options.reference, Path(options.data))
+        samples, identity = table_samples(table, given, folder, number, options.changes, device)
+        if ranks.rank:
+            return 0
+        for network in NETWORKS:
+            try:
+                networks.append(network_of(network, options.weights, device, trust=options.trust))
+            except AtokenError as error:
+                skipped[network] = str(error)
+        if not networks:
+            raise AtokenError(" ".join(skipped.values()))
+        row = table_row(table, name, samples, identity, reference, networks, skipped)
+    except AtokenError as error:
+        items = {"planned": number, "measured": 0, "full": SAMPLES}
+        row = result_row(table, name, {}, "image", None, {}, status="failed", why=str(error), items=items)
+    return 0 if ranks.rank else _written(folder, [row], _run(start, ranks, device), options)
 
 
 def rate(options: argparse.Namespace) -> int:

@@ -85,7 +85,7 @@ class Preparation:
     def __call__(self, media: Image | Video | Mesh | Views) -> Media:
         """What is in memory, prepared. Raises: MediaError, MissingExtraError."""
         if isinstance(media, Image):
-            return Image(self._pixels(media.pixels))
+            return Image(self.pixels(media.pixels))
         if isinstance(media, Video):
             return self._video(media.frames, media.fps)
         if isinstance(media, Views):
@@ -94,7 +94,8 @@ class Preparation:
             raise MediaError("A mesh has no views of its own; use a task that renders some.")
         return render_views(media, self.views, self.view_size)
 
-    def _pixels(self, pixels: np.ndarray) -> np.ndarray:
+    def pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 of an image, cropped and scaled."""
         if self.crop == "none":
             return pixels
         image = cropped(PIL.Image.fromarray(pixels), self.crop, self.size, _FILTERS[self.filter])
@@ -104,7 +105,7 @@ class Preparation:
         """Frames are cropped one by one, so that only cropped ones are in memory."""
         kept: list[np.ndarray] = []
         for frame in frames:
-            kept.append(self._pixels(frame))
+            kept.append(self.pixels(frame))
             if len(kept) * kept[0].nbytes > DEFAULT_LIMITS.max_memory:
                 most = f"{DEFAULT_LIMITS.max_memory / 2**30:g} GiB"
                 raise MediaError(f"The video has over {most} of frames; use a task with fewer frames.")

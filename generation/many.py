@@ -89,16 +89,19 @@ def _arrived(paths: Iterable[Path]) -> Iterator[np.ndarray]:
 
 
 def _write(path: Path, chunks: Iterator[np.ndarray], count: int, **arrays: np.ndarray) -> None:
-    """An ``.npz`` of images that come in chunks, in constant memory, and of further arrays. Raises: AtokenError."""
+    """An ``.npz`` of images that come in chunks, in constant memory, and of further arrays; the same bytes each time.
+
+    Raises: AtokenError.
+    """
     first = next(chunks)
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *first.shape[1:])}
     with atomic_path(path, AtokenError) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for images in chain([first], chunks):
                 file.write(images.tobytes())
         for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as file:
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 

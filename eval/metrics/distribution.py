@@ -75,12 +75,14 @@ class PrecisionRecall:
 
     Precision is the share of "prediction" within any ball around one of "target" that reaches to its ``neighbour``-th
     nearest other; recall is the same with sides exchanged. Where there are more than ``references`` of "target" or
-    ``samples`` of "prediction", those with the smallest SHA-256 of the key count, whatever their order.
+    ``samples`` of "prediction", those with the smallest SHA-256 of the key count, whatever their order. of: what
+    follows the names of the numbers, where features are not those of published ones.
     """
 
     neighbour: int = 3
     references: int = 10_000
     samples: int = 50_000
+    of: str = ""
     name: str = "precision and recall"
     kind: str = "pooled"
 
@@ -117,20 +119,21 @@ class PrecisionRecall:
         return state[f"{self.name}.{side}.rows"][sequence]
 
     def finish(self, state: State) -> dict[str, float]:
-        """precision, recall, and of how many items each is the share.
+        """precision, recall, and "precision items" and "recall items", of which each is the share.
 
         NaN where a side has no more than ``neighbour`` items, or where a feature is not finite.
         """
         prediction, target = (self._kept(state, side) for side in ("prediction", "target"))
-        counts = {"precision items": float(len(prediction)), "recall items": float(len(target))}
+        names = f"precision{self.of}", f"recall{self.of}"
+        counts = {f"{name} items": float(len(one)) for name, one in zip(names, (prediction, target), strict=True)}
         enough = min(len(prediction), len(target)) > self.neighbour
         if not (enough and np.isfinite(prediction).all() and np.isfinite(target).all()):
-            return {"precision": float("nan"), "recall": float("nan")} | counts
-        precision, recall = (
+            return dict.fromkeys(names, float("nan")) | counts
+        shares = (
             float(_within(points, centres, _radii(centres, self.neighbour)).mean())
             for points, centres in ((prediction, target), (target, prediction))
         )
-        return {"precision": precision, "recall": recall} | counts
+        return dict(zip(names, shares, strict=True)) | counts
 
 
 def _x_log_x(values: np.ndarray) -> np.ndarray:

@@ -97,13 +97,16 @@ def class_folders(root: Path, classes: Path | None = None, modality: Modality = 
     folders = sorted({PurePosixPath(name).parts[0] for name in names})
     if stray := next((name for name in names if "/" not in name), None):
         raise MediaError(f"{root / stray} is in no folder of a class; put it into one.")
-    known, titles = _classes(folders, classes)
+    known, titles = labels_of_folders(folders, classes)
     entries = [Entry(printable(name), root / name, known[PurePosixPath(name).parts[0]]) for name in names]
     return Listing(entries, titles)
 
 
-def _classes(folders: Sequence[str], path: Path | None) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Label of each folder, and name of each label."""
+def labels_of_folders(folders: Sequence[str], path: Path | None) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Label of each folder, and name of each label, by a list of classes, as ``class_folders`` has it.
+
+    Raises: MediaError.
+    """
     if path is None:
         titles = tuple(printable(name).replace("_", " ") for name in folders)
         return {name: label for label, name in enumerate(folders)}, titles

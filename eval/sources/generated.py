@@ -58,3 +58,14 @@ def record_of(samples: Path) -> dict[str, str]:
 def entries_of(samples: Path, keys: Sequence[str]) -> list[Entry]:
     """The images of an ``.npz`` in their order, under the keys of the items that they stand for. Raises: MediaError."""
     return [Entry(key, partial(Image, pixels)) for key, pixels in zip(keys, read_samples(samples), strict=True)]
+
+
+def options_of(changes: Sequence[str]) -> list[str]:
+    """``KEY=VALUE`` as options of ``python -m generation sample``. Raises: AtokenError."""
+    options = []
+    for change in changes:
+        key, sign, value = change.partition("=")
+        if not sign:
+            raise AtokenError(f"--set takes KEY=VALUE, such as steps=25, not {change!r}.")
+        options += [f"--{key}", *value.split(",")]
+    return options

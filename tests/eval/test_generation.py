@@ -47,13 +47,13 @@ def test_numbers_are_those_of_the_features(made):
         made / "prediction", made / "target", network, score=SCORE, batch=16, progress=seen.append
     )
     numbers = found["numbers"]
-    for name, kind in (("gfid", "pooled"), ("sfid", "spatial")):
+    for name, kind in (("Fréchet (plain)", "pooled"), ("spatial Fréchet (plain)", "spatial")):
         wanted = frechet_distance(moments(images(1, 50), kind), moments(images(2, 60), kind)).value
         assert numbers[name] == pytest.approx(wanted, rel=MOMENTS)
         assert numbers[f"{name} items"] == 50
-    assert 1 < numbers["inception score"] < 12
-    assert 0 <= numbers["precision"] <= 1
-    assert (numbers["precision items"], numbers["recall items"]) == (50, 60)
+    assert 1 < numbers["class score (plain)"] < 12
+    assert 0 <= numbers["precision (plain)"] <= 1
+    assert (numbers["precision (plain) items"], numbers["recall (plain) items"]) == (50, 60)
     assert found["left_out"] == {}
     assert seen == [16, 16, 16, 2, 16, 16, 16, 12]
     assert network.calls == 8  # of 16 images at most, and no image twice
@@ -74,7 +74,7 @@ def test_statistics_stand_for_their_images(made):
     write_statistics(made / "s.npz", image_statistics(made / "target", network), network.checksum)
     known = evaluate_generation(made / "prediction", made / "s.npz", network, score=SCORE)
     seen = evaluate_generation(made / "prediction", made / "target", network, score=SCORE)
-    assert {**known["left_out"]} == {"precision": NO_IMAGES, "recall": NO_IMAGES}
+    assert {**known["left_out"]} == {"precision (plain)": NO_IMAGES, "recall (plain)": NO_IMAGES}
     for name, number in known["numbers"].items():
         assert number == pytest.approx(seen["numbers"][name], rel=MOMENTS)
     assert known["record"]["statistics items"] == "60"
@@ -86,17 +86,17 @@ def test_a_file_of_both_gives_distances_by_statistics_and_precision_by_images(ma
     found = evaluate_generation(made / "prediction", made / "adm.npz", PlainNetwork(), score=SCORE)
     seen = evaluate_generation(made / "prediction", made / "target", PlainNetwork(), score=SCORE)
     wanted = frechet_distance(moments(images(1, 50), "pooled"), whole).value
-    assert found["numbers"]["gfid"] == pytest.approx(wanted, rel=MOMENTS)
-    assert found["numbers"]["precision"] == seen["numbers"]["precision"]
-    assert found["numbers"]["recall"] == seen["numbers"]["recall"]
-    assert "mu_s" in found["left_out"]["sfid"]
+    assert found["numbers"]["Fréchet (plain)"] == pytest.approx(wanted, rel=MOMENTS)
+    assert found["numbers"]["precision (plain)"] == seen["numbers"]["precision (plain)"]
+    assert found["numbers"]["recall (plain)"] == seen["numbers"]["recall (plain)"]
+    assert "mu_s" in found["left_out"]["spatial Fréchet (plain)"]
 
 
 def test_a_set_against_itself(made):
     found = evaluate_generation(made / "prediction", made / "prediction.npz", PlainNetwork(), score=SCORE)["numbers"]
-    assert found["gfid"] <= MOMENTS
-    assert found["sfid"] <= MOMENTS
-    assert (found["precision"], found["recall"]) == (1, 1)
+    assert found["Fréchet (plain)"] <= MOMENTS
+    assert found["spatial Fréchet (plain)"] <= MOMENTS
+    assert (found["precision (plain)"], found["recall (plain)"]) == (1, 1)
 
 
 def test_the_record_says_what_numbers_depend_on(made):
@@ -114,13 +114,13 @@ def test_the_record_says_what_numbers_depend_on(made):
         "record"
     ]
     differing = {name for name in record if record[name] != other[name]}
-    assert differing == {"reference items", "reference sha256", "inception score", "precision and recall"}
+    assert differing == {"reference items", "reference sha256", "class score (plain)", "precision and recall"}
 
 
 def test_what_a_network_cannot_give_is_left_out_and_said(made):
     found = evaluate_generation(made / "prediction", made / "target", PlainNetwork(kinds=["pooled"]))
-    assert found["left_out"] == {"sfid": NO_SPATIAL, "inception score": NO_PROBABILITIES}
-    assert {"gfid", "precision"} <= found["numbers"].keys()
+    assert found["left_out"] == {"spatial Fréchet (plain)": NO_SPATIAL, "class score (plain)": NO_PROBABILITIES}
+    assert {"Fréchet (plain)", "precision (plain)"} <= found["numbers"].keys()
 
 
 class Classifier(EfficientNetLite0):

@@ -78,8 +78,7 @@ def test_an_interrupted_run_goes_on_and_makes_no_chunk_twice(pipeline, tmp_path,
     before = path.read_bytes()
     assert sampled(pipeline, labels, tmp_path / "killed").read_bytes() == before
     assert len(calls) == 5
-    other = sampled(pipeline, labels, tmp_path / "whole")
-    assert np.array_equal(np.load(path)["arr_0"], np.load(other)["arr_0"])
+    assert sampled(pipeline, labels, tmp_path / "whole").read_bytes() == before
 
 
 def test_samples_of_another_generator_or_way_are_not_mixed_in(pipeline, tmp_path):
@@ -105,5 +104,4 @@ def test_two_ranks_make_what_one_makes(folder, pipeline, tmp_path):
     assert done.stdout.split() == [str(tmp_path / "two/samples.npz")]
     options = {"guidance_interval": (0.0, 1.0), "solver": "euler", "shift": 1.0, "temperature": 1.0}
     one = sampled(pipeline, [0, 1, 2, 0, 1, 2, 0], tmp_path / "one", **options, top_k=None, top_p=None)
-    for name in ("arr_0", "arr_1", "classes"):
-        assert np.array_equal(np.load(one)[name], np.load(tmp_path / "two/samples.npz")[name])
+    assert (tmp_path / "two/samples.npz").read_bytes() == one.read_bytes()
