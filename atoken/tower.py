@@ -228,18 +228,27 @@ class ATokenVisionModel(EncoderModel):
         """
         if video_mode not in get_args(VideoMode):
             raise ValueError(f"video_mode must be one of {', '.join(get_args(VideoMode))}, got {video_mode!r}.")
-        layers = [] if layer is None else self._layers(layer)
         sizes: list[tuple[int, int, int]] = []
         samples = _samples(media, video_mode, sizes)
+        rest = iter(self.encode_samples(samples, layer=layer, timed=video_mode == "timed_frame"))
+        counts = [size[0] if video_mode == "frame" else 1 for size in sizes]
+        return [torch.cat(list(islice(rest, count))) for count in counts], sizes
+
+    def encode_samples(
+        self, samples: Iterable[SparseTokens], *, layer: int | None = None, timed: bool = False
+    ) -> list[Tensor]:
+        """Features (N, D) of each sample of patches: an image, a video, a frame or an asset.
+
+        layer: as in ``encode_media``. timed: all steps of a sample see each other, rather than tiles of 16 frames.
+        """
+        layers = [] if layer is None else self._layers(layer)
         parts: list[Tensor] = []
         for batch in _passes(samples):
             packed = SparseTokens.pack(batch).to(self.device)
-            steps = int(packed.coords[:, 0].max()) + 1 if video_mode == "timed_frame" else self.steps
+            steps = int(packed.coords[:, 0].max()) + 1 if timed else self.steps
             features, _, hidden = self.encode_tiles(packed, steps, layers=layers)
             parts += [part.feats for part in (hidden[0] if hidden else features).unpack()]
-        rest = iter(parts)
-        counts = [size[0] if video_mode == "frame" else 1 for size in sizes]
-        return [torch.cat(list(islice(rest, count))) for count in counts], sizes
+        return parts
 
 
 def _padded(feats: Tensor, index: Tensor | None, shape: torch.Size) -> Tensor:
@@ -281,11 +290,12 @@ def _values(media: Any) -> Tensor:
 
 
 def _passes(samples: Iterable[SparseTokens]) -> Iterator[list[SparseTokens]]:
-    """Samples in order, ``PASS_TOKENS`` at a time."""
+    """Samples in order, ``PASS_TOKENS`` at a time; patches of one frame and of four are apart."""
     batch: list[SparseTokens] = []
     total = 0
     for sample in samples:
-        if batch and total + sample.lengths[0] > PASS_TOKENS:
+        full = total + sample.lengths[0] > PASS_TOKENS
+        if batch and (full or sample.feats.shape[1] != batch[0].feats.shape[1]):
             yield batch
             batch, total = [], 0
         batch.append(sample)

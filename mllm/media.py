@@ -1,0 +1,134 @@
+"""Media of a conversation as inputs of the model: read, sampled, resized, cut into patches, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atoken.errors import AtokenError, MediaError
+from atoken.image_processor import ATokenImageProcessor
+from atoken.io import VideoReader, load_media
+from atoken.io.inputs import as_media, modality_of
+from atoken.io.token_file import Tokens
+from atoken.modalities import MODALITIES
+from atoken.modalities.voxels import VALUES
+from atoken.patches import PATCH, grid, pack_pixels
+from atoken.tokens import SparseTokens
+from mllm.conversation import MediaItem
+from mllm.inputs import MediaInputs
+from mllm.slowfast import SlowFast, cubes, even_indices, layout_of
+
+
+def read_item(item: MediaItem, settings: SlowFast, images: ATokenImageProcessor) -> MediaInputs:
+    """Prepare a media item; one whose source is ``MediaInputs`` already stays as it is.
+
+    Raises: AtokenError (another modality than was said, an unknown option, no frames, unreadable media).
+    """
+    if isinstance(item.source, MediaInputs):
+        _check_modality(item.source, item.source.modality, item.modality)
+        return item.source
+    if isinstance(item.source, Tokens):
+        raise AtokenError(
+            "Tokens hold latents, and the language model reads features of the tower; pass the media, or what "
+            "encode_media of the model made of them."
+        )
+    if isinstance(item.source, str) and "://" in item.source:
+        raise AtokenError(f"{item.source} is an address; download it and pass the file.")
+    allowed = {"frames"} if item.modality == "video" else set()
+    if unknown := item.options.keys() - allowed:
+        raise AtokenError(f"There is no option {', '.join(sorted(unknown))} of a media item ({item.modality}).")
+    match item.modality:
+        case "image":
+            pixels = _resized([_opened(item.source, "image").pixels], images, settings.image_pixels)
+            return _of_frames("image", pixels, settings)
+        case "video":
+            frames = video_frames(item.source, item.options.get("frames", settings.frames))
+            return _of_frames("video", _resized(frames, images, settings.video_pixels), settings)
+    return _of_asset(item.source, settings)
+
+
+def video_frames(source: Any, count: int) -> list[np.ndarray]:
+    """At most ``count`` evenly spaced frames (H, W, 3) of a video, or of a list of frames. Raises: AtokenError."""
+    if not isinstance(count, int) or count < 1:
+        raise AtokenError(f"frames must be a whole number from 1 on, got {count!r}.")
+    if isinstance(source, str | Path | bytes):
+        return _read_frames(source, count)
+    if isinstance(source, list | tuple):
+        return [_opened(source[index], "image").pixels for index in _indices(len(source), count)]
+    if getattr(source, "ndim", None) == 4:
+        _indices(len(source), count)
+    frames = _opened(source, "video").frames
+    return [frames[index] for index in _indices(len(frames), count)]
+
+
+def _read_frames(source: Any, count: int) -> list[np.ndarray]:
+    """Frames of a file, of which only those are kept; a file that does not declare how many it has is read twice."""
+    with VideoReader(source) as reader:
+        total = reader.expected_frames
+        total = sum(1 for _ in reader) if total is None else total
+    wanted = _indices(total, count)
+    frames: list[np.ndarray] = []
+    with VideoReader(source, frames=(0, wanted[-1] + 1)) as reader:
+        for number, frame in enumerate(reader):
+            if number == wanted[len(frames)]:
+                frames.append(frame.pixels)
+    return frames
+
+
+def _indices(total: int, count: int) -> list[int]:
+    if not total:
+        raise MediaError("The video has no frames; there is nothing to see.")
+    return even_indices(total, count)
+
+
+def _opened(source: Any, modality: str) -> Any:
+    """An Image, Video, Mesh or Views. Raises: AtokenError for one of another modality than was said."""
+    path = isinstance(source, str | Path | bytes)
+    media = load_media(source, first_frame=modality == "image") if path else as_media(source)
+    found = modality_of(media)
+    assert found is not None
+    _check_modality(source, found.name, modality)
+    return media
+
+
+def _check_modality(source: Any, found: str, given: str) -> None:
+    if found != given:
+        name = source if isinstance(source, str | Path) else f"A {type(source).__name__}"
+        raise AtokenError(f"{name} is of the modality {found}, and was given as {given}.")
+
+
+def _resized(frames: Sequence[np.ndarray], images: ATokenImageProcessor, most: int) -> Tensor:
+    """(T, 3, H, W) in [-1, 1], of frames (H, W, 3) of one size. Raises: MediaError for others."""
+    if len({frame.shape for frame in frames}) > 1:
+        raise MediaError("The frames of a video must have one size.")
+    least = min(images.min_pixels, most)
+    return torch.from_numpy(np.stack(images(list(frames), max_pixels=most, min_pixels=least)["pixel_values"]))
+
+
+def _of_frames(modality: str, pixels: Tensor, settings: SlowFast) -> MediaInputs:
+    _, rows, columns = grid(1, *pixels.shape[2:])
+    size = (settings.steps(len(pixels)), rows, columns)
+    if modality == "video" and settings.video_mode == "tubelet":
+        patches = pack_pixels(pixels.movedim(0, 1)[None])
+    else:
+        patches = pack_pixels(pixels)
+        feats = patches.feats[:, : patches.feats.shape[1] // PATCH[0]].clone()  # the frames behind are zero
+        patches = patches.with_feats(feats)
+    if modality == "video" and settings.video_mode == "timed_frame":
+        patches.coords[:, 0] = patches.sample_N
+        patches = SparseTokens(patches.feats, patches.coords, (len(patches.feats),))
+    return MediaInputs(modality, size, layout_of(modality, size, settings), patches)
+
+
+def _of_asset(source: Any, settings: SlowFast) -> MediaInputs:
+    tokens, fields = MODALITIES["asset"].patchify(_opened(source, "asset"), True)
+    resolution = fields["size"][0]
+    _, centres = cubes(tokens.coords[:, 1:], resolution, settings)
+    size = (resolution, resolution, resolution)
+    layout = layout_of("asset", size, settings, len(centres))
+    return MediaInputs("asset", size, layout, tokens.with_feats(tokens.feats[:, :VALUES].clone()))
