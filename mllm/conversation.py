@@ -33,8 +33,9 @@ class Text:
 class MediaItem:
     """``modality``: image, video or asset.
 
-    source: a path, a PIL image, a uint8 array ([T,] H, W, 3), a list of frames, a Mesh, or Tokens. options: what else
-    is said of it, such as ``frames``; the processor refuses what it does not know.
+    source: a path, a PIL image, a uint8 array ([T,] H, W, 3), a list of frames, a Mesh, inputs of the model that were
+    kept, or a function without arguments that makes one of these. options: what else is said of it, such as ``frames``;
+    the processor refuses what it does not know.
     """
 
     modality: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from mllm.slowfast import SlowFast, cubes, even_indices, layout_of
 
 
 def read_item(item: MediaItem, settings: SlowFast, images: ATokenImageProcessor) -> MediaInputs:
-    """Prepare a media item; one whose source is ``MediaInputs`` already stays as it is.
+    """Prepare a media item, made first if its source is a function; ``MediaInputs`` stay as they are.
 
     Raises: AtokenError (another modality than was said, an unknown option, no frames, unreadable media).
     """
+    item = replace(item, source=item.source()) if callable(item.source) else item
     if isinstance(item.source, MediaInputs):
         _check_modality(item.source, item.source.modality, item.modality)
         return item.source
@@ -39,31 +41,38 @@ def read_item(item: MediaItem, settings: SlowFast, images: ATokenImageProcessor)
         )
     if isinstance(item.source, str) and "://" in item.source:
         raise AtokenError(f"{item.source} is an address; download it and pass the file.")
-    allowed = {"frames"} if item.modality == "video" else set()
-    if unknown := item.options.keys() - allowed:
-        raise AtokenError(f"There is no option {', '.join(sorted(unknown))} of a media item ({item.modality}).")
+    count = frames_asked(item, settings)
     match item.modality:
         case "image":
             pixels = _resized([_opened(item.source, "image").pixels], images, settings.image_pixels)
             return _of_frames("image", pixels, settings)
         case "video":
-            frames = video_frames(item.source, item.options.get("frames", settings.frames))
+            frames = video_frames(item.source, count)
             return _of_frames("video", _resized(frames, images, settings.video_pixels), settings)
     return _of_asset(item.source, settings)
 
 
-def video_frames(source: Any, count: int) -> list[np.ndarray]:
-    """At most ``count`` evenly spaced frames (H, W, 3) of a video, or of a list of frames. Raises: AtokenError."""
+def frames_asked(item: MediaItem, settings: SlowFast) -> int:
+    """How many frames the options ask for, at most. Raises: AtokenError (another option, no whole number from 1 on)."""
+    allowed = {"frames"} if item.modality == "video" else set()
+    if unknown := item.options.keys() - allowed:
+        raise AtokenError(f"There is no option {', '.join(sorted(unknown))} of a media item ({item.modality}).")
+    count = item.options.get("frames", settings.frames)
     if not isinstance(count, int) or count < 1:
         raise AtokenError(f"frames must be a whole number from 1 on, got {count!r}.")
+    return count
+
+
+def video_frames(source: Any, count: int) -> list[np.ndarray]:
+    """At most ``count`` evenly spaced frames (H, W, 3) of a video, or of a list of frames. Raises: AtokenError."""
     if isinstance(source, str | Path | bytes):
         return _read_frames(source, count)
     if isinstance(source, list | tuple):
-        return [_opened(source[index], "image").pixels for index in _indices(len(source), count)]
+        return [_opened(source[index], "image").pixels for index in frame_indices(len(source), count)]
     if getattr(source, "ndim", None) == 4:
-        _indices(len(source), count)
+        frame_indices(len(source), count)
     frames = _opened(source, "video").frames
-    return [frames[index] for index in _indices(len(frames), count)]
+    return [frames[index] for index in frame_indices(len(frames), count)]
 
 
 def _read_frames(source: Any, count: int) -> list[np.ndarray]:
@@ -71,7 +80,7 @@ def _read_frames(source: Any, count: int) -> list[np.ndarray]:
     with VideoReader(source) as reader:
         total = reader.expected_frames
         total = sum(1 for _ in reader) if total is None else total
-    wanted = _indices(total, count)
+    wanted = frame_indices(total, count)
     frames: list[np.ndarray] = []
     with VideoReader(source, frames=(0, wanted[-1] + 1)) as reader:
         for number, frame in enumerate(reader):
@@ -80,7 +89,8 @@ def _read_frames(source: Any, count: int) -> list[np.ndarray]:
     return frames
 
 
-def _indices(total: int, count: int) -> list[int]:
+def frame_indices(total: int, count: int) -> list[int]:
+    """As ``even_indices``. Raises: MediaError (there is none)."""
     if not total:
         raise MediaError("The video has no frames; there is nothing to see.")
     return even_indices(total, count)
