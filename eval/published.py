@@ -9,6 +9,7 @@ path. Table 12, by TokenBridge-L: 50 samples of each class, 256 iterations, line
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ SAMPLING: Mapping[str, Sequence[str]] = {
     ],
     "table12": ["--steps", "256", "--temperature", "0.96", "--guidance", "3.1"],
 }  # fmt: skip
+KINDS = {"table11": "DiT", "table12": "MaskedAR"}
 BUNDLED = {"table11": "dit-nano", "table12": "tokenbridge-nano"}
 
 
@@ -58,9 +60,17 @@ def table_samples(
             raise AtokenError(f"{given} holds samples that are made already; leave --set out.")
         inside = path / "samples.npz"
         return (inside, record_of(inside)) if inside.is_file() else (path, {})
+    _check_kind(table, path / "model_index.json")
     options = [*SAMPLING[table], *options_of(changes), "--device", device]
     path = samples_of(given, folder / "samples", number, options=options)
     return path, record_of(path)
+
+
+def _check_kind(table: str, index: Path) -> None:
+    """Raises: AtokenError where a pipeline is of the kind of the other table."""
+    kind = json.loads(index.read_text())["transformer"][1] if index.is_file() else KINDS[table]
+    if kind != KINDS[table]:
+        raise AtokenError(f"{table} is of a {KINDS[table]}, and {index.parent} is a {kind}; take the other table.")
 
 
 def table_row(

@@ -8,7 +8,7 @@ import pytest
 
 from atoken.errors import MediaError
 from atoken.metrics.frechet import Gaussian
-from eval.adm import holds, read_samples, read_statistics, write_statistics
+from eval.adm import holds, read_labels, read_samples, read_statistics, write_statistics
 from tests.eval.plain_network import images
 
 
@@ -142,3 +142,22 @@ def test_damaged_files_are_one_sentence(tmp_path):
     path.write_bytes(data)
     with pytest.raises(MediaError):
         list(read_samples(path))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"), [([0.5, 1], ["a", "b"]), ([[0, 1]], ["a", "b"]), ([0, 2], ["a", "b"]), ([-1, 0], ["a"])]
+)
+def test_what_are_no_labels_is_said(tmp_path, labels, classes):
+    np.savez(tmp_path / "a.npz", images(1, 2), np.array(labels), classes=classes)
+    with pytest.raises(MediaError, match="not a label for each sample"):
+        read_labels(tmp_path / "a.npz")
+
+
+def test_labels_come_with_the_names_that_a_file_has(tmp_path):
+    np.savez(tmp_path / "a.npz", images(1, 2), np.array([1, 0]), classes=["a ring", "b"])
+    np.savez(tmp_path / "b.npz", images(1, 2), np.array([999, 0]))
+    np.savez(tmp_path / "c.npz", images(1, 2))
+    assert read_labels(tmp_path / "a.npz") == ([1, 0], ("a ring", "b"))
+    assert read_labels(tmp_path / "b.npz") == ([999, 0], ())
+    with pytest.raises(MediaError, match="has no array arr_1"):
+        read_labels(tmp_path / "c.npz")

@@ -77,7 +77,7 @@ BESIDES = (
     "atoken.media.scaling", "atoken.metrics.pca", "atoken.model", "atoken.onednn", "atoken.placement",
     "atoken.presets", "atoken.pretrain", "atoken.report", "atoken.rope", "atoken.statistics", "atoken.text",
     "atoken.tokenizer", "atoken.train", "atoken.transformer", "eval.actions", "eval.command", "eval.commands",
-    "eval.compare", "eval.models", "eval.rate", "eval.rate_report", "eval.report", "eval.tasks",
+    "eval.compare", "eval.models", "eval.published", "eval.rate", "eval.rate_report", "eval.report", "eval.tasks",
 )  # fmt: skip
 
 

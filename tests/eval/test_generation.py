@@ -146,6 +146,24 @@ def test_accuracy_is_of_samples_in_folders_of_their_class(made):
     assert "is in no folder of a class" in without["left_out"][name]
 
 
+def test_accuracy_is_also_of_samples_with_labels_in_their_file(made):
+    name, levels = "classifier accuracy (EfficientNet-Lite0)", [0, 1, 200, 255, 3]
+    arrays = [np.full((4, 4, 3), level, np.uint8) for level in levels], [0, 0, 1, 1, 1]  # the last one is wrong
+    np.savez(made / "numbered.npz", *arrays)
+    np.savez(made / "named.npz", *arrays, classes=["n01440764", "n01443537"])
+    np.savez(made / "other.npz", *arrays, classes=["red ring", "apple"])
+    found = [
+        evaluate_generation(made / f"{file}.npz", made / "target", Classifier())
+        for file in ("numbered", "named", "other")
+    ]
+    assert [one["numbers"].get(name) for one in found] == [4 / 5, 4 / 5, None]
+    assert "has no line for the folder red ring" in found[2]["left_out"][name]
+    assert found[0]["record"]["samples labels"] == "not equally many of each"
+    np.savez(made / "even.npz", arrays[0][:4], arrays[1][:4])
+    even = evaluate_generation(made / "even.npz", made / "target", PlainNetwork(), score=SCORE)
+    assert even["record"]["samples labels"] == "equally many of each"
+
+
 def test_lossy_files_and_many_sizes_are_in_the_record(made):
     import PIL.Image
 

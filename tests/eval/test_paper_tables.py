@@ -135,6 +135,9 @@ def test_what_is_missing_is_said_before_anything_is_sampled(generator, reference
     assert main(["table12", "--model", str(generator), "--data", str(tmp_path), "-o", str(out)]) == 1
     assert f"There is no {tmp_path}/imagenet-adm/VIRTUAL_imagenet256_labeled.npz" in row_of(out)["why"]
     assert not (out / "samples").exists()
+    assert main(["table12", "--model", str(generator), "--reference", str(reference), "-o", str(out)]) == 1
+    assert "table12 is of a MaskedAR" in row_of(out)["why"]
+    assert not (out / "samples").exists()
     words = ["--model", str(reference), "--reference", str(reference), "-o", str(out)]
     assert main(["table11", *words, "--set", "steps=2"]) == 1
     assert "made already; leave --set out" in row_of(out)["why"]
