@@ -57,6 +57,7 @@ def sample_folder(
     _check_asked(folder / ASKED, _described(pipeline) | {"seed": seed, "batch": batch, **options, "labels": [*labels]})
     target, chunks = folder / SAMPLES, _chunks(folder, len(labels), batch)
     own = [*chunks.items()][rank::world]
+    pipeline.set_progress_bar_config(disable=True)  # of steps: the bar here is of images
     with tqdm(total=sum(len(numbers) for _, numbers in own), unit=" images", disable=True if rank else None) as bar:
         for path, numbers in own:
             if not path.is_file() and not target.is_file():
