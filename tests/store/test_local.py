@@ -12,7 +12,7 @@ import pytest
 from atoken.errors import StoreError
 from atoken.loading import load
 from atoken.store import local
-from atoken.store.layout import Options
+from atoken.store.layout import PLAN, Options
 from atoken.store.local import LocalEngine
 from atoken.store.probe import probe
 from atoken.store.source import open_source
@@ -54,13 +54,13 @@ def test_a_file_that_kills_its_reader_is_left_out_of_the_probe(source, tmp_path)
 
 
 @contextmanager
-def killing(most):
-    """Kill processes that this one starts, each once, in the time of the block; which were."""
+def killing(most, store):
+    """Kill processes that this one starts once a store is planned, each once, in the time of the block; which were."""
     killed, over = [], threading.Event()
 
     def kill():
         while not over.is_set() and len(killed) < most:
-            for child in psutil.Process().children():
+            for child in psutil.Process().children() if (store / PLAN).exists() else ():
                 with suppress(psutil.NoSuchProcess):
                     if child.pid not in killed and "spawn_main" in " ".join(child.cmdline()):
                         sleep(0.5 * len(killed))  # while it starts, and while it works
@@ -81,7 +81,7 @@ def killing(most):
 @pytest.mark.parametrize("piece", [1, 32])
 def test_readers_that_are_killed_leave_no_trace(source, tmp_path, whole, piece, monkeypatch):
     monkeypatch.setattr(local, "PIECE", piece)
-    with killing(4) as killed, LocalEngine(small_tokenizer(), 2) as engine:
+    with killing(4, tmp_path / "s") as killed, LocalEngine(small_tokenizer(), 2) as engine:
         make(source, tmp_path / "s", engine=engine, **UNITS)
     assert killed
     assert contents(tmp_path / "s") == whole
@@ -93,14 +93,14 @@ def test_a_reader_that_dies_while_another_starts_leaves_no_process(source, tmp_p
     def start_late(process):
         start(process)
         started.append(process)
-        if len(started) == 2:
-            started[0].kill()
+        if len(started) == 3:  # the first one reads for the plan
+            started[1].kill()
             sleep(1)  # meanwhile the pool sees that one died, and does not know of this one yet
 
     monkeypatch.setattr(SpawnProcess, "start", start_late)
     with LocalEngine(small_tokenizer(), 2) as engine:
         make(source, tmp_path / "s", engine=engine, **UNITS)
-    assert len(started) == 4
+    assert len(started) == 5
     assert contents(tmp_path / "s") == whole
     late = monotonic() + 20
     while multiprocessing.active_children() and monotonic() < late:
@@ -113,7 +113,7 @@ def test_a_process_for_each_of_several_devices_gives_the_same_bytes_though_some_
     tokenizer = load(tmp_path / "small-continuous", device="cpu")
     model = {"source": str(tmp_path / "small-continuous"), "device": "cpu"}
     make(source, tmp_path / "one", tokenizer=tokenizer, **UNITS)
-    with killing(4) as killed, LocalEngine(tokenizer, 1, ["cpu", "cpu:0"]) as engine:
+    with killing(4, tmp_path / "two") as killed, LocalEngine(tokenizer, 1, ["cpu", "cpu:0"]) as engine:
         make(source, tmp_path / "two", engine=engine, model=model, tokenizer=tokenizer, **UNITS)
     assert killed
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
