@@ -111,6 +111,17 @@ def stopped(kind, folder, out):
         run(kind, folder, out, 6)
 
 
+def test_squares_of_samples_are_in_the_log_and_the_report(trained):
+    kind, folder = trained
+    words = ["train", kind, "--store", str(folder / "store"), "-o", str(folder / "shown"), "--workers", "0"]
+    assert main([*words, "--evaluate-every", "2", "--set", "steps=3", "samples=4"]) == 0
+    images = sorted((folder / "shown/images").glob("*.png"))
+    assert [path.name for path in images] == ["step-000000.png", "step-000001.png", "step-000002.png"]
+    assert {Image.open(path).size for path in images} == {(4 * 48, 4 * 48)}
+    assert atoken_main(["train", "report", str(folder / "shown")]) == 0
+    assert (folder / "shown/report.html").read_text().count("image grid") >= 3
+
+
 def test_samples_as_an_image_tokens_and_for_evaluation(trained, tmp_path):
     _, folder = trained
     words = ["sample", str(folder / "run/model"), "-n", "5", "--batch", "2", "--steps", "3"]
