@@ -50,10 +50,10 @@ TRAININGS = {
         ), samples=64, micro_batches=32,
     ),
     "dit/nano": Training(
-        Recipe(steps=9_000, warmup=200, lr=1e-3, final_lr=1e-5, weight_decay=0.01, ema=0.999), samples=64
+        Recipe(steps=8_500, warmup=200, lr=1e-3, final_lr=1e-5, weight_decay=0.01, ema=0.999), samples=64
     ),
     "tokenbridge/nano": Training(
-        Recipe(steps=7_500, warmup=200, lr=1e-3, final_lr=1e-5, weight_decay=0.02, ema=0.999), samples=16
+        Recipe(steps=8_000, warmup=200, lr=1e-3, final_lr=1e-5, weight_decay=0.02, ema=0.999), samples=16
     ),
 }  # fmt: skip
 
