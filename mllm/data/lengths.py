@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import chain
-from multiprocessing import get_context
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +28,6 @@ from mllm.rendering import render
 from mllm.slowfast import Grid, SlowFast, layout_of
 from mllm.supervision import IGNORED, labels_of
 
-_CHUNK = 256  # conversations that a process measures at a time
-
 
 @dataclass(frozen=True)
 class Lengths:
@@ -44,50 +37,29 @@ class Lengths:
     broken: tuple[Broken, ...]
 
 
-def measure(
-    mixture: Mixture, processor: ATokenVLProcessor, most: int, most_broken: float = 0.1, workers: int = 0
-) -> Lengths:
-    """Measure all conversations, in ``workers`` processes or here: about a millisecond each.
+def measure(mixture: Mixture, processor: ATokenVLProcessor, most: int, most_broken: float = 0.1) -> Lengths:
+    """Measure all conversations, each in about a millisecond.
 
     Broken are those with more than ``most`` tokens, with nothing to learn, or with a missing file. Raises: AtokenError
     (a larger share than ``most_broken`` is, with the first of them; an extra is missing).
     """
-    starts = range(0, len(mixture), _CHUNK)
-    ranges = [range(start, min(start + _CHUNK, len(mixture))) for start in starts]
-    with _mapped(workers) as mapped:
-        found = list(chain.from_iterable(mapped(partial(_measured, mixture, processor, most), ranges)))
-    broken = tuple(one for one in found if isinstance(one, Broken))
-    if len(broken) > most_broken * len(found):
-        raise AtokenError(
-            f"{len(broken)} of {len(found)} conversations are broken, over the limit of {most_broken:.0%}. The first: "
-            f"{broken[0].reason}"
-        )
-    return Lengths(np.array([0 if isinstance(one, Broken) else one for one in found], np.int32), broken)
-
-
-@contextmanager
-def _mapped(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    if not workers:
-        yield map
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield pool.map
-
-
-def _measured(mixture: Mixture, processor: ATokenVLProcessor, most: int, numbers: range) -> list[int | Broken]:
-    """Tokens of each conversation, or what is wrong with it."""
-    found: list[int | Broken] = []
-    for number in numbers:
+    tokens, broken = np.zeros(len(mixture), np.int32), []
+    for number in range(len(mixture)):
         key = f"conversation {number}"
         try:
             conversation = mixture[number]
             key = conversation.key
-            found.append(_length(conversation, processor, most))
+            tokens[number] = _length(conversation, processor, most)
         except MissingExtraError:
             raise
         except AtokenError as error:
-            found.append(Broken(number, mixture.name_of(number), key, str(error)))
-    return found
+            broken.append(Broken(number, mixture.name_of(number), key, str(error)))
+    if len(broken) > most_broken * len(tokens):
+        raise AtokenError(
+            f"{len(broken)} of {len(tokens)} conversations are broken, over the limit of {most_broken:.0%}. The first: "
+            f"{broken[0].reason}"
+        )
+    return Lengths(tokens, tuple(broken))
 
 
 def _length(conversation: Conversation, processor: ATokenVLProcessor, most: int) -> int:
