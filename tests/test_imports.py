@@ -26,7 +26,7 @@ FLOORS = [
     {"cli"},
     {"doctor", "fetch"},
     {"store"},
-    {"photographs"},
+    {"photographs", "gguf"},
     {"tower"},
     {"loading"},
     {"tokenizer", "autoencoder"},
@@ -64,6 +64,7 @@ OPTIONAL = {
     "matplotlib",
     "pillow_heif",
     "usearch",
+    "gguf",
 }  # imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 
