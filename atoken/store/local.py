@@ -188,6 +188,10 @@ class _Process(_Thread):
         self.future = None
         self._pool = pool.started(job, 1)
 
+    def close(self) -> None:
+        """End it at once; a unit that it has is made again by the next run."""
+        pool.end(self._pool)
+
     def submit(self, read: Read) -> None:
         """Begin to encode a unit."""
         self._read = read
