@@ -148,7 +148,11 @@ def of_copies(generator: Generator, split: str, number: int, page: Path) -> dict
     )
     write_page(page, samples, labels, found, trained, generator.tokenizer)
     name, items = f"class-photos-{split}-nearest", len(listing.entries)
-    metric = {"of": "root of mean squared differences of normalised latents; pooled vectors", "rare": str(RARE)}
+    metric = {
+        "training images": f"{len(trained)} of {trained.model} {trained.fingerprint}",
+        "distance": "root of mean squared differences of normalised latents; cosine of pooled vectors",
+        "rare": f"{RARE} of held-out images",
+    }
     protocol = EvalProtocol(
         task=name, data=data_hash(entry.line() for entry in listing.entries), items=items, templates="none",
         code=code_version(), metrics={"nearest": metric}, **prepare.record(), **settings({}),
