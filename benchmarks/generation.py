@@ -160,7 +160,7 @@ def lightningdit(asked: argparse.Namespace) -> Ways:
         input_size=16, patch_size=1, in_channels=32, hidden_size=1152, depth=asked.depth or 4, num_heads=16,
         use_swiglu=True, use_rope=True, use_rmsnorm=True,
     ))  # fmt: skip
-    ours, points = load_lightningdit(model.state_dict()), asked.steps or 250
+    loaded, points = load_lightningdit(model.state_dict()), asked.steps or 250
     noise = torch.randn(asked.batch, 32, 16, 16)
     labels, null = torch.arange(asked.batch), torch.full((asked.batch,), 1000)
     guidance, sigmas = Guidance(SCALE, (0.0, 1 - START), channels=3), sigma_steps(points - 1, 1 / SHIFT)
@@ -175,7 +175,7 @@ def lightningdit(asked: argparse.Namespace) -> Ways:
 
     def equal(x: Tensor, sigma: float) -> Tensor:
         at = torch.full((2 * len(x),), sigma)
-        conditional, unconditional = ours(torch.cat([x, x]), at, torch.cat([labels, null])).chunk(2)
+        conditional, unconditional = loaded(torch.cat([x, x]), at, torch.cat([labels, null])).chunk(2)
         return guidance.combined(conditional, unconditional) if guidance.applies(sigma) else conditional
 
     def sampled(velocity: Velocity) -> Tensor:
@@ -184,7 +184,7 @@ def lightningdit(asked: argparse.Namespace) -> Ways:
     return {
         "published": theirs,
         "ours, equal sampler": partial(sampled, equal),
-        "ours": partial(sampled, guided(ours, labels, null, guidance)),
+        "ours": partial(sampled, guided(loaded, labels, null, guidance)),
     }
 
 
@@ -196,7 +196,7 @@ def tokenbridge(asked: argparse.Namespace) -> Ways:
         encoder_depth=depth, decoder_depth=depth, channel_embed_dim=1024, channel_depth=max(1, depth // 4),
         quant_levels=64, norm_layer=partial(nn.LayerNorm, eps=1e-6),
     ))  # fmt: skip
-    ours = load_tokenbridge(model.state_dict())
+    loaded = load_tokenbridge(model.state_dict())
     orders = torch.stack([torch.randperm(256) for _ in range(asked.batch)])
     model.sample_orders = lambda _: orders
     labels, iterations = torch.arange(asked.batch), asked.steps or 64
@@ -205,7 +205,7 @@ def tokenbridge(asked: argparse.Namespace) -> Ways:
         "published": lambda: model.sample_tokens(
             asked.batch, num_iter=iterations, cfg=SCALE_OF_TOKENS, labels=labels, temperature=0
         ),
-        "ours": lambda: ours.digits.values(decode(ours, labels, decoding, (), orders_BL=orders)).mT.unflatten(
+        "ours": lambda: loaded.digits.values(decode(loaded, labels, decoding, (), orders_BL=orders)).mT.unflatten(
             2, (16, 16)
         ),
     }

@@ -83,9 +83,9 @@ class Bench:
         engine = PlainEngine(objective, recipe, self.device)
         return lambda: engine.train([batch]), objective.flops(batch)
 
-    def table(self, what: str, made: Callable[[bool], tuple[Callable[[], Any], float]]) -> None:
+    def table(self, what: str, build: Callable[[bool], tuple[Callable[[], Any], float]]) -> None:
         """Print a row with, and a row without; the last column is what q/k norm adds to the time."""
-        (plain, plain_flops), (normed, normed_flops) = made(False), made(True)
+        (plain, plain_flops), (normed, normed_flops) = build(False), build(True)
         seconds = self._fastest(plain, normed)
         head(what, *COLUMNS, "q/k norm costs")
         names = ("without q/k norm", "with q/k norm")

@@ -31,7 +31,7 @@ SAMPLING: Mapping[str, Sequence[str]] = {
     ],
     "table12": ["--steps", "256", "--temperature", "0.96", "--guidance", "3.1"],
 }  # fmt: skip
-KINDS = {"table11": "DiT", "table12": "MaskedAR"}
+CLASSES = {"table11": "DiT", "table12": "MaskedAR"}
 BUNDLED = {"table11": "dit-nano", "table12": "tokenbridge-nano"}
 
 
@@ -68,9 +68,9 @@ def table_samples(
 
 def _check_kind(table: str, index: Path) -> None:
     """Raises: AtokenError where a pipeline is of the kind of the other table."""
-    kind = json.loads(index.read_text())["transformer"][1] if index.is_file() else KINDS[table]
-    if kind != KINDS[table]:
-        raise AtokenError(f"{table} is of a {KINDS[table]}, and {index.parent} is a {kind}; take the other table.")
+    kind = json.loads(index.read_text())["transformer"][1] if index.is_file() else CLASSES[table]
+    if kind != CLASSES[table]:
+        raise AtokenError(f"{table} is of a {CLASSES[table]}, and {index.parent} is a {kind}; take the other table.")
 
 
 def table_row(

@@ -194,4 +194,4 @@ def test_examples_of_tensors_run_as_printed_in_15_lines(code, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shown = [line.partition("  # ")[2] for line in code.splitlines() if line.startswith("print(")]
-    assert done.stdout.splitlines() == shown
+    assert [line for line in done.stdout.splitlines() if "real_accelerator" not in line] == shown  # DeepSpeed's note

@@ -123,7 +123,7 @@ def test_figures_are_measured_and_what_it_was_not_trained_on_is_said(store, tmp_
     distances = [of["nano frechet"] for of in numbers[:4]]
     assert distances[0] == max(distances)  # an untrained one is worst
     assert distances[2] == min(distances)  # the same images through the tokenizer are nearest
-    assert numbers[5]["zero-shot top-1"] > 0.2 > numbers[4]["zero-shot top-1"]
+    assert numbers[5]["zero-shot top-1"] > 0.08 > numbers[4]["zero-shot top-1"]
     prints = [{of["fingerprint"] for of in row["numbers"].values() if of["metric"] == "nano frechet"} for row in rows]
     assert prints[0] == prints[1] == prints[2] == prints[3]
 
