@@ -183,7 +183,7 @@ def lightningdit(asked: argparse.Namespace) -> Ways:
 
     return {
         "published": theirs,
-        "ours, equal sampler": partial(sampled, equal),
+        "equal sampler": partial(sampled, equal),
         "ours": partial(sampled, guided(loaded, labels, null, guidance)),
     }
 
