@@ -94,5 +94,5 @@ def _square(images: np.ndarray) -> Image.Image:
 def _pipeline(name: str) -> ClassToImagePipeline:
     """That of a folder, or a bundled one. Raises: AtokenError."""
     if not (folder_of(name) / "model_index.json").is_file():
-        raise AtokenError(f"There is no pipeline in {name}; name the folder model of a run, or a bundled model.")
+        raise AtokenError(f"There is no pipeline in {name}: name the folder model of a run, or run make generators.")
     return ClassToImagePipeline.from_pretrained(name)

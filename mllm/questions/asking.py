@@ -7,13 +7,14 @@ where its question has no clear answer, or not the wanted one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from atoken.data.synthetic.placed import MOST, MOTIONS, RELATIONS, counted
 from atoken.data.synthetic.words import NUMBERS, article
-from mllm.questions.facts import Facts, Thing
+from mllm.questions.facts import Facts
 
 _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "above": "below", "below": "above"}
 
@@ -29,37 +30,29 @@ class Asked(NamedTuple):
 Asker = Callable[[Facts, np.random.Generator, bool], Asked | None]
 
 
-def _colour(facts: Facts, rng: np.random.Generator, wanted: bool) -> Asked | None:
-    """Of the only things of a shape."""
+def _looks(about: str, told_apart_by: str, facts: Facts, rng: np.random.Generator, wanted: bool) -> Asked | None:
+    """The colour of the only things of a shape, or the shape of the only ones of a colour."""
     thing, last = facts.things[0], facts.things[-1]
-    if facts.series == "placed" and thing.shape == last.shape:
+    if facts.series == "placed" and getattr(thing, told_apart_by) == getattr(last, told_apart_by):
         return None
     if facts.series == "counted" and facts.count > 1:
-        return Asked("colour.several", facts.words, thing.colour)
-    return _one_or_either("colour", facts, thing.colour, thing.other, "colour", rng)
+        return Asked(f"{about}.several", facts.words, getattr(thing, about))
+    return _one_or_either(about, facts, rng)
 
 
-def _shape(facts: Facts, rng: np.random.Generator, wanted: bool) -> Asked | None:
-    """Of the only things of a colour."""
-    thing, last = facts.things[0], facts.things[-1]
-    if facts.series == "placed" and thing.colour == last.colour:
-        return None
-    if facts.series == "counted" and facts.count > 1:
-        return Asked("shape.several", facts.words, thing.shape)
-    return _one_or_either("shape", facts, thing.shape, thing.other, "shape", rng)
+_colour, _shape = partial(_looks, "colour", "shape"), partial(_looks, "shape", "colour")
 
 
-def _one_or_either(
-    about: str, facts: Facts, answer: str, other: Callable[[np.random.Generator], Thing], field: str,
-    rng: np.random.Generator,
-) -> Asked:  # fmt: skip
+def _one_or_either(about: str, facts: Facts, rng: np.random.Generator) -> Asked:
     """An open question, or one in four times a choice of two."""
+    thing = facts.things[0]
+    answer = getattr(thing, about)
     if len(facts.things) > 1 or rng.random() > 0.25:
         return Asked(f"{about}.one", facts.words, answer)
-    while (wrong := getattr(other(rng), field)) == answer:
+    while (wrong := getattr(thing.other(rng), about)) == answer:
         pass
     first, second = (answer, wrong) if rng.random() < 0.5 else (wrong, answer)
-    spoken = article if field == "shape" else str
+    spoken = article if about == "shape" else str
     return Asked(f"{about}.either", facts.words | {"first": spoken(first), "second": spoken(second)}, answer)
 
 
