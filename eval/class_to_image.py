@@ -1,8 +1,9 @@
 """How good a generator is that was trained on figures and photographs, as the bundled ones are, by its samples.
 
-Figures: classes by nano's own zero-shot classification. Photographs: classes by a linear probe that learned from the
-training photographs. Both: Frechet distances to held-out images, beside those of another half of these, of what the
-tokenizer makes of them, and of a Gaussian of the latents of each class; and whether training images are copied.
+Figures: classes by nano's own zero-shot classification, and by a linear probe that learned from other held-out ones.
+Photographs: classes by a linear probe that learned from the training photographs. Both: Frechet distances to held-out
+images, beside those of another half of these, of what the tokenizer makes of them, and of a Gaussian of the latents of
+each class; and whether training images are copied.
 """
 
 from __future__ import annotations
@@ -96,16 +97,23 @@ def names_of(listing: Listing) -> list[str]:
     return [listing.classes[entry.label] for entry in listing.entries if entry.label is not None]
 
 
-def of_figures(generator: Generator, judge: Model, number: int) -> Iterator[tuple[Task, Model]]:
-    """Tasks and models: distances of ``number`` samples, and the classes of the first. Raises: AtokenError."""
-    listing = figures(generator.side, number)
-    first, second = (half[:number] for half in halves(listing.entries))
+def of_figures(generator: Generator, judges: Sequence[Model], number: int) -> Iterator[tuple[Task, Model]]:
+    """Tasks and models: distances of ``number`` samples, and the classes of the first.
+
+    judges: whose vectors a probe reads; the first also classifies by texts. Raises: AtokenError.
+    """
+    listing = figures(generator.side, max(number, 2 * WAYS))  # a probe learns from two of each class, or more
+    first, second = halves(listing.entries)
+    learned = [replace(entry, key=f"{LEARNED}/{entry.key}") for entry in second]
+    first, second = first[:number], second[:number]
     sampled = _samples(generator, "figures", Listing(first, listing.classes))
     yield from _distances(generator, "class-figures", Listing(first, listing.classes), second, sampled(), AS_IT_IS)
     some = Listing(first[: EACH * WAYS], listing.classes)
     task = _task("class-figures-zero-shot", some, AS_IT_IS, ZERO_SHOT, make="embed", templates=CLASS_NAME_ONLY)
-    yield task, sampled(judge)
-    yield task, _real(judge)
+    yield task, sampled(judges[0])
+    yield task, _real(judges[0])
+    task = _task("class-figures-probe", Listing([*learned, *some.entries], some.classes), AS_IT_IS, PROBE, make="embed")
+    yield from _seen(task, sampled, judges)
 
 
 def of_photographs(
@@ -121,9 +129,7 @@ def of_photographs(
         found = photos_to_probe(located(PHOTOS, Path()), class_of, split)
         entries = [entry for entry in found.entries if _is_learned(entry.key) or entry.key in tested]
         task = _task(f"{name}-{kind}-probe", Listing(entries, found.classes), prepare, PROBE, make="embed")
-        for judge in judges:
-            yield task, sampled(judge, _is_learned)
-            yield task, _real(judge)
+        yield from _seen(task, sampled, judges)
 
 
 def photographs_of(split: str, number: int) -> Listing:
@@ -184,6 +190,13 @@ def _distances(
     yield task, Samples(HALF, {"images": data_hash(entry.line() for entry in second)}, Prepared(second, prepare))
     yield task, AToken(generator.tokenizer)
     yield task, Samples(GAUSSIANS, gaussians.record, Prepared(drawn, AS_IT_IS))
+
+
+def _seen(task: Task, sampled: Callable[..., Samples], judges: Sequence[Model]) -> Iterator[tuple[Task, Model]]:
+    """A probe of samples and of real images by the vectors of each judge; what it learns from is real in both."""
+    for judge in judges:
+        yield task, sampled(judge, _is_learned)
+        yield task, _real(judge)
 
 
 def _real(judge: Model) -> Samples:

@@ -214,7 +214,7 @@ def generator(options: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     why: list[str] = []
     for part in (
-        measured(samples.of_figures(found, judges[0], number)),
+        measured(samples.of_figures(found, judges, number)),
         measured(samples.of_photographs(found, judges, split, number)),
         (samples.of_copies(found, split, number, folder / "nearest.html") for _ in range(ranks.rank == 0)),
     ):

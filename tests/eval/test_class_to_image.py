@@ -112,11 +112,11 @@ def test_figures_are_measured_and_what_it_was_not_trained_on_is_said(store, tmp_
     rows = json.loads((tmp_path / "out/result.json").read_text())["rows"]
     assert [(row["task"], row["status"]) for row in rows] == [("class-figures", "complete")] * 4 + [
         ("class-figures-zero-shot", "complete")
-    ] * 2
+    ] * 2 + [("class-figures-probe", "complete")] * 2
     name = rows[0]["model"]
     assert [row["model"] for row in rows] == [
         *(name, "other real images", "nano", "Gaussian of each class"),
-        *(f"{name}, seen by nano", "real images, seen by nano"),
+        *[f"{name}, seen by nano", "real images, seen by nano"] * 2,
     ]
     assert "guidance_interval [0.0, 0.5]" in rows[0]["identity"]["asked for"]
     numbers = [{key: of["value"] for key, of in row["numbers"].items()} for row in rows]
@@ -124,6 +124,8 @@ def test_figures_are_measured_and_what_it_was_not_trained_on_is_said(store, tmp_
     assert distances[0] == max(distances)  # an untrained one is worst
     assert distances[2] == min(distances)  # the same images through the tokenizer are nearest
     assert numbers[5]["zero-shot top-1"] > 0.08 > numbers[4]["zero-shot top-1"]
+    assert numbers[7]["linear probe"] > 0.2 > numbers[6]["linear probe"]
+    assert rows[7]["items"]["measured"] == 96 + 48  # learned from, and tested
     prints = [{of["fingerprint"] for of in row["numbers"].values() if of["metric"] == "nano frechet"} for row in rows]
     assert prints[0] == prints[1] == prints[2] == prints[3]
 
