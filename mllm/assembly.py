@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
-from atoken.tower import ATokenVisionModel
+from atoken.checkpoint import weights_digest
 from mllm.config import ATokenVLConfig
-from mllm.model import ATokenVLForConditionalGeneration
+from mllm.model import ATokenVLForConditionalGeneration, from_source
 from mllm.processor import ATokenVLProcessor
-from mllm.sources import language_folder
 
 
 def assemble(
@@ -21,19 +20,29 @@ def assemble(
     *,
     vision_layer: int | None = None,
     dtype: torch.dtype | None = None,
+    lora: Mapping[str, Any] | None = None,
     **pooling: Any,
 ) -> tuple[ATokenVLForConditionalGeneration, ATokenVLProcessor]:
     """A model and its processor: a frozen tower, a new projector, and a frozen language model of any causal kind.
 
     language: a fetched name, a folder or a hub id; tower: a bundled name, a folder or a hub id, also of a tokenizer.
-    dtype: of all weights, the language model's own if None. pooling: fields of ``SlowFast``. Raises: AtokenError.
+    dtype: of all weights, the language model's own if None. lora: fields of ``LoRA``, {} for the usual; None is without
+    it. pooling: fields of ``SlowFast``. Raises: AtokenError.
     """
     processor = ATokenVLProcessor.from_language(language, **pooling)
-    causal = AutoModelForCausalLM.from_pretrained(language_folder(language), dtype=dtype or "auto")
-    vision = ATokenVisionModel.from_pretrained(tower, dtype=causal.dtype)
+    causal, language_fingerprint = _part("language_model", language, dtype)
+    vision, vision_fingerprint = _part("vision_tower", tower, causal.dtype)
     config = ATokenVLConfig(
         vision_config=vision.config, text_config=causal.config, media_token_id=processor.media_token_id,
         pooling=processor.pooling, vision_layer=vision_layer, vision_source=str(tower), language_source=str(language),
+        vision_fingerprint=vision_fingerprint, language_fingerprint=language_fingerprint, lora=lora,
     )  # fmt: skip
     model = ATokenVLForConditionalGeneration.of(config, vision, causal)
     return model, processor
+
+
+def _part(part: str, source: str | Path, dtype: torch.dtype | None) -> tuple[Any, str]:
+    """A part in a dtype, and the fingerprint of what it is in its own, since float16 rounds in another way."""
+    loaded = from_source(part, source)
+    fingerprint = weights_digest(loaded, {})
+    return loaded if dtype in (None, loaded.dtype) else from_source(part, source, dtype), fingerprint

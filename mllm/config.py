@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from atoken.errors import AtokenError
 from atoken.tower import ATokenVisionConfig
+from mllm.lora import lora_of
 from mllm.slowfast import SlowFast
 
 
@@ -26,7 +27,8 @@ class ATokenVLConfig(PreTrainedConfig):
     media_token_id: stands in ``input_ids`` for each token of media; it may lie beyond the language model's vocabulary.
     pooling: fields of ``SlowFast``. vision_layer: which hidden state of the tower is read, None for the last one after
     its norm. vision_source, language_source: where a part comes from that is not stored with the model (a bundled or
-    fetched name, a folder, a hub id); None if it is. Raises: AtokenError.
+    fetched name, a folder, a hub id); None if it is; vision_fingerprint, language_fingerprint: of the weights there.
+    lora: fields of ``LoRA``, None for a language model without it. Raises: AtokenError.
     """
 
     model_type = "atoken_vl"
@@ -39,6 +41,9 @@ class ATokenVLConfig(PreTrainedConfig):
     vision_layer: int | None = None
     vision_source: str | None = None
     language_source: str | None = None
+    vision_fingerprint: str | None = None
+    language_fingerprint: str | None = None
+    lora: dict[str, Any] | None = None
     tie_word_embeddings: bool = False  # the language model ties its own
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -48,6 +53,7 @@ class ATokenVLConfig(PreTrainedConfig):
             fields = dict(self.text_config or {})
             self.text_config = AutoConfig.for_model(fields.pop("model_type", "qwen2"), **fields)
         self.pooling = asdict(settings_of(self.pooling))
+        self.lora = None if self.lora is None else asdict(lora_of(self.lora))
         super().__post_init__(**kwargs)
 
     @property

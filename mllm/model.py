@@ -6,7 +6,7 @@ language model sees embeddings only and is not changed. Letters: ``B`` rows, ``L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +24,17 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from atoken.checkpoint import weights_digest
 from atoken.errors import AtokenError
 from atoken.tower import ATokenVisionModel
 from mllm.config import ATokenVLConfig
 from mllm.inputs import MediaInputs
+from mllm.lora import add_lora, is_lora, lora_of, with_base_layers
 from mllm.projector import Projector
 from mllm.slowfast import cubes, pool_frames, pool_voxels
 from mllm.sources import language_folder
 
-SOURCES = {"vision_tower": "vision_source", "language_model": "language_source"}
+SOURCES = {"vision_tower": "vision", "language_model": "language"}  # what begins the names of fields about them
 
 
 class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -54,6 +56,7 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_tower = ATokenVisionModel(config.vision_config)
         self.projector = Projector(config.vision_config.hidden_size, config.text_config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self._add_lora()
         self.post_init()
         self._freeze()
 
@@ -66,13 +69,18 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.projector = Projector(config.vision_config.hidden_size, config.text_config.hidden_size)
         model.projector.apply(model._init_weights).to(language.dtype)
         model.generation_config = language.generation_config
+        model._add_lora()
         model._freeze()
         return model
 
+    def _add_lora(self) -> None:
+        if self.config.lora:
+            add_lora(self.language_model, lora_of(self.config.lora))
+
     def _freeze(self) -> None:
         self.vision_tower.requires_grad_(False).eval()
-        if self.config.language_source:
-            self.language_model.requires_grad_(False)
+        for name, weight in self.language_model.named_parameters():
+            weight.requires_grad_(is_lora(name) or not (self.config.language_source or self.config.lora))
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but for the tower."""
@@ -197,18 +205,17 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, source: str | Path | None, *inputs: Any, **options: Any) -> Self:
         """As in transformers; parts that the configuration names come from where it says."""
         config = options.pop("config", None) or ATokenVLConfig.from_pretrained(source)
-        named = {part: getattr(config, field) for part, field in SOURCES.items() if source is not None}
+        named = {part: getattr(config, f"{field}_source") for part, field in SOURCES.items() if source is not None}
         if not any(named.values()):
             model = super().from_pretrained(source, *inputs, config=config, **options)
         else:
             state = load_file(str(cached_file(source, "model.safetensors")))
-            if folder := named["vision_tower"]:
-                tower = ATokenVisionModel.from_pretrained(folder)
-                state = {f"vision_tower.{name}": weight for name, weight in tower.state_dict().items()} | state
-            if folder := named["language_model"]:
-                language = AutoModelForCausalLM.from_pretrained(language_folder(folder), dtype="auto")
-                state = {f"language_model.{name}": weight for name, weight in language.state_dict().items()} | state
-            model = super().from_pretrained(None, *inputs, config=config, state_dict=state, **options)
+            for part, name in named.items():
+                if name:
+                    loaded = from_source(part, name)
+                    _check_same(loaded, getattr(config, f"{SOURCES[part]}_fingerprint"), name, source)
+                    state = {f"{part}.{key}": weight for key, weight in loaded.state_dict().items()} | state
+            model = super().from_pretrained(None, *inputs, config=config, state_dict=with_base_layers(state), **options)
             model.generation_config = GenerationConfig.from_pretrained(source)
         model._freeze()
         return model
@@ -219,23 +226,37 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frozen = {name for name, weight in self.named_parameters(remove_duplicate=False) if not weight.requires_grad}
         left_out: dict[str, set[str]] = {}
         for part, field in SOURCES.items():
-            named = getattr(self.config, field) and not whole
+            named = getattr(self.config, f"{field}_source") and not whole
             left_out[part] = {name for name in state if named and name in frozen and name.startswith(f"{part}.")}
         kept = {name: weight for name, weight in state.items() if not any(name in names for names in left_out.values())}
-        with self._sources({SOURCES[part] for part, names in left_out.items() if names}):
+        with self._unnamed([SOURCES[part] for part, names in left_out.items() if not names]):
             super().save_pretrained(save_directory, state_dict=kept, **options)
 
     @contextmanager
-    def _sources(self, kept: set[str]) -> Any:
-        """The configuration for a while with those sources only."""
-        before = {field: getattr(self.config, field) for field in SOURCES.values()}
-        for field in before.keys() - kept:
+    def _unnamed(self, parts: Sequence[str]) -> Iterator[None]:
+        """The configuration for a while without the sources of these parts."""
+        fields = [f"{part}_{about}" for part in parts for about in ("source", "fingerprint")]
+        before = {field: getattr(self.config, field) for field in fields}
+        for field in fields:
             setattr(self.config, field, None)
         try:
             yield
         finally:
-            for field, source in before.items():
-                setattr(self.config, field, source)
+            for field, value in before.items():
+                setattr(self.config, field, value)
+
+
+def from_source(part: str, source: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The tower or the language model of a source, in its own dtype unless another is asked for."""
+    if part == "vision_tower":
+        return ATokenVisionModel.from_pretrained(source, dtype=dtype or "auto")
+    return AutoModelForCausalLM.from_pretrained(language_folder(source), dtype=dtype or "auto")
+
+
+def _check_same(part: PreTrainedModel, fingerprint: str | None, name: str, source: str | Path | None) -> None:
+    """Raises: AtokenError for weights other than those that the model was made with."""
+    if fingerprint and weights_digest(part, {}) != fingerprint:
+        raise AtokenError(f"{name} has other weights than those that {source} was trained with; restore them.")
 
 
 AutoModelForImageTextToText.register(ATokenVLConfig, ATokenVLForConditionalGeneration)
