@@ -1,9 +1,9 @@
 """Generators against what the published code computed: every fixture of a folder, and the worst error of each.
 
 A fixture NAME is NAME.config.json, NAME.weights.safetensors and NAME.io.safetensors, as those of LightningDiT
-(``ldit-``) and TokenBridge (``tb-``); shapes, seeds and step counts are read from them. An error is the largest
-absolute difference over the largest absolute value of the reference. Exit code 1 if a value is more than 2e-5 off, a
-gradient more than 1e-4, or a token is not equal.
+(``ldit-``), TokenBridge (``tb-``) and SD3 (``sd3``, ``sd35``); shapes, seeds and step counts are read from them. An
+error is the largest absolute difference over the largest absolute value of the reference. Exit code 1 if a value is
+more than 2e-5 off, a gradient more than 1e-4, or a token is not equal.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.golden_comparisons import GRADIENTS, TOKENS, VALUES, Found, equal, gradients, value
+from benchmarks.golden_sd3 import sd3
 from benchmarks.tables import head, row
 from generation.decoding import Decoding, Drawn, decode
 from generation.digits import ScalarValues
@@ -27,20 +29,7 @@ from generation.flow import flow_loss, mixed
 from generation.guidance import Guidance, guided
 from generation.masked_ar import MaskedAR, masked_first
 from generation.sampling import sample, sigma_steps
-from generation.weights import LIGHTNINGDIT, TOKENBRIDGE, load_lightningdit, load_tokenbridge, renamed
-
-VALUES, GRADIENTS, TOKENS = 2e-5, 1e-4, 0.0
-
-
-class Found(NamedTuple):
-    """What of a fixture was compared, its error (of tokens: how many differ), and how large it may be."""
-
-    what: str
-    error: float
-    limit: float
-
-
-Fixture = tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]  # configuration, weights, inputs and outputs
+from generation.weights import LIGHTNINGDIT, TOKENBRIDGE, load_lightningdit, load_tokenbridge
 
 
 def lightningdit(config: dict[str, Any], weights: dict[str, Tensor], io: dict[str, Tensor]) -> Iterator[Found]:
@@ -48,7 +37,7 @@ def lightningdit(config: dict[str, Any], weights: dict[str, Tensor], io: dict[st
     model, settings = load_lightningdit(weights, heads=config["arch"]["num_heads"]), config["cfg"]
     scale, allowed = settings["scale"], (0.0, 1 - settings["start"])  # their time is 1 - sigma, their velocity reversed
     with torch.no_grad():
-        yield _value("forward", -model(io["fwd.x"], 1 - io["fwd.t"], io["fwd.y"]), io["fwd.out"])
+        yield value("forward", -model(io["fwd.x"], 1 - io["fwd.t"], io["fwd.y"]), io["fwd.out"])
         forms = {
             "upstream": Guidance(scale, channels=3),
             "upstream_interval": Guidance(scale, allowed, 3),
@@ -59,20 +48,20 @@ def lightningdit(config: dict[str, Any], weights: dict[str, Tensor], io: dict[st
             sigma = 1 - float(io[f"cfg.{tag}.t"])
             for form, guidance in forms.items():
                 found = -guided(model, labels, null, guidance)(io["cfg.x"], sigma)
-                yield _value(f"guidance, {tag}, {form}", found, io[f"cfg.{tag}.{form}"][: len(labels)])
+                yield value(f"guidance, {tag}, {form}", found, io[f"cfg.{tag}.{form}"][: len(labels)])
     if "loss.x1" not in io:
         return
     data, noise, sigma_B = io["loss.x1"], io["loss.x0"], 1 - io["loss.t"]
     point = mixed(data, noise, sigma_B)
-    yield _value("loss: the point of the path", point, io["loss.xt"])
+    yield value("loss: the point of the path", point, io["loss.xt"])
     loss = flow_loss(model(point, sigma_B, io["loss.y"]), data, noise)
-    yield _value("loss: mean square", loss.square, io["loss.mse"])
-    yield _value("loss: cosine", loss.cosine, io["loss.cos"])
-    yield _value("loss", loss.total[None], io["loss.total"])
+    yield value("loss: mean square", loss.square, io["loss.mse"])
+    yield value("loss: cosine", loss.cosine, io["loss.cos"])
+    yield value("loss", loss.total[None], io["loss.total"])
     loss.total.backward()
-    yield _gradients(model, io, "loss.grad.", LIGHTNINGDIT)
+    yield gradients(model, io, "loss.grad.", LIGHTNINGDIT)
     sigmas = sigma_steps(settings["points"] - 1, 1 / settings["shift"])
-    yield _value("the times of a run", 1 - torch.tensor(sigmas).float(), io["ode.t_grid"])
+    yield value("the times of a run", 1 - torch.tensor(sigmas).float(), io["ode.t_grid"])
     labels, null = io["ode.y"], torch.full_like(io["ode.y"], config["null_class"])
     forms = {
         "upstream": forms["upstream_interval"],
@@ -82,7 +71,7 @@ def lightningdit(config: dict[str, Any], weights: dict[str, Tensor], io: dict[st
     for form, guidance in forms.items():
         states = [io["ode.z"]]
         sample(guided(model, labels, null, guidance), io["ode.z"], sigmas, on_step=_kept(states))
-        yield _value(f"a run of Euler, {form}", torch.stack(states), io[f"ode.{form}.latents"])
+        yield value(f"a run of Euler, {form}", torch.stack(states), io[f"ode.{form}.latents"])
 
 
 def tokenbridge(config: dict[str, Any], weights: dict[str, Tensor], io: dict[str, Tensor]) -> Iterator[Found]:
@@ -93,19 +82,19 @@ def tokenbridge(config: dict[str, Any], weights: dict[str, Tensor], io: dict[str
     model = load_tokenbridge(weights, heads=heads, fsq_levels=fsq and tuple(fsq), order=order)
     if "quant.x" in io:
         yield from _quantised(model.digits, io, "quant.")
-        yield _equal("training tokens", model.digits.tokens(io["train.latents"].flatten(2).mT), io["train.indices"])
+        yield equal("training tokens", model.digits.tokens(io["train.latents"].flatten(2).mT), io["train.indices"])
     tokens, labels = io["train.indices"].long(), io["train.labels"]
     masked = masked_first(io["train.orders"], math.ceil(tokens.shape[1] * float(io["train.mask_rate"])))
-    yield _equal("mask", masked, io["train.mask"].bool())
+    yield equal("mask", masked, io["train.mask"].bool())
     null = torch.full_like(labels, model.config.classes)
     every = torch.ones_like(masked)
-    yield _value("features", model.features(tokens, masked, labels, every), io["train.z"])
-    yield _value("features of the null condition", model.features(tokens, masked, null, every), io["train.z_null"])
-    yield _value("logits", model.logits(tokens, masked, labels), io["train.logits"])
+    yield value("features", model.features(tokens, masked, labels, every), io["train.z"])
+    yield value("features of the null condition", model.features(tokens, masked, null, every), io["train.z_null"])
+    yield value("logits", model.logits(tokens, masked, labels), io["train.logits"])
     loss = model.loss(tokens, masked, labels)
-    yield _value("loss", loss[None], io["train.loss"])
+    yield value("loss", loss[None], io["train.loss"])
     loss.backward()
-    yield _gradients(model, io, "train.grad.", TOKENBRIDGE)
+    yield gradients(model, io, "train.grad.", TOKENBRIDGE)
     yield from _decoded(model, config["sampling"], io)
 
 
@@ -124,18 +113,18 @@ def _decoded(model: MaskedAR, settings: dict[str, Any], io: dict[str, Tensor]) -
             on_iteration=lambda _, step, steps=steps: steps.append(step),
         )  # fmt: skip
         name = f"samp.{mode}."
-        yield _equal(f"{mode}: tokens", found, io[name + "tokens"])
-        yield _value(f"{mode}: guidance", torch.tensor([step.scale for step in steps]), io[name + "scale"])
+        yield equal(f"{mode}: tokens", found, io[name + "tokens"])
+        yield value(f"{mode}: guidance", torch.tensor([step.scale for step in steps]), io[name + "scale"])
         if name + "mask" in io:
-            yield _equal(f"{mode}: masks", torch.stack([step.masked for step in steps]), io[name + "mask"].bool())
+            yield equal(f"{mode}: masks", torch.stack([step.masked for step in steps]), io[name + "mask"].bool())
         if name + "guided" in io:
             features = torch.zeros_like(io[name + "guided"])
             for step in steps:
                 features[step.decided] = step.features.flatten(0, 1)
-            yield _value(f"{mode}: features", features, io[name + "guided"])
+            yield value(f"{mode}: features", features, io[name + "guided"])
         if name + "latents" in io:
             latents = io[name + "latents"]
-            yield _value(f"{mode}: latents", model.digits.values(found).mT.reshape(latents.shape), latents)
+            yield value(f"{mode}: latents", model.digits.values(found).mT.reshape(latents.shape), latents)
 
 
 def quantisers(config: dict[str, Any], _: dict[str, Tensor], io: dict[str, Tensor]) -> Iterator[Found]:
@@ -144,41 +133,15 @@ def quantisers(config: dict[str, Any], _: dict[str, Tensor], io: dict[str, Tenso
     for levels in config["levels"]:
         name = f"levels{levels}."
         digits = ScalarValues(levels, scale)
-        yield _value(f"{levels} levels: boundaries", digits.boundaries, io[name + "boundaries"])
-        yield _value(f"{levels} levels: values", digits.table, io[name + "values"])
+        yield value(f"{levels} levels: boundaries", digits.boundaries, io[name + "boundaries"])
+        yield value(f"{levels} levels: values", digits.table, io[name + "values"])
         digits.load_state_dict({"boundaries": io[name + "boundaries"], "table": io[name + "values"]})
         yield from _quantised(digits, io, name)
 
 
 def _quantised(digits: Any, io: dict[str, Tensor], name: str) -> Iterator[Found]:
-    yield _equal(f"{name}tokens", digits.tokens(io[name + "x"]), io[name + "indices"])
-    yield _value(f"{name}values", digits.values(io[name + "indices"].long()), io[name + "dequantised"])
-
-
-def _gradients(model: torch.nn.Module, io: Mapping[str, Tensor], prefix: str, names: Mapping[str, str]) -> Found:
-    """The worst of all parameters."""
-    ours = {name: weight.grad for name, weight in model.named_parameters()}
-    pairs = [
-        (ours[renamed(key.removeprefix(prefix), names)], grad) for key, grad in io.items() if key.startswith(prefix)
-    ]
-    if not pairs:
-        raise ValueError(f"There are no gradients {prefix}*.")
-    worst = max(_error(found.reshape(grad.shape), grad) if found is not None else math.inf for found, grad in pairs)
-    return Found("gradients", worst, GRADIENTS)
-
-
-def _value(what: str, found: Tensor, reference: Tensor) -> Found:
-    return Found(what, _error(found, reference), VALUES)
-
-
-def _equal(what: str, found: Tensor, reference: Tensor) -> Found:
-    return Found(what, float((found != reference).sum()), TOKENS)
-
-
-def _error(found: Tensor, reference: Tensor) -> float:
-    if found.shape != reference.shape:
-        return math.inf
-    return float((found.detach().double() - reference.double()).abs().max() / reference.double().abs().max())
+    yield equal(f"{name}tokens", digits.tokens(io[name + "x"]), io[name + "indices"])
+    yield value(f"{name}values", digits.values(io[name + "indices"].long()), io[name + "dequantised"])
 
 
 def _kept(states: list[Tensor]) -> Callable[[int, float, Tensor], None]:
@@ -189,6 +152,7 @@ CHECKS: Mapping[str, Callable[..., Iterator[Found]]] = {
     "tb-quantiser": quantisers,
     "ldit-": lightningdit,
     "tb-": tokenbridge,
+    "sd3": sd3,
 }
 
 
@@ -224,7 +188,7 @@ def main() -> None:
                  for limit in (VALUES, GRADIENTS, TOKENS)]  # fmt: skip
         row(name, len(found), *(f"{error:.1e}" for error in worst[:2]), f"{worst[2]:.0f}")
         wrong += [f"{name}, {one.what}: {one.error:.2g}" for one in found if not one.error <= one.limit]
-    others = sorted({path.name.split("-")[0] for path in folder.glob("*.config.json")} - {"ldit", "tb"})
+    others = sorted({path.name.removesuffix(".config.json") for path in folder.glob("*.config.json")} - names.keys())
     if others:
         print(f"\nNot checked: {', '.join(others)}.")
     if wrong:

@@ -54,7 +54,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor, rotation: Tensor | None = None, wanted: Places | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D): all tokens of a sample see one another. Of ``wanted`` ones (B, W, D)."""
-        q_BLHK, k_BLHK, v_BLHK = self._qkv(x_BLD)
+        q_BLHK, k_BLHK, v_BLHK = self.qkv_of(x_BLD)
         if rotation is not None:
             q_BLHK, k_BLHK = rotate(q_BLHK, rotation), rotate(k_BLHK, rotation)
         if wanted is not None:
@@ -65,15 +65,15 @@ class SelfAttention(nn.Module):
 
     def causal(self, x_BLD: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D): a token sees itself and those before it; with a cache, one token a call."""
-        q_BHLK, k_BHLK, v_BHLK = (part.transpose(1, 2) for part in self._qkv(x_BLD))
+        q_BHLK, k_BHLK, v_BHLK = (part.transpose(1, 2) for part in self.qkv_of(x_BLD))
         if cache is not None:
             k_BHLK, v_BHLK = cache.extended(k_BHLK, v_BHLK)
         seen_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHLK, v_BHLK, is_causal=x_BLD.shape[1] > 1)
         return self.out(seen_BHLK.transpose(1, 2).flatten(2))
 
-    def _qkv(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each (B, L, H, K), queries and keys normalised."""
-        q_BLHK, k_BLHK, v_BLHK = self.qkv(x_BLD).unflatten(-1, (3, self.heads, -1)).unbind(2)
+    def qkv_of(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each (B, L, H, K), or (N, H, K) of packed tokens (N, D); queries and keys normalised."""
+        q_BLHK, k_BLHK, v_BLHK = self.qkv(x_BLD).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         return self.q_norm(q_BLHK), self.k_norm(k_BLHK), v_BLHK
 
 

@@ -1,4 +1,4 @@
-"""Named sizes of both generators: as published, and ``nano``, which a laptop trains: at most 10 MiB in bf16."""
+"""Named sizes of the generators: as published, and ``nano``, which a laptop trains: at most 10 MiB in bf16."""
 
 from __future__ import annotations
 
@@ -44,10 +44,17 @@ TOKENBRIDGE: dict[str, dict[str, Any]] = (
     }
 )  # fmt: skip
 
+# Ours: the paper gives no sizes of its MMDiT.
+MMDIT: dict[str, dict[str, Any]] = {
+    "nano": {"width": 160, "depth": 6, "heads": 5},
+    "S": {"width": 512, "depth": 14, "heads": 8},
+    "1B": {"width": 1152, "depth": 21, "heads": 18},
+}
+
 
 def sizes(kind: str, name: str) -> dict[str, Any]:
-    """The arguments of ``DiT`` (kind ``dit``) or ``MaskedAR`` (``tokenbridge``). Raises: AtokenError."""
-    known = {"dit": DIT, "tokenbridge": TOKENBRIDGE}[kind]
+    """The arguments of ``DiT`` (kind ``dit``), ``MaskedAR`` (``tokenbridge``) or ``MMDiT``. Raises: AtokenError."""
+    known = {"dit": DIT, "tokenbridge": TOKENBRIDGE, "mmdit": MMDIT}[kind]
     if name not in known:
         raise AtokenError(f"There is no preset {name} of {kind}; there are {', '.join(known)}.")
     return known[name]

@@ -1,4 +1,4 @@
-"""Lightning-DiT and TokenBridge against the published code: networks, losses, gradients, runs; and published names."""
+"""Lightning-DiT, TokenBridge and SD3 against the published code: networks, losses, gradients, runs; published names."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,14 @@ from generation.dit import fixed_positions
 from generation.weights import load_lightningdit, load_tokenbridge
 
 FOLDER = Path(__file__).parents[1] / "data/golden_generation"
-LEAST = {"ldit-plain-p2": 7, "ldit-qknorm": 16, "tb-c16": 25, "tb-fsq": 18, "tb-quantiser": 16}  # comparisons
+LEAST = {
+    "ldit-plain-p2": 7,
+    "ldit-qknorm": 16,
+    "sd35-mmdit": 10,
+    "tb-c16": 25,
+    "tb-fsq": 18,
+    "tb-quantiser": 16,
+}  # comparisons
 
 
 def test_all_fixtures_are_checked():
