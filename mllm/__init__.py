@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mllm.assembly import assemble as assemble
+    from mllm.assembly import load as load
+    from mllm.chat import Chat as Chat
     from mllm.config import ATokenVLConfig as ATokenVLConfig
+    from mllm.conversation import MediaItem as MediaItem
     from mllm.model import ATokenVLForConditionalGeneration as ATokenVLForConditionalGeneration
     from mllm.processor import ATokenVLProcessor as ATokenVLProcessor
     from mllm.slowfast import SlowFast as SlowFast
@@ -16,7 +19,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "assemble": "assembly", "ATokenVLConfig": "config", "ATokenVLForConditionalGeneration": "model",
-    "ATokenVLProcessor": "processor", "SlowFast": "slowfast", "token_budget": "slowfast",
+    "ATokenVLProcessor": "processor", "Chat": "chat", "load": "assembly", "MediaItem": "conversation",
+    "SlowFast": "slowfast", "token_budget": "slowfast",
 }  # fmt: skip
 __all__ = [*_HOME]
 

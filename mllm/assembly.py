@@ -1,4 +1,4 @@
-"""``assemble``: a new vision-language model from a language model and a tower."""
+"""``assemble``: a new vision-language model from a language model and a tower; ``load``: one that was saved."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from atoken.checkpoint import weights_digest
+from atoken.errors import AtokenError
+from atoken.placement import checked_device, checked_dtype
 from mllm.config import ATokenVLConfig
 from mllm.model import ATokenVLForConditionalGeneration, from_source
 from mllm.processor import ATokenVLProcessor
@@ -46,3 +49,21 @@ def _part(part: str, source: str | Path, dtype: torch.dtype | None) -> tuple[Any
     loaded = from_source(part, source)
     fingerprint = weights_digest(loaded, {})
     return loaded if dtype in (None, loaded.dtype) else from_source(part, source, dtype), fingerprint
+
+
+def load(
+    source: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> tuple[ATokenVLForConditionalGeneration, ATokenVLProcessor]:
+    """The model and the processor of a folder, a bundled name or a hub id. device, dtype: as in ``atoken.load``.
+
+    Raises: AtokenError.
+    """
+    place = checked_device(device)
+    precision = checked_dtype(dtype, place)
+    try:
+        model = ATokenVLForConditionalGeneration.from_pretrained(source, dtype=precision)
+        processor = ATokenVLProcessor.from_pretrained(source)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise AtokenError(f"Cannot load a vision-language model and its processor from {source}: {reason}") from error
+    return model.to(place).eval(), processor

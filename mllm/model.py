@@ -170,18 +170,20 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             assert input_ids is not None
             inputs_embeds = self.embed(input_ids, media)
         if position_ids is None:  # those of packed conversations start anew
-            self._check_length(inputs_embeds.shape[1])
+            self.check_length(inputs_embeds.shape[1])
         return self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, labels=labels, **options,
         )  # fmt: skip
 
-    def _check_length(self, length: int) -> None:
+    def check_length(self, length: int, new: int = 0) -> None:
+        """Raises: AtokenError if so many tokens, and ``new`` of an answer, are more than the language model reads."""
         most = getattr(self.config.text_config, "max_position_embeddings", None)
-        if most is not None and length > most:
+        if most is not None and length + new > most:
+            answer = f"its answer may have {new:,}, " if new else ""
             raise AtokenError(
-                f"The conversation has {length:,} tokens, and the language model reads {most:,}; shorten the text, or "
-                "lower frames or the sizes of images."
+                f"The conversation has {length:,} tokens, {answer}and the language model reads {most:,}; "
+                f"shorten the text, or lower frames{', max_new_tokens' if new else ''} or the sizes of images."
             )
 
     def generate(self, input_ids: Tensor | None = None, media: Sequence[MediaInputs] = (), **options: Any) -> Any:
@@ -192,7 +194,7 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if input_ids is None:
             return super().generate(**options)
         config = options.get("generation_config") or self.generation_config
-        self._check_length(input_ids.shape[1] + (options.get("max_new_tokens") or config.max_new_tokens or 0))
+        self.check_length(input_ids.shape[1], options.get("max_new_tokens") or config.max_new_tokens or 0)
         embeddings = self.embed(input_ids, media)
         slots = input_ids == self.config.media_token_id  # penalties look ids up in the logits, which may lack this one
         done = super().generate(inputs=input_ids.masked_fill(slots, 0), inputs_embeds=embeddings, **options)

@@ -1,0 +1,74 @@
+"""``Chat``: questions about media and a model's answers, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from atoken.data.sources.sample import quiet
+from atoken.errors import AtokenError
+from mllm.assembly import load
+from mllm.conversation import Conversation, MediaItem, Message, Text
+from mllm.data.lengths import most_tokens
+from mllm.inputs import MediaInputs
+from mllm.model import ATokenVLForConditionalGeneration
+from mllm.processor import ATokenVLProcessor
+
+
+class Answer(NamedTuple):
+    """``cut``: whether ``max_new_tokens`` ended it, and not the model."""
+
+    text: str
+    cut: bool
+
+
+class Chat:
+    """A conversation with a model. What was said stays in it, and media pass through the tower once."""
+
+    def __init__(self, model: ATokenVLForConditionalGeneration, processor: ATokenVLProcessor) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.messages: tuple[Message, ...] = ()
+
+    @classmethod
+    def load(
+        cls, source: str | Path, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    ) -> Self:
+        """With a model as ``mllm.load`` takes it. Raises: AtokenError."""
+        return cls(*load(source, device=device, dtype=dtype))
+
+    def ask(self, question: str, *media: MediaItem, max_new_tokens: int = 512, **options: Any) -> Answer:
+        """The answer to a question about media, which stand before it, and about what was said before.
+
+        options: of ``generate``, such as ``streamer`` or ``do_sample``; greedy unless they say otherwise. After an
+        error the conversation is as it was. Raises: AtokenError.
+        """
+        if max_new_tokens < 1:
+            raise AtokenError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens}.")
+        with quiet():  # before a video of thousands of frames is decoded
+            known = sum(most_tokens(item, self.processor) for item in media if item.modality != "asset")
+        self.model.check_length(known, max_new_tokens)
+        asked = (*self.messages, Message("user", (*media, Text(question))))
+        encoded = self.processor.encode(Conversation("The conversation", asked))
+        prompt = len(encoded.input_ids)
+        self.model.check_length(prompt, max_new_tokens)
+        seen = self.model.encode_media(encoded.media)
+        batch = self.processor.pad([encoded]).to(self.model.device)
+        batch["media"] = seen
+        ids = self.model.generate(**batch, **{"do_sample": False, "max_new_tokens": max_new_tokens} | options)[
+            0, prompt:
+        ]
+        answer = self.processor.decode(ids, skip_special_tokens=True).strip()
+        features = iter(seen)
+        self.messages = (*(_kept(one, features) for one in asked), Message("assistant", (Text(answer),)))
+        ends = self.model.generation_config.eos_token_id
+        return Answer(answer, int(ids[-1]) not in (ends if isinstance(ends, list) else [ends]))
+
+
+def _kept(message: Message, features: Iterator[MediaInputs]) -> Message:
+    """The message with features of its media in place of files."""
+    content = (replace(one, source=next(features)) if isinstance(one, MediaItem) else one for one in message.content)
+    return replace(message, content=tuple(content))
