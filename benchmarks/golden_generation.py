@@ -1,9 +1,9 @@
 """Generators against what the published code computed: every fixture of a folder, and the worst error of each.
 
 A fixture NAME is NAME.config.json, NAME.weights.safetensors and NAME.io.safetensors, as those of LightningDiT
-(``ldit-``), TokenBridge (``tb-``) and SD3 (``sd3``, ``sd35``); shapes, seeds and step counts are read from them. An
-error is the largest absolute difference over the largest absolute value of the reference. Exit code 1 if a value is
-more than 2e-5 off, a gradient more than 1e-4, or a token is not equal.
+(``ldit-``), TokenBridge (``tb-``), SD3 (``sd3``, ``sd35``) and TRELLIS (``trellis-``); shapes, seeds and step counts
+are read from them. An error is the largest absolute difference over the largest absolute value of the reference. Exit
+code 1 if a value is more than 2e-5 off, a gradient more than 1e-4, or a token is not equal.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.golden_comparisons import GRADIENTS, TOKENS, VALUES, Found, equal, gradients, value
 from benchmarks.golden_sd3 import sd3
+from benchmarks.golden_trellis import trellis
 from benchmarks.tables import head, row
 from generation.decoding import Decoding, Drawn, decode
 from generation.digits import ScalarValues
@@ -153,6 +154,7 @@ CHECKS: Mapping[str, Callable[..., Iterator[Found]]] = {
     "ldit-": lightningdit,
     "tb-": tokenbridge,
     "sd3": sd3,
+    "trellis-": trellis,
 }
 
 

@@ -49,11 +49,12 @@ class Guidance:
 def guided(network: Network, condition: Tensor, null: Tensor, guidance: Guidance) -> Velocity:
     """The velocity of samples with these conditions; ``condition`` and ``null`` have one row a sample.
 
-    Where guidance applies, both halves are one batch.
+    Where guidance applies, both halves are one batch. Of packed samples x is (N, C), and the network is given twice the
+    samples then: as many as there are conditions.
     """
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
-        at = torch.full((len(x),), sigma, device=x.device, dtype=torch.float32)
+        at = torch.full((len(condition),), sigma, device=x.device, dtype=torch.float32)
         if not guidance.applies(sigma):
             return network(x, at, condition)
         both = network(torch.cat([x, x]), torch.cat([at, at]), torch.cat([condition, null]))

@@ -73,7 +73,7 @@ def load_lightningdit(weights: Weights, *, heads: int | None = None) -> DiT:
     heads: of sizes that were not published and have no rotary tables. Raises: CheckpointError.
     """
     state = _state(weights)
-    with _missing("LightningDiT"):
+    with missing("LightningDiT"):
         config = _dit_config(state, heads)
     tables = {name: state.pop(name) for name in [*state] if name.startswith("feat_rope.")}
     grid = (config["side"] // config["patch"],) * 2
@@ -88,7 +88,7 @@ def load_lightningdit(weights: Weights, *, heads: int | None = None) -> DiT:
     state["x_embedder.proj.weight"] = state["x_embedder.proj.weight"].flatten(1)
     with torch.device("meta"):
         model = DiT(**config)
-    model = _filled(model, state, LIGHTNINGDIT)
+    model = filled(model, state, LIGHTNINGDIT)
     model.positions.requires_grad_(False)
     return model
 
@@ -125,12 +125,12 @@ def load_tokenbridge(
     Raises: CheckpointError.
     """
     state = _state(weights)
-    with _missing("TokenBridge"):
+    with missing("TokenBridge"):
         config = _masked_config(state, heads, fsq_levels, order)
     state.pop("channel_mask", None)  # which says that the head is causal
     with torch.device("meta"):
         model = MaskedAR(**config)
-    return _filled(model, state, TOKENBRIDGE)
+    return filled(model, state, TOKENBRIDGE)
 
 
 def _masked_config(
@@ -154,7 +154,8 @@ def _masked_config(
 
 
 @contextmanager
-def _missing(what: str) -> Iterator[None]:
+def missing(what: str) -> Iterator[None]:
+    """Names that are looked for and not there are errors of a checkpoint."""
     try:
         yield
     except (KeyError, ValueError) as error:
@@ -171,7 +172,8 @@ def _state(weights: Weights) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def _filled(model: M, state: Mapping[str, Tensor], names: Mapping[str, str]) -> M:
+def filled(model: M, state: Mapping[str, Tensor], names: Mapping[str, str]) -> M:
+    """The model with copies of weights, which must be all of its own and no others. Raises: CheckpointError."""
     ours = {renamed(name, names): tensor.detach().clone() for name, tensor in state.items()}
     try:
         model.load_state_dict(ours, assign=True)
@@ -182,7 +184,7 @@ def _filled(model: M, state: Mapping[str, Tensor], names: Mapping[str, str]) -> 
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:
-    """The name of ours for a published one, by ``LIGHTNINGDIT`` or ``TOKENBRIDGE``."""
+    """The name of ours for a published one, by a table such as ``LIGHTNINGDIT``."""
     for pattern, ours in names.items():
         name = re.sub(pattern, ours, name)
     return name

@@ -1,4 +1,4 @@
-"""Lightning-DiT, TokenBridge and SD3 against the published code: networks, losses, gradients, runs; published names."""
+"""Generators against the published code: networks, losses, gradients, whole runs; and published names."""
 
 import json
 from pathlib import Path
@@ -20,6 +20,11 @@ LEAST = {
     "tb-c16": 25,
     "tb-fsq": 18,
     "tb-quantiser": 16,
+    "trellis-slatflow": 19,
+    "trellis-ssdec": 9,
+    "trellis-ssenc": 10,
+    "trellis-ssflow-p2": 5,
+    "trellis-toysampler": 9,
 }  # comparisons
 
 
