@@ -24,6 +24,7 @@ from atoken.pretrain.curriculum import NANO_3, PATCHES, UNUSED
 from atoken.pretrain.datasets import load_datasets
 from atoken.pretrain.objective import Objective
 from atoken.pretrain.stages import Stage, Task
+from atoken.train.devices import keep_freed_memory
 from atoken.train.engine import PlainEngine
 from atoken.train.loader import batches
 from atoken.train.recipe import Recipe
@@ -108,6 +109,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_flush_denormal(True)  # as ``atoken train`` does
+    keep_freed_memory()
     steps(options.presets, options.runs, options.compiled)
     if not options.compiled:
         print()

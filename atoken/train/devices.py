@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 import sys
@@ -24,6 +25,10 @@ PEAKS = {
     "L4": 121e12,
     "MI300X": 1307e12,
 }
+
+# Options of glibc's mallopt: no allocation is mapped alone (M_MMAP_MAX); of what is free, 2 GiB are kept
+# (M_TRIM_THRESHOLD), and 256 MiB more are asked for at once (M_TOP_PAD).
+GLIBC = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 
 
 def device_peak(name: str) -> float | None:
@@ -64,3 +69,14 @@ def without_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+def keep_freed_memory() -> None:
+    """From now on memory that is freed stays with this process, where its C library is glibc.
+
+    Else the large tensors of each step are mapped, filled with zeros by the kernel and unmapped (docs/results.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in GLIBC.items():
+            mallopt(option, value)

@@ -15,6 +15,7 @@ from typing import Any
 from atoken.atomic import sync
 from atoken.train import manifest
 from atoken.train.checkpoints import Checkpoints
+from atoken.train.devices import keep_freed_memory
 from atoken.train.engine import PlainEngine
 from atoken.train.loader import batches, living_workers
 from atoken.train.objective import Evaluate, Export, Objective, Source
@@ -55,6 +56,8 @@ def run(
     with code 143. Raises: CheckpointError (also as ``Started.check_resumable``, where ``folder`` holds another run),
     MediaError (too many samples are broken), and as engine and source.
     """
+    if device == "cpu":
+        keep_freed_memory()
     run_folder, checkpoints = RunFolder(folder), Checkpoints(folder)
     saved = checkpoints.newest()
     now = started.record(saved.numbers["step"] if saved else 0, recipe)
