@@ -61,6 +61,9 @@ def load(
     place = checked_device(device)
     precision = checked_dtype(dtype, place)
     try:
+        found, wanted = ATokenVLConfig.get_config_dict(source)[0].get("model_type"), ATokenVLConfig.model_type
+        if found != wanted:
+            raise ValueError(f"its config.json is of type {found}, not {wanted}.")
         model = ATokenVLForConditionalGeneration.from_pretrained(source, dtype=precision)
         processor = ATokenVLProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

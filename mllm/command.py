@@ -1,4 +1,4 @@
-"""The command line of vision-language models: ``python -m mllm chat``.
+"""The command line of vision-language models: ``python -m mllm chat`` and ``merge``.
 
 Exit codes: 0 done, 1 an error in one sentence, 2 usage. Only what parsing needs is imported here; each command names
 the module that has a function of its name.
@@ -33,12 +33,20 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m mllm", description="Ask about images, videos and 3D assets.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_chat(commands.add_parser("chat", help="ask a model; several questions where none is given"))
+    merge = commands.add_parser("merge", help="a model without LoRA, which is added to its weights, as a whole folder")
+    merge.set_defaults(module="mllm.commands")
+    _add_model(merge)
+    merge.add_argument("-o", "--out", required=True, metavar="FOLDER", help="of the new model")
     return top
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help="folder of a model and its processor, bundled name, or hub id")
 
 
 def _add_chat(chat: argparse.ArgumentParser) -> None:
     chat.set_defaults(module="mllm.commands")
-    chat.add_argument("model", metavar="MODEL", help="folder of a model and its processor, a bundled name or a hub id")
+    _add_model(chat)
     question = chat.add_argument("question", metavar="[QUESTION]", help="(default: a prompt for one after the other)")
     question.required = False  # nargs="?" would be taken as empty where an option stands before the question
     media = chat.add_argument_group("media", "Each may be given several times; they stand before the first question.")

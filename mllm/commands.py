@@ -10,14 +10,17 @@ from contextlib import suppress
 from tqdm import tqdm
 from transformers import TextStreamer
 
-from atoken.cli.console import silence_transformers
+from atoken.cli import console
+from mllm.assembly import load
 from mllm.chat import Chat
+from mllm.config import ATokenVLConfig
 from mllm.conversation import MediaItem
+from mllm.lora import merge_lora
 
 
 def chat(options: argparse.Namespace) -> int:
     """Answers as they are written: to one question, or to each line of standard input."""
-    silence_transformers()
+    console.silence_transformers()
     said = {} if options.frames is None else {"frames": options.frames}
     media = [MediaItem(name, path, said if name == "video" else {}) for name, path in options.media]
     conversation = Chat.load(options.model, device=options.device, dtype=options.dtype)
@@ -28,6 +31,17 @@ def chat(options: argparse.Namespace) -> int:
         if answer.cut:
             note = f"the answer was cut after {options.max_new_tokens} tokens; --max-new-tokens allows more."
             tqdm.write(f"mllm: {note}", file=sys.stderr)
+    return 0
+
+
+def merge(options: argparse.Namespace) -> int:
+    """The model with LoRA in its weights and all of its parts, in the precision in which it was saved."""
+    console.silence_transformers()
+    model, processor = load(options.model, device="cpu", dtype="float32")  # the sum is rounded once
+    merge_lora(model)
+    model.to(ATokenVLConfig.from_pretrained(options.model).dtype).save_pretrained(options.out, whole=True)
+    processor.save_pretrained(options.out)
+    console.out(options.out)
     return 0
 
 

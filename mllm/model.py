@@ -176,25 +176,33 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values, labels=labels, **options,
         )  # fmt: skip
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the language model reads and writes at most; None where it does not say."""
+        return getattr(self.config.text_config, "max_position_embeddings", None)
+
     def check_length(self, length: int, new: int = 0) -> None:
         """Raises: AtokenError if so many tokens, and ``new`` of an answer, are more than the language model reads."""
-        most = getattr(self.config.text_config, "max_position_embeddings", None)
-        if most is not None and length + new > most:
+        if self.positions and length + new > self.positions:
             answer = f"its answer may have {new:,}, " if new else ""
             raise AtokenError(
-                f"The conversation has {length:,} tokens, {answer}and the language model reads {most:,}; "
+                f"The conversation has {length:,} tokens, {answer}and the language model reads {self.positions:,}; "
                 f"shorten the text, or lower frames{', max_new_tokens' if new else ''} or the sizes of images."
             )
 
     def generate(self, input_ids: Tensor | None = None, media: Sequence[MediaInputs] = (), **options: Any) -> Any:
         """As in transformers: (B, L + new) token ids, or what ``return_dict_in_generate`` asks for.
 
+        Without a length an answer ends by itself, or where the language model's positions do, and not after 20 tokens.
         Raises: AtokenError as ``forward``, also where the answer might be cut: ``max_new_tokens`` must fit, too.
         """
         if input_ids is None:
             return super().generate(**options)
         config = options.get("generation_config") or self.generation_config
-        self.check_length(input_ids.shape[1], options.get("max_new_tokens") or config.max_new_tokens or 0)
+        length, new = input_ids.shape[1], options.get("max_new_tokens") or config.max_new_tokens
+        self.check_length(length, new or 0)
+        if self.positions and not (new or options.get("max_length") or config.max_length):
+            options["max_new_tokens"] = max(1, self.positions - length)
         embeddings = self.embed(input_ids, media)
         slots = input_ids == self.config.media_token_id  # penalties look ids up in the logits, which may lack this one
         done = super().generate(inputs=input_ids.masked_fill(slots, 0), inputs_embeds=embeddings, **options)
@@ -248,9 +256,9 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 setattr(self.config, field, value)
 
 
-def from_source(part: str, source: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def from_source(component: str, source: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The tower or the language model of a source, in its own dtype unless another is asked for."""
-    if part == "vision_tower":
+    if component == "vision_tower":
         return ATokenVisionModel.from_pretrained(source, dtype=dtype or "auto")
     return AutoModelForCausalLM.from_pretrained(language_folder(source), dtype=dtype or "auto")
 

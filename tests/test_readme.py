@@ -1,6 +1,7 @@
 """README and docs say what is true: the tree, guarantees, links, Python, the plan, every path and every command."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import re
@@ -105,10 +106,8 @@ def parsed(words):
         from atoken.cli.parser import parser
 
         return parser().parse_args(words[1:])
-    if words[:3] == ["python", "-m", "eval"]:
-        from eval.command import parser
-
-        return parser().parse_args(words[3:])
+    if words[:2] == ["python", "-m"] and words[2] in ("eval", "mllm"):
+        return importlib.import_module(f"{words[2]}.command").parser().parse_args(words[3:])
     if words[:2] == ["python", "-m"] and words[2].startswith(("benchmarks.", "tests.")):
         found = importlib.util.find_spec(words[2])
         assert found, f"there is no {words[2]}"

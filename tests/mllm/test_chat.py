@@ -9,9 +9,13 @@ import pytest
 import torch
 from PIL import Image as Pil
 
+from atoken.cameras import Cameras
 from atoken.errors import AtokenError
+from atoken.io import load_media
+from atoken.modalities.views import render_views
 from mllm import Chat, MediaItem, assemble
 from mllm.command import main, parser
+from tests.folder_of_views import write_views
 from tests.mllm.tiny_language import write_language, write_tower
 
 SETTINGS = {"frames": 8, "slow_frames": 2, "video_pixels": 64 * 80, "image_pool": 2, "asset_tokens": 20}
@@ -64,6 +68,14 @@ def test_an_answer_says_whether_it_was_cut(folder):
     assert not chat.ask("What is it?", max_new_tokens=3).cut
 
 
+def test_without_a_length_an_answer_may_take_all_positions(folder, monkeypatch):
+    chat = Chat.load(folder / "model")
+    batch = chat.processor(text="What is it?")
+    length = batch["input_ids"].shape[1]
+    monkeypatch.setattr(chat.model.config.text_config, "max_position_embeddings", length + 30)
+    assert chat.model.generate(**batch, eos_token_id=-1).shape[1] == length + 30
+
+
 def test_after_an_error_the_conversation_is_as_it_was(folder):
     chat = Chat.load(folder / "model")
     chat.ask("What is it?", max_new_tokens=2)
@@ -81,6 +93,33 @@ def test_after_an_error_the_conversation_is_as_it_was(folder):
     with pytest.raises(AtokenError, match="language model reads 4,096"):
         chat.ask("z" * 100_000)
     assert chat.messages == before
+
+
+def test_lora_is_merged_into_a_whole_folder(folder, tmp_path):
+    pytest.importorskip("peft", reason="the extra mllm is not installed")
+    model, processor = assemble(folder / "language", folder / "tower", lora={"rank": 2}, **SETTINGS)
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained(tmp_path / "lora")
+    processor.save_pretrained(tmp_path / "lora")
+    assert main(["merge", str(tmp_path / "lora"), "-o", str(tmp_path / "merged")]) == 0
+    merged = Chat.load(tmp_path / "merged")
+    assert (merged.model.config.lora, merged.model.config.vision_source) == (None, None)
+    image = MediaItem("image", folder / "noise.png")
+    assert merged.ask("What is it?", image, max_new_tokens=8) == Chat(model, processor).ask(
+        "What is it?", image, max_new_tokens=8
+    )
+    assert main(["merge", str(tmp_path / "merged"), "-o", str(tmp_path / "again")]) == 1
+
+
+def test_views_are_an_asset(folder, tmp_path):
+    pytest.importorskip("embreex", reason="the extra 3d is not installed")
+    write_views(render_views(load_media("examples/tower.glb"), Cameras.sphere(2), 32), tmp_path / "views")
+    chat = Chat.load(folder / "model")
+    chat.ask("What is it?", MediaItem("asset", tmp_path / "views"), max_new_tokens=2)
+    ((seen, _),) = [message.content for message in chat.messages if message.role == "user"]
+    assert 2 < len(seen.source) <= SETTINGS["asset_tokens"] + 2
 
 
 def test_a_folder_without_a_model_gets_one_sentence(folder):
