@@ -5,7 +5,7 @@ FILES ?= $(wildcard examples/*)
 OUT ?= out
 GENERATORS := runs/generators
 
-.PHONY: setup test lint reconstruct nano generators clean
+.PHONY: setup test lint reconstruct nano generators lmms clean
 
 setup: .venv/.dev
 
@@ -49,6 +49,19 @@ generators: .venv/.dev
 	$(BIN)/python -m generation train tokenbridge --store $(GENERATORS)/tokens-nano-d \
 		-o $(GENERATORS)/tokenbridge --evaluate-every 1000
 	$(BIN)/python -m scripts.bundle_generators $(GENERATORS)
+
+# lmms-eval in an environment of its own, 2.4 GB, and the same questions to one model by it and by our harness. The
+# torchvision that it brings does not load beside the torch of a CPU; nothing here needs it.
+VL ?= vl-nano
+.lmms/.done: pyproject.toml constraints.txt
+	test -x .lmms/bin/python || $(PYTHON) -m venv .lmms
+	.lmms/bin/python -m pip install --quiet lmms-eval==0.7.3 "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	.lmms/bin/python -m pip uninstall --quiet --yes torchvision
+	.lmms/bin/python -m pip install --quiet -e ".[3d,mllm]"
+	@touch $@
+
+lmms: .lmms/.done
+	.lmms/bin/python -m scripts.compare_lmms $(VL)
 
 clean:
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache

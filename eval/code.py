@@ -14,12 +14,12 @@ import atoken
 
 ROOT = Path(__file__).parents[1]
 MEASURING = (
-    "eval.assets", "eval.generation", "eval.measures", "eval.merging", "eval.metrics", "eval.prepare",
+    "eval.assets", "eval.english", "eval.generation", "eval.measures", "eval.merging", "eval.metrics", "eval.prepare",
     "eval.probes", "eval.run", "eval.sources",
 )  # fmt: skip
 # Models under test and reports: a change there does not change how numbers are measured.
 APART = ("atoken.coder", "atoken.loading", "atoken.tokenizer", "eval.models", "eval.report")
-_MODULE = re.compile(r"(atoken|eval)(\.\w+)*")
+_MODULE = re.compile(r"(atoken|eval|mllm)(\.\w+)*")
 
 
 @cache
@@ -48,7 +48,7 @@ def closure(modules: Iterable[str], apart: Iterable[str] = (), root: Path = ROOT
         if path is None or name in found or any(f"{name}.".startswith(f"{other}.") for other in apart):
             continue
         found[name] = path
-        if name != "atoken":  # its __init__ loads nothing, it only says where public names are
+        if name not in ("atoken", "mllm"):  # their __init__ load nothing, they only say where public names are
             waiting += [name.rpartition(".")[0], *_named(_text(path))]
     return found
 

@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--model", default="nano",
         help="of AToken: bundled name, folder, weight file or hub id (default: nano); or another type, TYPE:WHICH, "
-        "such as jpeg:80, h264:23, diffusers:FOLDER, torchscript:FOLDER@4x8x8; a wrong type lists all",
+        "such as jpeg:80, h264:23, diffusers:FOLDER, torchscript:FOLDER@4x8x8, vl:vl-nano; a wrong type lists all",
     )  # fmt: skip
     model.add_argument("--sample", type=int, metavar="SEED", help="draw latents with this seed (default: the mean)")
     loading.add_argument("--config", help="of a published weight file of AToken: its YAML")
@@ -98,6 +98,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, help="of synthetic data (default: 1000003, which no training uses)")
 
     add("table3", "the tasks of the paper's table 3", [data, *measuring])
+
+    english = add("english", "perplexity of texts: what a vision-language model kept", [loading, out, device])
+    english.add_argument("--model", default="vl:vl-nano", metavar="vl:MODEL", help="(default: vl:vl-nano)")
 
     rate = add("rate", "quality by bytes: tokenizers and codecs, as curves and at the same bytes", measuring[1:])
     rate.add_argument("folder", metavar="FOLDER", help="of images or videos")
@@ -142,6 +145,13 @@ def parser() -> argparse.ArgumentParser:
             "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
             help="options of python -m generation sample that differ from the paper's: guidance=1.5 seed=1 batch=64",
         )  # fmt: skip
+
+    for number, what in ((9, "images"), (10, "videos")):
+        table = add(
+            f"table{number}", f"the paper's table {number}: questions about {what}, by lmms-eval", [out, device]
+        )
+        table.add_argument("--model", default="vl:vl-nano", metavar="vl:MODEL", help="(default: vl:vl-nano)")
+        table.add_argument("--items", type=_count, help="of each task only so many; its row is then partial")
 
     actions = add("actions", "what I3D, the network of FVD, sees people do in videos", [networks, device])
     actions.add_argument("video", nargs="+", metavar="VIDEO", help="the first ten seconds count")

@@ -23,9 +23,14 @@ from eval.actions import actions as named_actions
 from eval.compare import compare as side_by_side
 from eval.compare import plain
 from eval.contract import Model
+from eval.english import NAME as ENGLISH
+from eval.english import measured as measured_english
 from eval.generation import generated, network_of
 from eval.job import Job, Task
+from eval.lmms import TABLES
+from eval.lmms import table_row as table_row_of_lmms
 from eval.measures import Needs, built
+from eval.models.answers import Answers, VisionLanguage
 from eval.models.by_name import device_of, file_name, model_of, tokenizer_of
 from eval.models.features import Features
 from eval.models.tokenizer import AToken
@@ -98,7 +103,9 @@ def _measured(options: argparse.Namespace, tasks: Sequence[Task], called: str, s
     start, ranks = time.time(), Ranks.launched()
     if seed is not None and all(task.folder is not None for task in tasks):
         raise AtokenError("These tasks read files, and nothing is drawn from a seed; leave --seed out.")
-    model_of(options)  # what is wrong with it is said before anything is written
+    first = model_of(options)  # what is wrong with it is said before anything is written
+    if (task := next((one for one in tasks if one.make == "answer"), None)) and not isinstance(first, Answers):
+        raise AtokenError(f"{task.name} asks questions; choose a vision-language model, such as --model vl:vl-nano.")
     folder = result_folder(options, options.model, called)
     make_folder(folder)
     rows = []
@@ -111,7 +118,8 @@ def _measured(options: argparse.Namespace, tasks: Sequence[Task], called: str, s
             items = {"planned": 0, "measured": 0, "full": task.full or 0}
             rows.append(result_row(*described, None, {}, status="failed", why=str(error), items=items))
         else:
-            rows += filter(None, [measure(job(options, task, listing, model), folder, ranks)])
+            models = (model, *task.further(model, listing))
+            rows += filter(None, [measure(job(options, task, listing, one), folder, ranks) for one in models])
     return 0 if ranks.rank else _written(folder, rows, _run(start, ranks, device_of(options)), options)
 
 
@@ -229,6 +237,25 @@ def generator(options: argparse.Namespace) -> int:
     return max(_written(folder, rows, _run(start, ranks, device), options), int(bool(why)))
 
 
+def table9(options: argparse.Namespace) -> int:
+    """The paper's table 9: questions about images."""
+    return _by_lmms_eval("table9", options)
+
+
+def table10(options: argparse.Namespace) -> int:
+    """The paper's table 10: questions about videos."""
+    return _by_lmms_eval("table10", options)
+
+
+def _by_lmms_eval(table: str, options: argparse.Namespace) -> int:
+    """A row for each task; one that has no number says why."""
+    start, model = time.time(), options.model.removeprefix("vl:")
+    folder = result_folder(options, options.model, table)
+    device = "" if options.device == "auto" else options.device
+    rows = [table_row_of_lmms(table, one, model, folder, device, options.items) for one in TABLES[table]]
+    return _written(folder, rows, _run(start, Ranks(), device_of(options)), options)
+
+
 def table11(options: argparse.Namespace) -> int:
     """The paper's table 11: a flow on latents."""
     return _published("table11", options)
@@ -263,6 +290,18 @@ def _published(table: str, options: argparse.Namespace) -> int:
         items = {"planned": number, "measured": 0, "full": SAMPLES}
         row = result_row(table, name, {}, "image", None, {}, status="failed", why=str(error), items=items)
     return 0 if ranks.rank else _written(folder, [row], _run(start, ranks, device), options)
+
+
+def english(options: argparse.Namespace) -> int:
+    """Perplexity of texts."""
+    if Ranks.launched().rank:
+        return 0
+    start, model = time.time(), model_of(options)
+    if not isinstance(model, VisionLanguage):
+        raise AtokenError("This reads texts; choose a vision-language model, such as --model vl:vl-nano.")
+    rows = [*measured_english(model)]
+    folder = result_folder(options, options.model, ENGLISH)
+    return _written(folder, rows, _run(start, Ranks(), device_of(options)), options)
 
 
 def rate(options: argparse.Namespace) -> int:

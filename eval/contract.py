@@ -50,6 +50,7 @@ class Output:
     target, prediction: the original and the reconstruction, (T, H, W, 3) uint8 of one shape; of an asset, views of both
     from the cameras of the protocol. mask: (T, H, W) bool, the pixels that count; None: all. size: bytes of the tokens
     or of the file on disk. codes: (N, G) int64. vector: (D,) float32 of length 1.
+    answer: to the first of the captions, a question; cut: whether it was too long and was ended.
     """
 
     item: Item
@@ -59,10 +60,15 @@ class Output:
     size: int | None = None
     codes: np.ndarray | None = None
     vector: np.ndarray | None = None
+    answer: str | None = None
+    cut: bool = False
 
 
 class Model(Protocol):
-    """A model under test: a tokenizer, a codec, or another one. What it cannot do raises AtokenError."""
+    """A model under test: a tokenizer, a codec, or another one. What it cannot do raises AtokenError.
+
+    Those of ``eval/models/answers.py`` alone ``answer`` questions.
+    """
 
     @property
     def name(self) -> str:

@@ -26,9 +26,9 @@ class Task:
 
     open: lists the entries of the folder ``folder`` below the data's root, or, after ``fetched:``, below the cache of
     ``atoken fetch``; of a synthetic task, whose ``folder`` is None, those of a seed. metrics: what builds each, by its
-    name. make: what is asked of a model. model: options of ``AToken`` that the task sets. full: how many items the
-    whole data set has. shard: items whose results are kept together; batch: items that the model gets at once, within a
-    shard. table3: it is in the paper's table 3.
+    name. make: what is asked of a model. model: options of ``AToken`` that the task sets. further: models whose
+    rows stand below that of the model. full: how many items the whole data set has. shard: items whose results are
+    kept together; batch: items that the model gets at once, within a shard. table3: it is in the paper's table 3.
     """
 
     name: str
@@ -37,13 +37,14 @@ class Task:
     open: Callable[[Any], Listing]
     prepare: Preparation
     metrics: Mapping[str, Build]
-    make: Literal["reconstruct", "embed"] = "reconstruct"
+    make: Literal["reconstruct", "embed", "answer"] = "reconstruct"
     full: int | None = None
     templates: Templates | None = None
     shard: int = 32
     batch: int = 4
     model: Mapping[str, Any] = field(default_factory=dict)
     table3: bool = False
+    further: Callable[[Model, Listing], Iterable[Model]] = lambda model, listing: ()
 
     def listing(self, root: Path, seed: int | None) -> Listing:
         """The entries below ``root``, or, where they are drawn, those of ``seed``.

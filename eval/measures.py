@@ -13,6 +13,7 @@ from atoken.metrics.stlpips import load_stlpips
 from atoken.metrics.vgg import load_vgg
 from eval.atoken_features import ATokenFeatures
 from eval.contract import Metric, Model
+from eval.metrics.answers import Accuracy
 from eval.metrics.classes import ClassAgreement
 from eval.metrics.features import FrechetMetric
 from eval.metrics.perceptual import Lpips, StLpips
@@ -97,6 +98,7 @@ NANO: dict[str, Build] = {"nano frechet": _of_nano(videos=False)}
 NANO_VIDEOS: dict[str, Build] = {"nano frechet": _of_nano(videos=True)}
 ZERO_SHOT: dict[str, Build] = {"zero-shot": _zero_shot}
 CHOICE: dict[str, Build] = {"choice": lambda needs: Choice(needs.model)}
+ACCURACY: dict[str, Build] = {"accuracy": lambda needs: Accuracy(needs.classes)}
 PROBE: dict[str, Build] = {"linear probe": lambda _: LinearProbe(f"{LEARNED}/")}
 RETRIEVAL: dict[str, Build] = {"retrieval": lambda needs: Retrieval(needs.model)}
 

@@ -39,7 +39,7 @@ class _Summary:
             return
         self.measured += 1
         for name, value in line.items():
-            if name != "key" and isinstance(value, str):
+            if name not in ("key", "answer") and isinstance(value, str):
                 count, key = self.broken.get(name, (0, line["key"]))
                 self.broken[name] = count + 1, key
         if "psnr" in line:

@@ -19,7 +19,7 @@ of ranks and interruptions; what may differ (time, host, versions, ranks) is in 
      "shown": [...]}                as the worst, but evenly over the data set
 
 Paths are relative to the result file. A line of the file of items is ``{"key": ..., NAME: NUMBER, ...}``, or
-``{"key": ..., "failed": SENTENCE}``; a number that is not finite is written as text.
+``{"key": ..., "failed": SENTENCE}``; a number that is not finite is written as text. ``"answer"`` is what a model said.
 """
 
 from __future__ import annotations

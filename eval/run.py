@@ -168,6 +168,8 @@ def _fold(
             continue
         for line, more in zip(numbers, alone, strict=True):
             line |= {name: value if math.isfinite(value) else str(value) for name, value in more.items()}
+    for line, output in zip(numbers, outputs, strict=True):
+        line |= {} if output.answer is None else {"answer": output.answer}
     lines = iter(numbers)
     return [
         {"key": job.data.key(index)} | (next(lines) if isinstance(result, Output) else {"failed": str(result)})
@@ -177,7 +179,7 @@ def _fold(
 
 def _outputs(job: Job, items: Sequence[Item]) -> list[Output | AtokenError]:
     """What the model makes of a batch; where it fails, of each item alone."""
-    make = job.model.reconstruct if job.task.make == "reconstruct" else job.model.embed
+    make = getattr(job.model, job.task.make)
     if not items:
         return []
     try:

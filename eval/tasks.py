@@ -20,13 +20,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
+from typing import get_args
 
 from atoken.modalities import ASSET
 from eval import measures
-from eval.job import Task
+from eval.job import Modality, Task
 from eval.metrics.zero_shot import A_PHOTO, CLASS_NAME_ONLY, OPENAI
+from eval.models.answers import guesses, guesses_and_tower
 from eval.prepare import Preparation
-from eval.sources import captions, folders, samples, synthetic
+from eval.sources import captions, folders, questions, samples, synthetic
 
 _SQUARE = Preparation("adm", 256)
 _RETRIEVED = Preparation("centre", 224, frames=12, fps=Fraction(1), spread=True)
@@ -141,7 +143,16 @@ _REAL = _by_name(
          templates=CLASS_NAME_ONLY, shard=4, batch=1, model={"voxels": 4096}),
 )  # fmt: skip
 
-TASKS: dict[str, Task] = _PUBLISHED | _REAL | _SYNTHETIC
+# Of vision-language models, --model vl:MODEL.
+_ASKED = _by_name(
+    *(Task(f"vqa-{modality}s", modality, None, partial(questions.synthetic, modality=modality), Preparation(),
+           measures.ACCURACY, "answer", shard=20, batch=1, further=guesses) for modality in get_args(Modality)),
+    *(Task(f"vqa-photos{end}", "image", f"fetched:photos/{split}", questions.photographs, Preparation(),
+           measures.ACCURACY, "answer", shard=24, batch=1, further=partial(guesses_and_tower, prepare=_SEEN_SMALL))
+      for split, end in (("test", ""), ("validation", "-validation"))),
+)  # fmt: skip
+
+TASKS: dict[str, Task] = _PUBLISHED | _REAL | _SYNTHETIC | _ASKED
 
 # Of a user's folder, by modality. Larger images would take minutes each on a CPU; the protocol says what was done.
 LOCAL: dict[str, Task] = {

@@ -53,19 +53,28 @@ class Chat:
         self.model.check_length(known, max_new_tokens)
         asked = (*self.messages, Message("user", (*media, Text(question))))
         encoded = self.processor.encode(Conversation("The conversation", asked))
-        prompt = len(encoded.input_ids)
-        self.model.check_length(prompt, max_new_tokens)
-        seen = self.model.encode_media(encoded.media)
-        batch = self.processor.pad([encoded]).to(self.model.device)
-        batch["media"] = seen
-        ids = self.model.generate(**batch, **{"do_sample": False, "max_new_tokens": max_new_tokens} | options)[
-            0, prompt:
-        ]
-        answer = self.processor.decode(ids, skip_special_tokens=True).strip()
-        features = iter(seen)
-        self.messages = (*(_kept(one, features) for one in asked), Message("assistant", (Text(answer),)))
-        ends = self.model.generation_config.eos_token_id
-        return Answer(answer, int(ids[-1]) not in (ends if isinstance(ends, list) else [ends]))
+        self.model.check_length(len(encoded.input_ids), max_new_tokens)
+        features = iter(self.model.encode_media(encoded.media))
+        asked = tuple(_kept(one, features) for one in asked)
+        options |= {"max_new_tokens": max_new_tokens}
+        answer = answered(self.model, self.processor, Conversation("The conversation", asked), **options)
+        self.messages = (*asked, Message("assistant", (Text(answer.text),)))
+        return answer
+
+
+def answered(
+    model: ATokenVLForConditionalGeneration, processor: ATokenVLProcessor, conversation: Conversation, **options: Any
+) -> Answer:
+    """The next message of a conversation; greedy unless the options, those of ``generate``, say otherwise.
+
+    Raises: AtokenError.
+    """
+    encoded = processor.encode(conversation)
+    batch = processor.pad([encoded]).to(model.device)
+    ids = model.generate(**batch, **{"do_sample": False} | options)[0, len(encoded.input_ids) :]
+    ends = model.generation_config.eos_token_id
+    cut = int(ids[-1]) not in (ends if isinstance(ends, list) else [ends])
+    return Answer(processor.decode(ids, skip_special_tokens=True).strip(), cut)
 
 
 def _kept(message: Message, features: Iterator[MediaInputs]) -> Message:

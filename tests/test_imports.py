@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"doctor", "fetch"},
+    {"doctor", "fetch", "lmms"},
     {"store"},
     {"photographs", "gguf"},
     {"tower"},
@@ -65,6 +65,7 @@ OPTIONAL = {
     "pillow_heif",
     "usearch",
     "gguf",
+    "lmms_eval",
 }  # imported late
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the import is not the package's name
 

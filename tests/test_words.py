@@ -51,7 +51,7 @@ ALLOWED_PHRASES = [
     r"clip-vit-large-patch14",  # its name on the hub
     r"`clip/`",  # the folder of that teacher's files
     r"teachers? +clip|0\.2 clip",  # that teacher and its loss, as --plan prints them
-    r"\.venv/bin",
+    r"\.(venv|lmms)/bin",
     r"feed-?forward",
     r"preset medium",  # of x264
 ]

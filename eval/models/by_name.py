@@ -18,6 +18,7 @@ from atoken.tokenizer import Tokenizer
 from eval.contract import Model
 from eval.generation import network_of
 from eval.measures import IMAGES
+from eval.models.answers import VisionLanguage
 from eval.models.autoencoders import Autoencoder
 from eval.models.codecs import FORMATS, ImageCodec
 from eval.models.features import Features
@@ -67,6 +68,8 @@ def _fitted(task: str, root: str, components: int) -> PCA:
     return PCA.of_items(items, task, components)
 
 
+_asked = lru_cache(maxsize=1)(VisionLanguage)  # once for all tasks
+
 TYPES: dict[str, Callable[[str, argparse.Namespace], Model]] = {
     **{format: partial(_codec, format) for format in (*FORMATS, *VIDEO_FORMATS)},
     "diffusers": _autoencoder,
@@ -74,6 +77,7 @@ TYPES: dict[str, Callable[[str, argparse.Namespace], Model]] = {
     "features": lambda name, options: Features(
         network_of(name, options.weights, device_of(options), trust=options.trust)
     ),
+    "vl": lambda name, options: _asked(name, device=device_of(options), dtype=options.dtype),
     "pca": lambda components, _: PCA.of_images(int(_number(components, "number"))),
     **{f"pca-of-{task}": partial(_pca_of, task) for task in TASKS if TASKS[task].metrics is IMAGES},
 }

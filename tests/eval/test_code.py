@@ -39,7 +39,7 @@ def test_the_code_that_measures_is_covered_and_models_and_reports_are_not():
 
 def test_every_byte_of_it_changes_the_digest(tmp_path):
     """In a copy."""
-    for package in ("atoken", "eval"):
+    for package in ("atoken", "eval", "mllm"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     plain = code_digest(MEASURING, APART, tmp_path)
     assert plain == code_digest(MEASURING, APART)
