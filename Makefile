@@ -55,7 +55,7 @@ generators: .venv/.dev
 VL ?= vl-nano
 .lmms/.done: pyproject.toml constraints.txt
 	test -x .lmms/bin/python || $(PYTHON) -m venv .lmms
-	.lmms/bin/python -m pip install --quiet lmms-eval==0.7.3 "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	.lmms/bin/python -m pip install --quiet lmms-eval==0.7.3 "filelock<4" "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	.lmms/bin/python -m pip uninstall --quiet --yes torchvision
 	.lmms/bin/python -m pip install --quiet -e ".[3d,mllm]"
 	@touch $@
