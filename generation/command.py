@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from atoken.errors import AtokenError
 
@@ -35,8 +36,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="a generator on the tokens of a store")
-    train.add_argument("kind", choices=["dit", "tokenbridge"], help="a flow on latents, or a masked model of codes")
-    train.add_argument("--store", required=True, help="folder that atoken tokenize made, of square images with labels")
+    train.add_argument(
+        "kind", choices=["dit", "tokenbridge", "mmdit"],
+        help="from labels a flow on latents, or a masked model of codes; from captions a flow on images and videos",
+    )  # fmt: skip
+    train.add_argument("--store", required=True, help="folder that atoken tokenize made, with labels or captions")
+    train.add_argument(
+        "--start", type=Path, metavar="FOLDER", help="pipeline whose weights a mmdit run begins with, as of images"
+    )
     train.add_argument("--preset", default="nano", help="size (default: nano); a wrong one lists all")
     train.add_argument("-o", "--out", default="runs/generator", help="folder of the run (default: runs/generator)")
     train.add_argument(

@@ -40,7 +40,7 @@ def train(options: argparse.Namespace) -> int:
         return 0
     model = training.train(
         options.kind, options.preset, store, Path(options.out), how, device=checked_device(options.device).type,
-        workers=options.workers, zero=options.zero, evaluate_every=options.evaluate_every,
+        workers=options.workers, zero=options.zero, evaluate_every=options.evaluate_every, start=options.start,
     )  # fmt: skip
     if rank_of_launch() == 0:
         console.out(str(model))

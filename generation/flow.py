@@ -43,10 +43,10 @@ def noise_of(point: Tensor, velocity: Tensor, sigma_B: Tensor) -> Tensor:
 
 
 def flow_loss(prediction: Tensor, data: Tensor, noise: Tensor) -> FlowLoss:
-    """Of predicted velocities (B, C, ...), in fp32 (the terms of LightningDiT, Yao et al. 2025)."""
+    """Of predicted velocities (B, C, ...), or (N, C) of tokens, in fp32 (terms of LightningDiT, Yao et al. 2025)."""
     prediction, target = prediction.float(), (noise - data).float()
     square = (prediction - target).square().flatten(1).mean(1)
-    return FlowLoss(square, 1 - F.cosine_similarity(prediction, target, dim=1).flatten(1).mean(1))
+    return FlowLoss(square, 1 - F.cosine_similarity(prediction, target, dim=1).reshape(len(square), -1).mean(1))
 
 
 def drawn_sigmas(samples: int, generator: torch.Generator, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -54,12 +54,20 @@ def drawn_sigmas(samples: int, generator: torch.Generator, *, mean: float = 0.0,
     return torch.sigmoid(mean + std * torch.randn(samples, generator=generator))
 
 
-def shifted(sigma: Tensor, shift: float) -> Tensor:
+def shifted(sigma: Tensor, shift: float | Tensor) -> Tensor:
     """More of the path near noise for ``shift`` above 1 (Esser et al. 2024, equation 23); nothing else shifts.
 
     LightningDiT's timestep_shift s, in a time that is 1 for data, is a shift of 1 / s here.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def shift_of(steps: int, tokens: int) -> float:
+    """The shift for so many latent frames of so many tokens each: more noise for what has more tokens to agree.
+
+    From 1 at 256 tokens to 3 at 4096, linearly and at least 1, times the square root of frames (Open-Sora 2.0).
+    """
+    return max(1.0, 1 + 2 * (tokens - 256) / (4096 - 256)) * steps**0.5
 
 
 def _like(sigma_B: Tensor, values: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ Samplers know neither networks nor conditions; they see ``velocity(x, sigma)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from atoken.errors import AtokenError
 
 Velocity = Callable[[Tensor, float], Tensor]  # (B, ...) at one sigma -> (B, ...)
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, ...), sigma (B,), condition (B, ...) -> velocity (B, ...)
+T = TypeVar("T", bound=Sized)  # of conditions, one a sample
+Network = Callable[[Tensor, Tensor, T], Tensor]  # (B, ...), sigma (B,), conditions of B samples -> velocity (B, ...)
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,21 @@ class Guidance:
         return torch.cat([guided, conditional[:, channels:]], 1) if channels < conditional.shape[1] else guided
 
 
-def guided(network: Network, condition: Tensor, null: Tensor, guidance: Guidance) -> Velocity:
+def guided(
+    network: Network[T], condition: T, null: T, guidance: Guidance,
+    joined: Callable[[Sequence[T]], T] = torch.cat,  # type: ignore[assignment]
+) -> Velocity:  # fmt: skip
     """The velocity of samples with these conditions; ``condition`` and ``null`` have one row a sample.
 
-    Where guidance applies, both halves are one batch. Of packed samples x is (N, C), and the network is given twice the
-    samples then: as many as there are conditions.
+    Where guidance applies, both halves are one batch, whose conditions ``joined`` puts one after another. Of packed
+    samples x is (N, C), and the network is given twice the samples then: as many as there are conditions.
     """
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         at = torch.full((len(condition),), sigma, device=x.device, dtype=torch.float32)
         if not guidance.applies(sigma):
             return network(x, at, condition)
-        both = network(torch.cat([x, x]), torch.cat([at, at]), torch.cat([condition, null]))
+        both = network(torch.cat([x, x]), torch.cat([at, at]), joined([condition, null]))
         return guidance.combined(*both.chunk(2))
 
     return velocity

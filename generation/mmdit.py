@@ -44,11 +44,14 @@ class Layout(NamedTuple):
 
     @staticmethod
     def of(image: SparseTokens, texts: Texts, rotation: Tensor | None) -> Layout:
-        """Of tokens and their texts."""
-        image_N = image.sample_N
+        """Of tokens and their texts, on the device of the features."""
+        image_N = image.sample_N.to(image.feats.device)
         numbers = torch.arange(len(image.lengths), device=image_N.device)
-        text_M = torch.cat([numbers.repeat_interleave(torch.tensor(one.lengths, device=image_N.device))
-                            for one in texts])  # fmt: skip
+        text_M = torch.cat([
+            numbers.repeat_interleave(
+                torch.tensor(one.lengths, device=image_N.device), output_size=len(one.tokens)
+            ) for one in texts
+        ])  # fmt: skip
         together = map(sum, zip(image.lengths, *(one.lengths for one in texts), strict=True))
         order = torch.cat([image_N, text_M]).argsort(stable=True)
         return Layout(image_N, text_M, order, image.bounds, tuple(accumulate(together, initial=0)), rotation)
@@ -111,7 +114,7 @@ class MMDiT(ModelMixin, ConfigMixin):
     def forward(self, tokens: SparseTokens, sigma_B: Tensor, texts: Texts) -> Tensor:
         """(N, V) at positions (t, row, column) of patches, (B,) fp32, and B texts by each encoder -> (N, V)."""
         rotation = axes_rotation(tokens.coords, self.config.width // self.config.heads)
-        layout = Layout.of(tokens, texts, rotation)
+        layout = Layout.of(tokens, texts, rotation.to(tokens.feats.device))
         activated_BD = F.silu(self.condition(sigma_B, texts))
         image_ND = self.patchify(tokens.feats)
         text_MD = torch.cat([linear(one.tokens) for linear, one in zip(self.texts, texts, strict=True)])

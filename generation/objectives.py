@@ -1,24 +1,27 @@
-"""What the training room trains: a flow on dense latents, and masked tokens; both from labels of a store."""
+"""What the training room trains: flows on latents from labels or captions of a store, and masked tokens from labels."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from atoken.store.batches import StoreBatch
+from atoken.tokens import SparseTokens
 from atoken.train.cost import Flops, count
 from atoken.train.objective import Group, Objective
 from generation.dit import DiT
-from generation.flow import drawn_sigmas, flow_loss, mixed
+from generation.flow import drawn_sigmas, flow_loss, mixed, shift_of, shifted
 from generation.masked_ar import MaskedAR, masked_first
+from generation.mmdit import MMDiT
+from generation.text import Encoder, TextFeatures
 
-G = TypeVar("G", DiT, MaskedAR)
+G = TypeVar("G", DiT, MaskedAR, MMDiT)
 
-DROPPED = 0.1  # share of labels that become the null condition, for guidance
+DROPPED = 0.1  # share of conditions that become the null condition, for guidance
 LEAST_MASKED = 0.7  # share of positions; MAR draws it from a normal distribution of mean 1 and deviation 0.25, cut off
 
 
@@ -84,6 +87,74 @@ class FlowObjective(Generation[DiT]):
         return _latents(batch).shape
 
 
+class TextFlowObjective(Generation[MMDiT]):
+    """``FlowObjective`` of packed images and videos, and their captions, with more noise for more tokens and frames.
+
+    encoders: frozen, and no part of what is trained or saved. A caption is dropped for each of them on its own, with a
+    probability by which all of them are dropped at once as often as a label is (Esser et al. 2024, section 5.3.2).
+    """
+
+    def __init__(self, model: MMDiT, encoders: Sequence[Encoder]) -> None:
+        super().__init__(model)
+        self.encoders = tuple(encoders)
+        self.dropped = DROPPED ** (1 / len(encoders))
+
+    def forward(self, batch: StoreBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss over all tokens, and its two terms."""
+        tokens, draws = _packed(batch), torch.Generator().manual_seed(batch.noise % 2**63)
+        device, samples = tokens.feats.device, len(tokens.lengths)
+        steps = (tokens.reduce_coords("amax")[:, 0] + 1).tolist()
+        shift_B = torch.tensor([shift_of(t, n // t) for t, n in zip(steps, tokens.lengths, strict=True)])
+        sigma_B = shifted(drawn_sigmas(samples, draws), shift_B).to(device)
+        noise = torch.randn(tokens.feats.shape, generator=draws).to(device)
+        kept_EB = (torch.rand(len(self.encoders), samples, generator=draws) >= self.dropped).tolist()
+        encoded = [encoder(batch.captions).kept(kept) for encoder, kept in zip(self.encoders, kept_EB, strict=True)]
+        point = mixed(tokens.feats, noise, sigma_B[tokens.sample_N.to(device)])
+        velocity = self.model(tokens.with_feats(point), sigma_B, tuple(one.to(device) for one in encoded))
+        loss = flow_loss(velocity, tokens.feats, noise)
+        return loss.total, {"square": loss.square.mean().detach(), "cosine": loss.cosine.mean().detach()}
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Of the transformer."""
+        return list(self.model.blocks)
+
+    def work(self, batch: StoreBatch) -> Hashable:
+        """Tokens of the samples, and of their captions by each encoder in the mean."""
+        return tuple(sorted(_packed(batch).lengths)), self._text_lengths(batch)
+
+    def _text_lengths(self, batch: StoreBatch) -> tuple[int, ...]:
+        return tuple(-(-sum(one.lengths(batch.captions)) // batch.samples) for one in self.encoders)
+
+    def on_meta(self, batch: StoreBatch) -> tuple[Self, StoreBatch]:
+        """As of others, with captions of one length, none of which is dropped."""
+        with torch.device("meta"):
+            model = MMDiT.from_config(self.model.config)
+        lengths = zip(self.encoders, self._text_lengths(batch), strict=True)
+        twin = type(self)(model, [_OfOneLength(one.width, one.pooled_width, length) for one, length in lengths])
+        twin.dropped = 0.0
+        there = batch.to("cpu")
+        tokens = _packed(there)
+        return twin, replace(there, latents=tokens.with_feats(tokens.feats.to("meta")))
+
+
+@dataclass(frozen=True)
+class _OfOneLength:
+    """An encoder to count with: each text has so many features, which take no memory."""
+
+    width: int
+    pooled_width: int
+    length: int
+
+    def __call__(self, texts: Sequence[str]) -> TextFeatures:
+        count = len(texts)
+        tokens = torch.empty(count * self.length, self.width, device="meta")
+        return TextFeatures(tokens, (self.length,) * count, torch.empty(count, self.pooled_width, device="meta"))
+
+    def lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
+        return (self.length,) * len(texts)
+
+
 class MaskedObjective(Generation[MaskedAR]):
     """Cross-entropy of the tokens of masked positions (MAR, TokenBridge); dropout is drawn from the batch, too."""
 
@@ -125,6 +196,11 @@ def _dropped(label_ids_B: Tensor, null: int, draws: torch.Generator) -> Tensor:
 
 def _latents(batch: StoreBatch) -> Tensor:
     assert isinstance(batch.latents, Tensor)
+    return batch.latents
+
+
+def _packed(batch: StoreBatch) -> SparseTokens:
+    assert isinstance(batch.latents, SparseTokens)
     return batch.latents
 
 

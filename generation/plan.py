@@ -17,7 +17,7 @@ def plan(kind: str, preset: str, store: TokenStore, how: Training, **options: An
     """The plan of a training. options: ``gpus``, ``gpu`` and ``mfu`` of ``Plan``. Raises: as ``training.train``."""
     source = batches_of(store, how, max(1, options.get("gpus", 1)))
     with torch.device("meta"):
-        objective = objective_of(kind, preset, store, how.recipe)
+        objective = objective_of(kind, preset, store, how)
     batches = [source.batch(key) for key in range(MICRO_BATCHES)]
     load = Load.of(batches, [objective.counted(batch) for batch in batches], micro_batches=how.micro_batches)
     twin, batch = objective.on_meta(batches[0])

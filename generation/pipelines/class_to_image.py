@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.utils import BaseOutput, is_accelerate_available
-from PIL import Image
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
-import atoken
-from atoken.errors import AtokenError, TokenFileError
+from atoken.errors import AtokenError
 from atoken.io.token_file import Tokens
-from atoken.statistics import LatentStatistics
-from atoken.tokenizer import Tokenizer
 from generation.decoding import Decoding, Drawn, decode
 from generation.dit import DiT
 from generation.guidance import Guidance, guided
 from generation.masked_ar import MaskedAR, masked_counts
-from generation.presets import folder_of
-from generation.sampling import sample, sigma_steps
+from generation.pipelines.of_tokens import OnStepEnd, TokenPipeline, check_output, each_generator, pil_images, unit_of
+from generation.sampling import sigma_steps
 
-OUTPUTS = ("pil", "np", "pt", "latent", "tokens")
 Label = int | str  # its number, of any integer type, or its name
-OnStepEnd = Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 @dataclass
@@ -39,15 +31,11 @@ class ImageOutput(BaseOutput):
     images: Any
 
 
-class ClassToImagePipeline(DiffusionPipeline):
+class ClassToImagePipeline(TokenPipeline):
     """Images of labels, which are given by name or number.
 
-    transformer: a ``DiT`` or a ``MaskedAR``. labels: names, by number. tokenizer: the name or folder for
-    ``atoken.load``, and its ``fingerprint``: tokens of another one are not decoded. latents_mean, latents_std: of the
-    latents that a flow was trained on, by channel.
+    transformer: a ``DiT`` or a ``MaskedAR``. labels: names, by number. The rest is as in ``TokenPipeline``.
     """
-
-    model_cpu_offload_seq = "transformer"
 
     def __init__(
         self,
@@ -64,32 +52,6 @@ class ClassToImagePipeline(DiffusionPipeline):
             labels=list(labels), tokenizer=tokenizer, fingerprint=fingerprint,
             latents_mean=list(latents_mean), latents_std=list(latents_std),
         )  # fmt: skip
-        self._loaded: Tokenizer | None = None
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> ClassToImagePipeline:
-        """By the name of a bundled one, or as diffusers' own; it asks for no accelerate where that is not installed."""
-        options.setdefault("low_cpu_mem_usage", is_accelerate_available())
-        return super().from_pretrained(str(folder_of(pretrained_model_name_or_path)), **options)
-
-    @property
-    def coder(self) -> Tokenizer:
-        """The tokenizer that decodes, loaded when it is first needed, where the transformer is.
-
-        Raises: TokenFileError (another one than that of the training).
-        """
-        if self._loaded is None:
-            self._loaded = atoken.load(self.config.tokenizer, device=str(self._execution_device))
-        if self.config.fingerprint and self._loaded.fingerprint != self.config.fingerprint:
-            raise TokenFileError(
-                f"This pipeline was trained on tokens of {self.config.tokenizer} {self.config.fingerprint[:12]}, and "
-                f"{self._loaded.name} here is {self._loaded.fingerprint[:12]}; set coder to the one of its training."
-            )
-        return self._loaded.to(self._execution_device)
-
-    @coder.setter
-    def coder(self, tokenizer: Tokenizer) -> None:
-        self._loaded = tokenizer
 
     @torch.no_grad()
     def __call__(
@@ -122,8 +84,7 @@ class ClassToImagePipeline(DiffusionPipeline):
         of positions still masked) and ``{"latents": ...}``; of a flow, the latents of the dictionary that it returns go
         on, if it returns one. Raises: AtokenError.
         """
-        if output_type not in OUTPUTS:
-            raise AtokenError(f"There is no output type {output_type}; there are {', '.join(OUTPUTS)}.")
+        check_output(output_type)
         asked = labels.tolist() if isinstance(labels, np.ndarray | np.generic | Tensor) else labels
         several = isinstance(asked, Sequence) and not isinstance(asked, str)
         numbers = [self.label_id(label) for label in (asked if several else [asked])]
@@ -185,15 +146,7 @@ class ClassToImagePipeline(DiffusionPipeline):
         """Latents (B, C, H, W), not normalised."""
         null_B = torch.full_like(labels_B, self.transformer.config.classes)
         velocity = guided(self._network, labels_B, null_B, guidance)
-        with self.progress_bar(total=len(sigmas) - 1) as bar:
-
-            def on_step(number: int, sigma: float, x: Tensor) -> Tensor | None:
-                bar.update()
-                if callback is None:
-                    return None
-                return (callback(self, number, sigma, {"latents": x}) or {}).get("latents", x)
-
-            normalised = sample(velocity, noise, sigmas, solver, on_step)
+        normalised = self.flowed(velocity, noise, sigmas, solver, callback)
         return self.statistics.denormalise(normalised) if self.statistics else normalised
 
     def _network(self, x: Tensor, sigma_B: Tensor, labels_B: Tensor) -> Tensor:
@@ -214,13 +167,6 @@ class ClassToImagePipeline(DiffusionPipeline):
 
             return decode(self.transformer, labels_B, decoding, generators, on_iteration=on_iteration)
 
-    @property
-    def statistics(self) -> LatentStatistics | None:
-        """Of the latents that a flow was trained on; None where it has none, as published weights."""
-        if not self.config.latents_mean:
-            return None
-        return LatentStatistics(tuple(self.config.latents_mean), tuple(self.config.latents_std))
-
     def _grid(self, codes_BLV: Tensor) -> Tensor:
         side = self.transformer.config.side
         return self.transformer.digits.values(codes_BLV).mT.unflatten(2, (side, side))
@@ -235,29 +181,12 @@ class ClassToImagePipeline(DiffusionPipeline):
             return [replace(tokens, name=name) for tokens, name in zip(made, names, strict=True)]
         pixels = self.coder.decode_latents(latents.float())
         assert isinstance(pixels, Tensor)  # one grid
-        unit = (pixels.clamp(-1, 1) + 1) / 2
+        unit = unit_of(pixels)
         if output_type == "pt":
             return unit
         array = unit.permute(0, 2, 3, 1).float().cpu().numpy()
-        return array if output_type == "np" else [Image.fromarray(np.rint(one * 255).astype(np.uint8)) for one in array]
+        return array if output_type == "np" else pil_images(array)
 
     def label_name(self, number: int) -> str:
         """The name of a label, or its number where labels have no names."""
         return self.config.labels[number] if number < len(self.config.labels) else str(number)
-
-
-def each_generator(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[torch.Generator]:
-    """A generator on the CPU for each image; one of another device draws its seed. Raises: AtokenError."""
-    if isinstance(generator, torch.Generator | None):
-        return _seeded(generator, count)
-    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
-        raise AtokenError(f"generator must be torch.Generator().manual_seed(0) or a list of them, got {generator!r}.")
-    if len(generator) != count:
-        raise AtokenError(f"There are {len(generator)} generators for {count} images; give one for each, or one.")
-    return [one if one.device.type == "cpu" else _seeded(one, 1)[0] for one in generator]
-
-
-def _seeded(generator: torch.Generator | None, count: int) -> list[torch.Generator]:
-    device = None if generator is None else generator.device
-    seeds = torch.randint(2**62, (count,), generator=generator, device=device).tolist()
-    return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -42,8 +42,8 @@ def folder(tmp_path_factory):
 def held(folder, name):
     """All tensors of the last checkpoint."""
     kind = RUNS[name][0]
-    store, recipe = atoken.TokenStore(folder / "store"), training(kind, "tiny", CHANGES).recipe
-    return contents(Checkpoints(folder / name).newest(), objective_of(kind, "tiny", store, recipe))
+    store, how = atoken.TokenStore(folder / "store"), training(kind, "tiny", CHANGES)
+    return contents(Checkpoints(folder / name).newest(), objective_of(kind, "tiny", store, how))
 
 
 def rows(folder, name):
