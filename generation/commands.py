@@ -23,7 +23,6 @@ from generation import training
 from generation.many import labels_of, made, sample_folder
 from generation.pipelines.class_to_image import ClassToImagePipeline
 from generation.plan import plan
-from generation.presets import folder_of
 
 logging.set_verbosity_error()  # what matters becomes an exit code and one sentence
 logging.disable_progress_bar()
@@ -54,7 +53,7 @@ def sample(options: argparse.Namespace) -> int:
     device = checked_device(options.device)
     if device.type == "cuda":  # each of several ranks on a machine has a GPU of its own
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    pipeline = _pipeline(options.model).to(device)
+    pipeline = ClassToImagePipeline.opened(options.model).to(device)
     wanted = [int(label) if label.isdecimal() else label for label in options.labels]
     classes = [pipeline.label_id(label) for label in wanted] or list(range(pipeline.transformer.config.classes))
     labels = labels_of(classes, options.number, options.seed, random=options.random)
@@ -89,10 +88,3 @@ def _square(images: np.ndarray) -> Image.Image:
     grid = padded.reshape(rows, columns, *images.shape[1:]).transpose(0, 2, 1, 3, 4)
     height, width = rows * images.shape[1], columns * images.shape[2]
     return Image.fromarray(np.rint(grid.reshape(height, width, 3) * 255).astype(np.uint8))
-
-
-def _pipeline(name: str) -> ClassToImagePipeline:
-    """That of a folder, or a bundled one. Raises: AtokenError."""
-    if not (folder_of(name) / "model_index.json").is_file():
-        raise AtokenError(f"There is no pipeline in {name}: name the folder model of a run, or run make generators.")
-    return ClassToImagePipeline.from_pretrained(name)

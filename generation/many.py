@@ -21,6 +21,7 @@ from atoken.checkpoint import weights_digest
 from atoken.data.mixing import hashed
 from atoken.errors import AtokenError
 from generation.pipelines.class_to_image import ClassToImagePipeline
+from generation.pipelines.of_tokens import TokenPipeline
 
 ASKED, SAMPLES = "asked.json", "samples.npz"
 _PAUSE = 0.2  # seconds between two looks for another rank's chunk
@@ -54,7 +55,7 @@ def sample_folder(
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder.mkdir(parents=True, exist_ok=True)
-    _check_asked(folder / ASKED, _described(pipeline) | {"seed": seed, "batch": batch, **options, "labels": [*labels]})
+    check_asked(folder / ASKED, described(pipeline) | {"seed": seed, "batch": batch, **options, "labels": [*labels]})
     target, chunks = folder / SAMPLES, _chunks(folder, len(labels), batch)
     own = [*chunks.items()][rank::world]
     pipeline.set_progress_bar_config(disable=True)  # of steps: the bar here is of images
@@ -106,7 +107,7 @@ def _write(path: Path, chunks: Iterator[np.ndarray], count: int, **arrays: np.nd
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def _described(pipeline: ClassToImagePipeline) -> dict[str, str]:
+def described(pipeline: TokenPipeline) -> dict[str, str]:
     """Which generator samples, so that those of another one are not among them."""
     model = pipeline.transformer
     sizes = {name: value for name, value in model.config.items() if not name.startswith("_")}
@@ -119,7 +120,7 @@ def _described(pipeline: ClassToImagePipeline) -> dict[str, str]:
     }
 
 
-def _check_asked(path: Path, asked: Mapping[str, Any]) -> None:
+def check_asked(path: Path, asked: Mapping[str, Any]) -> None:
     """Note what is asked for, or compare it with what was. Raises: AtokenError."""
     with suppress(FileNotFoundError):
         before, now = json.loads(path.read_text()), json.loads(json.dumps(asked))

@@ -41,6 +41,15 @@ class TokenPipeline(DiffusionPipeline):
         options.setdefault("low_cpu_mem_usage", is_accelerate_available())
         return super().from_pretrained(str(folder_of(pretrained_model_name_or_path)), **options)
 
+    @classmethod
+    def opened(cls, name: str) -> Self:
+        """That of a folder, or a bundled one, for a command. Raises: AtokenError."""
+        if not (folder_of(name) / "model_index.json").is_file():
+            raise AtokenError(
+                f"There is no pipeline in {name}: name the folder model of a run, or train the bundled ones with make."
+            )
+        return cls.from_pretrained(name)
+
     @property
     def coder(self) -> Tokenizer:
         """The tokenizer that decodes, loaded when it is first needed, where the transformer is.

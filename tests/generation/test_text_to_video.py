@@ -1,6 +1,7 @@
 """``TextToVideoPipeline`` and its training: texts, sizes, windows, held frames, what is trained and gone on with."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,12 +13,16 @@ from torch import nn
 import atoken
 from atoken.cli import main as atoken_main
 from atoken.errors import AtokenError
+from atoken.io import load_media
+from atoken.io.token_file import TokenFile
 from generation import plan, presets
 from generation.command import main
 from generation.mmdit import MMDiT
 from generation.pipelines.text_to_video import TextToVideoPipeline
+from generation.prompted import prompts_in, video_folder
 from generation.text import TextFeatures, encoder_of, load_encoder
 from generation.training import training
+from scripts import text_to_video
 from tests.tolerances import RELEASED
 
 SIZES = {"width": 32, "depth": 2, "heads": 2}
@@ -207,3 +212,48 @@ def test_a_plan_is_of_what_a_run_does(trained, monkeypatch):
     rows = [json.loads(line) for line in (trained / "run/log.jsonl").read_text().splitlines()]
     assert found.loads["latents"].flops == np.mean([row["flops"] for row in rows])
     assert found.activations > 0
+
+
+def test_prompts_become_files_as_vbench_reads_them_on_any_ranks(pipeline, tmp_path, monkeypatch):
+    (tmp_path / "list.txt").write_text("a red ring\n\na blue star moving left\na red ring\n")
+    prompts = prompts_in(tmp_path / "list.txt", 2)
+    options = {"per_prompt": 2, "seed": 3, "fps": 8, "num_inference_steps": 2, "num_frames": 4}
+    video_folder(pipeline, prompts, tmp_path / "one", **options)
+    names = [f"{prompt}-{each}.mp4" for prompt in ("a blue star moving left", "a red ring") for each in range(2)]
+    assert sorted(path.name for path in (tmp_path / "one").glob("*.mp4")) == names
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        video_folder(pipeline, prompts, tmp_path / "two", **options)
+    found = [[(tmp_path / folder / name).read_bytes() for name in names] for folder in ("one", "two")]
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 4
+    monkeypatch.setattr(pipeline, "stream", None)  # nothing is left to make
+    video_folder(pipeline, prompts, tmp_path / "one", **options)
+    with pytest.raises(AtokenError, match="other seed"):
+        video_folder(pipeline, prompts, tmp_path / "one", **options | {"seed": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("", "0 prompts"), ("a/b", "has a slash"), ("word " * 1000, "or is too long")]
+)
+def test_prompts_that_are_no_names_of_files_are_said(tmp_path, text, said):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(AtokenError, match=said):
+        prompts_in(tmp_path / "list.txt", 5)
+
+
+@pytest.mark.parametrize(("name", "seen"), [("ring.mp4", 8), ("ring.png", 1), ("ring.atok", 8)])
+def test_the_script_writes_what_its_suffix_says(pipeline, tmp_path, monkeypatch, name, seen):
+    pipeline.save_pretrained(tmp_path / "model")
+    words = ["a red ring", "-o", str(tmp_path / name), "--model", str(tmp_path / "model"), "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["text_to_video", *words, "--device", "cpu"])
+    text_to_video.main()
+    if name.endswith(".atok"):
+        assert TokenFile(tmp_path / name).read().frames == seen
+    else:
+        found = load_media(tmp_path / name)
+        assert (len(found.frames) if seen > 1 else 1) == seen
+    monkeypatch.setattr(sys, "argv", ["text_to_video", "a", "-o", str(tmp_path / name), "--model", str(tmp_path)])
+    with pytest.raises(SystemExit, match="There is no pipeline"):
+        text_to_video.main()
