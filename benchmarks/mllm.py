@@ -16,6 +16,7 @@ from typing import Any
 from skimage.data import astronaut
 from transformers.generation.streamers import BaseStreamer
 
+from atoken.cli.console import silence_transformers
 from benchmarks.tables import head, row
 from mllm import Chat, MediaItem, assemble
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", metavar="MODEL")
     source = parser.parse_args().model
+    silence_transformers()
     with tempfile.TemporaryDirectory() as folder:
         if source is None:
             source = folder

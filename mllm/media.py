@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,30 +63,27 @@ def frames_asked(item: MediaItem, settings: SlowFast) -> int:
     return count
 
 
-def video_frames(source: Any, count: int) -> list[np.ndarray]:
+def video_frames(source: Any, count: int) -> Iterator[np.ndarray]:
     """At most ``count`` evenly spaced frames (H, W, 3) of a video, or of a list of frames. Raises: AtokenError."""
     if isinstance(source, str | Path | bytes):
-        return _read_frames(source, count)
-    if isinstance(source, list | tuple):
-        return [_opened(source[index], "image").pixels for index in frame_indices(len(source), count)]
-    if getattr(source, "ndim", None) == 4:
-        frame_indices(len(source), count)
-    frames = _opened(source, "video").frames
-    return [frames[index] for index in frame_indices(len(frames), count)]
+        yield from _read_frames(source, count)
+    elif isinstance(source, list | tuple):
+        yield from (_opened(source[index], "image").pixels for index in frame_indices(len(source), count))
+    else:
+        if getattr(source, "ndim", None) == 4:
+            frame_indices(len(source), count)
+        frames = _opened(source, "video").frames
+        yield from (frames[index] for index in frame_indices(len(frames), count))
 
 
-def _read_frames(source: Any, count: int) -> list[np.ndarray]:
-    """Frames of a file, of which only those are kept; a file that does not declare how many it has is read twice."""
+def _read_frames(source: Any, count: int) -> Iterator[np.ndarray]:
+    """Those frames of a file, one in memory at a time; a file that does not declare how many it has is read twice."""
     with VideoReader(source) as reader:
         total = reader.expected_frames
         total = sum(1 for _ in reader) if total is None else total
-    wanted = frame_indices(total, count)
-    frames: list[np.ndarray] = []
-    with VideoReader(source, frames=(0, wanted[-1] + 1)) as reader:
-        for number, frame in enumerate(reader):
-            if number == wanted[len(frames)]:
-                frames.append(frame.pixels)
-    return frames
+    wanted = {*frame_indices(total, count)}
+    with VideoReader(source, frames=(0, max(wanted) + 1)) as reader:
+        yield from (frame.pixels for number, frame in enumerate(reader) if number in wanted)
 
 
 def frame_indices(total: int, count: int) -> list[int]:
@@ -112,12 +109,15 @@ def _check_modality(source: Any, found: str, given: str) -> None:
         raise AtokenError(f"{name} is of the modality {found}, and was given as {given}.")
 
 
-def _resized(frames: Sequence[np.ndarray], images: ATokenImageProcessor, most: int) -> Tensor:
+def _resized(frames: Iterable[np.ndarray], images: ATokenImageProcessor, most: int) -> Tensor:
     """(T, 3, H, W) in [-1, 1], of frames (H, W, 3) of one size. Raises: MediaError for others."""
-    if len({frame.shape for frame in frames}) > 1:
+    sizes, pixels = set(), []
+    for frame in frames:
+        sizes.add(frame.shape)
+        pixels += images([frame], max_pixels=most, min_pixels=min(images.min_pixels, most))["pixel_values"]
+    if len(sizes) > 1:
         raise MediaError("The frames of a video must have one size.")
-    least = min(images.min_pixels, most)
-    return torch.from_numpy(np.stack(images(list(frames), max_pixels=most, min_pixels=least)["pixel_values"]))
+    return torch.from_numpy(np.stack(pixels))
 
 
 def _of_frames(modality: str, pixels: Tensor, settings: SlowFast) -> MediaInputs:

@@ -30,7 +30,7 @@ class Limits:
         if max(height, width) > self.max_side or height * width > self.max_pixels:
             raise MediaError(
                 f"{what} is {width}x{height}, over the limit of {self.max_pixels:,} pixels and {self.max_side:,} a "
-                "side; raise the limit (--limit-pixels, --limit-side, or Limits in Python) if you trust the file."
+                "side; raise the limit (--limit-pixels or --limit-side of atoken, or Limits in Python) if you trust it."
             )
 
     def check_frames(self, count: int, name: str) -> None:
