@@ -145,7 +145,7 @@ _REAL = _by_name(
 
 # Of vision-language models, --model vl:MODEL.
 _ASKED = _by_name(
-    *(Task(f"vqa-{modality}s", modality, None, partial(questions.synthetic, modality=modality), Preparation(),
+    *(Task(f"vqa-{modality}s", modality, None, partial(questions.synthetic, modality=modality), _FROM_16_SIDES,
            measures.ACCURACY, "answer", shard=20, batch=1, further=guesses) for modality in get_args(Modality)),
     *(Task(f"vqa-photos{end}", "image", f"fetched:photos/{split}", questions.photographs, Preparation(),
            measures.ACCURACY, "answer", shard=24, batch=1, further=partial(guesses_and_tower, prepare=_SEEN_SMALL))

@@ -37,7 +37,7 @@ def by_lmms_eval(model: str, task: str, folder: Path, items: int, way: str) -> t
     (samples,) = folder.rglob(f"*_samples_{task}.jsonl")
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     lines.sort(key=lambda line: line["doc_id"])
-    return [line["filtered_resps"][0] for line in lines], found["results"][task]["accuracy,none"]
+    return [line["filtered_resps"] for line in lines], found["results"][task]["accuracy,none"]
 
 
 def main() -> int:

@@ -104,23 +104,26 @@ def model(tmp_path_factory):
     """A vision-language model of random weights."""
     folder = tmp_path_factory.mktemp("vl")
     parts = write_language(folder / "language"), write_tower(folder / "tower")
-    found, processor = assemble(*parts, frames=4, slow_frames=2, video_pixels=48 * 48, image_pixels=64 * 64)
+    found, processor = assemble(
+        *parts, frames=4, slow_frames=2, video_pixels=48 * 48, image_pixels=64 * 64, asset_tokens=16
+    )
     found.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     return f"vl:{folder / 'model'}"
 
 
-@pytest.mark.parametrize("task", ["vqa-images", "vqa-videos"])
-def test_a_run_has_a_row_for_the_model_without_media_and_for_guessing(model, task, tmp_path, capsys):
-    assert main(["run", task, "--model", model, "--items", "14", "-o", str(tmp_path), "--device", "cpu"]) == 1
+@pytest.mark.parametrize(("task", "items"), [("vqa-images", 14), ("vqa-videos", 10), ("vqa-assets", 4)])
+def test_a_run_has_a_row_for_the_model_without_media_and_for_guessing(model, task, items, tmp_path, capsys):
+    assert main(["run", task, "--model", model, "--items", str(items), "-o", str(tmp_path), "--device", "cpu"]) == 1
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
-    assert [row["status"] for row in rows] == ["partial"] * 3  # 14 of 1,000
+    assert [row["status"] for row in rows] == ["partial"] * 3  # of 1,000
     assert [row["model"].partition(model.partition(":")[2])[2] for row in rows[:2]] == ["", ", blind"]
     columns = [{(name, one["fingerprint"]) for name, one in row["numbers"].items()} for row in rows]
     assert columns[0] == columns[1] == columns[2]
+    assert rows[0]["protocol"]["data"] == rows[1]["protocol"]["data"]
     assert {f"accuracy, {name}" for name in TASKS[task].open(1).classes} <= {name for name, _ in columns[0]}
     lines = [json.loads(line) for line in (tmp_path / rows[2]["items"]["file"]).read_text().splitlines()]
-    assert Counter(line["accuracy"] for line in lines)[1] == round(14 * rows[2]["numbers"]["accuracy"]["value"])
+    assert Counter(line["accuracy"] for line in lines)[1] == round(items * rows[2]["numbers"]["accuracy"]["value"])
     assert all(isinstance(line["answer"], str) for line in lines)
 
 
