@@ -73,11 +73,12 @@ print(json.dumps([name for name in sys.modules if name.partition(".")[0] in ("at
 # What a run loads besides: its command, the model under test, reports, and what writes results.
 BESIDES = (
     "atoken.attention", "atoken.bottleneck", "atoken.checkpoint", "atoken.cli", "atoken.coder", "atoken.foreign",
-    "atoken.gaussian_decoder", "atoken.image_processor", "atoken.io", "atoken.layers", "atoken.loading",
+    "atoken.gaussian_decoder", "atoken.image_processor", "atoken.io", "atoken.layers", "atoken.lmms", "atoken.loading",
     "atoken.media.scaling", "atoken.metrics.pca", "atoken.model", "atoken.onednn", "atoken.placement",
     "atoken.presets", "atoken.pretrain", "atoken.report", "atoken.rope", "atoken.statistics", "atoken.text",
     "atoken.tokenizer", "atoken.train", "atoken.transformer", "eval.actions", "eval.command", "eval.commands",
-    "eval.compare", "eval.models", "eval.published", "eval.rate", "eval.rate_report", "eval.report", "eval.tasks",
+    "eval.compare", "eval.lmms", "eval.models", "eval.published", "eval.rate", "eval.rate_report", "eval.report",
+    "eval.tasks",
 )  # fmt: skip
 
 
