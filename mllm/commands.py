@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from transformers import TextStreamer
 
 from atoken.cli import console
+from atoken.data.sources.sample import quiet
 from mllm.assembly import load
 from mllm.chat import Chat
 from mllm.config import ATokenVLConfig
@@ -25,12 +27,13 @@ def chat(options: argparse.Namespace) -> int:
     media = [MediaItem(name, path, said if name == "video" else {}) for name, path in options.media]
     conversation = Chat.load(options.model, device=options.device, dtype=options.dtype)
     streamer = TextStreamer(conversation.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    for question in _lines() if options.question is None else [options.question]:
-        answer = conversation.ask(question, *media, max_new_tokens=options.max_new_tokens, streamer=streamer)
-        media = []
-        if answer.cut:
-            note = f"the answer was cut after {options.max_new_tokens} tokens; --max-new-tokens allows more."
-            tqdm.write(f"mllm: {note}", file=sys.stderr)
+    with quiet():  # no notes on what is not read, such as sound
+        for question in _lines() if options.question is None else [options.question]:
+            answer = conversation.ask(question, *media, max_new_tokens=options.max_new_tokens, streamer=streamer)
+            media = []
+            if answer.cut:
+                note = f"the answer was cut after {options.max_new_tokens} tokens; --max-new-tokens allows more."
+                tqdm.write(f"mllm: {note}", file=sys.stderr)
     return 0
 
 
@@ -48,6 +51,8 @@ def merge(options: argparse.Namespace) -> int:
 def _lines() -> Iterator[str]:
     """Lines that are typed, or piped, until there are no more."""
     prompt = "> " if sys.stdin.isatty() else ""
+    with suppress(ImportError):  # on Windows
+        importlib.import_module("readline")  # lets a person edit the line
     with suppress(EOFError):
         while True:
             if question := input(prompt).strip():

@@ -9,7 +9,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 from atoken.errors import AtokenError
 from atoken.modalities.asset import VoxelPatches
 from mllm.assembly import assemble
+from mllm.conversation import MediaItem
+from mllm.media import read_item
 from mllm.model import ATokenVLForConditionalGeneration
+from mllm.slowfast import SlowFast
 from tests.mllm.tiny_language import LANGUAGES, write_language, write_tower
 from tests.tolerances import FP32
 
@@ -246,3 +249,6 @@ def test_meshes_are_assets(sources):
     (found,) = ask(processor, {"type": "mesh", "path": "examples/tower.glb"})["media"]
     assert found.modality == "asset"
     assert 2 < len(found) <= SETTINGS["asset_tokens"] + 2
+    for most, expected in ((1024, 417), (256, 104)):  # of 6,083 voxels
+        item = MediaItem("asset", "examples/tower.glb")
+        assert len(read_item(item, SlowFast(asset_tokens=most), processor.image_processor)) == expected
