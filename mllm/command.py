@@ -13,6 +13,7 @@ from functools import partial
 from importlib import import_module
 
 from atoken.errors import AtokenError
+from mllm.train import add_train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m mllm", description="Ask about images, videos and 3D assets.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_chat(commands.add_parser("chat", help="ask a model; several questions where none is given"))
+    add_train(commands.add_parser("train", help="a projector, and a language model or LoRA, on conversations"))
     merge = commands.add_parser("merge", help="a model without LoRA, which is added to its weights, as a whole folder")
     merge.set_defaults(module="mllm.commands")
     _add_model(merge)

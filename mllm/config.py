@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -11,6 +12,7 @@ from atoken.errors import AtokenError
 from atoken.tower import ATokenVisionConfig
 from mllm.lora import lora_of
 from mllm.slowfast import SlowFast
+from mllm.sources import model_folder
 
 
 def settings_of(fields: dict[str, Any] | None) -> SlowFast:
@@ -55,6 +57,11 @@ class ATokenVLConfig(PreTrainedConfig):
         self.pooling = asdict(settings_of(self.pooling))
         self.lora = None if self.lora is None else asdict(lora_of(self.lora))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, source: str | Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; a bundled name is a source, too."""
+        return super().get_config_dict(model_folder(source), **options)
 
     @property
     def settings(self) -> SlowFast:

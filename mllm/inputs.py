@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ class MediaInputs(Summary):
 
     size: steps, rows and columns of patches; of an asset the voxels a side, three times. layout: (L,) int64, what
     stands at each of its tokens (``layout_of``). patches: (N, 768) of images, frames and assets, (N, 3072) of tubelets;
-    each of its samples is encoded alone. features: (n, D), pooled. centres: (n, 3), of an asset's cubes.
+    each of its samples is encoded alone. features: (n, D), pooled. centres: (n, 3), of an asset's cubes. file: where
+    its features are to be kept, once there are some.
     """
 
     modality: str
@@ -27,6 +29,7 @@ class MediaInputs(Summary):
     patches: SparseTokens | None = None
     features: Tensor | None = None
     centres: Tensor | None = None
+    file: Path | None = None
 
     def __len__(self) -> int:
         """Its tokens in the language model."""

@@ -32,7 +32,7 @@ from mllm.inputs import MediaInputs
 from mllm.lora import add_lora, is_lora, lora_of, with_base_layers
 from mllm.projector import Projector
 from mllm.slowfast import cubes, pool_frames, pool_voxels
-from mllm.sources import language_folder
+from mllm.sources import language_folder, model_folder
 
 SOURCES = {"vision_tower": "vision", "language_model": "language"}  # what begins the names of fields about them
 
@@ -213,7 +213,8 @@ class ATokenVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, source: str | Path | None, *inputs: Any, **options: Any) -> Self:
-        """As in transformers; parts that the configuration names come from where it says."""
+        """As in transformers, also by a bundled name; parts that the configuration names come from where it says."""
+        source = model_folder(source)
         config = options.pop("config", None) or ATokenVLConfig.from_pretrained(source)
         named = {part: getattr(config, f"{field}_source") for part, field in SOURCES.items() if source is not None}
         if not any(named.values()):

@@ -21,7 +21,7 @@ from mllm.inputs import MediaInputs
 from mllm.media import read_item
 from mllm.rendering import MEDIA_TOKEN, render
 from mllm.slowfast import SlowFast
-from mllm.sources import language_folder
+from mllm.sources import language_folder, model_folder
 from mllm.supervision import IGNORED, labels_of
 
 _SLOT = re.compile("<(image|video|asset)>")
@@ -53,6 +53,11 @@ class ATokenVLProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Self:
+        """As in transformers; a bundled name is a source, too."""
+        return super().from_pretrained(model_folder(source), **options)
+
+    @classmethod
     def from_language(cls, source: str | Path, **pooling: Any) -> Self:
         """Make the processor of a new model around a language model (a fetched name, a folder, a hub id)."""
         return cls(ATokenImageProcessor(), AutoTokenizer.from_pretrained(language_folder(source)), pooling)
@@ -74,11 +79,12 @@ class ATokenVLProcessor(ProcessorMixin):
         """
         options = {"chat_template": self.chat_template, "add_generation_prompt": not supervised} | template
         rendered = render(self.tokenizer, conversation, **options)
-        media = tuple(self._read(item, conversation.key) for item in conversation.media)
+        media = tuple(self.read(item, conversation.key) for item in conversation.media)
         labels = labels_of(self.tokenizer, rendered) if supervised else [IGNORED] * len(rendered.tokens)
         return self._expanded([token.id for token in rendered.tokens], labels, media)
 
-    def _read(self, item: MediaItem, key: str) -> MediaInputs:
+    def read(self, item: MediaItem, key: str) -> MediaInputs:
+        """A media item as input of the model. Raises: AtokenError, which names ``key``."""
         try:
             return read_item(item, self.settings, self.image_processor)
         except AtokenError as error:
@@ -136,7 +142,7 @@ class ATokenVLProcessor(ProcessorMixin):
             items = [MediaItem(name, next(waiting[name], None)) for name in _SLOT.findall(one)]
             if any(item.source is None for item in items):
                 raise AtokenError("The text has more slots for media than there are media; pass as many of each.")
-            media = tuple(self._read(item, "the text") for item in items)
+            media = tuple(self.read(item, "the text") for item in items)
             ids = self.tokenizer(_SLOT.sub(MEDIA_TOKEN, one))["input_ids"]
             encoded.append(self._expanded(ids, [IGNORED] * len(ids), media))
         if left := [name for name, rest in waiting.items() if next(rest, None) is not None]:

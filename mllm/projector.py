@@ -31,4 +31,4 @@ class Projector(nn.Module):
         dtype = self.up.weight.dtype
         projected = self.down(F.gelu(self.up(features.to(dtype)) + self.position(centres.to(dtype))))
         embeddings = self.separators(layout.clamp(min=0))
-        return torch.masked_scatter(embeddings, (layout == FEATURE)[:, None], projected)
+        return torch.masked_scatter(embeddings, (layout == FEATURE)[:, None], projected.to(embeddings.dtype))

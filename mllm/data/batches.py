@@ -22,6 +22,7 @@ from atoken.errors import AtokenError, MissingExtraError
 from atoken.store.order import PackedOrder, rounded
 from atoken.summary import Summary
 from mllm.conversation import Conversation
+from mllm.data.features import FeatureFolder
 from mllm.data.lengths import Lengths
 from mllm.data.mixture import Mixture
 from mllm.inputs import MediaInputs
@@ -35,6 +36,8 @@ class ConversationBatch(Summary):
 
     input_ids, labels, position_ids: (1, L) int64; labels are -100 but for answers, positions start at 0 in each
     conversation. lengths: tokens of each. media: in the order of their tokens. keys: of the conversations.
+    mean_supervised: how many targets a micro-batch of its step has in the mean, over all ranks; the mean over
+    micro-batches of sums that are divided by it is the mean over targets.
     """
 
     input_ids: Tensor
@@ -43,6 +46,7 @@ class ConversationBatch(Summary):
     lengths: tuple[int, ...]
     media: tuple[MediaInputs, ...]
     keys: tuple[str, ...]
+    mean_supervised: float
     noise: int = 0
     task: str = "conversations"
     broken: tuple[Broken, ...] = ()
@@ -75,16 +79,21 @@ class ConversationBatch(Summary):
 
 
 def packed(
-    encoded: list[Encoded], keys: list[str], noise: int = 0, broken: tuple[Broken, ...] = ()
+    encoded: list[Encoded],
+    keys: list[str],
+    mean_supervised: float | None = None,
+    noise: int = 0,
+    broken: tuple[Broken, ...] = (),
 ) -> ConversationBatch:
-    """A micro-batch of encoded conversations."""
+    """A micro-batch of encoded conversations. mean_supervised: None for one that is a step of its own."""
     lengths = tuple(len(one.input_ids) for one in encoded)
     labels = torch.cat([one.labels for one in encoded])
     labels[[*accumulate(lengths[:-1], initial=0)]] = IGNORED  # the token before is of another conversation
     return ConversationBatch(
         torch.cat([one.input_ids for one in encoded])[None], labels[None],
         torch.cat([torch.arange(length) for length in lengths])[None], lengths,
-        tuple(medium for one in encoded for medium in one.media), tuple(keys), noise, broken=broken,
+        tuple(medium for one in encoded for medium in one.media), tuple(keys),
+        int((labels != IGNORED).sum()) if mean_supervised is None else mean_supervised, noise, broken=broken,
     )  # fmt: skip
 
 
@@ -100,8 +109,9 @@ class _Order(NamedTuple):
 class ConversationBatches:
     """A source of micro-batches of at most ``tokens`` tokens; a key is the number of the micro-batch.
 
-    lengths: of the conversations (``measure``, with the same limit). micro_batches: of a step, over all ranks. In place
-    of a conversation that cannot be loaded stands another one that is no longer. Raises: AtokenError.
+    lengths: of the conversations (``measure``, with the same limit). micro_batches: of a step, over all ranks.
+    features: where the tower's features of media are kept, which are read in place of pixels. In place of a
+    conversation that cannot be loaded stands another one that is no longer. Raises: AtokenError.
     """
 
     mixture: Mixture
@@ -110,6 +120,7 @@ class ConversationBatches:
     tokens: int
     seed: int = 0
     micro_batches: int = 1
+    features: FeatureFolder | None = None
 
     def __post_init__(self) -> None:
         if min(self.tokens, self.micro_batches) < 1:
@@ -150,7 +161,13 @@ class ConversationBatches:
                         raise AtokenError(
                             f"{ATTEMPTS} conversations in a row are broken. The last one: {error}"
                         ) from error
-        return packed(encoded, keys, hashed(self.seed, key), tuple(broken))
+        return packed(encoded, keys, self._mean_supervised(key), hashed(self.seed, key), tuple(broken))
+
+    def _mean_supervised(self, key: int) -> float:
+        """By the conversations that were drawn: what stands in place of broken ones is not looked at."""
+        numbers, _, order = self._order
+        rows = [row for one in self.keys(key // self.micro_batches) for row, _ in order.drawn(one)]
+        return int(self.lengths.supervised[numbers[rows]].sum()) / self.micro_batches
 
     def _candidates(self, row: int, epoch: int) -> Iterator[int]:
         """The number of the conversation of a row, then those of any rows that are no longer."""
@@ -162,6 +179,8 @@ class ConversationBatches:
 
     def _encoded(self, conversation: Conversation, most: int) -> Encoded:
         with quiet():
+            if self.features:
+                conversation = self.features.with_features(conversation, self.processor)
             found = self.processor.encode(conversation, supervised=True)
         if len(found.input_ids) > most:
             raise AtokenError(f"{conversation.key} has {len(found.input_ids):,} tokens, and had {most:,} before.")

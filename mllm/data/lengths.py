@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from atoken.io.inputs import as_media
 from atoken.media.formats import format_of
 from atoken.media.image_formats import FORMATS, open_image, turn_of
 from atoken.media.source import missing, name_of, opened, translated
+from atoken.modalities import MODALITIES
 from atoken.patches import grid
 from mllm.conversation import Conversation, MediaItem
 from mllm.data.mixture import Mixture
@@ -31,25 +33,36 @@ from mllm.supervision import IGNORED, labels_of
 
 @dataclass(frozen=True)
 class Lengths:
-    """``tokens`` (n,) int32 of each conversation of a mixture, at most; 0 of those in ``broken``."""
+    """Of each conversation of a mixture: ``tokens`` (n,) int32, at most, and ``supervised`` (n,) int32 of its answers.
+
+    Those in ``broken``, and those that are left out, have 0.
+    """
 
     tokens: np.ndarray
+    supervised: np.ndarray
     broken: tuple[Broken, ...]
 
 
-def measure(mixture: Mixture, processor: ATokenVLProcessor, most: int, most_broken: float = 0.1) -> Lengths:
-    """Measure all conversations, each in about a millisecond.
+def measure(
+    mixture: Mixture,
+    processor: ATokenVLProcessor,
+    most: int,
+    most_broken: float = 0.1,
+    modalities: Collection[str] = tuple(MODALITIES),
+) -> Lengths:
+    """Measure all conversations, each in about a millisecond. Those with media of other modalities are left out.
 
     Broken are those with more than ``most`` tokens, with nothing to learn, or with a missing file. Raises: AtokenError
     (a larger share than ``most_broken`` is, with the first of them; an extra is missing).
     """
-    tokens, broken = np.zeros(len(mixture), np.int32), []
+    tokens, supervised, broken = np.zeros(len(mixture), np.int32), np.zeros(len(mixture), np.int32), []
     for number in range(len(mixture)):
         key = f"conversation {number}"
         try:
             conversation = mixture[number]
             key = conversation.key
-            tokens[number] = _length(conversation, processor, most)
+            if all(item.modality in modalities for item in conversation.media):
+                tokens[number], supervised[number] = _length(conversation, processor, most)
         except MissingExtraError:
             raise
         except AtokenError as error:
@@ -59,20 +72,21 @@ def measure(mixture: Mixture, processor: ATokenVLProcessor, most: int, most_brok
             f"{len(broken)} of {len(tokens)} conversations are broken, over the limit of {most_broken:.0%}. The first: "
             f"{broken[0].reason}"
         )
-    return Lengths(tokens, tuple(broken))
+    return Lengths(tokens, supervised, tuple(broken))
 
 
-def _length(conversation: Conversation, processor: ATokenVLProcessor, most: int) -> int:
+def _length(conversation: Conversation, processor: ATokenVLProcessor, most: int) -> tuple[int, int]:
     options = {"chat_template": processor.chat_template, "add_generation_prompt": False}
     rendered = render(processor.tokenizer, conversation, **options)
-    if all(label == IGNORED for label in labels_of(processor.tokenizer, rendered)):
+    supervised = sum(label != IGNORED for label in labels_of(processor.tokenizer, rendered))
+    if not supervised:
         raise AtokenError(f"{conversation.key} has no answer to learn.")
     with quiet():
         media = [most_tokens(item, processor) for item in conversation.media]
     length = len(rendered.tokens) - len(media) + sum(media)
     if length > most:
         raise AtokenError(f"{conversation.key} has {length:,} tokens, over the budget of {most:,} of a micro-batch.")
-    return length
+    return length, supervised
 
 
 def most_tokens(item: MediaItem, processor: ATokenVLProcessor) -> int:
