@@ -4,8 +4,9 @@ BIN := .venv/bin
 FILES ?= $(wildcard examples/*)
 OUT ?= out
 GENERATORS := runs/generators
+VL_NANO := runs/vl-nano
 
-.PHONY: setup test lint reconstruct nano generators lmms clean
+.PHONY: setup test lint reconstruct nano generators vl-nano lmms clean
 
 setup: .venv/.dev
 
@@ -49,6 +50,18 @@ generators: .venv/.dev
 	$(BIN)/python -m generation train tokenbridge --store $(GENERATORS)/tokens-nano-d \
 		-o $(GENERATORS)/tokenbridge --evaluate-every 1000
 	$(BIN)/python -m scripts.bundle_generators $(GENERATORS)
+
+# Trains the bundled vision-language model anew on questions about generated media and photographs, and puts it in place;
+# interrupted, it goes on where it was. docs/mllm.md says what of and how long.
+vl-nano: .venv/.dev
+	$(BIN)/atoken fetch photos smollm2
+	$(BIN)/python -m scripts.vl_texts $(VL_NANO)/texts.jsonl
+	$(BIN)/python -m mllm train --llm smollm2 --tower nano --trains projector+lora --data scripts/vl-nano.yaml \
+		--validation scripts/vl-nano-validation.yaml -o $(VL_NANO) --set \
+		tokens=1024 micro_batches=1 warmup=100 lr=1e-3 final_lr=1e-5 language_lr=0.4 ema=0.995 rank=8 alpha=16 \
+		frames=64 slow_frames=16 slow_pool=2 fast_output=2 video_mode=tubelet video_pixels=9216 \
+		image_pixels=9216 image_pool=1 asset_tokens=64
+	$(BIN)/python -m scripts.bundle_vl $(VL_NANO)
 
 # lmms-eval in an environment of its own, 2.4 GB, and the same questions to one model by it and by our harness. The
 # torchvision that it brings does not load beside the torch of a CPU; nothing here needs it.
