@@ -4,9 +4,10 @@ BIN := .venv/bin
 FILES ?= $(wildcard examples/*)
 OUT ?= out
 GENERATORS := runs/generators
+T2V := runs/t2v
 VL_NANO := runs/vl-nano
 
-.PHONY: setup test lint reconstruct nano generators vl-nano lmms clean
+.PHONY: setup test lint reconstruct nano generators t2v-nano vl-nano lmms clean
 
 setup: .venv/.dev
 
@@ -50,6 +51,14 @@ generators: .venv/.dev
 	$(BIN)/python -m generation train tokenbridge --store $(GENERATORS)/tokens-nano-d \
 		-o $(GENERATORS)/tokenbridge --evaluate-every 1000
 	$(BIN)/python -m scripts.bundle_generators $(GENERATORS)
+
+# Trains the bundled text-to-video model anew, first on images, then on images and videos, and puts it in place.
+t2v-nano: .venv/.dev
+	$(BIN)/atoken tokenize scripts/t2v-nano.toml --model nano -o $(T2V)/tokens --latents float16
+	$(BIN)/python -m generation train mmdit --store $(T2V)/tokens --modality image -o $(T2V)/images --set steps=2500
+	$(BIN)/python -m generation train mmdit --store $(T2V)/tokens --start $(T2V)/images/model -o $(T2V)/videos \
+		--evaluate-every 1000
+	$(BIN)/python -m scripts.bundle_generators $(T2V) --videos
 
 # Trains the bundled vision-language model anew on questions about generated media and photographs, and puts it in place;
 # interrupted, it goes on where it was. docs/mllm.md says what of and how long.

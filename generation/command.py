@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--start", type=Path, metavar="FOLDER", help="pipeline whose weights a mmdit run begins with, as of images"
     )
+    train.add_argument("--modality", choices=["image", "video"], help="train on these alone (default: all)")
     train.add_argument("--preset", default="nano", help="size (default: nano); a wrong one lists all")
     train.add_argument("-o", "--out", default="runs/generator", help="folder of the run (default: runs/generator)")
     train.add_argument(

@@ -32,6 +32,8 @@ def train(options: argparse.Namespace) -> int:
     """A generator, from its newest checkpoint if there is one."""
     how = training.training(options.kind, options.preset, options.changes)
     store = TokenStore(options.store)
+    if options.modality:
+        store = store.where(modality=options.modality)
     if options.plan:
         found = plan(options.kind, options.preset, store, how, gpus=options.gpus, gpu=options.gpu, mfu=options.mfu)
         for table in found.tables():

@@ -98,10 +98,9 @@ def objective_of(kind: str, preset: str, store: TokenStore, how: Training) -> Ob
     """
     found, _ = store.alike()
     if kind == "mmdit":
-        if not all(one.full for one in found) or not how.texts or store.levels is not None:
+        if not all(one.full for one in found) or not how.texts:
             raise AtokenError(
-                f"A generator of texts needs continuous tokens of images and videos, and texts=ENCODER; {store.name} "
-                "has others."
+                f"A generator of texts needs images and videos, and texts=ENCODER; {store.name} has others."
             )
         with torch.device("cpu"):  # also of a plan, whose model is on the meta device
             encoders = [load_encoder(source) for source in how.texts]

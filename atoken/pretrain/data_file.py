@@ -8,7 +8,8 @@ of a class (``labelled``), images of one class that differ in their backgrounds 
 objects (``scenes``), of one to four equal ones (``counted``), of one beside another (``placed``), videos of an object
 and where it goes (``moving``). Paths are relative to the file, or to the cache of ``atoken fetch`` where they begin
 with ``fetched:``. ``templates`` make captions of what the ``.json`` file of a sample says, or the columns of a table;
-``label`` makes the classes of a token store of it, and ``items`` says how many samples of a series are in one.
+``label`` makes the classes of a token store of it, ``items`` says how many samples of a series are in one, and ``side``
+how many pixels its squares have.
 ``filmed`` makes videos of images: a camera moves over each.
 ``cropped`` takes a random part of each image, half of them at its own resolution, for tasks with captions a part that
 is nearly the whole; half of them are mirrored, unless the caption says left or
@@ -70,8 +71,9 @@ class Origin:
     """One source: exactly one of the first four. ``procedural``: a series.
 
     ``media``, ``captions``: columns of the table. ``templates``: of captions, with fields of a sample's record, as
-    ``label`` is, of the class. ``items``: of the series, which has no end. Training has no use for the last two.
-    ``filmed``: images, of which videos are made. ``cropped``: images, of which parts are taken.
+    ``label`` is, of the class. ``items``: of the series, which has no end; ``side``: of its squares, in pixels.
+    Training has no use for the last three. ``filmed``: images, of which videos are made. ``cropped``: images, of which
+    parts are taken.
     """
 
     folder: Text | None = None
@@ -84,6 +86,7 @@ class Origin:
     templates: tuple[Text, ...] = ()
     label: Text | None = None
     items: Count | None = None
+    side: Count | None = None
     filmed: bool = False
     cropped: bool = False
 
@@ -166,6 +169,6 @@ def _origin(path: Path, where: str, stated: Any) -> Origin:
         raise MediaError(f"{where}: media and captions name the columns of a table; a source of {kind} has none.")
     if kind == "procedural":
         return Origin(**found)
-    if "items" in found:
-        raise MediaError(f"{where}: items are counted of a series of the generator; a source of {kind} has an end.")
+    if not found.keys().isdisjoint(("items", "side")):
+        raise MediaError(f"{where}: items and side are of a series of the generator; a source of {kind} has its own.")
     return Origin(**found | {kind: str(located(found[kind], path.parent))})

@@ -105,7 +105,8 @@ def _generated(sample: Sample, options: Options) -> tuple[Image | Video | VoxelP
     from atoken.data.synthetic.series import MAKERS
 
     modality, index = sample.record["modality"], sample.record["index"]
-    make, side = MAKERS[modality][sample.record["series"]], options.resize or options.crop or SIDE
+    make = MAKERS[modality][sample.record["series"]]
+    side = int(sample.record.get("side") or options.resize or options.crop or SIDE)
     if modality == ASSET.name:
         asset = make(options.seed, index)
         return voxelised(asset.mesh, options.coarsen), (asset.caption,)

@@ -198,11 +198,12 @@ def _hashed(rows: Iterable[object]) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """``count`` samples of a series of the generator, which ``atoken.store.media`` makes."""
+    """``count`` samples of a series of the generator, which ``atoken.store.media`` makes; ``side``: pixels."""
 
     modality: str
     series: str
     count: int
+    side: int | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -212,6 +213,8 @@ class Series:
 
         label = class_name(self.modality, self.series, index)
         record: dict[str, object] = {"modality": self.modality, "series": self.series, "index": index}
+        if self.side is not None:
+            record["side"] = self.side
         if label is not None:
             record |= {"label": label, "class": label.split(" ", 1)[1]}  # "a red ring", "red ring"
         return Sample(f"{self.modality}/{self.series}/{index:09d}", b"", GENERATED, (), record)
@@ -247,7 +250,7 @@ def _of_data_file(path: Path) -> Iterator[Opened]:
         for name, origin in origins.items():
             modality = "image" if origin.filmed else table if table in MODALITIES else planned()[table]
             read_as = (modality, origin.folder, origin.procedural) if origin.folder or origin.procedural else None
-            same = (read_as, origin.shards, origin.table, origin.media)
+            same = (read_as, origin.side, origin.shards, origin.table, origin.media)
             if not origin.procedural or origin.items:
                 first, _, other = found.get(same, (f"{table}.{name}", modality, origin))
                 found[same] = first, modality, _union(other, origin)
@@ -287,8 +290,9 @@ def _of_origin(origin: Origin, modality: str) -> Opened:
         folder, suffixes = Path(origin.folder), MODALITIES[modality].suffixes
         opened = _of_folder(folder, files_below(folder, {*suffixes, *SIDECARS}), suffixes)
     elif origin.procedural:
-        series = Series(*_series(f"{modality}/{origin.procedural}"), origin.items or 0)
-        opened = Opened(series, _hashed([f"{modality}/{series.series}", len(series)]))
+        series = Series(*_series(f"{modality}/{origin.procedural}"), origin.items or 0, origin.side)
+        sized = [] if origin.side is None else [origin.side]
+        opened = Opened(series, _hashed([f"{modality}/{series.series}", len(series), *sized]))
     elif origin.shards:
         opened = Opened(ShardSource(origin.shards), _digest_of(Path(origin.shards), SHARDS))
     else:

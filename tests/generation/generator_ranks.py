@@ -23,9 +23,11 @@ from generation import presets, training
 from tests.train.zero_worker import group, write_modules
 
 STEPS, SAVED = 8, 3
-CHANGES = (f"steps={STEPS}", "samples=4", "micro_batches=2", "warmup=2", "ema=0.9", "mixed_precision=false")
+CHANGES = (f"steps={STEPS}", "micro_batches=2", "warmup=2", "ema=0.9", "mixed_precision=false")
+SIZED = {"dit": "samples=4", "tokenbridge": "samples=4", "mmdit": "tokens=40"}
 SIZES = {"encoder_size": (32, 1, 2), "decoder_size": (48, 1, 2), "head_size": (16, 1, 2), "buffer": 2}
 presets.DIT["tiny"] = {"width": 32, "depth": 2, "heads": 2, "patch": 1}
+presets.MMDIT["tiny"] = {"width": 32, "depth": 2, "heads": 2}
 presets.TOKENBRIDGE["tiny"] = presets.TOKENBRIDGE["nano"] | SIZES
 RUNS = {  # name: kind, ZeRO, ranks, the step in which a rank is killed and which, before the run is gone on with
     "dit": ("dit", None, 1, None),
@@ -33,6 +35,9 @@ RUNS = {  # name: kind, ZeRO, ranks, the step in which a rank is killed and whic
     "dit ZeRO 3": ("dit", 3, 2, None),
     "dit on two ranks": ("dit", None, 2, None),
     "dit ZeRO 3 killed": ("dit", 3, 2, (7, 1)),
+    "mmdit": ("mmdit", None, 1, None),
+    "mmdit ZeRO 2": ("mmdit", 2, 2, None),
+    "mmdit ZeRO 3": ("mmdit", 3, 2, None),
     "tokenbridge": ("tokenbridge", None, 1, None),
     "tokenbridge ZeRO 2": ("tokenbridge", 2, 2, None),
     "tokenbridge ZeRO 3": ("tokenbridge", 3, 2, None),
@@ -51,7 +56,7 @@ def train(folder, name, kind, level, rank, world, kill=None):
             return whole(engine, batches)
 
         PlainEngine.train = dies
-    how = training.training(kind, "tiny", CHANGES)
+    how = training.training(kind, "tiny", (*CHANGES, SIZED[kind]))
     training.loop = SimpleNamespace(run=partial(loop.run, save_every=SAVED))
     training.train(kind, "tiny", TokenStore(folder / "store"), folder / name, how, workers=0, zero=level)
 

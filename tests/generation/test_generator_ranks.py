@@ -14,7 +14,7 @@ import atoken
 from atoken.cli import main as atoken_main
 from atoken.train.checkpoints import Checkpoints
 from generation.training import objective_of, training
-from tests.generation.generator_ranks import CHANGES, RUNS, STEPS
+from tests.generation.generator_ranks import CHANGES, RUNS, SIZED, STEPS
 from tests.tolerances import FP32
 from tests.train.kept import contents
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 def held(folder, name):
     """All tensors of the last checkpoint."""
     kind = RUNS[name][0]
-    store, how = atoken.TokenStore(folder / "store"), training(kind, "tiny", CHANGES)
+    store, how = atoken.TokenStore(folder / "store"), training(kind, "tiny", (*CHANGES, SIZED[kind]))
     return contents(Checkpoints(folder / name).newest(), objective_of(kind, "tiny", store, how))
 
 

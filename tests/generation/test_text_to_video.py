@@ -22,7 +22,7 @@ from generation.pipelines.text_to_video import TextToVideoPipeline
 from generation.prompted import prompts_in, video_folder
 from generation.text import TextFeatures, encoder_of, load_encoder
 from generation.training import training
-from scripts import text_to_video
+from scripts import bundle_generators, text_to_video
 from tests.tolerances import RELEASED
 
 SIZES = {"width": 32, "depth": 2, "heads": 2}
@@ -168,9 +168,10 @@ def trained(tmp_path_factory):
     pytest.importorskip("pyarrow", reason="the extra store is not installed")
     folder = tmp_path_factory.mktemp("mmdit")
     (folder / "data.toml").write_text(
-        '[image.figures]\nprocedural = "labelled"\nitems = 8\n[video.moving]\nprocedural = "moving"\nitems = 8\n'
+        '[image.figures]\nprocedural = "labelled"\nitems = 8\nside = 32\n[video.moving]\nprocedural = "moving"\n'
+        'items = 6\nside = 32\n[video.larger]\nprocedural = "moving"\nitems = 2\nside = 48\n'
     )
-    words = ["--crop", "32", "--frames", "8", "--model", "nano", "--workers", "1"]
+    words = ["--frames", "8", "--model", "nano", "--workers", "1"]
     assert atoken_main(["tokenize", str(folder / "data.toml"), "-o", str(folder / "store"), *words]) == 0
     presets.MMDIT["tiny"] = SIZES
     run(folder, "run", 4)
@@ -187,9 +188,25 @@ def test_what_is_trained_is_a_pipeline_of_the_store(trained):
     loaded = TextToVideoPipeline.from_pretrained(trained / "run/model")
     assert loaded.config.sample_size == [8, 32, 32]
     assert loaded.config.fingerprint == atoken.TokenStore(trained / "store").fingerprint
+    sizes = {one.grid for one in atoken.TokenStore(trained / "store").alike()[0]}
+    assert sizes == {("image", (1, 2, 2, 1)), ("video", (2, 2, 2, 1)), ("video", (2, 3, 3, 1))}
     rows = [json.loads(line) for line in (trained / "run/log.jsonl").read_text().splitlines()]
     assert all(row["flops"] > 0 and np.isfinite(row["loss"]) for row in rows)
-    assert {row["tokens"] for row in rows} <= {*range(4, 33, 4)}
+    assert {row["tokens"] for row in rows} <= {*range(4, 33, 2)}
+
+
+def test_videos_begin_with_what_was_trained_on_images_and_are_put_in_place(trained, monkeypatch):
+    run(trained, "runs/images", 2, "--modality", "image")
+    loaded = TextToVideoPipeline.from_pretrained(trained / "runs/images/model")
+    assert loaded.config.sample_size == [1, 32, 32]
+    more = ["--start", str(trained / "runs/images/model"), "--evaluate-every", "1"]
+    run(trained, "runs/videos", 2, *more)
+    assert [*(trained / "runs/videos/images").glob("*.png")]
+    monkeypatch.setattr(sys, "argv", ["", str(trained / "runs"), "--videos", "--weights", str(trained / "bundled")])
+    bundle_generators.main()
+    made = TextToVideoPipeline.from_pretrained(trained / "bundled/t2v-nano")
+    assert made.config.sample_size == [8, 32, 32]
+    assert "16 images and videos of the project's own generator" in (trained / "bundled/t2v-nano/README.md").read_text()
 
 
 def test_a_run_begins_with_the_weights_of_another(trained, capsys):

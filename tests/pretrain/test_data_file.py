@@ -116,7 +116,7 @@ REFUSED = {
     "[image.x]\nprocedural = 'some'": "no some for the modality image; it has mixed, labelled, grounded, scenes, "
     "counted, placed.",
     "[image.x]\nprocedural = 'labels'": "[image.x]: the generator has no labels",
-    "[image.x]\nfolder = 'a'\nitems = 9": "[image.x]: items are counted of a series of the generator;",
+    "[image.x]\nfolder = 'a'\nitems = 9": "[image.x]: items and side are of a series of the generator;",
     "[image.x]\nfolder = 'a'\ncaptions = 'b'": "[image.x]: media and captions name the columns of a table;",
     "[image.x]\ntable = 'a'\nmedia = 1": "[image.x], media cannot be 1: expected text",
     "[image.x]\nfolder = 'missing'": "[image.x]: Cannot list the folder",
