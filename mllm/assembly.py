@@ -15,6 +15,7 @@ from atoken.placement import checked_device, checked_dtype
 from mllm.config import ATokenVLConfig
 from mllm.model import ATokenVLForConditionalGeneration, from_source
 from mllm.processor import ATokenVLProcessor
+from mllm.sources import model_folder
 
 
 def assemble(
@@ -60,6 +61,11 @@ def load(
     """
     place = checked_device(device)
     precision = checked_dtype(dtype, place)
+    if "/" not in str(source) and not Path(model_folder(source)).is_dir():  # nor can the hub have it
+        raise AtokenError(
+            f"There is no vision-language model {source}: pass a folder that save_pretrained wrote, or a hub id "
+            "(owner/name), or vl-nano, once make vl-nano has trained it."
+        )
     try:
         found, wanted = ATokenVLConfig.get_config_dict(source)[0].get("model_type"), ATokenVLConfig.model_type
         if found != wanted:

@@ -15,6 +15,7 @@ from mllm.assembly import load
 from mllm.conversation import Conversation, MediaItem, Message, Text
 from mllm.data.lengths import most_tokens
 from mllm.inputs import MediaInputs
+from mllm.media import read_item
 from mllm.model import ATokenVLForConditionalGeneration
 from mllm.processor import ATokenVLProcessor
 
@@ -51,7 +52,9 @@ class Chat:
         with quiet():  # before a video of thousands of frames is decoded
             known = sum(most_tokens(item, self.processor) for item in media if item.modality != "asset")
         self.model.check_length(known, max_new_tokens)
-        asked = (*self.messages, Message("user", (*media, Text(question))))
+        settings, images = self.processor.settings, self.processor.image_processor
+        prepared = [replace(one, source=read_item(one, settings, images)) for one in media]
+        asked = (*self.messages, Message("user", (*prepared, Text(question))))
         encoded = self.processor.encode(Conversation("The conversation", asked))
         self.model.check_length(len(encoded.input_ids), max_new_tokens)
         features = iter(self.model.encode_media(encoded.media))

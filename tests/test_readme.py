@@ -136,7 +136,11 @@ def test_every_command_parses(page):
 
 def check_names(options, words):
     """Stages, presets, fields, tasks and examples that a command names exist."""
-    if getattr(options, "stage", None) and getattr(options, "task", None) is None:
+    if words[:4] == ["python", "-m", "mllm", "train"]:
+        from mllm.training import training
+
+        assert training(options.trains, options.stage, options.changes, None)
+    elif getattr(options, "stage", None) and getattr(options, "task", None) is None:
         from atoken.pretrain.command import chosen
 
         assert chosen(options.preset, options.stage, options.changes, options.teachers)

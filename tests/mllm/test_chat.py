@@ -123,8 +123,8 @@ def test_views_are_an_asset(folder, tmp_path):
 
 
 def test_a_folder_without_a_model_gets_one_sentence(folder):
-    for source in (folder / "language", folder / "nothing"):
-        with pytest.raises(AtokenError, match="Cannot load"):
+    for source, said in ((folder / "language", "type qwen2"), (folder / "nothing", "Cannot load"), ("vl", "is no vis")):
+        with pytest.raises(AtokenError, match=said):
             Chat.load(source)
 
 
