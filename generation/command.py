@@ -37,14 +37,18 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="a generator on the tokens of a store")
     train.add_argument(
-        "kind", choices=["dit", "tokenbridge", "mmdit"],
-        help="from labels a flow on latents, or a masked model of codes; from captions a flow on images and videos",
+        "kind", choices=["dit", "tokenbridge", "mmdit", "structure-vae", "structure", "slat"],
+        help="from labels a flow on latents, or a masked model of codes; from captions a flow on images and videos; "
+        "of assets an autoencoder of the voxels in use, and from images of them flows of these and of their tokens",
     )  # fmt: skip
     train.add_argument("--store", required=True, help="folder that atoken tokenize made, with labels or captions")
     train.add_argument(
-        "--start", type=Path, metavar="FOLDER", help="pipeline whose weights a mmdit run begins with, as of images"
-    )
+        "--start", type=Path, metavar="FOLDER",
+        help="pipeline that a run begins with: of images for mmdit, of structure-vae for structure, of structure for "
+        "slat",
+    )  # fmt: skip
     train.add_argument("--modality", choices=["image", "video"], help="train on these alone (default: all)")
+    train.add_argument("--views", type=Path, metavar="FOLDER", help="images of the assets, for structure and slat")
     train.add_argument("--preset", default="nano", help="size (default: nano); a wrong one lists all")
     train.add_argument("-o", "--out", default="runs/generator", help="folder of the run (default: runs/generator)")
     train.add_argument(
@@ -64,6 +68,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--gpu", default="H100", help="of the plan: their name (default: H100)")
     train.add_argument("--mfu", type=float, default=0.45, help="of the plan: share of their peak (default: 0.45)")
     _add_device(train)
+
+    views = commands.add_parser("views", help="images of the assets of a store, to train on")
+    views.add_argument("source", metavar="SRC", help="what the store was made of, as atoken tokenize took it")
+    views.add_argument("--store", required=True, help="the store; its options say which assets there are")
+    views.add_argument("-o", "--out", required=True, help="folder of the images, a folder an asset")
+    views.add_argument("-n", "--number", type=int, default=24, help="images of an asset (default: 24)")
+    views.add_argument("--size", type=int, default=256, help="pixels a side (default: 256)")
 
     sample = commands.add_parser("sample", help="images of classes by a trained generator")
     sample.add_argument("model", help="folder of a pipeline, or a bundled name")

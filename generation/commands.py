@@ -23,6 +23,7 @@ from generation import training
 from generation.many import labels_of, made, sample_folder
 from generation.pipelines.class_to_image import ClassToImagePipeline
 from generation.plan import plan
+from generation.views import render
 
 logging.set_verbosity_error()  # what matters becomes an exit code and one sentence
 logging.disable_progress_bar()
@@ -35,16 +36,30 @@ def train(options: argparse.Namespace) -> int:
     if options.modality:
         store = store.where(modality=options.modality)
     if options.plan:
-        found = plan(options.kind, options.preset, store, how, gpus=options.gpus, gpu=options.gpu, mfu=options.mfu)
+        found = plan(
+            options.kind, options.preset, store, how, options.start, options.views, gpus=options.gpus,
+            gpu=options.gpu, mfu=options.mfu,
+        )  # fmt: skip
         for table in found.tables():
             console.out(console.columns(table) + "\n")
         return 0
     model = training.train(
         options.kind, options.preset, store, Path(options.out), how, device=checked_device(options.device).type,
         workers=options.workers, zero=options.zero, evaluate_every=options.evaluate_every, start=options.start,
+        views=options.views,
     )  # fmt: skip
     if rank_of_launch() == 0:
         console.out(str(model))
+    return 0
+
+
+def views(options: argparse.Namespace) -> int:
+    """Images of the assets of a source, for those of its store."""
+    if options.number < 1 or options.size < 1:
+        raise AtokenError("-n and --size take whole numbers of at least 1.")
+    wanted = TokenStore(options.store).options
+    keys = [*render(options.source, wanted, Path(options.out), options.number, options.size)]
+    console.out(f"{len(keys):,} assets, {options.number} images of each: {options.out}")
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from atoken.store.batches import StoreBatch
@@ -19,7 +20,7 @@ from generation.masked_ar import MaskedAR, masked_first
 from generation.mmdit import MMDiT
 from generation.text import Encoder, TextFeatures
 
-G = TypeVar("G", DiT, MaskedAR, MMDiT)
+G = TypeVar("G", bound=ModelMixin)
 
 DROPPED = 0.1  # share of conditions that become the null condition, for guidance
 LEAST_MASKED = 0.7  # share of positions; MAR draws it from a normal distribution of mean 1 and deviation 0.25, cut off

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from atoken.store.reader import TokenStore
 from atoken.train.cost import Load, Plan, activations, parameters
-from generation.training import Training, batches_of, objective_of
+from generation.training import Training, prepared
 
 MICRO_BATCHES = 8  # that are looked at
 
 
-def plan(kind: str, preset: str, store: TokenStore, how: Training, **options: Any) -> Plan:
+def plan(
+    kind: str, preset: str, store: TokenStore, how: Training, start: Path | None = None, views: Path | None = None,
+    **options: Any,
+) -> Plan:  # fmt: skip
     """The plan of a training. options: ``gpus``, ``gpu`` and ``mfu`` of ``Plan``. Raises: as ``training.train``."""
-    source = batches_of(store, how, max(1, options.get("gpus", 1)))
+    ranks = max(1, options.get("gpus", 1))
     with torch.device("meta"):
-        objective = objective_of(kind, preset, store, how)
+        objective, source, _ = prepared(kind, preset, store, how, ranks, start=start, views=views)
     batches = [source.batch(key) for key in range(MICRO_BATCHES)]
     load = Load.of(batches, [objective.counted(batch) for batch in batches], micro_batches=how.micro_batches)
     twin, batch = objective.on_meta(batches[0])

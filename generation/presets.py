@@ -51,10 +51,29 @@ MMDIT: dict[str, dict[str, Any]] = {
     "1B": {"width": 1152, "depth": 21, "heads": 18},
 }
 
+# TRELLIS's, Xiang et al. 2024; nano is for grids of 32 voxels a side.
+STRUCTURE_VAE: dict[str, dict[str, Any]] = {
+    "L": {"channels": (32, 128, 512), "latents": 8},
+    "nano": {"channels": (8, 24, 48), "latents": 8, "blocks": 1, "middle": 1},
+}
+STRUCTURE: dict[str, dict[str, Any]] = {
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "nano": {"width": 144, "depth": 6, "heads": 4, "shared": True},
+}
+SLAT: dict[str, dict[str, Any]] = {
+    "L": {"width": 1024, "depth": 24, "heads": 16, "io_channels": (128,)},
+    "nano": {"width": 128, "depth": 6, "heads": 4, "shared": True, "io_channels": (32,)},
+}
+
+_KINDS = {
+    "dit": DIT, "tokenbridge": TOKENBRIDGE, "mmdit": MMDIT, "structure-vae": STRUCTURE_VAE, "structure": STRUCTURE,
+    "slat": SLAT,
+}  # fmt: skip
+
 
 def sizes(kind: str, name: str) -> dict[str, Any]:
-    """The arguments of ``DiT`` (kind ``dit``), ``MaskedAR`` (``tokenbridge``) or ``MMDiT``. Raises: AtokenError."""
-    known = {"dit": DIT, "tokenbridge": TOKENBRIDGE, "mmdit": MMDIT}[kind]
+    """The arguments of the model that a kind trains: ``DiT``, ``MaskedAR`` and so on. Raises: AtokenError."""
+    known = _KINDS[kind]
     if name not in known:
         raise AtokenError(f"There is no preset {name} of {kind}; there are {', '.join(known)}.")
     return known[name]

@@ -18,6 +18,8 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from atoken.gaussian_decoder import OutputLayer, positions
 from atoken.layers import Linear
+from atoken.statistics import LatentStatistics
+from atoken.tokens import SparseTokens
 from generation.conditioned import Packing, Trunk, initialise
 
 TIME_SCALE = 1000.0  # what the networks of this package for assets see is so much sigma
@@ -80,24 +82,41 @@ class StructureFlow(ModelMixin, ConfigMixin):
 class StructureVAE(ModelMixin, ConfigMixin):
     """Occupancy (B, 1, X, Y, Z) to latents and back; each step between ``channels`` halves the sides.
 
-    channels: of the encoder, from the finest cells on; the decoder has them in reverse. latents: C. blocks, middle:
-    residual blocks of each size, and beside the latents. halves: which of ``encoder`` and ``decoder`` it has; published
-    weights are one each.
+    side: of the grid of occupancy. channels: of the encoder, from the finest cells on; the decoder has them in
+    reverse. latents: C. blocks, middle: residual blocks of each size, and beside the latents. halves: which of
+    ``encoder`` and ``decoder`` it has; published weights are one each. latents_mean, latents_std: of each channel
+    of the latents, by which a flow sees them; none in published weights.
     """
 
     @register_to_config
     def __init__(
         self,
         *,
+        side: int = 64,
         channels: tuple[int, ...] = (32, 128, 512),
         latents: int = 8,
         blocks: int = 2,
         middle: int = 2,
         halves: tuple[str, ...] = ("encoder", "decoder"),
+        latents_mean: tuple[float, ...] = (),
+        latents_std: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         self.encoder = StructureEncoder(channels, latents, blocks, middle) if "encoder" in halves else None
         self.decoder = StructureDecoder(channels[::-1], latents, blocks, middle) if "decoder" in halves else None
+
+    @property
+    def latents_side(self) -> int:
+        """Cells of latents a side."""
+        return int(self.config.side) >> (len(self.config.channels) - 1)
+
+    @property
+    def statistics(self) -> LatentStatistics:
+        """Of the latents; mean 0 and deviation 1 where none are known."""
+        count, config = self.config.latents, self.config
+        return LatentStatistics(
+            tuple(config.latents_mean or (0.0,) * count), tuple(config.latents_std or (1.0,) * count)
+        )  # fmt: skip
 
     def encode(self, occupied_B1XYZ: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of latents, each (B, C, x, y, z)."""
@@ -186,6 +205,13 @@ class StructureDecoder(nn.Module):
     def forward(self, x_BCXYZ: Tensor) -> Tensor:
         """(B, C, x, y, z) -> (B, 1, X, Y, Z)."""
         return self.out(F.silu(self.norm(self.blocks(self.middle(self.inputs(x_BCXYZ))))))
+
+
+def occupancy(voxels: SparseTokens, side: int) -> Tensor:
+    """(B, 1, S, S, S) fp32 on the device of the features: 1 where a sample has a voxel."""
+    grid = torch.zeros(len(voxels.lengths), 1, side, side, side, device=voxels.coords.device)
+    grid[voxels.sample_N, 0, *voxels.coords[:, 1:].long().unbind(1)] = 1
+    return grid.to(voxels.feats.device)
 
 
 def _levels(channels: Channels, blocks: int, between: type[Halved | Doubled]) -> nn.Sequential:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,14 @@ from atoken.train import loop, overrides
 from atoken.train.devices import without_denormals
 from atoken.train.recipe import Count, Recipe
 from atoken.train.record import Started
+from generation.asset_training import (
+    ASSET_KINDS,
+    AssetObjectives,
+    asset_batches,
+    asset_objective,
+    begun,
+    save_asset,
+)  # fmt: skip
 from generation.dit import DiT
 from generation.masked_ar import MaskedAR
 from generation.mmdit import MMDiT
@@ -27,10 +35,16 @@ from generation.objectives import FlowObjective, MaskedObjective, TextFlowObject
 from generation.pipelines.class_to_image import ClassToImagePipeline
 from generation.pipelines.text_to_video import TextToVideoPipeline
 from generation.presets import sizes
+from generation.slat import SlatFlow
+from generation.structure import StructureFlow, StructureVAE
 from generation.text import load_encoder
+from generation.views import AssetBatches
 
-Model = DiT | MaskedAR | MMDiT
+TokenModel = DiT | MaskedAR | MMDiT
+Model = TokenModel | StructureVAE | StructureFlow | SlatFlow
 Objectives = FlowObjective | MaskedObjective | TextFlowObjective
+Save = Callable[[Any, Path], None]  # a model with its final weights, into a folder
+M = TypeVar("M", bound=Model)
 
 SHOWN = 16  # images of a grid in the log
 GUIDANCE = 4.0  # of pipelines of texts, until validation says more; the paper's is 9, for its own model of 48 channels
@@ -41,7 +55,8 @@ class Training:
     """How a generator is trained.
 
     samples: of a micro-batch of one grid. tokens: of a packed one of any grids, at most, in its place. micro_batches:
-    of a step, over all ranks. texts: encoders of captions, as ``text.load_encoder`` takes them.
+    of a step, over all ranks. texts: encoders of captions, as ``text.load_encoder`` takes them. image: encoder of views
+    of assets, as ``vision.load_image_encoder`` takes it, or that of the tokens; image_side: pixels a side of these.
     """
 
     recipe: Recipe
@@ -49,6 +64,8 @@ class Training:
     tokens: Count | None = None
     micro_batches: Count = 1
     texts: tuple[str, ...] = ()
+    image: str = ""
+    image_side: Count | None = None
 
 
 # LightningDiT, and TokenBridge with the learning rate that it scales by the batch (generation.md gives both). MMDiT is
@@ -72,6 +89,22 @@ TRAININGS = {
     "mmdit/nano": Training(
         Recipe(steps=6_000, warmup=200, lr=1e-3, final_lr=1e-5, weight_decay=0.01, ema=0.999),
         tokens=2048, texts=("nano",),
+    ),
+    **dict.fromkeys(("structure-vae", "structure", "slat"), Training(
+        Recipe(
+            steps=1_000_000, warmup=0, lr=1e-4, final_lr=1e-4, weight_decay=0.0, clip=1.0, ema=0.9999
+        ), tokens=65_536, micro_batches=32,
+    )),
+    "structure-vae/nano": Training(
+        Recipe(steps=2_000, warmup=100, lr=2e-3, final_lr=1e-5, weight_decay=0.0, ema=0.99), tokens=12_288
+    ),
+    "structure/nano": Training(
+        Recipe(steps=6_000, warmup=200, lr=1e-3, final_lr=1e-5, weight_decay=0.01, ema=0.999),
+        tokens=12_288, image_side=96,
+    ),
+    "slat/nano": Training(
+        Recipe(steps=4_000, warmup=200, lr=1e-3, final_lr=1e-5, weight_decay=0.01, ema=0.999),
+        tokens=8_192, image_side=96,
     ),
     "dit/nano": Training(
         Recipe(steps=8_500, warmup=200, lr=1e-3, final_lr=1e-5, weight_decay=0.01, ema=0.999), samples=64
@@ -144,22 +177,45 @@ def batches_of(store: TokenStore, how: Training, ranks: int) -> StoreBatches:
     )  # fmt: skip
 
 
+def prepared(
+    kind: str, preset: str, store: TokenStore, how: Training, ranks: int, *, start: Path | None = None,
+    views: Path | None = None,
+) -> tuple[Objectives | AssetObjectives, StoreBatches | AssetBatches, Save]:  # fmt: skip
+    """What is trained, on which batches, and how its pipeline is written. Raises: AtokenError.
+
+    start: of assets, the pipeline that is added to. views: of assets, as ``generation/views.py`` has them.
+    """
+    source = batches_of(store, how, ranks)
+    if kind in ASSET_KINDS:
+        with torch.device("cpu"):  # also of a plan, whose model is on the meta device
+            pipeline = begun(store, how.image, how.image_side, start)
+        objective = asset_objective(
+            kind, sizes(kind, preset), store, pipeline, checkpointing=how.recipe.checkpointing
+        )  # fmt: skip
+        return objective, asset_batches(kind, source, views, pipeline), partial(save_asset, kind, pipeline, store)
+
+    def save(model: TokenModel, folder: Path) -> None:
+        pipeline_of(model.to(torch.bfloat16), store, how.texts).save_pretrained(folder)
+
+    return objective_of(kind, preset, store, how), source, save
+
+
 def train(
     kind: str, preset: str, store: TokenStore, folder: Path, how: Training, *, device: str = "cpu", workers: int = 1,
-    zero: int | None = None, evaluate_every: int = 0, start: Path | None = None,
+    zero: int | None = None, evaluate_every: int = 0, start: Path | None = None, views: Path | None = None,
 ) -> Path:  # fmt: skip
     """Train, or go on, in ``folder``; the folder of the pipeline that is written.
 
-    start: a pipeline whose weights a new run begins with, such as one of videos with those of one of images.
+    start: a pipeline whose weights a new run begins with, such as one of videos with those of one of images; of assets
+    as in ``prepared``, with ``views``. evaluate_every: steps between two squares of samples, which assets have not.
     zero: None is ZeRO-1 where a launcher started several processes, and the plain engine in one alone.
     Raises: as ``loop.run``.
     """
     ranks = int(os.environ.get("WORLD_SIZE", 1))
-    source = batches_of(store, how, ranks)
     torch.manual_seed(how.recipe.seed)
-    objective = objective_of(kind, preset, store, how)
-    model = objective.model
-    if start is not None:
+    objective, source, save = prepared(kind, preset, store, how, ranks, start=start, views=views)
+    model: Any = objective.model
+    if start is not None and kind not in ASSET_KINDS:
         _begin_with(model, start)
     values = {
         "generator": {"kind": kind, "preset": preset, **{k: v for k, v in asdict(how).items() if k != "recipe"}},
@@ -167,14 +223,14 @@ def train(
     }
     with without_denormals():
         return loop.run(
-            objective, how.recipe, source, folder, export=partial(export, model, store, how.texts),
-            evaluate=partial(shown, model, store, how.texts) if evaluate_every else None,
+            objective, how.recipe, source, folder, export=partial(export, model, save),
+            evaluate=partial(shown, model, store, how.texts) if evaluate_every and kind not in ASSET_KINDS else None,
             started=Started(values, fixed=("generator.", "store."), start=start), device=device, workers=workers,
             zero=1 if zero is None and ranks > 1 else zero, evaluate_every=evaluate_every,
         )  # fmt: skip
 
 
-def _begin_with(model: Model, start: Path) -> None:
+def _begin_with(model: TokenModel, start: Path) -> None:
     """Raises: AtokenError (weights of a model of other sizes)."""
     try:
         model.load_state_dict(type(model).from_pretrained(start, subfolder="transformer").state_dict())
@@ -183,7 +239,9 @@ def _begin_with(model: Model, start: Path) -> None:
         raise AtokenError(f"{start} holds no pipeline to begin with for this kind and preset: {reason}") from error
 
 
-def pipeline_of(model: Model, store: TokenStore, texts: Sequence[str]) -> ClassToImagePipeline | TextToVideoPipeline:
+def pipeline_of(
+    model: TokenModel, store: TokenStore, texts: Sequence[str]
+) -> ClassToImagePipeline | TextToVideoPipeline:
     """A pipeline of a model that was trained on a store, with these text encoders."""
     if isinstance(model, MMDiT):
         longest = max(store.alike()[0], key=lambda one: (one.frames, -one.tokens))
@@ -198,20 +256,20 @@ def pipeline_of(model: Model, store: TokenStore, texts: Sequence[str]) -> ClassT
     )  # fmt: skip
 
 
-def with_weights(model: Model, weights: Mapping[str, Tensor]) -> Model:
+def with_weights(model: M, weights: Mapping[str, Tensor]) -> M:
     """A model of its own with the weights that an objective has under the name ``model``, in eval mode."""
     own = type(model).from_config(model.config)
     own.load_state_dict(own.state_dict() | {name.removeprefix("model."): value for name, value in weights.items()})
     return own.eval()
 
 
-def export(model: Model, store: TokenStore, texts: Sequence[str], weights: Mapping[str, Tensor], folder: Path) -> None:
+def export(model: Model, save: Save, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write a pipeline in bf16."""
-    pipeline_of(with_weights(model, weights).to(torch.bfloat16), store, texts).save_pretrained(folder)
+    save(with_weights(model, weights), folder)
 
 
 def shown(
-    model: Model, store: TokenStore, texts: Sequence[str], weights: Mapping[str, Tensor]
+    model: TokenModel, store: TokenStore, texts: Sequence[str], weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, float], np.ndarray]:
     """A square of images of labels, or last frames of captions, as (H, W, 3) uint8; there are no numbers."""
     pipeline = pipeline_of(with_weights(model, weights).to(next(model.parameters()).device), store, texts)

@@ -134,6 +134,7 @@ def _add_store(commands: Commands) -> None:
     tokenize.add_argument("--frames", type=_positive, metavar="N", help="of videos: the first N at most")
     tokenize.add_argument("--max-side", type=_pixels, metavar="PIXELS", help="scale larger images and frames down")
     tokenize.add_argument("--coarsen", action="store_true", help="pack assets of too many voxels at a lower resolution")
+    tokenize.add_argument("--voxels", type=_positive, metavar="N", help="a side of the grid of assets (default: 64)")
     tokenize.add_argument("--items", type=_positive, metavar="N", help="only so many of the source")
     tokenize.add_argument("--shuffle", type=_count, metavar="SEED", help="items in a random order (default: as in SRC)")
     tokenize.add_argument("--shard-mb", type=_positive, default=256, help="size of a shard, about (default: 256)")

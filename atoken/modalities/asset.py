@@ -45,24 +45,26 @@ class VoxelPatches:
     patches: np.ndarray
 
 
-def voxelised(asset: Mesh | Views, coarsen: bool) -> VoxelPatches:
-    """Make the cells and patches that a mesh or views are encoded from. Raises: MediaError."""
+def voxelised(asset: Mesh | Views, coarsen: bool, resolution: int | None = None) -> VoxelPatches:
+    """Make the cells and patches that a mesh or views are encoded from, in a grid of 64^3. Raises: MediaError."""
     from atoken.modalities.voxels import unvoxelize
 
-    tokens, fields = _patchify(asset, coarsen)
+    tokens, fields = _patchify(asset, coarsen, resolution)
     cells = tokens.coords[:, 1:].numpy().astype(np.uint16)
     return VoxelPatches(fields["size"][0], cells, unvoxelize(tokens).reshape(len(cells), -1))
 
 
-def _patchify(asset: Mesh | Views | VoxelPatches, coarsen: bool) -> tuple[SparseTokens, dict[str, Any]]:
+def _patchify(
+    asset: Mesh | Views | VoxelPatches, coarsen: bool, resolution: int | None = None
+) -> tuple[SparseTokens, dict[str, Any]]:
     from atoken.modalities.views import render_views
-    from atoken.modalities.voxels import VALUES, voxelize, voxels
+    from atoken.modalities.voxels import RESOLUTION, VALUES, voxelize, voxels
 
     if isinstance(asset, VoxelPatches):
         packed = voxels(asset.cells, asset.resolution, asset.patches)
     else:
         views = render_views(asset) if isinstance(asset, Mesh) else asset
-        packed = voxelize(views, over="coarsen" if coarsen else "refuse")
+        packed = voxelize(views, resolution or RESOLUTION, over="coarsen" if coarsen else "refuse")
     tokens = packed.tokens
     return tokens.with_feats(tokens.feats[:, :VALUES]), {"size": (packed.resolution,) * 2}
 

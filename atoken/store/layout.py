@@ -45,13 +45,14 @@ def numbers_first(label: str) -> tuple[bool, int, str]:
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What decides the contents of a store, beside its source and model; engines and numbers of workers do not.
 
-    latents: float32, or float16, which rounds a continuous model's; codes of a discrete model are exact. draws: samples
-    from the posterior of each item, 0 for its mean. flip: each image and video mirrored as well, not assets. resize:
-    the shorter side in pixels. crop: the side of the square in the middle, after resizing. fps, frames: of videos, the
-    rate and the number of frames at most. max_side: larger images and frames are scaled down. coarsen: assets of too
-    many voxels get a coarser grid. items: how many of the source, None for all; a series of the generator has no end.
-    shuffle: seed of the order of items, None for that of the source. shard_mb: of a shard, about. batch_tokens: that
-    are encoded at once, about. vectors: pooled unit vectors are in the index, too.
+    latents: float32, or float16, which rounds a continuous model's; codes of a discrete model are exact. draws:
+    samples from the posterior of each item, 0 for its mean. flip: each image and video mirrored as well, not
+    assets. resize: the shorter side in pixels. crop: the side of the square in the middle, after resizing. fps,
+    frames: of videos, the rate and the number of frames at most. max_side: larger images and frames are scaled
+    down. coarsen: assets of too many voxels get a coarser grid. voxels: a side of the grid of assets, None for 64.
+    items: how many of the source, None for all; a series of the generator has no end. shuffle: seed of the order of
+    items, None for that of the source. shard_mb: of a shard, about. batch_tokens: that are encoded at once, about.
+    vectors: pooled unit vectors are in the index, too.
     """
 
     latents: Literal["float32", "float16"] = "float32"
@@ -64,6 +65,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     frames: Positive | None = None
     max_side: Positive | None = None
     coarsen: bool = False
+    voxels: Positive | None = None
     items: Positive | None = None
     shuffle: Count | None = None
     shard_mb: Positive = 256

@@ -93,7 +93,8 @@ def decode(entry: Entry, options: Options) -> Decoded:
         else:
             modality = sniff(sample.media, name=sample.name, first_frame=entry.first_frame).modality
             if modality is ASSET:
-                media = voxelised(read_mesh(sample.media, name=sample.name, timeout=TIMEOUT), options.coarsen)
+                mesh = read_mesh(sample.media, name=sample.name, timeout=TIMEOUT)
+                media = voxelised(mesh, options.coarsen, options.voxels)
             elif modality is VIDEO:
                 media = _video(sample, options)
             else:
@@ -109,7 +110,7 @@ def _generated(sample: Sample, options: Options) -> tuple[Image | Video | VoxelP
     side = int(sample.record.get("side") or options.resize or options.crop or SIDE)
     if modality == ASSET.name:
         asset = make(options.seed, index)
-        return voxelised(asset.mesh, options.coarsen), (asset.caption,)
+        return voxelised(asset.mesh, options.coarsen, options.voxels), (asset.caption,)
     count = () if modality != VIDEO.name else (options.frames or GENERATED_FRAMES,)
     made = make(options.seed, index, *count, side, side)
     media = Video(made.frames) if count else Image(made.frames[0])

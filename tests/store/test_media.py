@@ -192,9 +192,9 @@ def test_generated_items_are_those_of_the_series_in_the_size_of_the_crop():
 @pytest.mark.parametrize("coarsen", [False, True])
 def test_assets_of_too_many_voxels_are_refused_unless_they_may_be_coarsened(coarsen, monkeypatch):
     asked = []
-    monkeypatch.setattr(media, "voxelised", lambda mesh, coarsen: asked.append((type(mesh), coarsen)))
-    decode(entry(EXAMPLES / "tower.glb"), Options(coarsen=coarsen))
-    assert asked == [(Mesh, coarsen)]
+    monkeypatch.setattr(media, "voxelised", lambda mesh, coarsen, side: asked.append((type(mesh), coarsen, side)))
+    decode(entry(EXAMPLES / "tower.glb"), Options(coarsen=coarsen, voxels=32))
+    assert asked == [(Mesh, coarsen, 32)]
 
 
 BROKEN = {
