@@ -23,9 +23,9 @@ _MODULE = re.compile(r"(atoken|eval|mllm)(\.\w+)*")
 
 
 @cache
-def code_version() -> str:
+def code_version(modules: tuple[str, ...] = MEASURING) -> str:
     """AToken's version and a digest of the code that measures."""
-    return f"{atoken.__version__}+{code_digest(MEASURING, APART)}"
+    return f"{atoken.__version__}+{code_digest(modules, APART)}"
 
 
 def code_digest(modules: Iterable[str], apart: Iterable[str] = (), root: Path = ROOT) -> str:

@@ -119,6 +119,10 @@ def parser() -> argparse.ArgumentParser:
     which = "inception, efficientnet-lite0, nano, or FILE@SHA256 of a TorchScript file (default: inception)"
     generation.add_argument("--network", default="inception", help=which)
 
+    videos = add("videos", "a folder of videos of prompts: agreement, smoothness, flicker, FVD", measuring)
+    videos.add_argument("samples", metavar="SAMPLES", help="folder of PROMPT-0.mp4, PROMPT-1.mp4, ...")
+    videos.add_argument("--reference", help="folder of real videos, for FVD")
+
     generator = add("generator", "samples of a generator of classes, figures and photographs", measuring[2:])
     generator.add_argument("generator", metavar="GENERATOR", help="the folder of a pipeline, or a bundled name")
     generator.add_argument("--store", required=True, help="folder of tokens that it was trained on")

@@ -47,6 +47,7 @@ from eval.shards import make_folder
 from eval.sources.entry import Listing, Prepared
 from eval.sources.folders import local
 from eval.tasks import LOCAL, TASKS
+from eval.videos import videos_row
 
 _VERSIONS = ("python", "atoken", "torch", "numpy", "scipy", "pillow", "av", "transformers", "trimesh", "embreex")
 OUT = "out"  # of results, in folders MODEL/RUN
@@ -195,6 +196,27 @@ def generation(options: argparse.Namespace) -> int:
     network = network_of(options.network, options.weights, device, trust=options.trust)
     row = generated(Path(options.samples), Path(options.reference), [network])
     folder = result_folder(options, options.samples, f"generation-{file_name(options.reference)}")
+    return _written(folder, [row], _run(start, Ranks(), device), options)
+
+
+def videos(options: argparse.Namespace) -> int:
+    """Videos of prompts; --model is whose vectors of texts and videos are compared."""
+    if Ranks.launched().rank:
+        return 0
+    start, device = time.time(), device_of(options)
+    network, skipped, reference = None, {"fvd": "no --reference of real videos was named"}, None
+    if options.reference:
+        reference = Path(options.reference)
+        try:
+            network, skipped = I3D(options.weights, trust=options.trust, device=device), {}
+        except AtokenError as error:
+            skipped = {"fvd": str(error)}
+    row = videos_row(
+        Path(options.samples), tokenizer_of(options), reference=reference, network=network, skipped=skipped
+    )
+    folder = result_folder(
+        options, options.samples, "-".join(["videos", *map(file_name, filter(None, [options.reference]))])
+    )
     return _written(folder, [row], _run(start, Ranks(), device), options)
 
 

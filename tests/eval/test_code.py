@@ -78,7 +78,7 @@ BESIDES = (
     "atoken.presets", "atoken.pretrain", "atoken.report", "atoken.rope", "atoken.statistics", "atoken.text",
     "atoken.tokenizer", "atoken.train", "atoken.transformer", "eval.actions", "eval.command", "eval.commands",
     "eval.compare", "eval.lmms", "eval.models", "eval.published", "eval.rate", "eval.rate_report", "eval.report",
-    "eval.tasks",
+    "eval.tasks", "eval.videos",
 )  # fmt: skip
 
 
