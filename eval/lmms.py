@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from eval.protocol import EvalProtocol, result_row, settings
 VERSION = "0.7.3"
 PYTHON = ROOT / ".lmms/bin/python"  # of ``make lmms``
 MOST_SHOWN = 300  # characters of a reason
+_ERROR = re.compile(r"^[\w.]*(?:Error|Exception): .*", re.MULTILINE)  # the last lines of tracebacks
 
 
 class Published(NamedTuple):
@@ -71,7 +73,7 @@ def evaluated(
     """What lmms-eval writes of a task; its samples lie below ``folder`` in files that end in ``_samples_TASK.jsonl``.
 
     model: a folder, a bundled name or a hub id. options: further ones of lmms-eval. Raises: AtokenError (no lmms-eval,
-    or the last line of what it said).
+    or the last error that it printed).
     """
     command = [
         interpreter(), "-m", "lmms_eval", "--model", MODEL, "--model_args", f"pretrained={model}", "--tasks", task,
@@ -84,9 +86,9 @@ def evaluated(
     files = sorted(folder.rglob("*_results.json"))
     found = json.loads(files[-1].read_text()) if files else {}
     if done.returncode or task not in found.get("results", {}):
-        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "Error" in line]
+        said = [line for line in _ERROR.findall(done.stderr + done.stdout) if "RetryError" not in line]
         reason = said[-1] if said else f"it ended with code {done.returncode}"
-        raise AtokenError(f"lmms-eval gave no number: {reason[-MOST_SHOWN:]}")
+        raise AtokenError(f"lmms-eval gave no number: {reason[:MOST_SHOWN]}")
     return dict(found)
 
 
