@@ -69,7 +69,7 @@ vl-nano: .venv/.dev
 		--validation scripts/vl-nano-validation.yaml -o $(VL_NANO) --set \
 		tokens=1024 micro_batches=1 warmup=100 lr=1e-3 final_lr=1e-5 language_lr=0.4 ema=0.995 rank=8 alpha=16 \
 		frames=64 slow_frames=16 slow_pool=2 fast_output=2 video_mode=tubelet video_pixels=9216 \
-		image_pixels=9216 image_pool=1 asset_tokens=64
+		image_pixels=9216 image_pool=1 asset_voxels=1024 asset_tokens=64
 	$(BIN)/python -m scripts.bundle_vl $(VL_NANO)
 
 # lmms-eval in an environment of its own, 2.4 GB, and the same questions to one model by it and by our harness. The

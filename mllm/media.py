@@ -16,8 +16,10 @@ from atoken.image_processor import ATokenImageProcessor
 from atoken.io import VideoReader, load_media
 from atoken.io.inputs import as_media, modality_of
 from atoken.io.token_file import Tokens
-from atoken.modalities import MODALITIES
-from atoken.modalities.voxels import VALUES
+from atoken.mesh import Mesh
+from atoken.modalities.asset import VoxelPatches
+from atoken.modalities.views import render_views
+from atoken.modalities.voxels import VALUES, voxelize, voxels
 from atoken.patches import PATCH, grid, pack_pixels
 from atoken.tokens import SparseTokens
 from mllm.conversation import MediaItem
@@ -136,8 +138,12 @@ def _of_frames(modality: str, pixels: Tensor, settings: SlowFast) -> MediaInputs
 
 
 def _of_asset(source: Any, settings: SlowFast) -> MediaInputs:
-    tokens, fields = MODALITIES["asset"].patchify(_opened(source, "asset"), True)
-    resolution = fields["size"][0]
+    asset = _opened(source, "asset")
+    if isinstance(asset, VoxelPatches):
+        tokens, resolution = voxels(asset.cells, asset.resolution, asset.patches)
+    else:
+        views = render_views(asset) if isinstance(asset, Mesh) else asset
+        tokens, resolution = voxelize(views, max_tokens=settings.asset_voxels, over="coarsen")
     _, centres = cubes(tokens.coords[:, 1:], resolution, settings)
     size = (resolution, resolution, resolution)
     layout = layout_of("asset", size, settings, len(centres))

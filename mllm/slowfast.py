@@ -44,6 +44,7 @@ class SlowFast:
     fast_includes_slow: bool = True
     video_mode: VideoMode = "frame"  # of ``ATokenVisionModel.encode_media``
     image_pool: int = 1
+    asset_voxels: int = 32_768  # that the tower sees of an asset at most; its grid is halved until they fit
     asset_tokens: int = 1024  # of an asset at most; its voxels are pooled in cubes of 1, 2, 4, ... until they fit
     image_pixels: int = 1536**2  # larger images are made smaller (AToken's Table 9)
     video_pixels: int = 480**2  # of a frame

@@ -252,3 +252,6 @@ def test_meshes_are_assets(sources):
     for most, expected in ((1024, 417), (256, 104)):  # of 6,083 voxels
         item = MediaItem("asset", "examples/tower.glb")
         assert len(read_item(item, SlowFast(asset_tokens=most), processor.image_processor)) == expected
+    few = read_item(item, SlowFast(asset_voxels=2000), processor.image_processor)
+    assert few.size == (32, 32, 32)
+    assert 1000 < len(few.patches.feats) <= 2000
