@@ -86,7 +86,8 @@ class MMDiT(ModelMixin, ConfigMixin):
         values = channels * patch**2
         self.patchify = Linear(values, width)
         self.time = TimeEmbedding(width)
-        self.pooled = nn.Sequential(Linear(sum(pooled_widths), width), nn.SiLU(), Linear(width, width))
+        pooled = sum(pooled_widths)
+        self.pooled = nn.Sequential(Linear(pooled, width), nn.SiLU(), Linear(width, width)) if pooled else None
         self.texts = nn.ModuleList(Linear(one, width) for one in text_widths)
         self.blocks = nn.ModuleList(
             JointBlock(width, heads, qk_norm=qk_norm, dual=number < dual, last=number == depth - 1)
@@ -103,7 +104,7 @@ class MMDiT(ModelMixin, ConfigMixin):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.time.up, self.time.out, self.pooled[0], self.pooled[2]):
+        for layer in (self.time.up, self.time.out, *(self.pooled or ())[::2]):
             nn.init.normal_(layer.weight, std=0.02)
         for block in self.blocks:
             nn.init.zeros_(block.image.modulation.weight)
@@ -126,8 +127,9 @@ class MMDiT(ModelMixin, ConfigMixin):
         return self.output(image_ND, activated_BD, layout)
 
     def condition(self, sigma_B: Tensor, texts: Texts) -> Tensor:
-        """(B, D): of the time and the pooled vectors."""
-        return self.time(TIME_SCALE * sigma_B) + self.pooled(torch.cat([one.pooled for one in texts], 1))
+        """(B, D): of the time, and of the pooled vectors where an encoder has some."""
+        time_BD = self.time(TIME_SCALE * sigma_B)
+        return time_BD if self.pooled is None else time_BD + self.pooled(torch.cat([one.pooled for one in texts], 1))
 
     def output(self, image_ND: Tensor, activated_BD: Tensor, layout: Layout) -> Tensor:
         """(N, V) of what the last block gives."""

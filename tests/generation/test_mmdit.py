@@ -99,6 +99,13 @@ def test_a_fresh_model_gives_zeros_and_trains_all_its_weights():
     assert random_model()(tokens, torch.rand(2), texts(0, 0)).isfinite().all()
 
 
+def test_an_encoder_may_have_no_pooled_vectors():
+    model = random_model(text_widths=TEXTS[1:], pooled_widths=(0,))
+    tokens, asked = packed(torch.randn(2, 4, 1, 2, 2)), texts(3, 1)[1:]
+    model(tokens, torch.rand(2), asked).square().sum().backward()
+    assert all(weight.numel() and weight.grad is not None for weight in model.parameters())
+
+
 def test_presets_have_the_sizes_that_they_say():
     with torch.device("meta"):
         found = {
