@@ -67,7 +67,7 @@ vl-nano: .venv/.dev
 	$(BIN)/python -m scripts.vl_texts $(VL_NANO)/texts.jsonl
 	$(BIN)/python -m mllm train --llm smollm2 --tower nano --trains projector+lora --data scripts/vl-nano.yaml \
 		--validation scripts/vl-nano-validation.yaml -o $(VL_NANO) --set \
-		tokens=1024 micro_batches=1 warmup=100 lr=1e-3 final_lr=1e-5 language_lr=0.4 ema=0.995 rank=8 alpha=16 \
+		tokens=320 micro_batches=3 warmup=100 lr=1e-3 final_lr=1e-5 language_lr=0.4 ema=0.995 rank=8 alpha=16 \
 		frames=64 slow_frames=16 slow_pool=2 fast_output=2 video_mode=tubelet video_pixels=9216 \
 		image_pixels=9216 image_pool=1 asset_voxels=1024 asset_tokens=64
 	$(BIN)/python -m scripts.bundle_vl $(VL_NANO)

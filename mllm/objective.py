@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,15 +75,18 @@ class AnswerObjective(Objective[ConversationBatch]):
         return sum(self.counted(batch)[:2])
 
 
-def answers(language: torch.nn.Module, embeddings: Tensor, batch: ConversationBatch) -> tuple[Tensor, Tensor]:
+def answers(language: Any, embeddings: Tensor, batch: ConversationBatch) -> tuple[Tensor, Tensor]:
     """Logits (S, V) in fp32 of the targets (S,) of a batch, and these; no other logits are computed.
 
     embeddings: (1, L, E); they may be on another device than the batch.
     """
     device = embeddings.device
     before = (batch.labels[0, 1:] != IGNORED).nonzero()[:, 0]  # the token before tells each target
+    mask = batch.attention_mask.to(device)
+    if language.config._attn_implementation == "eager":  # which adds it
+        mask = torch.where(mask, 0.0, torch.finfo(embeddings.dtype).min).to(embeddings.dtype)
     found = language(
-        inputs_embeds=embeddings, attention_mask=batch.attention_mask.to(device),
+        inputs_embeds=embeddings, attention_mask=mask,
         position_ids=batch.position_ids.to(device), use_cache=False, logits_to_keep=before.to(device),
     )  # fmt: skip
     return found.logits[0].float(), batch.labels[0, 1:][before].to(device)

@@ -136,6 +136,17 @@ def test_the_loss_of_a_step_is_the_mean_over_its_targets(folder, both):
     assert np.mean(losses) == pytest.approx(sums / sum(batch.supervised for batch in batches), rel=FP32)
 
 
+def test_attention_that_adds_its_mask_gives_the_same_loss(folder, both):
+    model, processor = both
+    objective, batch = AnswerObjective(model.eval()), source_of(folder, processor).batch(0)
+    assert batch.samples > 1
+    with torch.no_grad():
+        expected = float(objective(batch)[0])
+        model.language_model.set_attn_implementation("eager")
+        assert float(objective(batch)[0]) == pytest.approx(expected, rel=FP32)
+    model.language_model.set_attn_implementation("sdpa")
+
+
 @pytest.mark.parametrize("trains", WAYS)
 def test_flops_are_those_of_the_matrices(folder, trains):
     how = training.training(trains, 2, CHANGES)
