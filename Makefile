@@ -5,9 +5,10 @@ FILES ?= $(wildcard examples/*)
 OUT ?= out
 GENERATORS := runs/generators
 T2V := runs/t2v
+I23D := runs/i23d
 VL_NANO := runs/vl-nano
 
-.PHONY: setup test lint reconstruct nano generators t2v-nano vl-nano lmms clean
+.PHONY: setup test lint reconstruct nano generators t2v-nano i23d-nano vl-nano lmms clean
 
 setup: .venv/.dev
 
@@ -59,6 +60,17 @@ t2v-nano: .venv/.dev
 	$(BIN)/python -m generation train mmdit --store $(T2V)/tokens --start $(T2V)/images/model -o $(T2V)/videos \
 		--evaluate-every 1000
 	$(BIN)/python -m scripts.bundle_generators $(T2V) --videos
+
+# Trains a small image-to-3D model: structure of voxels, its flow, the flow of their tokens; docs/generation.md.
+i23d-nano: .venv/.dev
+	$(BIN)/atoken fetch furniture
+	$(BIN)/atoken tokenize scripts/i23d-nano.toml --model nano -o $(I23D)/tokens --voxels 32 --latents float16
+	$(BIN)/python -m generation views scripts/i23d-nano.toml --store $(I23D)/tokens -o $(I23D)/views -n 8 --size 128
+	$(BIN)/python -m generation train structure-vae --store $(I23D)/tokens -o $(I23D)/structure-vae
+	$(BIN)/python -m generation train structure --store $(I23D)/tokens --views $(I23D)/views \
+		--start $(I23D)/structure-vae/model -o $(I23D)/structure
+	$(BIN)/python -m generation train slat --store $(I23D)/tokens --views $(I23D)/views \
+		--start $(I23D)/structure/model -o $(I23D)/slat
 
 # Trains the bundled vision-language model anew on questions about generated media and photographs, and puts it in place;
 # interrupted, it goes on where it was. docs/mllm.md says what of and how long.

@@ -85,7 +85,7 @@ def asset_batches(
 
 
 def save_asset(kind: str, pipeline: ImageTo3DPipeline, store: TokenStore, model: nn.Module, folder: Path) -> None:
-    """Write the pipeline with a trained model in bf16."""
+    """Write the pipeline with a trained model, all of it in bf16."""
     if isinstance(model, StructureVAE):
         rows = range(0, len(store), -(-len(store) // MEASURED))
         grids = (occupancy(store.packed([row]), model.config.side) for row in rows)
@@ -95,5 +95,5 @@ def save_asset(kind: str, pipeline: ImageTo3DPipeline, store: TokenStore, model:
         pipeline.register_to_config(
             latents_mean=list(store.statistics.mean), latents_std=list(store.statistics.std)
         )  # fmt: skip
-    pipeline.register_modules(**{ASSET_KINDS[kind]: model.to(torch.bfloat16)})
-    pipeline.save_pretrained(folder)
+    pipeline.register_modules(**{ASSET_KINDS[kind]: model})
+    pipeline.to(torch.bfloat16).save_pretrained(folder)

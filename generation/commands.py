@@ -57,8 +57,8 @@ def views(options: argparse.Namespace) -> int:
     """Images of the assets of a source, for those of its store."""
     if options.number < 1 or options.size < 1:
         raise AtokenError("-n and --size take whole numbers of at least 1.")
-    wanted = TokenStore(options.store).options
-    keys = [*render(options.source, wanted, Path(options.out), options.number, options.size)]
+    store = TokenStore(options.store)
+    keys = [*render(options.source, store, Path(options.out), options.number, options.size)]
     console.out(f"{len(keys):,} assets, {options.number} images of each: {options.out}")
     return 0
 

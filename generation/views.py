@@ -22,6 +22,7 @@ from atoken.mesh import Mesh
 from atoken.modalities.views import render_views
 from atoken.store.batches import StoreBatch, StoreBatches
 from atoken.store.layout import Options
+from atoken.store.reader import TokenStore
 from atoken.store.source import GENERATED, Entry, open_source
 from generation.vision import squares
 
@@ -73,14 +74,20 @@ class AssetBatches:
         return read_image(paths[hashed(self.source.seed, row, key, 1) % len(paths)])
 
 
-def render(source: str, options: Options, folder: Path, count: int, size: int) -> Iterator[str]:
-    """Write ``count`` images of each asset of a source, in squares of ``size``; its key, as each is done.
+def render(source: str, store: TokenStore, folder: Path, count: int, size: int) -> Iterator[str]:
+    """Write ``count`` images of each asset of a store, in squares of ``size``; its key, as each is done.
 
-    options: of the store. What is there is kept. Raises: AtokenError, MissingExtraError without the extra ``3d``.
+    source: what the store was made of. What is there is kept. Raises: AtokenError, MissingExtraError without ``3d``.
     """
+    options, keys = store.options, set(store.column("key").to_pylist())
     items = open_source(source, options)
     for index in range(min(len(items), options.items or len(items))):
-        entry = items[index if options.shuffle is None else permuted(index, len(items), options.shuffle)]
+        try:
+            entry = items[index if options.shuffle is None else permuted(index, len(items), options.shuffle)]
+        except AtokenError:
+            continue  # it is not in the store either
+        if entry.key not in keys:
+            continue
         target = folder / entry.key
         if not (target / f"{count - 1:03d}.png").is_file():
             target.mkdir(parents=True, exist_ok=True)

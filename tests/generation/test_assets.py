@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import atoken
 from atoken.cli import main as atoken_main
@@ -82,6 +83,9 @@ def test_a_pipeline_has_what_was_trained_and_says_of_what(trained):
     assert third.config.fingerprint == store.fingerprint
     assert tuple(third.config.latents_std) == store.statistics.std
     assert third.vae.statistics.std != (1.0,) * third.vae.config.latents
+    for part in ("vae", "structure", "slat"):
+        stored = load_file(trained / f"slat/model/{part}/diffusion_pytorch_model.safetensors")
+        assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     for name, weight in first.vae.state_dict().items():
         assert torch.equal(weight, third.vae.state_dict()[name])
     rows = [json.loads(line) for line in (trained / "slat/log.jsonl").read_text().splitlines()]
