@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from atoken.errors import AtokenError
+from atoken.train.options import add_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,17 +57,9 @@ def parser() -> argparse.ArgumentParser:
         help="change how it is trained: steps=100 lr=1e-3 samples=16 micro_batches=2",
     )  # fmt: skip
     train.add_argument(
-        "--zero", type=int, choices=range(4),
-        help="stage of DeepSpeed's ZeRO (default: 1 for several processes, none for one)",
-    )  # fmt: skip
-    train.add_argument("--workers", type=int, default=1, help="processes a rank that make batches (default: 1)")
-    train.add_argument(
         "--evaluate-every", type=int, default=0, metavar="STEPS", help="between squares of samples (default: none)"
     )
-    train.add_argument("--plan", action="store_true", help="say what it takes, and train nothing")
-    train.add_argument("--gpus", type=int, default=1, help="of the plan (default: 1)")
-    train.add_argument("--gpu", default="H100", help="of the plan: their name (default: H100)")
-    train.add_argument("--mfu", type=float, default=0.45, help="of the plan: share of their peak (default: 0.45)")
+    add_options(train)
     _add_device(train)
 
     views = commands.add_parser("views", help="images of the assets of a store, to train on")

@@ -18,6 +18,7 @@ from atoken.store.batches import StoreBatches
 from atoken.store.reader import TokenStore
 from atoken.train import loop, overrides
 from atoken.train.devices import without_denormals
+from atoken.train.options import zero_stage
 from atoken.train.recipe import Count, Recipe
 from atoken.train.record import Started
 from generation.asset_training import (
@@ -226,7 +227,7 @@ def train(
             objective, how.recipe, source, folder, export=partial(export, model, save),
             evaluate=partial(shown, model, store, how.texts) if evaluate_every and kind not in ASSET_KINDS else None,
             started=Started(values, fixed=("generator.", "store."), start=start), device=device, workers=workers,
-            zero=1 if zero is None and ranks > 1 else zero, evaluate_every=evaluate_every,
+            zero=zero_stage(zero), evaluate_every=evaluate_every,
         )  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
+
+from atoken.train.options import add_options, zero_stage
 
 
 def add_train(train: argparse.ArgumentParser) -> None:
@@ -24,21 +25,13 @@ def add_train(train: argparse.ArgumentParser) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="changes",
         help="change how it is trained: epochs=2 lr=1e-3 language_lr=0.1 tokens=4096 frames=64 rank=16",
     )  # fmt: skip
-    train.add_argument(
-        "--zero", type=int, choices=range(4),
-        help="stage of DeepSpeed's ZeRO (default: 1 for several processes, none for one)",
-    )  # fmt: skip
-    train.add_argument("--workers", type=int, default=1, help="processes a rank that make batches (default: 1)")
     train.add_argument("--features", metavar="FOLDER", help="keep the tower's features there, and read them again")
     train.add_argument("--validation", metavar="DATA", help="count right answers on it at the beginning and the end")
     train.add_argument("--evaluate-every", type=int, default=0, metavar="STEPS", help="and in between (default: never)")
     train.add_argument(
         "--most-broken", type=float, default=0.1, metavar="SHARE", help="of conversations at most (default: 0.1)"
     )
-    train.add_argument("--plan", action="store_true", help="say what it takes, and train nothing")
-    train.add_argument("--gpus", type=int, default=1, help="of the plan (default: 1)")
-    train.add_argument("--gpu", default="H100", help="of the plan: their name (default: H100)")
-    train.add_argument("--mfu", type=float, default=0.45, help="of the plan: share of their peak (default: 0.45)")
+    add_options(train)
     train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     train.add_argument("--local_rank", help=argparse.SUPPRESS)  # older launchers pass it to every program
 
@@ -65,8 +58,7 @@ def train(options: argparse.Namespace) -> int:
         for table in plan(mixture, how, *source, options.most_broken, **gpus).tables():
             console.out(console.columns(table) + "\n")
         return 0
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    zero = 1 if options.zero is None and ranks > 1 else options.zero
+    zero = zero_stage(options.zero)
     torch.manual_seed(how.recipe.seed)
     model, processor = training.model_of(how, *source, in_fp32=zero is not None)
     folder = training.train(

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from atoken import __version__
+from atoken.train.options import add_options, whole_number
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -126,7 +127,7 @@ def _add_store(commands: Commands) -> None:
         "--sample", type=_positive, default=0, metavar="N", dest="draws",
         help="draws from the posterior of each item (default: its mean)",
     )  # fmt: skip
-    tokenize.add_argument("--seed", type=_count, default=0, help="of draws, and of generated items (default: 0)")
+    tokenize.add_argument("--seed", type=whole_number, default=0, help="of draws, and of generated items (default: 0)")
     tokenize.add_argument("--flip", action="store_true", help="each image and video mirrored as well")
     tokenize.add_argument("--resize", type=_pixels, metavar="PIXELS", help="the shorter side, before --crop")
     tokenize.add_argument("--crop", type=_pixels, metavar="PIXELS", help="a square of this side from the middle")
@@ -136,7 +137,9 @@ def _add_store(commands: Commands) -> None:
     tokenize.add_argument("--coarsen", action="store_true", help="pack assets of too many voxels at a lower resolution")
     tokenize.add_argument("--voxels", type=_positive, metavar="N", help="a side of the grid of assets (default: 64)")
     tokenize.add_argument("--items", type=_positive, metavar="N", help="only so many of the source")
-    tokenize.add_argument("--shuffle", type=_count, metavar="SEED", help="items in a random order (default: as in SRC)")
+    tokenize.add_argument(
+        "--shuffle", type=whole_number, metavar="SEED", help="items in a random order (default: as in SRC)"
+    )
     tokenize.add_argument("--shard-mb", type=_positive, default=256, help="size of a shard, about (default: 256)")
     tokenize.add_argument(
         "--batch-tokens", type=_positive, default=16_384, help="encoded at once, about (default: 16384)"
@@ -204,17 +207,9 @@ def _add_train(commands: Commands) -> None:
     train.add_argument("--teachers", metavar="FOLDER", help="of the frozen networks, or none (default: the caches)")
     train.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="(default: auto)")
     train.add_argument(
-        "--zero", type=int, choices=range(4),
-        help="stage of DeepSpeed's ZeRO (default: 1 on several processes, and no DeepSpeed in one)",
-    )  # fmt: skip
-    train.add_argument("--workers", type=_count, default=1, help="processes a rank that make batches (default: 1)")
-    train.add_argument(
-        "--evaluate-every", type=_count, default=0, metavar="STEPS", help="between evaluations (default: none)"
+        "--evaluate-every", type=whole_number, default=0, metavar="STEPS", help="between evaluations (default: none)"
     )
-    train.add_argument("--plan", action="store_true", help="say what the stages take, and train nothing")
-    train.add_argument("--gpus", type=int, default=1, help="of the plan (default: 1)")
-    train.add_argument("--gpu", default="H100", help="of the plan: their name (default: H100)")
-    train.add_argument("--mfu", type=float, default=0.45, help="of the plan: share of their peak (default: 0.45)")
+    add_options(train)
     tasks = train.add_subparsers(dest="task", metavar="report")
     report = tasks.add_parser("report", help="one page of the curves and images of a run, to look at or to mail")
     report.add_argument(
@@ -236,8 +231,10 @@ def _add_upkeep(commands: Commands) -> None:
     stats.add_argument(
         "-o", "--out", help="folder of the model, a .json file, or -, to keep them in (default: only shown)"
     )
-    stats.add_argument("--tokens", type=_count, default=131_072, help="generated of each modality (default: 131072)")
-    stats.add_argument("--seed", type=_count, default=11, help="of what is generated (default: 11)")
+    stats.add_argument(
+        "--tokens", type=whole_number, default=131_072, help="generated of each modality (default: 131072)"
+    )
+    stats.add_argument("--seed", type=whole_number, default=11, help="of what is generated (default: 11)")
 
     convert = commands.add_parser("convert", help="foreign weights to a folder that atoken loads")
     convert.add_argument("source", help="a published .pt or .safetensors file, or a SigLIP2 folder of transformers")
@@ -296,20 +293,14 @@ def _frame_range(text: str) -> tuple[int | None, int | None]:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST, such as 0:48 or 16:") from None
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
-
-
 def _positive(text: str) -> int:
-    if not (count := _count(text)):
+    if not (count := whole_number(text)):
         raise argparse.ArgumentTypeError("it must be 1 or more")
     return count
 
 
 def _pixels(text: str) -> int:
-    if not (count := _count(text)):
+    if not (count := whole_number(text)):
         raise argparse.ArgumentTypeError("0 pixels are no image")
     return count
 

@@ -25,6 +25,7 @@ from atoken.pretrain.teachers import NO_TEACHERS, load_teachers
 from atoken.report.rows import read_rows
 from atoken.train.checkpoints import Checkpoints
 from atoken.train.devices import without_denormals
+from atoken.train.options import zero_stage
 from atoken.train.run_folder import rank_of_launch
 from atoken.train.zero import check_whole
 
@@ -74,7 +75,7 @@ def train(
     """
     with without_denormals():
         world = int(os.environ.get("WORLD_SIZE", 1))
-        device, zero = _device(device), 1 if zero is None and world > 1 else zero
+        device, zero = _device(device), zero_stage(zero)
         for stage in stages:
             check_shares(stage, world)
             if zero is not None:

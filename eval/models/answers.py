@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,15 +25,15 @@ from mllm.conversation import Conversation, MediaItem, Message, Text
 MOST_TOKENS = 32  # of an answer
 
 
-class Answers:
+class Answers(ABC):
     """A model that answers questions, and does nothing else."""
 
     name: str
     record: dict[str, str]
 
+    @abstractmethod
     def answer(self, items: Sequence[Item]) -> list[Output]:
         """The answer to the question of each item, its first caption, in order. Raises: AtokenError."""
-        raise NotImplementedError
 
     def reconstruct(self, items: Sequence[Item]) -> list[Output]:
         """Raises: AtokenError."""
